@@ -1,0 +1,166 @@
+"""What a model is made of, and the models that have a name."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+Decoder = Literal["crossmae", "mae"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape of a masked autoencoder. All sizes in pixels, channels or counts.
+
+    ``feature_maps`` chooses what the decoder blocks of CrossMAE attend to: indices of encoder feature maps, 0 for the
+    encoder's input and i for the output of its i-th block. Every decoder block learns its own mix of them
+    (inter-block attention). None means no inter-block attention: all attend to the normalised output of the last
+    encoder block. MAE's decoder always uses that one.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    patch_size: int = 16
+    channels: int = 3
+    encoder_width: int = 768
+    encoder_depth: int = 12
+    encoder_heads: int = 12
+    decoder: Decoder = "crossmae"
+    decoder_width: int = 512
+    decoder_depth: int = 12
+    decoder_heads: int = 16
+    mlp_ratio: float = 4.0
+    feature_maps: tuple[int, ...] | None = None
+    decoder_self_attention: bool = False
+    normalize_targets: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built, naming every field that is wrong."""
+        wrong = []
+        for name in (
+            "patch_size",
+            "channels",
+            "encoder_width",
+            "encoder_depth",
+            "encoder_heads",
+            "decoder_width",
+            "decoder_depth",
+            "decoder_heads",
+        ):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                wrong.append(f"{name} must be a positive integer, got {getattr(self, name)!r}")
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            wrong.append(f"image_size must be (height, width), got {self.image_size}")
+        if self.decoder not in get_args(Decoder):
+            wrong.append(f"decoder must be one of {', '.join(get_args(Decoder))}, got {self.decoder!r}")
+        if not self.mlp_ratio > 0:
+            wrong.append(f"mlp_ratio must be positive, got {self.mlp_ratio}")
+        if not wrong:
+            wrong += self._misfits()
+        if wrong:
+            raise ValueError("Config: " + "; ".join(wrong))
+
+    def _misfits(self) -> list[str]:
+        """Fields that are fine alone and do not fit each other."""
+        wrong = []
+        if any(size % self.patch_size for size in self.image_size):
+            wrong.append(f"patch_size must divide image_size {self.image_size}, got {self.patch_size}")
+        for part in ("encoder", "decoder"):
+            width, heads = getattr(self, f"{part}_width"), getattr(self, f"{part}_heads")
+            if width % heads:
+                wrong.append(f"{part}_heads must divide {part}_width {width}, got {heads}")
+            if width % 4:
+                wrong.append(f"{part}_width must be a multiple of 4 (2-D sin-cos positions), got {width}")
+        if self.feature_maps is not None:
+            maps = self.feature_maps
+            if not maps or list(maps) != sorted(set(maps)) or maps[0] < 0 or maps[-1] > self.encoder_depth:
+                wrong.append(
+                    "feature_maps must be ascending and distinct, at least one, "
+                    f"each in [0, encoder_depth = {self.encoder_depth}], got {maps}"
+                )
+        if self.decoder == "mae" and (self.feature_maps is not None or self.decoder_self_attention):
+            wrong.append("feature_maps and decoder_self_attention belong to decoder='crossmae', got decoder='mae'")
+        return wrong
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image, L."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def patch_values(self) -> int:
+        """Values of a patch as a vector, P."""
+        return self.patch_size * self.patch_size * self.channels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Config":
+        """The inverse of ``to_dict``, also after a trip through JSON."""
+        values = dict(values)
+        values["image_size"] = tuple(values["image_size"])
+        if values.get("feature_maps") is not None:
+            values["feature_maps"] = tuple(values["feature_maps"])
+        return cls(**values)
+
+
+_ENCODERS: dict[str, dict[str, Any]] = {
+    "tiny_patch4": {
+        "image_size": (32, 32),
+        "patch_size": 4,
+        "encoder_width": 96,
+        "encoder_depth": 4,
+        "encoder_heads": 3,
+        "decoder_width": 64,
+        "decoder_depth": 4,
+        "decoder_heads": 4,
+    },
+    "small_patch16": {"encoder_width": 384, "encoder_heads": 6, "decoder_width": 256, "decoder_heads": 8},
+    "base_patch16": {},
+    "large_patch16": {"encoder_width": 1024, "encoder_depth": 24, "encoder_heads": 16},
+    "huge_patch14": {"patch_size": 14, "encoder_width": 1280, "encoder_depth": 32, "encoder_heads": 16},
+}
+# MAE decodes with 8 blocks in its paper; the tiny model keeps its own depth in both families.
+_MAE_DECODER_DEPTH = 8
+
+
+def list_models() -> list[str]:
+    """Names that ``create_model`` takes."""
+    return [f"{family}_vit_{size}" for family in get_args(Decoder) for size in _ENCODERS]
+
+
+def named_config(name: str, image_size: int | Sequence[int] | None = None, **overrides: Any) -> Config:
+    """Configuration of a named model.
+
+    Args:
+        name: one of ``list_models()``.
+        image_size: side of a square, or (height, width); the model's own (224; tiny: 32) unless given.
+        overrides: any other field of ``Config``.
+
+    A CrossMAE mixes all encoder feature maps, the encoder's input included, unless ``feature_maps`` says otherwise.
+    """
+    family, _, size = name.partition("_vit_")
+    if family not in get_args(Decoder) or size not in _ENCODERS:
+        raise ValueError(f"there is no model {name!r}; there are {', '.join(list_models())}")
+    unknown = sorted(set(overrides) - set(Config.__dataclass_fields__))
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: no such setting; there are {', '.join(Config.__dataclass_fields__)}")
+    if overrides.get("decoder", family) != family:
+        raise ValueError(f"the decoder of {name!r} is {family!r}; choose another model for {overrides['decoder']!r}")
+    values: dict[str, Any] = {"decoder": family, **_ENCODERS[size]}
+    if family == "mae":
+        values.setdefault("decoder_depth", _MAE_DECODER_DEPTH)
+    values.update(overrides)
+    if image_size is not None:
+        values["image_size"] = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if family == "crossmae" and "feature_maps" not in overrides:
+        depth = values.get("encoder_depth", Config.encoder_depth)
+        values["feature_maps"] = tuple(range(depth + 1))
+    if values.get("feature_maps") is not None:
+        values["feature_maps"] = tuple(values["feature_maps"])
+    return Config(**values)

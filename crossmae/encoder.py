@@ -1,0 +1,70 @@
+"""The encoder: a vision transformer that sees visible patches only and hands out its feature maps."""
+
+import torch
+from torch import Tensor, nn
+
+import crossmae_kernels as ck
+from crossmae.blocks import SelfAttentionBlock, initialize, layer_norm, learned_token
+from crossmae.config import Config
+from crossmae.positions import sincos_positions
+
+
+class PatchEmbedding(nn.Module):
+    """One linear layer from the pixels of a patch; only asked-for patches are embedded.
+
+    The weight keeps the layout of a convolution ``(E, C, p, p)``, as ViT and MAE checkpoints have it.
+    """
+
+    def __init__(self, patch_size: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.weight = nn.Parameter(torch.empty(width, channels, patch_size, patch_size))
+        self.bias = nn.Parameter(torch.zeros(width))
+        nn.init.xavier_uniform_(self.weight.view(width, -1))
+
+    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
+        """Images ``(B, C, H, W)`` and ids ``(B, V)`` -> ``(B, V, E)``."""
+        patches = ck.gather_patches(images, ids, self.patch_size)
+        return nn.functional.linear(patches, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
+
+
+class Encoder(nn.Module):
+    """Vision transformer over visible patches and a class token."""
+
+    positions: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width = config.encoder_width
+        self.feature_maps = config.feature_maps
+        self.patch_embed = PatchEmbedding(config.patch_size, config.channels, width)
+        self.cls_token = learned_token(width)
+        self.register_buffer("positions", sincos_positions(width, config.grid))
+        self.blocks = nn.ModuleList(
+            SelfAttentionBlock(width, config.encoder_heads, config.mlp_ratio) for _ in range(config.encoder_depth)
+        )
+        # With inter-block attention every decoder block norms its own mix of maps; there is no norm here.
+        self.norm = layer_norm(width) if config.feature_maps is None else nn.Identity()
+        self.blocks.apply(initialize)
+
+    def forward(self, images: Tensor, visible_ids: Tensor) -> list[Tensor]:
+        """Images ``(B, C, H, W)``, ids ``(B, V)`` -> the chosen maps, each ``(B, V + 1, E)``, class token first."""
+        x = self._tokens(images, visible_ids)
+        maps = [x]
+        for block in self.blocks:
+            x = block(x)
+            maps.append(x)
+        return [self.norm(x)] if self.feature_maps is None else [maps[index] for index in self.feature_maps]
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Final features ``(B, L + 1, E)``, class token first, of all patches of images ``(B, C, H, W)``."""
+        patches = self.positions.shape[1] - 1
+        x = self._tokens(images, torch.arange(patches, device=images.device).expand(len(images), -1))
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def _tokens(self, images: Tensor, ids: Tensor) -> Tensor:
+        patches = self.patch_embed(images, ids) + self.positions[0, 1:][ids]
+        class_token = (self.cls_token + self.positions[:, :1]).to(patches.dtype)
+        return torch.cat([class_token.expand(len(patches), -1, -1), patches], dim=1)

@@ -1,0 +1,205 @@
+"""Which patches the encoder sees and which the decoder predicts, as ids.
+
+Ids are the only currency: no boolean mask, no data-dependent shape, and no wait for the device in what a training
+step calls.
+"""
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Rounding = Literal["exact", "release"]
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Ids of visible patches ``(B, V)`` and of predicted patches ``(B, Q)``, int64.
+
+    ``patches`` is the patch count the ids are known to be good for: set by the functions of this module and by
+    ``checked``. A model checks a mask that does not carry its patch count.
+    """
+
+    visible_ids: Tensor
+    predicted_ids: Tensor
+    patches: int | None = None
+
+    def checked(self, patches: int) -> "Masking":
+        """The same mask for images of ``patches`` patches, or ValueError / TypeError if it is none.
+
+        Reads the ids, so on an accelerator it waits for them: check a mask of your own once, not every step.
+        """
+        if self.patches == patches:
+            return self
+        for name, ids in (("visible_ids", self.visible_ids), ("predicted_ids", self.predicted_ids)):
+            if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
+                raise TypeError(
+                    f"{name} must be an int64 or int32 tensor, got {getattr(ids, 'dtype', type(ids).__name__)}"
+                )
+            if ids.ndim != 2 or ids.shape[1] == 0:
+                raise ValueError(f"{name} must have shape (batch, count) with at least one id, got {tuple(ids.shape)}")
+            if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= patches):
+                raise ValueError(
+                    f"{name} must lie in [0, {patches}), got ids from {int(ids.min())} to {int(ids.max())}"
+                )
+        visible, predicted = self.visible_ids.long(), self.predicted_ids.long()
+        if len(visible) != len(predicted) or visible.device != predicted.device:
+            raise ValueError(
+                f"visible_ids and predicted_ids must agree in batch and device, got {tuple(visible.shape)} on "
+                f"{visible.device} and {tuple(predicted.shape)} on {predicted.device}"
+            )
+        ascending = torch.cat([visible, predicted], dim=1).sort(dim=1).values
+        twice = (ascending[:, 1:] == ascending[:, :-1]).nonzero()
+        if len(twice):
+            image, place = twice[0].tolist()
+            raise ValueError(
+                "every patch may be visible or predicted once; "
+                f"image {image} names patch {int(ascending[image, place])} twice"
+            )
+        return replace(self, visible_ids=visible, predicted_ids=predicted, patches=patches)
+
+
+def mask_counts(
+    patches: int, mask_ratio: float, prediction_ratio: float, rounding: Rounding = "exact"
+) -> tuple[int, int]:
+    """How many patches are visible and how many are predicted.
+
+    ``"exact"`` takes the ratios as the decimal numbers they are written as and rounds the number of masked and of
+    predicted patches to the nearest integer, halves up. ``"release"`` truncates floating-point products as the
+    authors' release does, where 225 patches at ratio 0.8 leave 44 visible and not 45.
+    """
+    if not 0 < mask_ratio < 1:
+        raise ValueError(f"mask_ratio must lie in (0, 1), got {mask_ratio}")
+    if not 0 < prediction_ratio <= mask_ratio:
+        raise ValueError(f"prediction_ratio must lie in (0, mask_ratio = {mask_ratio}], got {prediction_ratio}")
+    if rounding == "exact":
+        masked = _nearest(patches, mask_ratio)
+        visible, predicted = patches - masked, _nearest(patches, prediction_ratio)
+    elif rounding == "release":
+        visible = int(patches * (1 - mask_ratio))
+        predicted = patches - visible - int(patches * (mask_ratio - prediction_ratio))
+    else:
+        raise ValueError(f"rounding must be 'exact' or 'release', got {rounding!r}")
+    for what, count in (("visible", visible), ("predicted", predicted)):
+        if count < 1:
+            raise ValueError(
+                f"no patch would be {what}: {patches} patches, mask_ratio {mask_ratio}, "
+                f"prediction_ratio {prediction_ratio}"
+            )
+    return visible, predicted
+
+
+def _nearest(patches: int, ratio: float) -> int:
+    """``patches * ratio``, the ratio read as a decimal, to the nearest integer, halves up."""
+    return int(patches * Fraction(str(ratio)) + Fraction(1, 2))
+
+
+def random_masking(
+    batch: int,
+    patches: int,
+    mask_ratio: float = 0.75,
+    prediction_ratio: float = 0.25,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    rounding: Rounding = "exact",
+) -> Masking:
+    """A uniformly random mask per image (MAE, section 3; CrossMAE, section 3.2).
+
+    The patches of lowest noise are visible, those of highest noise are predicted, in ascending order; what lies
+    between is neither.
+
+    Args:
+        batch: number of images.
+        patches: patches of an image.
+        mask_ratio: share of patches hidden from the encoder, in (0, 1).
+        prediction_ratio: share of all patches to predict, in (0, mask_ratio].
+        noise: ``(batch, patches)`` to sort by; drawn uniformly unless given.
+        generator: for the noise.
+        device: for the noise; the noise's or the generator's own unless given.
+        rounding: see ``mask_counts``.
+    """
+    visible, predicted = mask_counts(patches, mask_ratio, prediction_ratio, rounding)
+    if noise is None:
+        noise = _uniform((batch, patches), generator, device)
+    elif noise.shape != (batch, patches):
+        raise ValueError(f"noise must have shape (batch, patches) = ({batch}, {patches}), got {tuple(noise.shape)}")
+    return _by_order(noise.to(device=device).argsort(dim=1), visible, predicted)
+
+
+def grid_masking(
+    batch: int,
+    grid: tuple[int, int],
+    stride: int = 2,
+    prediction_ratio: float | None = None,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Masking:
+    """One visible patch in every ``stride x stride`` cell, its first (MAE, table 1f, "grid").
+
+    ``prediction_ratio`` of all patches are predicted, drawn at random among the masked ones; all unless given.
+    """
+    if stride < 2:
+        raise ValueError(f"stride must be at least 2, or nothing is masked, got {stride}")
+    rows, columns = grid
+    corner = torch.zeros(rows, columns)
+    corner[::stride, ::stride] = 1
+    visible = int(corner.sum())
+    priority = _uniform((batch, rows * columns), generator, device)
+    return _structured(priority - 2 * corner.flatten().to(priority.device), visible, prediction_ratio)
+
+
+def block_masking(
+    batch: int,
+    grid: tuple[int, int],
+    mask_ratio: float = 0.75,
+    prediction_ratio: float | None = None,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Masking:
+    """One masked block per image, of random place and aspect (as MAE's "block", table 1f), exact in count.
+
+    The masked patches are the nearest to a random centre in a stretched maximum norm: a rectangle, cut at the
+    border. ``prediction_ratio`` of all patches are predicted, drawn at random among the masked; all unless given.
+    """
+    rows, columns = grid
+    visible, _ = mask_counts(rows * columns, mask_ratio, mask_ratio)
+    draw = _uniform((batch, 3, 1), generator, device)
+    row = torch.arange(rows, device=draw.device).repeat_interleave(columns)
+    column = torch.arange(columns, device=draw.device).repeat(rows)
+    stretch = (2 * draw[:, 2] - 1).mul(0.7).exp()  # aspects from 1 : 2 to 2 : 1
+    distance = torch.maximum(
+        (row + 0.5 - draw[:, 0] * rows).abs() * stretch, (column + 0.5 - draw[:, 1] * columns).abs() / stretch
+    )
+    masked = distance.argsort(dim=1)[:, : rows * columns - visible]
+    noise = _uniform((batch, rows * columns), generator, device)
+    return _structured(
+        torch.full_like(noise, -1).scatter(1, masked, noise.gather(1, masked)), visible, prediction_ratio
+    )
+
+
+def _uniform(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device | str | None) -> Tensor:
+    """Uniform noise on ``device``, or where the generator lives."""
+    if device is None and generator is not None:
+        device = generator.device
+    return torch.rand(shape, generator=generator, device=device)
+
+
+def _structured(priority: Tensor, visible: int, prediction_ratio: float | None) -> Masking:
+    """The ``visible`` patches of lowest priority are seen, ``prediction_ratio`` of all, of highest, predicted."""
+    patches = priority.shape[1]
+    masked = patches - visible
+    predicted = masked if prediction_ratio is None else _nearest(patches, prediction_ratio)
+    if not 0 < predicted <= masked:
+        raise ValueError(
+            f"prediction_ratio {prediction_ratio} asks for {predicted} of {patches} patches; "
+            f"this mask has {masked} to predict, and at least one is needed"
+        )
+    return _by_order(priority.argsort(dim=1), visible, predicted)
+
+
+def _by_order(order: Tensor, visible: int, predicted: int) -> Masking:
+    patches = order.shape[1]
+    return Masking(order[:, :visible], order[:, patches - predicted :].sort(dim=1).values, patches)

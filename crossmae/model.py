@@ -1,0 +1,107 @@
+"""The whole model, from images to loss: encoder, decoder of either family, and what a call returns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import crossmae_kernels as ck
+from crossmae.config import Config, named_config
+from crossmae.decoder import CrossDecoder
+from crossmae.encoder import Encoder
+from crossmae.mae import SelfDecoder
+from crossmae.masking import Masking, Rounding, random_masking
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass yields: the scalar loss, the predicted patches ``(B, Q, P)`` and the mask they belong to."""
+
+    loss: Tensor
+    prediction: Tensor
+    masking: Masking
+
+
+class MaskedAutoencoder(nn.Module):
+    """A masked autoencoder with CrossMAE's or MAE's decoder, as ``config.decoder`` says."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = SelfDecoder(config) if config.decoder == "mae" else CrossDecoder(config)
+
+    def forward(
+        self,
+        images: Tensor,
+        mask_ratio: float = 0.75,
+        prediction_ratio: float | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        rounding: Rounding = "exact",
+        masking: Masking | None = None,
+    ) -> Output:
+        """Mask, encode, decode, compare.
+
+        Args:
+            images: ``(B, C, H, W)``, of the size and channels of the configuration.
+            mask_ratio: share of patches hidden from the encoder.
+            prediction_ratio: share of all patches to predict; 0.25 (at most ``mask_ratio``) for CrossMAE and
+                ``mask_ratio`` for MAE unless given.
+            noise: ``(B, L)`` that orders the patches; drawn first thing unless given.
+            generator: for the noise.
+            rounding: see ``mask_counts``.
+            masking: a mask of your own instead of a random one; the arguments above are then not used.
+        """
+        self._check(images)
+        if masking is None:
+            if prediction_ratio is None:
+                prediction_ratio = mask_ratio if self.config.decoder == "mae" else min(0.25, mask_ratio)
+            masking = random_masking(
+                len(images),
+                self.config.patches,
+                mask_ratio,
+                prediction_ratio,
+                noise=noise,
+                generator=generator,
+                device=images.device,
+                rounding=rounding,
+            )
+        else:
+            masking = masking.checked(self.config.patches)
+            if len(masking.visible_ids) != len(images):
+                raise ValueError(f"masking must be for {len(images)} images, got one for {len(masking.visible_ids)}")
+        prediction = self.decoder(self.encoder(images, masking.visible_ids), masking)
+        loss = ck.patch_loss(
+            prediction, images, masking.predicted_ids, self.config.patch_size, self.config.normalize_targets
+        )
+        return Output(loss, prediction, masking)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features of unmasked images ``(B, C, H, W)`` for downstream use: ``(B, L + 1, E)``, class token first."""
+        self._check(images)
+        return self.encoder.encode(images)
+
+    def _check(self, images: Tensor) -> None:
+        """Refuse what is no batch of images for this model."""
+        config = self.config
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images must be a tensor, got {type(images).__name__}")
+        if not images.dtype.is_floating_point:
+            raise TypeError(f"images must be floating point, got {images.dtype}; convert and normalise them first")
+        own = self.encoder.patch_embed.weight.dtype
+        if images.dtype != own and not torch.is_autocast_enabled(images.device.type):
+            raise TypeError(f"images must be {own} like the model, got {images.dtype}")
+        expected = (config.channels, *config.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(
+                f"images must have shape (batch, channels, height, width) = (batch, {', '.join(map(str, expected))}), "
+                f"got {tuple(images.shape)}"
+            )
+
+
+def create_model(name: str, image_size: int | Sequence[int] | None = None, **overrides: Any) -> MaskedAutoencoder:
+    """A freshly initialised model by name; see ``list_models`` and, for ``overrides``, ``Config``."""
+    return MaskedAutoencoder(named_config(name, image_size, **overrides))

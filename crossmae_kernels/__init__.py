@@ -1,0 +1,21 @@
+"""The operations of CrossMAE's decoder: tensors in, tensors out.
+
+Every op lives in a folder of its own with a reference in plain PyTorch that specifies it. ``impl`` chooses who
+serves a call: ``"auto"``, ``"triton"`` or ``"reference"``; an explicit choice never falls back.
+"""
+
+from crossmae_kernels.cross_attention import cross_attention
+from crossmae_kernels.feature_mixing import mix_feature_maps
+from crossmae_kernels.mlp import mlp
+from crossmae_kernels.patches import gather_patches, patch_loss
+from crossmae_kernels.projection import linear_residual, norm_linear
+
+__all__ = [
+    "cross_attention",
+    "gather_patches",
+    "linear_residual",
+    "mix_feature_maps",
+    "mlp",
+    "norm_linear",
+    "patch_loss",
+]

@@ -1,0 +1,29 @@
+"""Mixing of feature maps in plain PyTorch: the specification."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mix_feature_maps(
+    maps: Sequence[Tensor],
+    weight: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    normalize: bool,
+) -> Tensor:
+    """See ``crossmae_kernels.mix_feature_maps``; arguments are taken as checked."""
+    # Maps stacked in front make the mix one (n, k) x (k, B*K*E) product over contiguous rows, and its result
+    # already lies as (n, B, K, E); stacked at the back it would be a strided product and a transpose.
+    mixed = (weight @ torch.stack(list(maps)).flatten(1)).unflatten(1, maps[0].shape)
+    if not normalize:
+        return mixed
+    normed = F.layer_norm(mixed, mixed.shape[-1:], eps=eps)
+    if norm_weight is not None:
+        normed = normed * norm_weight[:, None, None, :]
+    if norm_bias is not None:
+        normed = normed + norm_bias[:, None, None, :]
+    return normed

@@ -1,0 +1,19 @@
+"""The MLP in plain PyTorch: the specification."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mlp(
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """See ``crossmae_kernels.mlp``; arguments are taken as checked."""
+    hidden = F.gelu(F.linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), fc1_weight, fc1_bias))
+    return x + F.linear(hidden, fc2_weight, fc2_bias)

@@ -1,0 +1,27 @@
+"""Norm -> linear and linear -> residual in plain PyTorch: the specification."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def norm_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+) -> Tensor:
+    """See ``crossmae_kernels.norm_linear``; arguments are taken as checked."""
+    out = F.linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), weight, bias)
+    return F.gelu(out) if activation == "gelu" else out
+
+
+def linear_residual(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, residual_ids: Tensor | None
+) -> Tensor:
+    """See ``crossmae_kernels.linear_residual``; arguments are taken as checked."""
+    if residual_ids is not None:
+        residual = residual[residual_ids]
+    return residual + F.linear(x, weight, bias)

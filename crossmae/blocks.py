@@ -41,7 +41,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, norm: nn.LayerNorm, features: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Queries ``(B, Q, D)``, or a table ``(N, D)`` and ids ``(B, Q)``, and features ``(B, K, E)`` -> ``(B, Q, D)``."""
+        """Queries ``(B, Q, D)`` or table ``(N, D)`` and ids ``(B, Q)``, features ``(B, K, E)`` -> ``(B, Q, D)``."""
         query = ck.norm_linear(x, self.q.weight, self.q.bias, norm.weight, norm.bias, norm.eps)
         key, value = nn.functional.linear(features, self.kv.weight, self.kv.bias).chunk(2, dim=-1)
         attended = ck.cross_attention(query, key, value, self.heads, query_ids=ids)
@@ -92,7 +92,7 @@ class CrossAttentionBlock(nn.Module):
         self.attends_to_itself = self_attention
 
     def forward(self, x: Tensor, features: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Queries ``(B, Q, D)``, or a table ``(N, D)`` and ids ``(B, Q)``, and features ``(B, K, E)`` -> ``(B, Q, D)``."""
+        """Queries ``(B, Q, D)`` or table ``(N, D)`` and ids ``(B, Q)``, features ``(B, K, E)`` -> ``(B, Q, D)``."""
         if self.attends_to_itself:
             if ids is not None:
                 # Self-attention depends on who else is predicted, so nothing can be shared between images.

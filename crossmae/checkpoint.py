@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crossmae.config import Config
+from crossmae.files import replacing
 from crossmae.model import MaskedAutoencoder
 from crossmae.positions import interpolate_positions
 
@@ -159,15 +160,10 @@ def _filled(
 
 def save(model: MaskedAutoencoder, path: str | os.PathLike[str]) -> None:
     """Write model and configuration to one safetensors file; an existing file is replaced whole or not at all."""
-    path = Path(path)
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     metadata = {_CONFIG_KEY: json.dumps(model.config.to_dict())}
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as beside:
         save_file(tensors, beside, metadata=metadata)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def load(

@@ -1,0 +1,48 @@
+"""What a computation costs on this machine: time, side by side, and memory kept for the backward pass."""
+
+import statistics
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+
+
+def interleaved_medians(contenders: Mapping[str, Callable[[], object]], rounds: int = 5) -> dict[str, float]:
+    """Median seconds of each contender.
+
+    Every round runs all of them in turn, after one round of warm-up, so that a machine that slows down or has other
+    work slows all alike. Waits for the accelerator where there is one.
+    """
+    timers = {
+        name: Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+        for name, run in contenders.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(rounds + 1):
+        for name, timer in timers.items():
+            times[name].append(timer.timeit(1).median)
+    return {name: statistics.median(measured[1:]) for name, measured in times.items()}
+
+
+def bytes_saved_for_backward(run: Callable[[], object], module: nn.Module) -> int:
+    """Bytes that autograd keeps from ``run`` until its backward pass, the module's own parameters and buffers aside.
+
+    A storage that is kept several times, whole or in part, counts once, with the bytes of the largest part.
+    """
+    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in own:
+            size = tensor.numel() * tensor.element_size()
+            kept[address] = max(kept.get(address, 0), min(size, tensor.untyped_storage().nbytes()))
+            alive.append(tensor)  # an address may not be given out again while we count
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = run()
+    del result
+    return sum(kept.values())

@@ -1,0 +1,40 @@
+"""Parity with the release: loss, predictions, masks and every gradient."""
+
+import pytest
+import torch
+from golden_cases import CASES, Case
+
+import crossmae
+
+
+def relative(ours, theirs):
+    ours, theirs = ours.detach().double(), theirs.double()
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+# Float64 differs from the release's float32 by the release's own rounding alone.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 3e-6)])
+@pytest.mark.parametrize("name", CASES)
+def test_loss_prediction_mask_and_gradients(name, dtype, tolerance):
+    case = Case(name)
+    model = crossmae.from_release(case.weights, **case.arguments).to(dtype)
+    out = model(case.images.to(dtype), **case.ratios, noise=case.noise, rounding="release")
+    out.loss.backward()
+
+    mask = torch.zeros_like(case.mask).scatter(1, out.masking.predicted_ids, 1)
+    assert torch.equal(mask, case.mask)
+    assert relative(out.loss, case.loss) < tolerance
+    assert relative(out.prediction, case.prediction) < tolerance
+    gradients = crossmae.to_release({name: p.grad for name, p in model.named_parameters()})
+    assert gradients.keys() == case.gradients.keys()
+    errors = {key: relative(gradients[key], case.gradients[key]) for key in gradients}
+    assert max(errors.values()) < tolerance, max(errors.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_positions_are_the_release_s(name):
+    case = Case(name)
+    model = crossmae.from_release(case.weights, **case.arguments)
+    fresh = crossmae.MaskedAutoencoder(model.config)
+    for part in ("encoder.positions", "decoder.positions"):
+        torch.testing.assert_close(fresh.state_dict()[part], model.state_dict()[part], rtol=0, atol=2e-6)

@@ -1,0 +1,264 @@
+"""The models as wholes: every configuration against an independent formulation, and what a user may do with them."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import crossmae
+from crossmae.masking import Masking, random_masking
+
+SMALL = {"patch_size": 4, "encoder_width": 16, "encoder_depth": 2, "encoder_heads": 2, "decoder_width": 8}
+SMALL |= {"decoder_depth": 2, "decoder_heads": 2}
+
+VARIANTS = {
+    "inter-block attention": ("crossmae", {}),
+    "some maps": ("crossmae", {"feature_maps": (0, 2)}),
+    "one map": ("crossmae", {"feature_maps": None}),
+    "decoder self-attention": ("crossmae", {"decoder_self_attention": True}),
+    "plain pixels": ("crossmae", {"normalize_targets": False}),
+    "other shapes": ("crossmae", {"decoder_depth": 3, "mlp_ratio": 2.5, "decoder_heads": 4, "encoder_heads": 4}),
+    "patch 5, 7 channels": ("crossmae", {"patch_size": 5, "image_size": (15, 20), "channels": 7}),
+    "MAE": ("mae", {}),
+    "MAE, greyscale": ("mae", {"channels": 1, "normalize_targets": False}),
+}
+
+
+def create(family="crossmae", image_size=(12, 20), **overrides):
+    """A small model in float64 with random values in every parameter, norms and biases too."""
+    torch.manual_seed(0)
+    overrides = {**SMALL, **overrides}
+    model = crossmae.create_model(f"{family}_vit_base_patch16", overrides.pop("image_size", image_size), **overrides)
+    model = model.double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p), alpha=0.3)
+    return model
+
+
+def naive(model, images, masking):
+    """The model once more in the plainest terms: loops over images and blocks, tokens dropped after embedding."""
+    config, state = model.config, dict(model.state_dict(keep_vars=True))
+
+    def norm(x, name):
+        return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)
+
+    def linear(x, name):
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    def attend(q, k, v, heads):
+        parts = []
+        for q_h, k_h, v_h in zip(q.chunk(heads, -1), k.chunk(heads, -1), v.chunk(heads, -1), strict=True):
+            parts.append((q_h @ k_h.T / q_h.shape[-1] ** 0.5).softmax(-1) @ v_h)
+        return torch.cat(parts, -1)
+
+    def mlp(x, name):
+        return x + linear(F.gelu(linear(norm(x, f"{name}.norm2"), f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
+
+    def self_attention(x, name, norm_name, heads):
+        q, k, v = linear(norm(x, norm_name), f"{name}.qkv").chunk(3, -1)
+        return x + linear(attend(q, k, v, heads), f"{name}.proj")
+
+    p, (rows, columns) = config.patch_size, config.grid
+    total, predictions = 0.0, []
+    for image, visible, predicted in zip(images, masking.visible_ids, masking.predicted_ids, strict=True):
+        embedded = F.conv2d(
+            image[None], state["encoder.patch_embed.weight"], state["encoder.patch_embed.bias"], stride=p
+        )
+        tokens = embedded.flatten(2)[0].T + state["encoder.positions"][0, 1:]
+        x = torch.cat([(state["encoder.cls_token"] + state["encoder.positions"][:, :1])[0], tokens[visible]])
+        maps = [x]
+        for i in range(config.encoder_depth):
+            x = self_attention(x, f"encoder.blocks.{i}.attn", f"encoder.blocks.{i}.norm1", config.encoder_heads)
+            x = mlp(x, f"encoder.blocks.{i}")
+            maps.append(x)
+        positions = state["decoder.positions"][0]
+        if config.decoder == "mae":
+            seen = linear(norm(x, "encoder.norm"), "decoder.embed")
+            y = state["decoder.mask_token"][0].repeat(rows * columns, 1)
+            y = torch.cat([seen[:1], y.index_put((visible,), seen[1:])]) + positions
+        else:
+            y = state["decoder.mask_token"][0] + positions[1:][predicted]
+        for i in range(config.decoder_depth):
+            block = f"decoder.blocks.{i}"
+            if config.decoder == "mae":
+                y = self_attention(y, f"{block}.attn", f"{block}.norm1", config.decoder_heads)
+            else:
+                if config.feature_maps is None:
+                    features = norm(x, "encoder.norm")
+                else:
+                    weights = state["decoder.mixing.weight"][i]
+                    mixed = sum(w * maps[j] for w, j in zip(weights, config.feature_maps, strict=True))
+                    features = norm(mixed, f"decoder.mixing.norms.{i}")
+                if config.decoder_self_attention:
+                    y = self_attention(y, f"{block}.self_attn", f"{block}.norm0", config.decoder_heads)
+                k, v = linear(features, f"{block}.cross_attn.kv").chunk(2, -1)
+                q = linear(norm(y, f"{block}.norm1"), f"{block}.cross_attn.q")
+                y = y + linear(attend(q, k, v, config.decoder_heads), f"{block}.cross_attn.proj")
+            y = mlp(y, block)
+        y = linear(norm(y, "decoder.norm"), "decoder.head")
+        predictions.append(y[1:][predicted] if config.decoder == "mae" else y)
+        tiles = image.unfold(1, p, p).unfold(2, p, p).permute(1, 2, 3, 4, 0).reshape(rows * columns, -1)[predicted]
+        if config.normalize_targets:
+            tiles = (tiles - tiles.mean(-1, keepdim=True)) / (tiles.var(-1, keepdim=True) + 1e-6).sqrt()
+        total = total + ((predictions[-1] - tiles) ** 2).mean()
+    return total / len(images), torch.stack(predictions)
+
+
+@pytest.mark.parametrize("prediction_ratio", [0.25, 0.75])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_loss_prediction_and_gradients(variant, prediction_ratio):
+    family, overrides = VARIANTS[variant]
+    model = create(family, **overrides)
+    images = torch.randn(2, model.config.channels, *model.config.image_size, dtype=torch.float64)
+    masking = random_masking(2, model.config.patches, 0.75, prediction_ratio)
+    out = model(images, masking=masking)
+    loss, prediction = naive(model, images, masking)
+    torch.testing.assert_close(out.loss, loss, rtol=1e-11, atol=0)
+    torch.testing.assert_close(out.prediction, prediction, rtol=1e-9, atol=1e-11)
+    parameters = dict(model.named_parameters())
+    ours = torch.autograd.grad(out.loss, parameters.values())
+    theirs = torch.autograd.grad(loss, parameters.values())
+    for name, a, b in zip(parameters, ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_subsets_of_the_predicted_patches_decode_alike():
+    model = create()
+    images = torch.randn(2, 3, 12, 20, dtype=torch.float64)
+    whole = random_masking(2, 15, 0.8, 0.8)
+    part = Masking(whole.visible_ids, whole.predicted_ids[:, [7, 2]])
+    torch.testing.assert_close(
+        model(images, masking=part).prediction,
+        model(images, masking=whole).prediction[:, [7, 2]],
+        rtol=1e-12,
+        atol=1e-12,
+    )
+
+
+def test_features_of_whole_images():
+    model, images = create(), torch.randn(2, 3, 12, 20, dtype=torch.float64)
+    everything = torch.arange(15).expand(2, -1)
+    features = model.encode(images)
+    assert features.shape == (2, 16, 16)
+    torch.testing.assert_close(features, model.encoder(images, everything)[-1], rtol=1e-12, atol=1e-12)
+
+
+def test_encoder_hands_out_the_chosen_maps():
+    model, images = create(feature_maps=(0, 2)), torch.randn(2, 3, 12, 20, dtype=torch.float64)
+    maps = model.encoder(images, torch.tensor([[1, 5], [0, 14]]))
+    assert [tuple(m.shape) for m in maps] == [(2, 3, 16)] * 2
+
+
+@pytest.mark.parametrize("name", crossmae.list_models())
+def test_named_models_have_their_shapes(name):
+    with torch.device("meta"):
+        model = crossmae.create_model(name)
+    config = model.config
+    size = name.split("_vit_")[1]
+    widths = {"tiny_patch4": (96, 4, 64), "small_patch16": (384, 12, 256), "base_patch16": (768, 12, 512)}
+    widths |= {"large_patch16": (1024, 24, 512), "huge_patch14": (1280, 32, 512)}
+    assert (config.encoder_width, config.encoder_depth, config.decoder_width) == widths[size]
+    assert config.patch_size == int(size.split("patch")[1])
+    if name.startswith("crossmae"):
+        assert config.feature_maps == tuple(range(config.encoder_depth + 1))
+
+
+def test_base_model_has_the_release_s_state():
+    with torch.device("meta"):
+        model = crossmae.create_model("crossmae_vit_base_patch16")
+    state = crossmae.to_release(model.state_dict())
+    assert len(state) == 347
+    shapes = {
+        "wfm.linear.weight": (12, 13), "dec_norms.11.bias": (768,), "decoder_pred.weight": (768, 512),
+        "decoder_blocks.11.cross_attn.kv.weight": (1024, 768), "decoder_blocks.0.norm1.weight": (512,),
+        "patch_embed.proj.weight": (768, 3, 16, 16), "cls_token": (1, 1, 768), "decoder_pos_embed": (1, 197, 512),
+        "blocks.0.attn.qkv.weight": (2304, 768), "decoder_norm.bias": (512,), "mask_token": (1, 1, 512),
+    }  # fmt: skip
+    assert {name: tuple(state[name].shape) for name in shapes} == shapes
+
+
+def test_initialisation():
+    torch.manual_seed(0)
+    model = crossmae.create_model("crossmae_vit_small_patch16")
+    state = model.state_dict()
+    mixing = state["decoder.mixing.weight"]
+    assert mixing.abs().max() <= (6 / (12 + 13)) ** 0.5
+    torch.testing.assert_close(mixing.std().item(), (2 / (12 + 13)) ** 0.5, rtol=0.15, atol=0)
+    for name, tensor in state.items():
+        if name.endswith("bias"):
+            assert not tensor.any(), name
+        elif "norm" in name:
+            assert (tensor == 1).all(), name
+    qkv = state["encoder.blocks.3.attn.qkv.weight"]
+    torch.testing.assert_close(qkv.std().item(), (2 / (384 + 3 * 384)) ** 0.5, rtol=0.02, atol=0)
+    torch.testing.assert_close(state["decoder.mask_token"].std().item(), 0.02, rtol=0.2, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (torch.zeros(2, 3, 32, 28), ValueError, "(batch, 3, 32, 32), got (2, 3, 32, 28)"),
+        (torch.zeros(2, 1, 32, 32), ValueError, "got (2, 1, 32, 32)"),
+        (torch.zeros(3, 32, 32), ValueError, "got (3, 32, 32)"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TypeError, "images must be floating point, got torch.uint8"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.float64), TypeError, "images must be torch.float32 like the model"),
+        ([1, 2], TypeError, "images must be a tensor, got list"),
+    ],
+)
+def test_wrong_images(images, error, message):
+    model = crossmae.create_model("crossmae_vit_tiny_patch4")
+    for call in (model, model.encode):
+        with pytest.raises(error, match=re.escape(message)):
+            call(images)
+
+
+def test_masks_for_other_images_are_refused():
+    model, images = crossmae.create_model("crossmae_vit_tiny_patch4"), torch.zeros(2, 3, 32, 32)
+    with pytest.raises(ValueError, match="masking must be for 2 images, got one for 3"):
+        model(images, masking=random_masking(3, 64))
+    with pytest.raises(ValueError, match=re.escape("must lie in [0, 64)")):
+        model(images, masking=random_masking(2, 196))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"image_size": 30}, "patch_size must divide image_size (30, 30), got 4"),
+        ({"encoder_heads": 5}, "encoder_heads must divide encoder_width 96, got 5"),
+        ({"decoder_width": 66, "decoder_heads": 1}, "decoder_width must be a multiple of 4"),
+        ({"decoder_depth": 0, "channels": 0}, "channels must be a positive integer, got 0; decoder_depth must be"),
+        ({"feature_maps": (1, 5)}, "each in [0, encoder_depth = 4], got (1, 5)"),
+        ({"feature_maps": ()}, "at least one"),
+        ({"feature_maps": (2, 1)}, "ascending and distinct"),
+        ({"width": 3}, "width: no such setting"),
+        ({"decoder": "mae"}, "choose another model"),
+        ({"mlp_ratio": 0}, "mlp_ratio must be positive"),
+    ],
+)
+def test_wrong_configurations(overrides, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        crossmae.create_model("crossmae_vit_tiny_patch4", **overrides)
+
+
+def test_unknown_names_are_told_the_known_ones():
+    with pytest.raises(ValueError, match="no model 'vit_base'; there are crossmae_vit_tiny_patch4"):
+        crossmae.create_model("vit_base")
+
+
+@pytest.mark.parametrize("name", ["crossmae_vit_tiny_patch4", "mae_vit_tiny_patch4"])
+def test_autocast_and_compilation_agree_with_eager(name):
+    torch.manual_seed(0)
+    model, images = crossmae.create_model(name), torch.randn(2, 3, 32, 32)
+    noise = torch.rand(2, 64)
+    loss = model(images, noise=noise).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        low = model(images, noise=noise).loss
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, loss, rtol=0.02, atol=0)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    result = compiled(images, noise=noise).loss
+    torch.testing.assert_close(result, loss, rtol=1e-5, atol=0)
+    result.backward()
+    assert all(p.grad is not None for p in model.parameters())

@@ -41,7 +41,7 @@ def draw_reconstructions(columns: Mapping[str, Sequence[Tensor]], path: str | os
             first = next(iter(columns.values()))[row]
             low, high = float(first.min()), float(first.max())
             pixels = ((image.detach() - low) / (high - low)).clamp(0, 1).permute(1, 2, 0).cpu().nan_to_num(0.5)
-            axes[row, column].imshow(pixels.squeeze(-1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes[row, column].imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes[row, column].set_axis_off()
     write_figure(figure, path)
 

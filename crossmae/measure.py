@@ -1,11 +1,11 @@
 """What a computation costs on this machine: time, side by side, and memory kept for the backward pass."""
 
 import statistics
+import time
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 
 def interleaved_medians(contenders: Mapping[str, Callable[[], object]], rounds: int = 5) -> dict[str, float]:
@@ -14,15 +14,21 @@ def interleaved_medians(contenders: Mapping[str, Callable[[], object]], rounds: 
     Every round runs all of them in turn, after one round of warm-up, so that a machine that slows down or has other
     work slows all alike. Waits for the accelerator where there is one.
     """
-    timers = {
-        name: Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
-        for name, run in contenders.items()
-    }
-    times: dict[str, list[float]] = {name: [] for name in timers}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds + 1):
-        for name, timer in timers.items():
-            times[name].append(timer.timeit(1).median)
+        for name, run in contenders.items():
+            _wait()
+            begun = time.perf_counter()
+            run()
+            _wait()
+            times[name].append(time.perf_counter() - begun)
     return {name: statistics.median(measured[1:]) for name, measured in times.items()}
+
+
+def _wait() -> None:
+    """Let the accelerator, if there is one, finish what it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def bytes_saved_for_backward(run: Callable[[], object], module: nn.Module) -> int:

@@ -1,0 +1,58 @@
+"""The command line as a user meets it."""
+
+import re
+
+import pytest
+
+from crossmae.cli import main
+
+
+@pytest.mark.parametrize("command", ["demo", "flops"])
+def test_help_tells_what_a_command_does_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert f"Example: crossmae {command}" in text
+    assert "default" in text
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "demo" in text
+    assert "flops" in text
+
+
+def test_flops_prints_the_table_and_draws_it(tmp_path, capsys):
+    assert main(["flops", "--figure", str(tmp_path / "cost.png")]) == 0
+    text = capsys.readouterr().out
+    row = next(line for line in text.splitlines() if re.match(r"\| ViT-B/16 +\| +224 \| +0.250", line))
+    assert [cell.strip() for cell in row.split("|")[4:-1]] == ["5.373", "2.069", "2.597", "10.110", "4.077", "2.480"]
+    assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_failures_are_one_line(tmp_path, capsys):
+    assert main(["flops", "--figure", str(tmp_path / "no" / "cost.png")]) == 1
+    assert re.fullmatch(r"crossmae flops: cannot write .*: there is no folder .*\n", capsys.readouterr().err)
+    assert main(["demo", "--steps", "1", "--out", str(tmp_path)]) == 1
+    assert "steps must be at least 4, got 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["fly"], ["flops", "--size", "3"], ["demo", "--steps", "many"], []])
+def test_unknown_words_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "error" in capsys.readouterr().err
+
+
+def test_demo_in_a_few_steps(tmp_path, capsys):
+    assert main(["demo", "--steps", "4", "--out", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"reconstructions.png", "learning.png", "results.md"}
+    for row in ("raw pixels", "untrained encoder", "MAE encoder", "CrossMAE encoder", "ViT-B/16"):
+        assert row in text
+    assert (tmp_path / "out" / "results.md").read_text() in text

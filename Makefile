@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench readme clean
 
 demo: $(VENV)/.ready
 	$(BIN)/crossmae demo
@@ -17,7 +17,13 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 
 bench: $(VENV)/.ready
-	$(BIN)/python -m benchmarks.run
+	mkdir -p bench
+	$(BIN)/python -m pytest benchmarks/bench_decode.py --benchmark-json=bench/decode.json --benchmark-quiet -v
+	$(BIN)/python -m benchmarks.report bench
+
+# The tables and the picture of README.md, from the records under benchmarks/results and from nowhere else.
+readme: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.report benchmarks/results --readme README.md
 
 # Made anew when what it installs changes; the stamp is written last, so a broken installation is not taken for a
 # finished one.

@@ -26,6 +26,7 @@ MASK_RATIO = 0.75
 PREDICTION_RATIOS = {"CrossMAE": 0.25, "MAE": MASK_RATIO}
 EVALUATIONS = 4  # of the features, while training
 PICTURES = 6
+BASE_BATCH = 8  # of ViT-B, for the decoders' times
 
 
 @dataclass
@@ -56,7 +57,8 @@ def run(out: str, steps: int) -> None:
     print("Measuring the decoders, tiny and ViT-B ...")
     decode = _decode_cost({name: run.model for name, run in runs.items()}, batch=128)
     decode_base = _decode_cost(
-        {"MAE": create_model("mae_vit_base_patch16"), "CrossMAE": create_model("crossmae_vit_base_patch16")}, batch=8
+        {"MAE": create_model("mae_vit_base_patch16"), "CrossMAE": create_model("crossmae_vit_base_patch16")},
+        batch=BASE_BATCH,
     )
 
     draw_learning(
@@ -71,7 +73,9 @@ def run(out: str, steps: int) -> None:
         ("untrained encoder", *untrained, None),
         *((f"{name} encoder", *trained[name], runs[name].seconds) for name in runs),
     ]
-    report = _report(quality, [("tiny, batch 128", decode), ("ViT-B/16, 224 px, batch 8", decode_base)], steps)
+    report = _report(
+        quality, [("tiny, batch 128", decode), (f"ViT-B/16, 224 px, batch {BASE_BATCH}", decode_base)], steps
+    )
     print("\n" + report)
     with replacing(folder / "results.md") as beside:
         beside.write_text(report)
@@ -172,12 +176,12 @@ def _report(
     rows = [(name, f"{knn:.1%}", f"{linear:.1%}", s and f"{s:.0f} s") for name, knn, linear, s in quality]
     text = f"Frozen features on held-out digits, after {steps} steps of 128 images:\n\n"
     text += tabulate(rows, headers=["features", "kNN", "linear probe", "pretraining"], tablefmt="github")
-    rows = []
+    cost_rows = []
     for title, cost in costs:
         for name, (macs, seconds) in cost.items():
             mae_macs, mae_seconds = cost["MAE"]
             ratios = (f"{mae_macs / macs:.2f}", f"{mae_seconds / seconds:.2f}")
-            rows.append((title, name, f"{macs / 1e6:,.1f}", f"{seconds * 1e3:,.0f}", *ratios))
+            cost_rows.append((title, name, f"{macs / 1e6:,.1f}", f"{seconds * 1e3:,.0f}", *ratios))
     text += f"\n\nDecoder alone, prediction ratio {PREDICTION_RATIOS['CrossMAE']} (MAE decodes everything):\n\n"
     headers = ["size", "decoder", "MMAC per image", "forward + backward, ms", "MAE / it, MACs", "MAE / it, time"]
-    return text + tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True) + "\n"
+    return text + tabulate(cost_rows, headers=headers, tablefmt="github", disable_numparse=True) + "\n"

@@ -28,8 +28,8 @@ def write_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
         figure.savefig(beside, dpi=110, format="png")
 
 
-def draw_reconstructions(columns: Mapping[str, Sequence[Tensor]], path: str | os.PathLike[str]) -> None:
-    """A grid of pictures: one column per name, one row per image; each image ``(C, H, W)`` with one or three channels.
+def draw_reconstructions(columns: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """A grid of pictures: one column per name, one row per image; each column ``(N, C, H, W)``, one or three channels.
 
     All pictures of a row share one brightness scale, that of its first. NaN is drawn as grey: what was hidden.
     """

@@ -17,15 +17,15 @@ def interleaved_medians(contenders: Mapping[str, Callable[[], object]], rounds: 
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds + 1):
         for name, run in contenders.items():
-            _wait()
+            wait_for_device()
             begun = time.perf_counter()
             run()
-            _wait()
+            wait_for_device()
             times[name].append(time.perf_counter() - begun)
     return {name: statistics.median(measured[1:]) for name, measured in times.items()}
 
 
-def _wait() -> None:
+def wait_for_device() -> None:
     """Let the accelerator, if there is one, finish what it was given."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()

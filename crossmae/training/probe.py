@@ -19,9 +19,9 @@ def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
     from sklearn.neighbors import KNeighborsClassifier
 
     scale, shift = torch.std_mean(train, dim=0)
-    train, test = (((x - shift) / (scale + 1e-6)).numpy() for x in (train, test))
-    classifier = KNeighborsClassifier(neighbours, metric="cosine").fit(train, train_labels.numpy())
-    return float(classifier.score(test, test_labels.numpy()))
+    known, asked = (((x - shift) / (scale + 1e-6)).numpy() for x in (train, test))
+    classifier = KNeighborsClassifier(neighbours, metric="cosine").fit(known, train_labels.numpy())
+    return float(classifier.score(asked, test_labels.numpy()))
 
 
 def linear_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:

@@ -1,0 +1,75 @@
+"""The report: from stored records to table, picture and README."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import report
+
+
+def records(folder):
+    def record(decoder, blocks, ratio, direction, seconds, mae_seconds):
+        info = {
+            "decoder": decoder, "blocks": blocks, "prediction_ratio": ratio, "direction": direction,
+            "device": "CPU, 2 threads", "dtype": "float32", "torch": "2.15", "batch": 8, "macs": 2_000_000_000,
+            "macs_ratio": 2.5, "paper_ratio": 2.4, "mae_seconds": mae_seconds, "saved_bytes": 3 * 2**20,
+        }  # fmt: skip
+        return {"extra_info": info, "stats": {"median": seconds}}
+
+    content = {
+        "benchmarks": [
+            record("MAE", 8, 0.75, "forward", 1.0, 1.0),
+            record("MAE", 8, 0.75, "forward + backward", 3.0, 3.0),
+            record("CrossMAE", 12, 0.25, "forward", 0.4, 1.1),
+            record("CrossMAE", 12, 0.25, "forward + backward", 1.2, 3.3),
+            record("CrossMAE", 8, 0.25, "forward", 0.3, 1.0),
+        ],
+        "commit_info": {"id": "0123456789abcdef"},
+        "datetime": "2026-01-02T03:04:05",
+    }
+    (folder / "decode.json").write_text(json.dumps(content))
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
+    report.main()
+
+
+def test_table_and_picture(tmp_path, monkeypatch, capsys):
+    records(tmp_path)
+    run(monkeypatch, tmp_path)
+    text = (tmp_path / "decode.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "CPU, 2 threads; torch 2.15; commit 0123456789; 2026-01-02" in text
+    cells = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| CrossMAE")
+    ]
+    assert cells[0] == ["CrossMAE", "12", "0.25", "2.000", "2.50", "400", "1,200", "2.75", "2.75", "3.0"]
+    # What was not measured is an empty cell.
+    assert cells[1] == ["CrossMAE", "8", "0.25", "2.000", "2.50", "300", "", "3.33", "", "3.0"]
+    assert (tmp_path / "decode.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_readme_gets_the_tables_and_keeps_its_words(tmp_path, monkeypatch):
+    records(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "demo.md").write_text("demo table\n")
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "before\n<!-- decode: x -->\nold\n<!-- /decode -->\nmiddle\n<!-- demo: x -->\n<!-- /demo -->\nafter\n"
+    )
+    for _ in range(2):
+        run(monkeypatch, tmp_path, "--readme", readme)
+        text = readme.read_text()
+        assert text.startswith("before\n<!-- decode: x -->\nViT-B/16")
+        assert text.endswith("<!-- /decode -->\nmiddle\n<!-- demo: x -->\ndemo table\n<!-- /demo -->\nafter\n")
+        assert "old" not in text
+
+
+def test_missing_records_and_places_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there are no records .*decode.json; run `make bench`"):
+        report.read(tmp_path / "decode.json")
+    (tmp_path / "README.md").write_text("no place")
+    with pytest.raises(ValueError, match="must have one place for 'decode', has 0"):
+        report.insert(tmp_path / "README.md", "decode", "x")

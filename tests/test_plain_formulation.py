@@ -1,0 +1,25 @@
+"""The plain formulation that benchmarks compare with computes what our decoder computes, gradients included."""
+
+import torch
+
+import crossmae
+from benchmarks.plain import plain_decode
+from crossmae.masking import random_masking
+
+
+def test_same_predictions_and_gradients():
+    torch.manual_seed(0)
+    model = crossmae.create_model("crossmae_vit_tiny_patch4").double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p), alpha=0.2)
+    masking = random_masking(3, 64, 0.75, 0.25)
+    maps = [torch.randn(3, 17, 96, dtype=torch.float64, requires_grad=True) for _ in range(5)]
+    ours, theirs = model.decoder(maps, masking), plain_decode(model.decoder, maps, masking)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+    upstream = torch.randn_like(ours)
+    inputs = [*maps, *model.decoder.parameters()]
+    for a, b in zip(
+        torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)

@@ -21,9 +21,9 @@ def mix_feature_maps(
     mixed = (weight @ torch.stack(list(maps)).flatten(1)).unflatten(1, maps[0].shape)
     if not normalize:
         return mixed
-    normed = F.layer_norm(mixed, mixed.shape[-1:], eps=eps)
-    if norm_weight is not None:
-        normed = normed * norm_weight[:, None, None, :]
-    if norm_bias is not None:
-        normed = normed + norm_bias[:, None, None, :]
-    return normed
+    # One affine per block: a LayerNorm each, with it, passes over the mixes fewer times than one LayerNorm for all
+    # and the affine behind it.
+    scales = [None] * len(mixed) if norm_weight is None else norm_weight
+    shifts = [None] * len(mixed) if norm_bias is None else norm_bias
+    blocks = zip(mixed, scales, shifts, strict=True)
+    return torch.stack([F.layer_norm(mix, mix.shape[-1:], scale, shift, eps) for mix, scale, shift in blocks])

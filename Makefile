@@ -20,9 +20,11 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The small form; `make bench FORM=` runs every depth with every prediction ratio.
+FORM ?= not full
 bench: $(VENV)/.ready
 	mkdir -p bench
-	$(BIN)/python -m pytest benchmarks/bench_decode.py --benchmark-json=bench/decode.json --benchmark-quiet -v
+	$(BIN)/python -m pytest benchmarks/bench_decode.py -m "$(FORM)" --benchmark-json=bench/decode.json --benchmark-quiet -v
 	$(BIN)/python -m benchmarks.report bench
 
 # The tables and the picture of README.md, from the records under benchmarks/results and from nowhere else.

@@ -41,11 +41,16 @@ class Contender:
 
 
 MAE = Contender("MAE", 8, 0.75)
-CONTENDERS = [
+SMALL_FORM = [
     MAE,
     *(Contender("CrossMAE", 12, ratio) for ratio in (0.25, 0.5, 0.75)),
     *(Contender("CrossMAE", blocks, 0.25) for blocks in (1, 4, 8)),
     Contender("CrossMAE, plain", 12, 0.25),
+]
+CONTENDERS = SMALL_FORM + [
+    pytest.param(Contender("CrossMAE", blocks, ratio), marks=pytest.mark.full)
+    for blocks in (1, 4, 8)
+    for ratio in (0.5, 0.75)
 ]
 
 

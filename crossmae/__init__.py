@@ -2,8 +2,10 @@
 
 from crossmae.checkpoint import from_release, load, save, to_release
 from crossmae.config import Config, list_models
+from crossmae.flops import decoder_macs
 from crossmae.masking import Masking, block_masking, grid_masking, random_masking
 from crossmae.model import MaskedAutoencoder, Output, create_model
+from crossmae.reconstruction import reconstruct
 
 __all__ = [
     "Config",
@@ -12,11 +14,13 @@ __all__ = [
     "Output",
     "block_masking",
     "create_model",
+    "decoder_macs",
     "from_release",
     "grid_masking",
     "list_models",
     "load",
     "random_masking",
+    "reconstruct",
     "save",
     "to_release",
 ]

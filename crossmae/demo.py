@@ -100,7 +100,7 @@ def _pretrained(name: str, train: LabelledImages, test: LabelledImages, steps: i
     plan = Pretraining(
         steps=steps,
         batch_size=128,
-        learning_rate=3e-3,
+        learning_rate=2e-3,
         warmup_steps=max(1, steps // 10),
         mask_ratio=MASK_RATIO,
         prediction_ratio=PREDICTION_RATIOS[name],

@@ -5,6 +5,7 @@ import importlib.util
 import os
 
 import torch
+from torch import Tensor
 
 # Shared memory of one program on the largest devices targeted (H100, H200, B200); the interpreter has no limit.
 LARGEST_SHARED_MEMORY = 227 * 1024
@@ -28,6 +29,14 @@ def machine_refusals(device: torch.device) -> list[str]:
     elif not interpreted():
         refusals.append("kernels run on CUDA devices; on a CPU only in Triton's interpreter, with TRITON_INTERPRET=1")
     return refusals
+
+
+def dtype_refusals(tensor: Tensor) -> list[str]:
+    """Why kernels cannot take the dtype of ``tensor``, if they cannot."""
+    if tensor.dtype in KERNEL_DTYPES:
+        return []
+    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES)
+    return [f"kernels take {names}, these tensors are {tensor.dtype}"]
 
 
 @torch.compiler.assume_constant_result

@@ -6,6 +6,9 @@ from typing import Literal
 # Up to this many keys a whole row of scores stays on chip.
 MOST_KEYS_ON_CHIP = 128
 
+# One tile of all keys: 128 of 64 channels in 16 bits, or half as many in 32 bits.
+MOST_BYTES_ON_CHIP = 16 * 1024
+
 # Wider heads would not leave room for the tiles of a backward pass.
 WIDEST_HEAD = 128
 
@@ -25,3 +28,63 @@ class Tiles:
 def padded(count: int) -> int:
     """The tile extent that holds ``count``: a power of two, at least 16 as matrix instructions ask."""
     return max(16, 1 << (count - 1).bit_length())
+
+
+def fits_on_chip(keys: int, head_width: int, element_size: int) -> bool:
+    """Whether a program can hold all keys and values of a head, and their gradients."""
+    return keys <= MOST_KEYS_ON_CHIP and padded(keys) * padded(head_width) * element_size <= MOST_BYTES_ON_CHIP
+
+
+def log_sum_exp_shape(
+    batch: int, num_heads: int, queries: int, keys: int, head_width: int, element_size: int
+) -> tuple[int, ...]:
+    """What the forward pass keeps besides its output: nothing, where the backward pass finds it again on chip."""
+    return (0,) if fits_on_chip(keys, head_width, element_size) else (batch, num_heads, queries)
+
+
+def tiles(
+    kernel: Kernel, queries: int, keys: int, head_width: int, element_size: int, shared_memory: int
+) -> Tiles:
+    """The analytic choice for ``queries`` x ``keys`` and heads of ``head_width``, on a device with so much memory.
+
+    The numbers keep every kernel in registers on all architectures from 8.0 on, as the audit shows: what a thread
+    holds grows with tile x head width / warps, and float32 multiplies outside of the tensor cores, where each
+    thread needs more of its operands at a time.
+    """
+    width, block_k = padded(head_width), padded(keys)
+    wide = element_size == 4
+    if kernel == "short_forward":
+        most = 32 if wide else 64
+        return Tiles(min(most, padded(queries)), block_k, 8 if wide else 4, 1 if wide else 2)
+    if kernel == "short_backward":
+        most = 16 if wide else min(64, 2048 // width)
+        return Tiles(min(most, padded(queries)), block_k, 8 if wide or block_k > 64 else 4, 1 if wide else 2)
+    block_k = min(64, block_k)
+    if wide:
+        block_q, warps = 16, 8
+    else:
+        block_q, warps = 64, 4 if width <= 64 else 8
+    if kernel == "looped_backward_key" and not wide:
+        block_q = 32
+    stages = 1
+    if not wide:
+        # One tile that stays and two for every stage.
+        tile = 64 * width * element_size
+        stages = max(2, min(3, (shared_memory - 2 * tile) // (2 * tile)))
+    return Tiles(min(block_q, padded(queries)), block_k, warps, stages)
+
+
+def candidates(
+    kernel: Kernel, queries: int, keys: int, head_width: int, element_size: int, shared_memory: int
+) -> list[Tiles]:
+    """Neighbours of the analytic choice, for tuning to try."""
+    rule = tiles(kernel, queries, keys, head_width, element_size, shared_memory)
+    key_blocks = {rule.block_k} if kernel.startswith("short") else {32, 64, 128}
+    return [
+        Tiles(block_q, block_k, warps, stages)
+        for block_q in (16, 32, 64, 128)
+        for block_k in sorted(key_blocks)
+        for warps in (2, 4, 8)
+        for stages in (1, 2, 3)
+        if block_q <= 2 * padded(queries)
+    ]

@@ -14,10 +14,10 @@ from crossmae_kernels.common.segmented_sum import segmented_sum
 from crossmae_kernels.common.tuning import tuned
 from crossmae_kernels.cross_attention import kernels
 from crossmae_kernels.cross_attention.config import (
-    MOST_KEYS_ON_CHIP,
     Kernel,
     Tiles,
-    candidate_tiles,
+    candidates,
+    log_sum_exp_shape,
     padded,
     tiles,
 )
@@ -84,7 +84,7 @@ class _Call:
                 # Widths and dtype, never the batch; the number of keys as the tile extent that holds them.
                 (self.heads, self.head_width, padded(self.queries), padded(self.keys), str(self.key.dtype)),
                 tiles(kernel, *shape, limit),
-                lambda: candidate_tiles(kernel, *shape, limit),
+                lambda: candidates(kernel, *shape, limit),
                 run,
                 self.key.device,
             )
@@ -96,13 +96,15 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Output ``(B, Q, D)`` and, for the looped path only, the log-sum-exp ``(B, H, Q)`` in base 2, float32."""
     call = _Call(query, key, value, query_ids, num_heads)
-    short = call.keys <= MOST_KEYS_ON_CHIP
     out = query.new_empty(call.batch, call.queries, call.width)
-    lse = query.new_empty(log_sum_exp_shape(call.batch, num_heads, call.queries, call.keys), dtype=torch.float32)
+    lse_shape = log_sum_exp_shape(
+        call.batch, num_heads, call.queries, call.keys, call.head_width, key.element_size()
+    )
+    lse = query.new_empty(lse_shape, dtype=torch.float32)
     if not out.numel():
         return out, lse
     arguments = (*call.strides(), *call.counts(), scale * LOG2_E)
-    if short:
+    if len(lse_shape) == 1:
         wanted = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(key.device)
 
         def grid(choice: Tiles) -> tuple[int, ...]:
@@ -169,11 +171,6 @@ def backward(
     if dq is not None and query_ids is not None:
         dq = segmented_sum(dq.flatten(0, 1), query_ids.flatten(), len(query))
     return dq, dk, dv
-
-
-def log_sum_exp_shape(batch: int, num_heads: int, queries: int, keys: int) -> tuple[int, ...]:
-    """Shape of what the forward pass keeps besides its output; the short path keeps nothing."""
-    return (0,) if keys <= MOST_KEYS_ON_CHIP else (batch, num_heads, queries)
 
 
 def _blocks(count: int, block: int) -> int:

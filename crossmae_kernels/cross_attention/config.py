@@ -54,24 +54,18 @@ def tiles(
     width, block_k = padded(head_width), padded(keys)
     wide = element_size == 4
     if kernel == "short_forward":
-        most = 32 if wide else 64
-        return Tiles(min(most, padded(queries)), block_k, 8 if wide else 4, 1 if wide else 2)
+        return Tiles(min(32 if wide else 64, padded(queries)), block_k, 8 if wide else 4, 1 if wide else 2)
     if kernel == "short_backward":
-        most = 16 if wide else min(64, 2048 // width)
-        return Tiles(min(most, padded(queries)), block_k, 8 if wide or block_k > 64 else 4, 1 if wide else 2)
-    block_k = min(64, block_k)
+        most = 16 if wide else 64 if block_k * width <= 64 * 32 else 32
+        warps = 8 if wide or block_k > 64 or width > 64 else 4
+        return Tiles(min(most, padded(queries)), block_k, warps, 1 if wide else 2)
     if wide:
-        block_q, warps = 16, 8
-    else:
-        block_q, warps = 64, 4 if width <= 64 else 8
-    if kernel == "looped_backward_key" and not wide:
-        block_q = 32
-    stages = 1
-    if not wide:
-        # One tile that stays and two for every stage.
-        tile = 64 * width * element_size
-        stages = max(2, min(3, (shared_memory - 2 * tile) // (2 * tile)))
-    return Tiles(min(block_q, padded(queries)), block_k, warps, stages)
+        return Tiles(16, 16 if kernel == "looped_backward_query" else 64, 8, 1)
+    block_q = 32 if kernel == "looped_backward_key" else 64
+    # One tile that stays and two for every stage.
+    tile = 64 * width * element_size
+    stages = max(2, min(3, (shared_memory - tile) // (2 * tile)))
+    return Tiles(min(block_q, padded(queries)), 64, 4 if width <= 64 else 8, stages)
 
 
 def candidates(

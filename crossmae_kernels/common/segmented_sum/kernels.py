@@ -12,7 +12,7 @@ BLOCK_ROWS = 32
 BLOCK_COLUMNS = 128
 
 
-@triton.jit(do_not_specialize=["width"])
+@triton.jit
 def segmented_sum_kernel(
     rows,
     order,

@@ -1,0 +1,150 @@
+"""The operator inside of PyTorch: registration, compilation, autocast, checkpointing."""
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import crossmae_kernels as ck
+from crossmae_kernels.common.implementation import default_implementation
+
+
+def _kernels(*arguments, **others):
+    return ck.cross_attention(*arguments, impl="triton", **others)
+
+
+# PyTorch looks at the gradients of its own intermediate tensors here.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("keys", [7, 131])
+@pytest.mark.parametrize("table", [0, 6])
+def test_opcheck(problem, device, keys, table):
+    task = problem(5, keys, 2, 16, table)
+    ids = None if task.ids is None else task.ids.to(device)
+    arguments = (*task.arguments(device, torch.float32), ids, 2, 0.25)
+    results = torch.library.opcheck(torch.ops.crossmae_kernels.cross_attention, arguments)
+    assert set(results.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("keys", [7, 131])
+@pytest.mark.parametrize("table", [0, 6])
+def test_whole_graph_compiles_with_its_gradients_and_once_for_all_batches(problem, device, keys, table):
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager" if device == "cpu" else "inductor")
+    compiled = torch.compile(_kernels, backend=counter, fullgraph=True)
+    for batch in (2, 3, 5, 6):
+        task = problem(5, keys, 2, 16, table, batch)
+        for ours, theirs in zip(
+            task.solve(compiled, device, torch.float32), task.fused(device, torch.float32), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+    # The first size as such, the second as any size.
+    assert counter.frame_count == 2
+    (graph, *_) = counter.graphs
+    assert [node.target.name() for node in graph.graph.nodes if isinstance(node.target, torch._ops.OpOverload)] in (
+        [],
+        ["crossmae_kernels::cross_attention"],
+    )
+
+
+def test_one_operator_per_call(problem, device):
+    task = problem(5, 7, 2, 16, table=6)
+    arguments = task.arguments(device, torch.float32)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        out = _kernels(*arguments, 2, task.ids.to(device))
+        out.sum().backward()
+    names = [event.name for event in profile.events() if event.name.startswith("crossmae_kernels::")]
+    assert names.count("crossmae_kernels::cross_attention") == 1
+    assert names.count("crossmae_kernels::cross_attention_backward") == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("keys", [7, 131])
+def test_autocast_casts_and_returns_gradients_in_the_dtype_of_the_leaves(problem, device, keys, dtype):
+    task = problem(5, keys, 2, 16, table=6)
+    inputs = task.arguments(device, torch.float32)
+    ids = task.ids.to(device)
+    with torch.autocast(device, dtype):
+        out = _kernels(*inputs, 2, ids)
+    explicit = _kernels(*(t.to(dtype) for t in inputs), 2, ids)
+    assert out.dtype == dtype
+    assert torch.equal(out, explicit)
+    upstream = task.upstream.to(device, dtype)
+    for ours, theirs in zip(
+        torch.autograd.grad(out, inputs, upstream), torch.autograd.grad(explicit, inputs, upstream), strict=True
+    ):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("keys", [7, 131])
+def test_activation_checkpointing(problem, device, keys):
+    task = problem(5, keys, 2, 16, table=6)
+
+    def checkpointed(*arguments):
+        return checkpoint(_kernels, *arguments, use_reentrant=False)
+
+    for ours, theirs in zip(
+        task.solve(checkpointed, device, torch.float32), task.fused(device, torch.float32), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("keys", "kept"), [(7, 3), (131, 5)])
+def test_saves_inputs_and_beyond_the_short_path_output_and_statistics(problem, device, keys, kept):
+    task = problem(5, keys, 2, 16)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        out = _kernels(*task.arguments(device, torch.float16), 2)
+    assert len(saved) == kept
+    assert [t.shape for t in saved if t.dtype == torch.float32] == ([(2, 2, 5)] if kept == 5 else [])
+    assert (saved[-2].data_ptr() == out.data_ptr()) == (kept == 5)
+
+
+def test_second_derivatives_are_refused(problem, device):
+    task = problem(5, 7, 2, 16)
+    query, key, value = task.arguments(device, torch.float32)
+    (gradient,) = torch.autograd.grad(_kernels(query, key, value, 2).square().sum(), query, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        gradient.sum().backward()
+
+
+def test_process_wide_default_reaches_the_kernels(problem, device, monkeypatch):
+    from crossmae_kernels.cross_attention import launch
+
+    launched = []
+    forward = launch.forward
+    monkeypatch.setattr(launch, "forward", lambda *a: launched.append(1) or forward(*a))
+    task = problem(5, 7, 2, 16)
+    arguments = (*task.arguments(device, torch.float32), 2)
+    ck.cross_attention(*arguments, impl="reference")
+    assert not launched
+    ck.cross_attention(*arguments)
+    assert len(launched) == (device == "cuda")
+    with default_implementation("triton"):
+        ck.cross_attention(*arguments)
+    assert len(launched) == (device == "cuda") + 1
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_replay_the_kernels(problem, device):
+    if device != "cuda":
+        pytest.skip("no CUDA device")
+    task = problem(49, 50, 2, 32, table=20)
+    inputs, ids, upstream = (
+        task.arguments(device, torch.float16), task.ids.to(device), task.upstream.to(device, torch.float16)
+    )  # fmt: skip
+
+    def step():
+        out = _kernels(*inputs, 2, ids)
+        return [out, *torch.autograd.grad(out, inputs, upstream)]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        expected = [t.detach().clone() for t in step()]
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    for ours, theirs in zip(captured, expected, strict=True):
+        assert torch.equal(ours, theirs)

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-# Up to this many keys a whole row of scores stays on chip.
-MOST_KEYS_ON_CHIP = 128
+# A whole row of scores stays on chip for up to 128 keys in 16 bits, and for 64 in 32 bits.
+MOST_KEY_BYTES_ON_CHIP = 256
 
-# One tile of all keys: 128 of 64 channels in 16 bits, or half as many in 32 bits.
+# So do all keys of a head: 128 of 64 channels in 16 bits, 64 of 128, and 64 of 64 in 32 bits.
 MOST_BYTES_ON_CHIP = 16 * 1024
 
 # Wider heads would not leave room for the tiles of a backward pass.
@@ -32,7 +32,8 @@ def padded(count: int) -> int:
 
 def fits_on_chip(keys: int, head_width: int, element_size: int) -> bool:
     """Whether a program can hold all keys and values of a head, and their gradients."""
-    return keys <= MOST_KEYS_ON_CHIP and padded(keys) * padded(head_width) * element_size <= MOST_BYTES_ON_CHIP
+    key_bytes = padded(keys) * element_size
+    return key_bytes <= MOST_KEY_BYTES_ON_CHIP and key_bytes * padded(head_width) <= MOST_BYTES_ON_CHIP
 
 
 def log_sum_exp_shape(
@@ -60,12 +61,17 @@ def tiles(
         warps = 8 if wide or block_k > 64 or width > 64 else 4
         return Tiles(min(most, padded(queries)), block_k, warps, 1 if wide else 2)
     if wide:
-        return Tiles(16, 16 if kernel == "looped_backward_query" else 64, 8, 1)
-    block_q = 32 if kernel == "looped_backward_key" else 64
+        by_kernel = {
+            "looped_forward": Tiles(16, 32, 8, 1),
+            "looped_backward_query": Tiles(16, 16, 8, 1),
+            "looped_backward_key": Tiles(32, 32, 8, 1),
+        }
+        return by_kernel[kernel]
     # One tile that stays and two for every stage.
     tile = 64 * width * element_size
     stages = max(2, min(3, (shared_memory - tile) // (2 * tile)))
-    return Tiles(min(block_q, padded(queries)), 64, 4 if width <= 64 else 8, stages)
+    small = kernel == "looped_backward_key" or stages < 3
+    return Tiles(min(32 if small else 64, padded(queries)), 64, 4 if width <= 64 or stages < 3 else 8, stages)
 
 
 def candidates(

@@ -1,8 +1,8 @@
 """The kernels and configurations that ship, as the launchers would ask for them."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import get_args
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
@@ -24,7 +24,7 @@ KEYS = (50, 65, 197)
 class Case:
     """One compilation."""
 
-    kernel: str
+    kernel: Kernel | Literal["segmented_sum_kernel"]
     arch: int
     dtype: str
     head_width: int
@@ -32,7 +32,6 @@ class Case:
     keys: int
     gathered: bool = False
     wide_offsets: bool = False
-    constants: Mapping[str, object] = field(default_factory=dict, hash=False)
 
     @property
     def multiplies_matrices(self) -> bool:
@@ -46,14 +45,14 @@ class Case:
             elements = {"rows": self.dtype, "order": "i64", "starts": "i64", "out": self.dtype}
             return compile_kernel(segmented_sum.segmented_sum_kernel, elements, blocks, self.arch, warps=4, stages=3)
         choice = tiles(
-            _name(self.kernel),
+            self.kernel,
             self.queries,
             self.keys,
             self.head_width,
             DTYPES[self.dtype].itemsize,
             SHARED_MEMORY[self.arch],
         )
-        constants = {
+        constants: dict[str, object] = {
             "HEADS": 16,
             "HEAD_DIM": self.head_width,
             "BLOCK_Q": choice.block_q,
@@ -68,27 +67,45 @@ class Case:
         return compile_kernel(kernel, elements, constants, self.arch, choice.num_warps, choice.num_stages)
 
 
+def shortcomings(case: Case, assembly: Assembly) -> list[str]:
+    """What a compiled kernel lacks: everything in registers, room in shared memory, tensor cores, wide loads."""
+    limit = SHARED_MEMORY[case.arch]
+    lacking = []
+    if assembly.spilled:
+        lacking.append(f"{assembly.spilled} instructions spill registers")
+    if assembly.shared > limit:
+        lacking.append(f"{assembly.shared} bytes of shared memory, {limit} are there")
+    if case.multiplies_matrices:
+        needed = "HGMMA" if case.arch == 90 else "HMMA" if case.arch < 90 else None
+        if not assembly.tensor_core or (needed and needed not in assembly.tensor_core):
+            lacking.append(f"tensor-core instructions are {assembly.tensor_core or 'none'}")
+    if assembly.widest_load < 128:
+        lacking.append(f"loads of {assembly.widest_load} bits at most")
+    return lacking
+
+
 def cases(
-    architectures: tuple[int, ...] = tuple(SHARED_MEMORY),
-    dtypes: tuple[str, ...] = tuple(DTYPES),
-    head_widths: tuple[int, ...] = HEAD_WIDTHS,
-    keys: tuple[int, ...] = KEYS,
-) -> Iterator[Case]:
+    architectures: Sequence[int] = tuple(SHARED_MEMORY),
+    dtypes: Sequence[str] = tuple(DTYPES),
+    head_widths: Sequence[int] = HEAD_WIDTHS,
+) -> list[Case]:
     """Every kernel at every combination it serves, with as many queries as fill a tile."""
+    found = []
     for arch in architectures:
         for dtype in dtypes:
-            yield Case("segmented_sum_kernel", arch, dtype, 0, 0, 0)
+            found.append(Case("segmented_sum_kernel", arch, dtype, 0, 0, 0))
             for head_width in head_widths:
-                seen = set()
-                for count in keys:
-                    on_chip = fits_on_chip(count, head_width, DTYPES[dtype].itemsize)
-                    for kernel in get_args(Kernel):
-                        if kernel.startswith("short") != on_chip or (not on_chip and kernel in seen):
-                            continue
-                        seen.add(kernel)
-                        yield Case(kernel, arch, dtype, head_width, 147, count)
-
-
-def _name(kernel: str) -> Kernel:
-    names: tuple[Kernel, ...] = get_args(Kernel)
-    return names[names.index(kernel)]  # type: ignore[arg-type]
+                short = [n for n in KEYS if fits_on_chip(n, head_width, DTYPES[dtype].itemsize)]
+                for kernel in get_args(Kernel):
+                    # The looped kernels are the same for any number of keys.
+                    counts = short if kernel.startswith("short") else [max(KEYS)]
+                    found += [Case(kernel, arch, dtype, head_width, 147, keys) for keys in counts]
+    # The forms that gather, and that address more than 2^31 elements, in one dtype.
+    for arch in architectures if "bf16" in dtypes else ():
+        for kernel in get_args(Kernel):
+            keys = min(KEYS) if kernel.startswith("short") else max(KEYS)
+            found += [
+                Case(kernel, arch, "bf16", 32, 147, keys, gathered=True),
+                Case(kernel, arch, "bf16", 32, 147, keys, wide_offsets=True),
+            ]
+    return found

@@ -13,6 +13,9 @@ Implementation = Literal["auto", "triton", "reference"]
 
 ENVIRONMENT_VARIABLE = "CROSSMAE_KERNELS_IMPL"
 
+# In front of the reasons why a kernel cannot serve a call.
+REFUSAL = "cannot serve this call: "
+
 NO_KERNEL = ("this op has no Triton kernel",)
 
 
@@ -23,6 +26,11 @@ def _checked(impl: str, where: str) -> Implementation:
 
 
 _default: Implementation = _checked(os.environ.get(ENVIRONMENT_VARIABLE, "auto"), ENVIRONMENT_VARIABLE)
+
+
+def default() -> Implementation:
+    """The process-wide default."""
+    return _default
 
 
 @contextmanager
@@ -52,7 +60,7 @@ def choose(
     if impl == "auto":
         impl = _default
     if impl == "triton" and refusals:
-        raise RuntimeError(f"{op}: impl='triton' cannot serve this call: " + "; ".join(refusals))
+        raise RuntimeError(f"{op}: impl='triton' {REFUSAL}" + "; ".join(refusals))
     if impl == "auto":
         return "triton" if worthwhile and not refusals else "reference"
     return impl

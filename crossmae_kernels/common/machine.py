@@ -1,6 +1,7 @@
 """What a device offers to Triton kernels, asked when a call needs it and never at import."""
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
 
@@ -28,6 +29,8 @@ def machine_refusals(device: torch.device) -> list[str]:
         refusals.append(f"kernels run on CUDA devices, and these tensors are on {device}")
     elif not interpreted():
         refusals.append("kernels run on CUDA devices; on a CPU only in Triton's interpreter, with TRITON_INTERPRET=1")
+    elif _triton_is_installed() and _interpreter_is_broken():
+        refusals.append("the interpreter of Triton 3.6 needs NumPy < 2.4")
     return refusals
 
 
@@ -54,6 +57,17 @@ def multiprocessors(device: torch.device) -> int:
 @functools.cache
 def _triton_is_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _interpreter_is_broken() -> bool:
+    """It takes the bounds of loops for scalars in a way that NumPy 2.4 no longer allows."""
+    try:
+        versions = [importlib.metadata.version(name).split(".") for name in ("triton", "numpy")]
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    triton, numpy = ((int(major), int(minor)) for major, minor, *_ in versions)
+    return triton <= (3, 6) and numpy >= (2, 4)
 
 
 @functools.cache

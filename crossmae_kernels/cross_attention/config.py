@@ -63,7 +63,7 @@ def tiles(
     if wide:
         by_kernel = {
             "looped_forward": Tiles(16, 32, 8, 1),
-            "looped_backward_query": Tiles(16, 16, 8, 1),
+            "looped_backward_query": Tiles(16, 16, 8 if width > 64 else 4, 1),
             "looped_backward_key": Tiles(32, 32, 8, 1),
         }
         return by_kernel[kernel]

@@ -14,8 +14,8 @@ from dataclasses import asdict
 # The interpreter compiles nothing.
 os.environ.pop("TRITON_INTERPRET", None)
 
-from crossmae_kernels.audit.cases import DTYPES, HEAD_WIDTHS, Case, cases, shortcomings  # noqa: E402
-from crossmae_kernels.audit.compilation import SHARED_MEMORY, CompilationError  # noqa: E402
+from crossmae_kernels.audit.cases import DTYPES, HEAD_WIDTHS, Case, cases, shortcomings
+from crossmae_kernels.audit.compilation import SHARED_MEMORY, CompilationError
 
 
 def report(case: Case) -> dict[str, object]:

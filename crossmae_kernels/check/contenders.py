@@ -40,11 +40,12 @@ def _sdpa(backend: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with sdpa_kernel(getattr(SDPBackend, backend)):
-        return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (query, key, value))).transpose(1, 2)
+        query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
 def _flash_attn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    from flash_attn import flash_attn_func
+    from flash_attn import flash_attn_func  # type: ignore[import-not-found]
 
     if query.dtype == torch.float32:
         raise ValueError("takes float16 and bfloat16 only")
@@ -52,6 +53,6 @@ def _flash_attn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    from xformers.ops import memory_efficient_attention
+    from xformers.ops import memory_efficient_attention  # type: ignore[import-not-found]
 
     return memory_efficient_attention(query, key, value)

@@ -86,6 +86,7 @@ def _projections(random: Any, ids: Any, small: bool) -> list[Problem]:
     def linear_residual(**arguments: Any) -> Tensor:
         return ck.linear_residual(**arguments, residual_ids=rows)
 
+    table = {"residual": random(2 * tokens, outer)}
     x, weight = random(batch, tokens, inner), random(outer, inner) / inner**0.5
     norm = {"norm_weight": random(inner), "norm_bias": random(inner)}
     linear = {"x": x, "weight": weight, "bias": random(outer)}
@@ -93,7 +94,7 @@ def _projections(random: Any, ids: Any, small: bool) -> list[Problem]:
     return [
         Problem("norm_linear", f"{label}, gelu", norm_linear, linear | norm),
         Problem("linear_residual", label, ck.linear_residual, linear | {"residual": random(batch, tokens, outer)}),
-        Problem("linear_residual", f"{label}, table", linear_residual, linear | {"residual": random(2 * tokens, outer)}),
+        Problem("linear_residual", f"{label}, table", linear_residual, linear | table),
     ]
 
 

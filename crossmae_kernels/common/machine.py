@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,7 +20,16 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@torch.compiler.assume_constant_result
+def constant_when_compiled(function: Callable[[torch.device], list[str]]) -> Callable[[torch.device], list[str]]:
+    """Let ``torch.compile`` call the function once instead of tracing it.
+
+    ``torch.compiler.assume_constant_result`` does this too, and imports the compiler, and Triton, to do it.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_compiled
 def machine_refusals(device: torch.device) -> list[str]:
     """Every reason why no Triton kernel can run on tensors of ``device``; none means that they can."""
     refusals = [] if _triton_is_installed() else ["Triton is not installed"]
@@ -42,13 +52,11 @@ def dtype_refusals(tensor: Tensor) -> list[str]:
     return [f"kernels take {names}, these tensors are {tensor.dtype}"]
 
 
-@torch.compiler.assume_constant_result
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that one program may have."""
     return _cuda_shared_memory(device.index or 0) if device.type == "cuda" else LARGEST_SHARED_MEMORY
 
 
-@torch.compiler.assume_constant_result
 def multiprocessors(device: torch.device) -> int:
     """How many programs run at the same time at least."""
     return _cuda_multiprocessors(device.index or 0) if device.type == "cuda" else 1

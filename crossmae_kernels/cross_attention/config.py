@@ -43,9 +43,7 @@ def log_sum_exp_shape(
     return (0,) if fits_on_chip(keys, head_width, element_size) else (batch, num_heads, queries)
 
 
-def tiles(
-    kernel: Kernel, queries: int, keys: int, head_width: int, element_size: int, shared_memory: int
-) -> Tiles:
+def tiles(kernel: Kernel, queries: int, keys: int, head_width: int, element_size: int, shared_memory: int) -> Tiles:
     """The analytic choice for ``queries`` x ``keys`` and heads of ``head_width``, on a device with so much memory.
 
     The numbers keep every kernel in registers on all architectures from 8.0 on, as the audit shows: what a thread

@@ -12,6 +12,10 @@ Conventions: a *row* is a query, tiles are ``(queries, keys)`` or ``(rows, head 
 ``ids`` the queries are rows of a table; a row whose id is outside of the table is never read and comes out as NaN.
 """
 
+# Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
+# ruff: noqa: N803
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 import triton
 import triton.language as tl
 

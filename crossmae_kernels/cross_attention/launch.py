@@ -1,7 +1,7 @@
 """From tensors to kernel launches: layouts, allocations, grids."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -52,7 +52,9 @@ class _Call:
         ids_image = 0 if self.ids is None else self.ids.stride(0)
         key, value = self.key, self.value
         return (
-            query_image, self.query.stride(-2), key.stride(0), key.stride(1), value.stride(0), value.stride(1), ids_image
+            query_image, self.query.stride(-2),
+            key.stride(0), key.stride(1), value.stride(0), value.stride(1),
+            ids_image,
         )  # fmt: skip
 
     def counts(self) -> tuple[int, int, int]:
@@ -97,9 +99,7 @@ def forward(
     """Output ``(B, Q, D)`` and, for the looped path only, the log-sum-exp ``(B, H, Q)`` in base 2, float32."""
     call = _Call(query, key, value, query_ids, num_heads)
     out = query.new_empty(call.batch, call.queries, call.width)
-    lse_shape = log_sum_exp_shape(
-        call.batch, num_heads, call.queries, call.keys, call.head_width, key.element_size()
-    )
+    lse_shape = log_sum_exp_shape(call.batch, num_heads, call.queries, call.keys, call.head_width, key.element_size())
     lse = query.new_empty(lse_shape, dtype=torch.float32)
     if not out.numel():
         return out, lse
@@ -131,7 +131,7 @@ def backward(
     lse: Tensor | None,
     num_heads: int,
     scale: float,
-    wanted: tuple[bool, bool, bool],
+    wanted: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of query (or table), key and value where ``wanted``; ``out`` and ``lse`` only for the looped path."""
     call = _Call(query, key, value, query_ids, num_heads)

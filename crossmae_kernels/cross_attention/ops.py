@@ -125,8 +125,6 @@ for _device in ("CPU", "CUDA"):
     _library.impl("cross_attention_backward", _backward, _device)
 torch.library.register_fake(f"{NAMESPACE}::cross_attention", _forward_fake, lib=_library)
 torch.library.register_fake(f"{NAMESPACE}::cross_attention_backward", _backward_fake, lib=_library)
-torch.library.register_autograd(
-    f"{NAMESPACE}::cross_attention", _autograd, setup_context=_setup_context, lib=_library
-)
+torch.library.register_autograd(f"{NAMESPACE}::cross_attention", _autograd, setup_context=_setup_context, lib=_library)
 torch.library.register_autograd(f"{NAMESPACE}::cross_attention_backward", _no_second_derivative, lib=_library)
 register_autocast(_library, "cross_attention", torch.ops.crossmae_kernels.cross_attention)

@@ -28,7 +28,9 @@ PROBLEMS = [
 ]
 
 
-@pytest.mark.parametrize("shape", PROBLEMS, ids=lambda s: f"Q{s[0]}-K{s[1]}-{s[2]}x{s[3]}-{'table' if s[4] else 'dense'}")
+@pytest.mark.parametrize(
+    "shape", PROBLEMS, ids=lambda s: f"Q{s[0]}-K{s[1]}-{s[2]}x{s[3]}-{'table' if s[4] else 'dense'}"
+)
 def test_output_and_all_gradients_keep_to_the_budget(problem, result_names, place, shape):
     queries, keys, heads, head_width, table, batch = shape
     task = problem(queries, keys, heads, head_width, table, batch)
@@ -133,7 +135,7 @@ def test_expanded_upstream_gradients(problem, device, keys, upstream):
     assert _equal(expanded, torch.autograd.grad(out, inputs, gradient.contiguous()))
 
 
-@pytest.mark.parametrize("batch, queries, table", [(0, 5, 0), (0, 5, 4), (2, 0, 0), (2, 0, 4)])
+@pytest.mark.parametrize(("batch", "queries", "table"), [(0, 5, 0), (0, 5, 4), (2, 0, 0), (2, 0, 4)])
 def test_empty_batches_and_no_queries(device, batch, queries, table):
     query = torch.randn(*((table,) if table else (batch, queries)), 32, device=device, requires_grad=True)
     key, value = (torch.randn(batch, 7, 32, device=device, requires_grad=True) for _ in range(2))

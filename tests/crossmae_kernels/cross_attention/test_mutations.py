@@ -19,7 +19,10 @@ MUTATIONS = {
     "wrong scale": [SCALE],
     "missing key mask": [(MASK[0].format("None, :"), MASK[1]), (MASK[0].format(":, None"), MASK[1])],
     "ids off by one": [IDS],
-    "stale delta": [("(dweights - delta[None, :])", "dweights"), ("(dweights - row_delta", "(dweights - 0.9 * row_delta")],
+    "delta too small": [
+        ("(dweights - delta[", "(dweights - 0.9 * delta["),
+        ("(dweights - row_delta", "(dweights - 0.9 * row_delta"),
+    ],
     "last queries forgotten": [("inside = rows < num_queries", "inside = rows < num_queries - 1")],
 }
 

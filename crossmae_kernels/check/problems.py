@@ -39,7 +39,7 @@ def problems(device: torch.device, small: bool) -> list[Problem]:
         return torch.stack([torch.randperm(rows, generator=generator)[:count] for _ in range(batch)]).to(device)
 
     return [
-        *(_attention(random, ids, *shape, small=small) for shape in ATTENTION),
+        *(_attention(random, ids, *shape, small=small) for shape in (ATTENTION[:4] if small else ATTENTION)),
         _mixing(random, small),
         *_projections(random, ids, small),
         _mlp(random, small),

@@ -36,8 +36,7 @@ class ArgumentChecks:
         else:
             first, reference = self._reference
             # Autocast promises to bring mixed dtypes together itself.
-            mixed_is_fine = any_dtype or torch.is_autocast_enabled(tensor.device.type)
-            if tensor.dtype != reference.dtype and not mixed_is_fine:
+            if tensor.dtype != reference.dtype and not any_dtype and not _autocasts(tensor.device.type):
                 self._wrong_types.append(f"{name} must be {reference.dtype} like {first}, got {tensor.dtype}")
         self._shape(name, tensor, pattern)
         self._device(name, tensor)
@@ -110,6 +109,10 @@ class ArgumentChecks:
             first, reference = self._reference
             if tensor.device != reference.device:
                 self._wrong_values.append(f"{name} must be on {reference.device} like {first}, got {tensor.device}")
+
+
+def _autocasts(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _commas(pattern: str) -> str:

@@ -5,6 +5,7 @@ Exit code 1 if any spills, does not fit, or leaves tensor cores or wide loads un
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = cases(options.architectures, options.dtypes, options.head_widths)
     failed = False
     records = []
-    with ProcessPoolExecutor(options.processes) as pool:
+    # Fresh processes: PyTorch's threads do not survive a fork.
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
         for record in pool.map(report, chosen):
             records.append(record)
             failed = failed or bool(record["shortcomings"])

@@ -100,7 +100,7 @@ def test_autocast_may_be_set_to_either_dtype_and_mends_mixed_arguments(problem, 
         out = _kernels(query, key.half(), value.bfloat16(), 2)
     assert arrived == [dtype] * 3
     assert out.dtype == dtype
-    with pytest.raises(TypeError, match="key must be torch.float32 like query"):
+    with pytest.raises(TypeError, match=r"key must be torch.float32 like query"):
         _kernels(query, key.half(), value, 2)
 
 

@@ -3,12 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-# A whole row of scores stays on chip for up to 128 keys in 16 bits, and for 64 in 32 bits.
-MOST_KEY_BYTES_ON_CHIP = 256
-
-# So do all keys of a head: 128 of 64 channels in 16 bits, 64 of 128, and 64 of 64 in 32 bits.
-MOST_BYTES_ON_CHIP = 16 * 1024
-
 # Wider heads would not leave room for the tiles of a backward pass.
 WIDEST_HEAD = 128
 
@@ -31,9 +25,11 @@ def padded(count: int) -> int:
 
 
 def fits_on_chip(keys: int, head_width: int, element_size: int) -> bool:
-    """Whether a program can hold all keys and values of a head, and their gradients."""
-    key_bytes = padded(keys) * element_size
-    return key_bytes <= MOST_KEY_BYTES_ON_CHIP and key_bytes * padded(head_width) <= MOST_BYTES_ON_CHIP
+    """Whether a program can hold all keys and values of a head, and their gradients, in registers.
+
+    In 16 bits that is so for 128 keys of up to 64 channels and for 64 keys of 128; in 32 bits for half as many.
+    """
+    return keys <= min(256, 16 * 1024 // padded(head_width)) // element_size
 
 
 def log_sum_exp_shape(

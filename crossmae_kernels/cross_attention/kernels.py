@@ -1,11 +1,11 @@
 """Cross-attention on the GPU: device code.
 
-Up to 128 keys a whole row of scores fits on chip (the *short* kernels): the softmax is the plain one, nothing but
-the inputs is kept for the backward pass, and one kernel yields all gradients, since a program that holds an image's
-keys and values for one head also holds all of their gradient. This is the layout of FlashWindowAttention
-(arXiv 2501.06480). Beyond that the *looped* kernels walk over blocks of keys with the online softmax of
-FlashAttention 2 (arXiv 2307.08691, algorithms 1 and 2), keep a log-sum-exp per row, and split the backward pass
-so that no program adds to what another one wrote.
+Up to 128 keys (``config.fits_on_chip``) a whole row of scores fits on chip (the *short* kernels): the softmax is
+the plain one, nothing but the inputs is kept for the backward pass, and one kernel yields all gradients, since a
+program that holds an image's keys and values for one head also holds all of their gradient. This is the layout of
+FlashWindowAttention (arXiv 2501.06480). Beyond that the *looped* kernels walk over blocks of keys with the online
+softmax of FlashAttention 2 (arXiv 2307.08691, algorithms 1 and 2), keep a log-sum-exp per row, and split the
+backward pass so that no program adds to what another one wrote.
 
 Conventions: a *row* is a query, tiles are ``(queries, keys)`` or ``(rows, head width)``; ``scale_log2`` is
 ``scale * log2(e)``, so that ``exp2`` gives the softmax. Everything that lies outside of a tensor reads as 0. With

@@ -145,12 +145,13 @@ def backward(
         arguments = (
             *call.strides(), dout.stride(0), dout.stride(1), *call.counts(), scale, scale * LOG2_E
         )  # fmt: skip
+        gradients = [gradient for gradient in (dq, dk, dv) if gradient is not None]
         if out is None or lse is None:
             call.launch(
                 "short_backward",
                 lambda _: (call.programs,),
                 *call.inputs(), dout, dq, dk, dv, *arguments,
-                others=(dout,),
+                others=(dout, *gradients),
             )  # fmt: skip
         else:
             delta = torch.empty_like(lse)
@@ -159,14 +160,14 @@ def backward(
                     "looped_backward_query",
                     lambda choice: (call.programs, _blocks(call.queries, choice.block_q)),
                     *call.inputs(), out, lse, dout, dq, delta, *arguments,
-                    others=(out, dout),
+                    others=(out, dout, *gradients),
                 )  # fmt: skip
             if dk is not None or dv is not None:
                 call.launch(
                     "looped_backward_key",
                     lambda choice: (call.programs, _blocks(call.keys, choice.block_k)),
                     *call.inputs(), lse, delta, dout, dk, dv, *arguments,
-                    others=(dout,),
+                    others=(dout, *gradients),
                 )  # fmt: skip
     if dq is not None and query_ids is not None:
         dq = segmented_sum(dq.flatten(0, 1), query_ids.flatten(), len(query))

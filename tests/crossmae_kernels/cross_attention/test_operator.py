@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -29,7 +30,7 @@ def test_opcheck(problem, device, keys, table):
 @pytest.mark.parametrize("table", [0, 6])
 def test_whole_graph_compiles_with_its_gradients_and_once_for_all_batches(problem, device, keys, table):
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager" if device == "cpu" else "inductor")
+    counter = CompileCounterWithBackend("aot_eager" if device == "cpu" else "inductor")
     compiled = torch.compile(_kernels, backend=counter, fullgraph=True)
     for batch in (2, 3, 5, 6):
         task = problem(5, keys, 2, 16, table, batch)
@@ -52,6 +53,16 @@ class _Operators(TorchDispatchMode):
         if func.namespace == "crossmae_kernels":
             self.names.append(func.name())
         return func(*args, **(kwargs or {}))
+
+
+def test_other_numbers_of_queries_and_keys_do_not_recompile_but_where_the_kernels_change(problem, device):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager" if device == "cpu" else "inductor")
+    compiled = torch.compile(_kernels, backend=counter, fullgraph=True)
+    for queries, keys, frames in ((5, 7, 1), (6, 8, 2), (9, 12, 2), (9, 131, 3), (11, 140, 3)):
+        task = problem(queries, keys, 2, 16, table=6)
+        assert torch.equal(task.solve(compiled, device, torch.float32)[1], task.fused(device, torch.float32)[1])
+        assert counter.frame_count == frames
 
 
 def test_one_operator_per_call(problem, device):

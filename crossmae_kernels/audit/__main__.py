@@ -10,22 +10,12 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 
 # The interpreter compiles nothing.
 os.environ.pop("TRITON_INTERPRET", None)
 
-from crossmae_kernels.audit.cases import DTYPES, HEAD_WIDTHS, Case, cases, shortcomings
-from crossmae_kernels.audit.compilation import SHARED_MEMORY, CompilationError
-
-
-def report(case: Case) -> dict[str, object]:
-    """Case, assembly and shortcomings as one flat record."""
-    try:
-        assembly = case.compile()
-    except CompilationError as error:
-        return {**asdict(case), "shortcomings": [str(error)]}
-    return {**asdict(case), **asdict(assembly), "shortcomings": shortcomings(case, assembly)}
+from crossmae_kernels.audit.cases import DTYPES, HEAD_WIDTHS, cases, report
+from crossmae_kernels.audit.compilation import SHARED_MEMORY
 
 
 def main(argv: Sequence[str] | None = None) -> int:

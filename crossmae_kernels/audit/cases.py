@@ -1,12 +1,12 @@
 """The kernels and configurations that ship, as the launchers would ask for them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 import torch
 
-from crossmae_kernels.audit.compilation import SHARED_MEMORY, Assembly, compile_kernel
+from crossmae_kernels.audit.compilation import SHARED_MEMORY, Assembly, CompilationError, compile_kernel
 from crossmae_kernels.common.segmented_sum import kernels as segmented_sum
 from crossmae_kernels.cross_attention import kernels as cross_attention
 from crossmae_kernels.cross_attention.config import Kernel, fits_on_chip, padded, tiles
@@ -82,6 +82,15 @@ def shortcomings(case: Case, assembly: Assembly) -> list[str]:
     if assembly.widest_load < 128:
         lacking.append(f"loads of {assembly.widest_load} bits at most")
     return lacking
+
+
+def report(case: Case) -> dict[str, object]:
+    """Case, assembly and shortcomings as one flat record."""
+    try:
+        assembly = case.compile()
+    except CompilationError as error:
+        return {**asdict(case), "shortcomings": [str(error)]}
+    return {**asdict(case), **asdict(assembly), "shortcomings": shortcomings(case, assembly)}
 
 
 def cases(

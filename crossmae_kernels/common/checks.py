@@ -36,8 +36,7 @@ class ArgumentChecks:
         else:
             first, reference = self._reference
             # Autocast promises to bring mixed dtypes together itself.
-            mixed_is_fine = any_dtype or _autocast_is_on(tensor.device.type)
-            if tensor.dtype != reference.dtype and not mixed_is_fine:
+            if tensor.dtype != reference.dtype and not any_dtype and not _autocasts(tensor.device.type):
                 self._wrong_types.append(f"{name} must be {reference.dtype} like {first}, got {tensor.dtype}")
         self._shape(name, tensor, pattern)
         self._device(name, tensor)
@@ -112,7 +111,7 @@ class ArgumentChecks:
                 self._wrong_values.append(f"{name} must be on {reference.device} like {first}, got {tensor.device}")
 
 
-def _autocast_is_on(device_type: str) -> bool:
+def _autocasts(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 

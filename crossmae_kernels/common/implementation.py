@@ -1,22 +1,66 @@
-"""Which implementation serves a call: the Triton kernel or the PyTorch reference."""
+"""Which implementation serves a call: the Triton kernel or the PyTorch reference.
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+The process-wide default answers calls with ``impl="auto"``. It starts as the environment variable
+``CROSSMAE_KERNELS_IMPL`` says, ``"auto"`` unless set, and changes within ``default_implementation``.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, cast, get_args
 
 Implementation = Literal["auto", "triton", "reference"]
 
+ENVIRONMENT_VARIABLE = "CROSSMAE_KERNELS_IMPL"
 
-def choose(op: str, impl: Implementation, refusals: Sequence[str]) -> Literal["triton", "reference"]:
+# In front of the reasons why a kernel cannot serve a call.
+REFUSAL = "cannot serve this call: "
+
+NO_KERNEL = ("this op has no Triton kernel",)
+
+
+def _checked(impl: str, where: str) -> Implementation:
+    if impl not in get_args(Implementation):
+        raise ValueError(f"{where} must be one of {', '.join(get_args(Implementation))}, got {impl!r}")
+    return cast(Implementation, impl)
+
+
+_default: Implementation = _checked(os.environ.get(ENVIRONMENT_VARIABLE, "auto"), ENVIRONMENT_VARIABLE)
+
+
+def default() -> Implementation:
+    """The process-wide default."""
+    return _default
+
+
+@contextmanager
+def default_implementation(impl: Implementation) -> Iterator[None]:
+    """Let ``impl`` answer every call with ``impl="auto"``, in all threads, until the block ends.
+
+    ``"triton"`` is then as explicit as in a call: what a kernel cannot serve raises.
+    """
+    global _default
+    before, _default = _default, _checked(impl, "default_implementation: impl")
+    try:
+        yield
+    finally:
+        _default = before
+
+
+def choose(
+    op: str, impl: Implementation, refusals: Sequence[str], worthwhile: bool = True
+) -> Literal["triton", "reference"]:
     """Resolve ``impl`` for one call.
 
     ``refusals`` lists every reason why the kernel cannot serve this call. ``auto`` takes the kernel when there is
-    none; ``triton`` never falls back but raises ``RuntimeError`` with all of them.
+    none and running it is ``worthwhile``; ``triton`` never falls back but raises ``RuntimeError`` with all of them.
     """
     if impl not in get_args(Implementation):
-        raise ValueError(f"{op}: impl must be one of {', '.join(get_args(Implementation))}, got {impl!r}")
+        _checked(impl, f"{op}: impl")
+    if impl == "auto":
+        impl = _default
     if impl == "triton" and refusals:
-        raise RuntimeError(f"{op}: impl='triton' cannot serve this call: " + "; ".join(refusals))
-    return "reference" if impl == "reference" or refusals else "triton"
-
-
-NO_KERNEL = ("this op has no Triton kernel",)
+        raise RuntimeError(f"{op}: impl='triton' {REFUSAL}" + "; ".join(refusals))
+    if impl == "auto":
+        return "triton" if worthwhile and not refusals else "reference"
+    return impl

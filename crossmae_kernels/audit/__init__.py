@@ -1,0 +1,1 @@
+"""What compiler and interpreter say of every kernel, with no GPU."""

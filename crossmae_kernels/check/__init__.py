@@ -1,0 +1,137 @@
+"""Is every op right on this machine? ``python -m crossmae_kernels.check [--json] [--interpret]``.
+
+Runs each op forward and backward in every dtype and compares output and gradients with the reference in float64, by
+the error budget of ``crossmae_kernels.testing``. Cross-attention is also set beside PyTorch's
+``scaled_dot_product_attention`` with each backend forced, flash-attn and xformers, which are shown but not judged.
+Exit code 1 if an implementation of ours exceeds its budget.
+"""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from crossmae_kernels.check.contenders import attentions
+from crossmae_kernels.check.problems import Problem, problems
+from crossmae_kernels.common.implementation import REFUSAL
+from crossmae_kernels.common.machine import interpreted
+from crossmae_kernels.testing import budget, error
+
+INTERPRETED = "triton, interpreted"
+
+
+@dataclass(frozen=True)
+class Line:
+    """How one implementation did on one problem: the result that comes nearest to its budget, or goes beyond."""
+
+    op: str
+    problem: str
+    dtype: str
+    implementation: str
+    verdict: str
+    """``ok``, ``wrong``, ``baseline`` (eager PyTorch, which sets the budget) or ``missing``."""
+    result: str = ""
+    error: float | None = None
+    budget: float | None = None
+    reason: str = ""
+
+
+Results = dict[str, Tensor]
+
+
+def solve(problem: Problem, call: Callable[..., Tensor], dtype: torch.dtype, compute: torch.dtype) -> Results:
+    """Output and gradients, with arguments rounded to ``dtype`` and then taken as ``compute``."""
+    leaves = {name: t.to(dtype).to(compute).requires_grad_() for name, t in problem.tensors.items()}
+    out = call(**leaves)
+    generator = torch.Generator().manual_seed(1)
+    upstream = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.device, dtype).to(out.dtype)
+    gradients = torch.autograd.grad(out, list(leaves.values()), upstream)
+    return {"out": out.detach()} | {f"d {name}": g for name, g in zip(leaves, gradients, strict=True)}
+
+
+def judge(line: Callable[..., Line], found: Results, eager: Results, exact: Results) -> Line:
+    """The worst of the results, by its share of the budget."""
+    shares = {}
+    for name, truth in exact.items():
+        erred, allowed = error(found[name], truth), budget(eager[name], truth)
+        for norm in ("maximum", "rms"):
+            value, limit = getattr(erred, norm), getattr(allowed, norm)
+            share = value / limit if limit else 0.0 if value == 0 else float("inf")
+            # NaN is worse than anything.
+            shares[f"{name}, {norm}"] = (share if share == share else float("inf"), value, limit)
+    worst = max(shares, key=lambda name: shares[name][0])
+    share, value, limit = shares[worst]
+    return line(verdict="ok" if share <= 1 else "wrong", result=worst, error=value, budget=limit)
+
+
+def lines_of(problem: Problem, dtype: torch.dtype, interpret: bool) -> Iterator[Line]:
+    """What every implementation makes of a problem."""
+    line: Callable[..., Line] = partial(Line, problem.op, problem.label, str(dtype).removeprefix("torch."))
+    by_reference = partial(problem.call, impl="reference")
+    exact = solve(problem, by_reference, dtype, torch.float64)
+    eager = solve(problem, by_reference, dtype, dtype)
+    baseline = judge(partial(line, "reference"), eager, eager, exact)
+    yield replace(baseline, verdict="baseline" if baseline.verdict == "ok" else "wrong")
+
+    def attempt(name: str, **how: object) -> Line:
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                found = solve(problem, partial(problem.call, **how), dtype, dtype)
+        except Exception as failure:
+            refused = name not in ("triton", INTERPRETED) or REFUSAL in str(failure)
+            reasons = [str(failure).split(REFUSAL)[-1], *(str(warning.message) for warning in said)]
+            reason = "; ".join(" ".join(text.split(" (Triggered")[0].split()) for text in reasons)
+            return line(name, "missing" if refused else "wrong", reason=reason)
+        return judge(partial(line, name), found, eager, exact)
+
+    yield attempt(INTERPRETED if interpret else "triton", impl="triton")
+    if problem.op == "cross_attention" and not interpret:
+        for name, attention in attentions().items():
+            yield attempt(name, attention=attention)
+
+
+def ours(line: Line) -> bool:
+    """Whether a line is of an implementation that this package answers for."""
+    return line.implementation in ("reference", "triton", INTERPRETED)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a line for each op, problem, dtype and implementation; 1 if one of ours is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m crossmae_kernels.check", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one list of records instead of a table")
+    parser.add_argument("--interpret", action="store_true", help="run the kernels on the CPU, in Triton's interpreter")
+    options = parser.parse_args(argv)
+    if options.interpret:
+        if "triton" in sys.modules and not interpreted():
+            parser.error("--interpret comes too late, Triton is imported already; set TRITON_INTERPRET=1")
+        os.environ["TRITON_INTERPRET"] = "1"
+    on_gpu = torch.cuda.is_available() and not options.interpret
+    device = torch.device("cuda" if on_gpu else "cpu")
+    # The interpreter computes bfloat16 on its raw bits, which says nothing of a GPU.
+    dtypes = [torch.float32, torch.float16, *([] if options.interpret else [torch.bfloat16])]
+    lines = []
+    for problem in problems(device, small=not on_gpu):
+        for dtype in dtypes:
+            for line in lines_of(problem, dtype, options.interpret):
+                lines.append(line)
+                if not options.json:
+                    print(text(line), flush=True)
+    if options.json:
+        json.dump([asdict(line) for line in lines], sys.stdout, indent=1)
+    return int(any(line.verdict == "wrong" for line in lines if ours(line)))
+
+
+def text(line: Line) -> str:
+    """One line of the table."""
+    head = f"{line.op:17}{line.problem:36}{line.dtype:9}{line.implementation:20}{line.verdict:9}"
+    if line.error is None:
+        return head + line.reason
+    return f"{head}error {line.error:.2e}, budget {line.budget:.2e} ({line.result})"

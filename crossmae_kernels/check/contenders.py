@@ -1,0 +1,58 @@
+"""Other people's attention on the problem of ``cross_attention``: rows gathered, heads split, heads joined."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Queries, keys and values (B, T, H, head width) -> (B, Q, H, head width).
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+# Named as in ``torch.nn.attention.SDPBackend``.
+BACKENDS = {
+    "math": "MATH",
+    "efficient": "EFFICIENT_ATTENTION",
+    "flash": "FLASH_ATTENTION",
+    "cudnn": "CUDNN_ATTENTION",
+}
+
+
+def attentions() -> dict[str, Attention]:
+    """By name; a call raises where one is not installed or does not take the arguments."""
+    return {
+        **{f"sdpa {name}": partial(_sdpa, backend) for name, backend in BACKENDS.items()},
+        "flash-attn": _flash_attn,
+        "xformers": _xformers,
+    }
+
+
+def attend(attention: Attention, query: Tensor, key: Tensor, value: Tensor, heads: int, ids: Tensor | None) -> Tensor:
+    """The arguments of ``crossmae_kernels.cross_attention`` -> its result, by another implementation."""
+    rows = query if ids is None else query[ids]
+    query, key, value = (t.unflatten(-1, (heads, -1)) for t in (rows, key, value))
+    return attention(query, key, value).flatten(2)
+
+
+def _sdpa(backend: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    # This imports Triton, which must not happen before the interpreter is asked for.
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(getattr(SDPBackend, backend)):
+        query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+def _flash_attn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    from flash_attn import flash_attn_func  # type: ignore[import-not-found]
+
+    if query.dtype == torch.float32:
+        raise ValueError("takes float16 and bfloat16 only")
+    return flash_attn_func(query, key, value)
+
+
+def _xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    from xformers.ops import memory_efficient_attention  # type: ignore[import-not-found]
+
+    return memory_efficient_attention(query, key, value)

@@ -1,0 +1,33 @@
+"""What every launcher does around a kernel: the tensor's device, a layout that kernels read, offsets wide enough."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+# Largest offset, in elements, that a signed 32-bit integer holds.
+LARGEST_NARROW_OFFSET = 2**31 - 1
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device; make that the tensor's own."""
+    if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
+
+
+def unit_stride(tensor: Tensor) -> Tensor:
+    """The tensor itself if its last dimension lies densely in memory, else a contiguous copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def needs_wide_offsets(*tensors: Tensor) -> bool:
+    """Whether any element lies further from its tensor's first one than 32 bits can say.
+
+    Kernels add the offset of an image in 64 bits always, so pass one image of each tensor.
+    """
+    return any(
+        sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) > LARGEST_NARROW_OFFSET
+        for t in tensors
+        if t.numel()
+    )

@@ -1,0 +1,98 @@
+"""What a device offers to Triton kernels, asked when a call needs it and never at import."""
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Shared memory of one program on the largest devices targeted (H100, H200, B200); the interpreter has no limit.
+LARGEST_SHARED_MEMORY = 227 * 1024
+
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter, on the CPU, slowly."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def constant_when_compiled(function: Callable[[torch.device], list[str]]) -> Callable[[torch.device], list[str]]:
+    """Let ``torch.compile`` call the function once instead of tracing it.
+
+    ``torch.compiler.assume_constant_result`` does this too, and imports the compiler, and Triton, to do it.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_compiled
+def machine_refusals(device: torch.device) -> list[str]:
+    """Every reason why no Triton kernel can run on tensors of ``device``; none means that they can."""
+    refusals = [] if _triton_is_installed() else ["Triton is not installed"]
+    if device.type == "cuda":
+        refusals += _cuda_refusals(device.index or 0)
+    elif device.type != "cpu":
+        refusals.append(f"kernels run on CUDA devices, and these tensors are on {device}")
+    elif not interpreted():
+        refusals.append("kernels run on CUDA devices; on a CPU only in Triton's interpreter, with TRITON_INTERPRET=1")
+    elif _triton_is_installed() and _interpreter_is_broken():
+        refusals.append("the interpreter of Triton 3.6 needs NumPy < 2.4")
+    return refusals
+
+
+def dtype_refusals(tensor: Tensor) -> list[str]:
+    """Why kernels cannot take the dtype of ``tensor``, if they cannot."""
+    if tensor.dtype in KERNEL_DTYPES:
+        return []
+    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES)
+    return [f"kernels take {names}, these tensors are {tensor.dtype}"]
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program may have."""
+    return _cuda_shared_memory(device.index or 0) if device.type == "cuda" else LARGEST_SHARED_MEMORY
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many programs run at the same time at least."""
+    return _cuda_multiprocessors(device.index or 0) if device.type == "cuda" else 1
+
+
+@functools.cache
+def _triton_is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _interpreter_is_broken() -> bool:
+    """It takes the bounds of loops for scalars in a way that NumPy 2.4 no longer allows."""
+    try:
+        versions = [importlib.metadata.version(name).split(".") for name in ("triton", "numpy")]
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    triton, numpy = ((int(major), int(minor)) for major, minor, *_ in versions)
+    return triton <= (3, 6) and numpy >= (2, 4)
+
+
+@functools.cache
+def _cuda_refusals(index: int) -> tuple[str, ...]:
+    if torch.version.hip is not None:
+        return ("kernels are written for NVIDIA GPUs, and this PyTorch is built for ROCm",)
+    if interpreted():
+        return ("TRITON_INTERPRET=1 sends kernels to the CPU interpreter, and these tensors are on CUDA",)
+    major, minor = torch.cuda.get_device_capability(index)
+    return () if major >= 8 else (f"kernels need compute capability 8.0 or newer, this device has {major}.{minor}",)
+
+
+@functools.cache
+def _cuda_shared_memory(index: int) -> int:
+    return torch.cuda.get_device_properties(index).shared_memory_per_block_optin
+
+
+@functools.cache
+def _cuda_multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count

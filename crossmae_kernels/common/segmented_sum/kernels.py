@@ -1,0 +1,58 @@
+"""Sum of the rows of a segment."""
+
+# Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
+# ruff: noqa: N803
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from crossmae_kernels.common.launch import on_device_of
+
+# Rows read at a time. With 4 warps each thread then has four 128-bit loads of 16-bit rows in flight.
+BLOCK_ROWS = 32
+BLOCK_COLUMNS = 128
+
+
+@triton.jit
+def segmented_sum_kernel(
+    rows,
+    order,
+    starts,
+    out,
+    width,
+    row_stride,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """``out[n] = sum of rows[order[i]] over starts[n] <= i < starts[n + 1]``; program (n, block of columns)."""
+    segment = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    inside = columns < width
+    start = tl.load(starts + segment)
+    end = tl.load(starts + segment + 1)
+    total = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float32)
+    for first in range(start, end, BLOCK_ROWS):
+        places = first + tl.arange(0, BLOCK_ROWS)
+        picked = tl.load(order + places, mask=places < end, other=0)
+        tile = tl.load(
+            rows + picked[:, None] * row_stride + columns[None, :],
+            mask=(places < end)[:, None] & inside[None, :],
+            other=0.0,
+        )
+        total += tl.sum(tile.to(tl.float32), axis=0)
+    tl.store(out + segment.to(tl.int64) * row_stride + columns, total, mask=inside)
+
+
+def segmented_sum(rows: Tensor, order: Tensor, starts: Tensor) -> Tensor:
+    """Rows ``(R, D)``, a permutation ``(R,)`` and bounds ``(N + 1,)``, both int64 -> sums ``(N, D)``."""
+    segments, width = len(starts) - 1, rows.shape[1]
+    out = torch.empty(segments, width, dtype=rows.dtype, device=rows.device)
+    if out.numel():
+        with on_device_of(rows):
+            segmented_sum_kernel[(segments, triton.cdiv(width, BLOCK_COLUMNS))](
+                rows, order, starts, out, width, rows.stride(0), BLOCK_ROWS, BLOCK_COLUMNS
+            )
+    return out

@@ -1,0 +1,297 @@
+"""Cross-attention on the GPU: device code.
+
+Up to 128 keys (``config.fits_on_chip``) a whole row of scores fits on chip (the *short* kernels): the softmax is
+the plain one, nothing but the inputs is kept for the backward pass, and one kernel yields all gradients, since a
+program that holds an image's keys and values for one head also holds all of their gradient. This is the layout of
+FlashWindowAttention (arXiv 2501.06480). Beyond that the *looped* kernels walk over blocks of keys with the online
+softmax of FlashAttention 2 (arXiv 2307.08691, algorithms 1 and 2), keep a log-sum-exp per row, and split the
+backward pass so that no program adds to what another one wrote.
+
+Conventions: a *row* is a query, tiles are ``(queries, keys)`` or ``(rows, head width)``; ``scale_log2`` is
+``scale * log2(e)``, so that ``exp2`` gives the softmax. Everything that lies outside of a tensor reads as 0. With
+``ids`` the queries are rows of a table; a row whose id is outside of the table is never read and comes out as NaN.
+"""
+
+# Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
+# ruff: noqa: N803
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+import triton
+import triton.language as tl
+
+# Counts that change from batch to batch: one compiled kernel serves all of them.
+COUNTS = ["num_queries", "num_keys", "table_rows"]
+
+
+@triton.jit
+def load_rows(base, rows, row_stride, inside, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows of one head as a tile (rows, BLOCK_D)."""
+    columns = tl.arange(0, BLOCK_D)
+    mask = inside[:, None]
+    if HEAD_DIM != BLOCK_D:
+        mask = mask & (columns[None, :] < HEAD_DIM)
+    return tl.load(base + rows[:, None] * row_stride + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_rows(base, rows, row_stride, inside, tile, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Write a tile (rows, BLOCK_D) where ``load_rows`` would read it."""
+    columns = tl.arange(0, BLOCK_D)
+    mask = inside[:, None]
+    if HEAD_DIM != BLOCK_D:
+        mask = mask & (columns[None, :] < HEAD_DIM)
+    tl.store(base + rows[:, None] * row_stride + columns[None, :], tile.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_queries(q, ids, rows, q_row, inside, table_rows, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows of the queries, or with ``ids`` rows of the table."""
+    if ids is None:
+        tile = load_rows(q, rows, q_row, inside, HEAD_DIM, BLOCK_D)
+    else:
+        picked = tl.load(ids + rows, mask=inside, other=0)
+        known = (picked >= 0) & (picked < table_rows)
+        tile = load_rows(q, picked.to(rows.dtype), q_row, inside & known, HEAD_DIM, BLOCK_D)
+        tile = tl.where(known[:, None], tile, float("nan"))
+    return tile
+
+
+@triton.jit
+def scores_of(q, k, keys, num_keys, scale_log2):
+    """Scaled scores in base 2, (queries, keys); -inf beyond the last key."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+    return tl.where((keys < num_keys)[None, :], scores, float("-inf"))
+
+
+@triton.jit
+def indices(first, COUNT: tl.constexpr, WIDE: tl.constexpr):
+    """``first + arange``, in 64 bits where offsets within an image need them."""
+    index = first + tl.arange(0, COUNT)
+    if WIDE:
+        index = index.to(tl.int64)
+    return index
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def short_forward(
+    q, k, v, ids, out,
+    q_batch, q_row, k_batch, k_row, v_batch, v_row, ids_batch,
+    num_queries, num_keys, table_rows, scale_log2,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Program (image and head, share of the query tiles); all keys at once."""
+    image = (tl.program_id(0) // HEADS).to(tl.int64)
+    column = (tl.program_id(0) % HEADS) * HEAD_DIM
+    out_row = HEADS * HEAD_DIM
+    q += image * q_batch + column
+    k += image * k_batch + column
+    v += image * v_batch + column
+    out += image * num_queries * out_row + column
+    if ids is not None:
+        ids += image * ids_batch
+    keys = indices(0, BLOCK_K, WIDE)
+    k_tile = load_rows(k, keys, k_row, keys < num_keys, HEAD_DIM, BLOCK_D)
+    v_tile = load_rows(v, keys, v_row, keys < num_keys, HEAD_DIM, BLOCK_D)
+    for first in range(tl.program_id(1) * BLOCK_Q, num_queries, tl.num_programs(1) * BLOCK_Q):
+        rows = indices(first, BLOCK_Q, WIDE)
+        inside = rows < num_queries
+        q_tile = load_queries(q, ids, rows, q_row, inside, table_rows, HEAD_DIM, BLOCK_D)
+        scores = scores_of(q_tile, k_tile, keys, num_keys, scale_log2)
+        weights = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
+        total = tl.sum(weights, axis=1)
+        tile = tl.dot(weights.to(v_tile.dtype), v_tile, input_precision="ieee") / total[:, None]
+        store_rows(out, rows, out_row, inside, tile, HEAD_DIM, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def short_backward(
+    q, k, v, ids, dout, dq, dk, dv,
+    q_batch, q_row, k_batch, k_row, v_batch, v_row, ids_batch, dout_batch, dout_row,
+    num_queries, num_keys, table_rows, scale, scale_log2,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Program (image and head). With a whole row of P and dP at hand, ``delta = sum_j P_ij dP_ij`` as it is defined.
+
+    A gradient that nobody wants is passed as None.
+    """
+    image = (tl.program_id(0) // HEADS).to(tl.int64)
+    column = (tl.program_id(0) % HEADS) * HEAD_DIM
+    grad_row = HEADS * HEAD_DIM
+    q += image * q_batch + column
+    k += image * k_batch + column
+    v += image * v_batch + column
+    dout += image * dout_batch + column
+    if ids is not None:
+        ids += image * ids_batch
+    keys = indices(0, BLOCK_K, WIDE)
+    k_tile = load_rows(k, keys, k_row, keys < num_keys, HEAD_DIM, BLOCK_D)
+    v_tile = load_rows(v, keys, v_row, keys < num_keys, HEAD_DIM, BLOCK_D)
+    dk_tile = tl.zeros((BLOCK_K, BLOCK_D), dtype=tl.float32)
+    dv_tile = tl.zeros((BLOCK_K, BLOCK_D), dtype=tl.float32)
+    for first in range(0, num_queries, BLOCK_Q):
+        rows = indices(first, BLOCK_Q, WIDE)
+        inside = rows < num_queries
+        q_tile = load_queries(q, ids, rows, q_row, inside, table_rows, HEAD_DIM, BLOCK_D)
+        dout_tile = load_rows(dout, rows, dout_row, inside, HEAD_DIM, BLOCK_D)
+        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee") * scale_log2
+        scores = tl.where((keys < num_keys)[:, None], scores, float("-inf"))
+        weights = tl.exp2(scores - tl.max(scores, axis=0)[None, :])
+        weights = weights / tl.sum(weights, axis=0)[None, :]
+        if dv is not None:
+            dv_tile = tl.dot(weights.to(dout_tile.dtype), dout_tile, dv_tile, input_precision="ieee")
+        if dq is not None or dk is not None:
+            dweights = tl.dot(v_tile, tl.trans(dout_tile), input_precision="ieee")
+            delta = tl.sum(weights * dweights, axis=0)
+            dscores = (weights * (dweights - delta[None, :])).to(q_tile.dtype)
+            if dk is not None:
+                dk_tile = tl.dot(dscores, q_tile, dk_tile, input_precision="ieee")
+            if dq is not None:
+                dq_tile = tl.dot(tl.trans(dscores), k_tile, input_precision="ieee") * scale
+                dq_image = dq + image * num_queries * grad_row + column
+                store_rows(dq_image, rows, grad_row, inside, dq_tile, HEAD_DIM, BLOCK_D)
+    if dk is not None:
+        dk += image * num_keys * grad_row + column
+        store_rows(dk, keys, grad_row, keys < num_keys, dk_tile * scale, HEAD_DIM, BLOCK_D)
+    if dv is not None:
+        dv += image * num_keys * grad_row + column
+        store_rows(dv, keys, grad_row, keys < num_keys, dv_tile, HEAD_DIM, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def looped_forward(
+    q, k, v, ids, out, lse,
+    q_batch, q_row, k_batch, k_row, v_batch, v_row, ids_batch,
+    num_queries, num_keys, table_rows, scale_log2,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Program (image and head, query tile), over blocks of keys. ``lse`` (B, H, Q) is in base 2."""
+    image = (tl.program_id(0) // HEADS).to(tl.int64)
+    column = (tl.program_id(0) % HEADS) * HEAD_DIM
+    out_row = HEADS * HEAD_DIM
+    q += image * q_batch + column
+    k += image * k_batch + column
+    v += image * v_batch + column
+    out += image * num_queries * out_row + column
+    lse += tl.program_id(0).to(tl.int64) * num_queries
+    if ids is not None:
+        ids += image * ids_batch
+    rows = indices(tl.program_id(1) * BLOCK_Q, BLOCK_Q, WIDE)
+    inside = rows < num_queries
+    q_tile = load_queries(q, ids, rows, q_row, inside, table_rows, HEAD_DIM, BLOCK_D)
+    peak = tl.full((BLOCK_Q,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((BLOCK_Q,), dtype=tl.float32)
+    tile = tl.zeros((BLOCK_Q, BLOCK_D), dtype=tl.float32)
+    for first in range(0, num_keys, BLOCK_K):
+        keys = indices(first, BLOCK_K, WIDE)
+        k_tile = load_rows(k, keys, k_row, keys < num_keys, HEAD_DIM, BLOCK_D)
+        v_tile = load_rows(v, keys, v_row, keys < num_keys, HEAD_DIM, BLOCK_D)
+        scores = scores_of(q_tile, k_tile, keys, num_keys, scale_log2)
+        new_peak = tl.maximum(peak, tl.max(scores, axis=1))
+        weights = tl.exp2(scores - new_peak[:, None])
+        shrink = tl.exp2(peak - new_peak)
+        total = total * shrink + tl.sum(weights, axis=1)
+        tile = tl.dot(weights.to(v_tile.dtype), v_tile, tile * shrink[:, None], input_precision="ieee")
+        peak = new_peak
+    store_rows(out, rows, out_row, inside, tile / total[:, None], HEAD_DIM, BLOCK_D)
+    tl.store(lse + rows, peak + tl.log2(total), mask=inside)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def looped_backward_query(
+    q, k, v, ids, out, lse, dout, dq, delta,
+    q_batch, q_row, k_batch, k_row, v_batch, v_row, ids_batch, dout_batch, dout_row,
+    num_queries, num_keys, table_rows, scale, scale_log2,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Program (image and head, query tile), over blocks of keys: dQ, and delta (B, H, Q) for the key gradients.
+
+    ``delta_i = sum_j P_ij dP_ij`` equals the dot product of ``out_i`` and ``dout_i``. ``dq`` may be None.
+    """
+    image = (tl.program_id(0) // HEADS).to(tl.int64)
+    column = (tl.program_id(0) % HEADS) * HEAD_DIM
+    grad_row = HEADS * HEAD_DIM
+    dout += image * dout_batch + column
+    out += image * num_queries * grad_row + column
+    lse += tl.program_id(0).to(tl.int64) * num_queries
+    delta += tl.program_id(0).to(tl.int64) * num_queries
+    rows = indices(tl.program_id(1) * BLOCK_Q, BLOCK_Q, WIDE)
+    inside = rows < num_queries
+    dout_tile = load_rows(dout, rows, dout_row, inside, HEAD_DIM, BLOCK_D)
+    out_tile = load_rows(out, rows, grad_row, inside, HEAD_DIM, BLOCK_D)
+    row_delta = tl.sum(out_tile.to(tl.float32) * dout_tile.to(tl.float32), axis=1)
+    tl.store(delta + rows, row_delta, mask=inside)
+    if dq is not None:
+        q += image * q_batch + column
+        k += image * k_batch + column
+        v += image * v_batch + column
+        dq += image * num_queries * grad_row + column
+        if ids is not None:
+            ids += image * ids_batch
+        row_lse = tl.load(lse + rows, mask=inside, other=0.0)
+        q_tile = load_queries(q, ids, rows, q_row, inside, table_rows, HEAD_DIM, BLOCK_D)
+        dq_tile = tl.zeros((BLOCK_Q, BLOCK_D), dtype=tl.float32)
+        for first in range(0, num_keys, BLOCK_K):
+            keys = indices(first, BLOCK_K, WIDE)
+            k_tile = load_rows(k, keys, k_row, keys < num_keys, HEAD_DIM, BLOCK_D)
+            v_tile = load_rows(v, keys, v_row, keys < num_keys, HEAD_DIM, BLOCK_D)
+            weights = tl.exp2(scores_of(q_tile, k_tile, keys, num_keys, scale_log2) - row_lse[:, None])
+            dweights = tl.dot(dout_tile, tl.trans(v_tile), input_precision="ieee")
+            dscores = (weights * (dweights - row_delta[:, None])).to(k_tile.dtype)
+            dq_tile = tl.dot(dscores, k_tile, dq_tile, input_precision="ieee")
+        store_rows(dq, rows, grad_row, inside, dq_tile * scale, HEAD_DIM, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def looped_backward_key(
+    q, k, v, ids, lse, delta, dout, dk, dv,
+    q_batch, q_row, k_batch, k_row, v_batch, v_row, ids_batch, dout_batch, dout_row,
+    num_queries, num_keys, table_rows, scale, scale_log2,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Program (image and head, block of keys), over query tiles: dK and dV, of which either may be None.
+
+    Tiles of weights are (keys, queries) here, so that they multiply dout and q as they are.
+    """
+    image = (tl.program_id(0) // HEADS).to(tl.int64)
+    column = (tl.program_id(0) % HEADS) * HEAD_DIM
+    grad_row = HEADS * HEAD_DIM
+    q += image * q_batch + column
+    k += image * k_batch + column
+    v += image * v_batch + column
+    dout += image * dout_batch + column
+    lse += tl.program_id(0).to(tl.int64) * num_queries
+    delta += tl.program_id(0).to(tl.int64) * num_queries
+    if ids is not None:
+        ids += image * ids_batch
+    keys = indices(tl.program_id(1) * BLOCK_K, BLOCK_K, WIDE)
+    k_tile = load_rows(k, keys, k_row, keys < num_keys, HEAD_DIM, BLOCK_D)
+    v_tile = load_rows(v, keys, v_row, keys < num_keys, HEAD_DIM, BLOCK_D)
+    dk_tile = tl.zeros((BLOCK_K, BLOCK_D), dtype=tl.float32)
+    dv_tile = tl.zeros((BLOCK_K, BLOCK_D), dtype=tl.float32)
+    for first in range(0, num_queries, BLOCK_Q):
+        rows = indices(first, BLOCK_Q, WIDE)
+        inside = rows < num_queries
+        q_tile = load_queries(q, ids, rows, q_row, inside, table_rows, HEAD_DIM, BLOCK_D)
+        dout_tile = load_rows(dout, rows, dout_row, inside, HEAD_DIM, BLOCK_D)
+        row_lse = tl.load(lse + rows, mask=inside, other=0.0)
+        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee") * scale_log2
+        # Keys beyond the last one need no mask: each fills its own row of dK and dV, which is not written.
+        weights = tl.exp2(scores - row_lse[None, :])
+        if dv is not None:
+            dv_tile = tl.dot(weights.to(dout_tile.dtype), dout_tile, dv_tile, input_precision="ieee")
+        if dk is not None:
+            row_delta = tl.load(delta + rows, mask=inside, other=0.0)
+            dweights = tl.dot(v_tile, tl.trans(dout_tile), input_precision="ieee")
+            dscores = (weights * (dweights - row_delta[None, :])).to(q_tile.dtype)
+            dk_tile = tl.dot(dscores, q_tile, dk_tile, input_precision="ieee")
+    if dk is not None:
+        dk += image * num_keys * grad_row + column
+        store_rows(dk, keys, grad_row, keys < num_keys, dk_tile * scale, HEAD_DIM, BLOCK_D)
+    if dv is not None:
+        dv += image * num_keys * grad_row + column
+        store_rows(dv, keys, grad_row, keys < num_keys, dv_tile, HEAD_DIM, BLOCK_D)

@@ -1,0 +1,178 @@
+"""From tensors to kernel launches: layouts, allocations, grids."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossmae_kernels.common.launch import needs_wide_offsets, on_device_of, unit_stride
+from crossmae_kernels.common.machine import multiprocessors, shared_memory
+from crossmae_kernels.common.segmented_sum import segmented_sum
+from crossmae_kernels.common.tuning import tuned
+from crossmae_kernels.cross_attention import kernels
+from crossmae_kernels.cross_attention.config import (
+    Kernel,
+    Tiles,
+    candidates,
+    log_sum_exp_shape,
+    padded,
+    tiles,
+)
+
+LOG2_E = math.log2(math.e)
+
+# Programs per multiprocessor that keep it busy; with fewer images the query tiles are shared out among more programs.
+PROGRAMS_PER_MULTIPROCESSOR = 8
+
+
+class _Call:
+    """One call's inputs as the kernels want them."""
+
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor, query_ids: Tensor | None, num_heads: int) -> None:
+        self.query, self.key, self.value = unit_stride(query), unit_stride(key), unit_stride(value)
+        self.ids = None if query_ids is None else unit_stride(query_ids)
+        self.batch, self.keys, self.width = key.shape
+        self.queries = query.shape[1] if query_ids is None else query_ids.shape[1]
+        self.heads = num_heads
+        self.head_width = self.width // num_heads
+
+    @property
+    def programs(self) -> int:
+        return self.batch * self.heads
+
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        return self.query, self.key, self.value, self.ids
+
+    def strides(self) -> tuple[int, ...]:
+        """Of q, k and v by image and row, and of the ids by image."""
+        query_image = 0 if self.ids is not None else self.query.stride(0)
+        ids_image = 0 if self.ids is None else self.ids.stride(0)
+        key, value = self.key, self.value
+        return (
+            query_image, self.query.stride(-2),
+            key.stride(0), key.stride(1), value.stride(0), value.stride(1),
+            ids_image,
+        )  # fmt: skip
+
+    def counts(self) -> tuple[int, int, int]:
+        return self.queries, self.keys, len(self.query)
+
+    def launch(
+        self, kernel: Kernel, grid: Callable[[Tiles], tuple[int, ...]], *arguments: object, others: tuple[Tensor, ...]
+    ) -> None:
+        """Launch a kernel; ``others`` are further tensors ``(B, ., D)`` that it addresses."""
+        query = self.query if self.ids is not None else self.query[0]
+        constants = {
+            "HEADS": self.heads,
+            "HEAD_DIM": self.head_width,
+            "BLOCK_D": padded(self.head_width),
+            "WIDE": needs_wide_offsets(query, self.key[0], self.value[0], *(other[0] for other in others)),
+        }
+        function: Any = getattr(kernels, kernel)
+
+        def run(choice: Tiles) -> None:
+            sizes = asdict(choice)
+            blocks = {"BLOCK_Q": sizes.pop("block_q"), "BLOCK_K": sizes.pop("block_k")}
+            function[grid(choice)](*arguments, **constants, **blocks, **sizes)
+
+        shape = (self.queries, self.keys, self.head_width, self.key.element_size())
+        limit = shared_memory(self.key.device)
+        with on_device_of(self.key):
+            best = tuned(
+                f"cross_attention.{kernel}",
+                # Widths and dtype, never the batch; the number of keys as the tile extent that holds them.
+                (self.heads, self.head_width, padded(self.queries), padded(self.keys), str(self.key.dtype)),
+                tiles(kernel, *shape, limit),
+                lambda: candidates(kernel, *shape, limit),
+                run,
+                self.key.device,
+            )
+            run(best)
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, query_ids: Tensor | None, num_heads: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Output ``(B, Q, D)`` and, for the looped path only, the log-sum-exp ``(B, H, Q)`` in base 2, float32."""
+    call = _Call(query, key, value, query_ids, num_heads)
+    out = query.new_empty(call.batch, call.queries, call.width)
+    lse_shape = log_sum_exp_shape(call.batch, num_heads, call.queries, call.keys, call.head_width, key.element_size())
+    lse = query.new_empty(lse_shape, dtype=torch.float32)
+    if not out.numel():
+        return out, lse
+    arguments = (*call.strides(), *call.counts(), scale * LOG2_E)
+    if len(lse_shape) == 1:
+        wanted = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(key.device)
+
+        def grid(choice: Tiles) -> tuple[int, ...]:
+            return call.programs, min(_blocks(call.queries, choice.block_q), -(-wanted // call.programs))
+
+        call.launch("short_forward", grid, *call.inputs(), out, *arguments, others=(out,))
+    else:
+        call.launch(
+            "looped_forward",
+            lambda choice: (call.programs, _blocks(call.queries, choice.block_q)),
+            *call.inputs(), out, lse, *arguments,
+            others=(out,),
+        )  # fmt: skip
+    return out, lse
+
+
+def backward(
+    dout: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_ids: Tensor | None,
+    out: Tensor | None,
+    lse: Tensor | None,
+    num_heads: int,
+    scale: float,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of query (or table), key and value where ``wanted``; ``out`` and ``lse`` only for the looped path."""
+    call = _Call(query, key, value, query_ids, num_heads)
+    dout = unit_stride(dout)
+    dq = key.new_empty(call.batch, call.queries, call.width) if wanted[0] else None
+    dk, dv = (key.new_empty(key.shape) if want else None for want in wanted[1:])
+    if call.batch * call.queries * call.width == 0:
+        # Nobody asked anything of the keys.
+        dk, dv = (None if gradient is None else gradient.zero_() for gradient in (dk, dv))
+    else:
+        arguments = (
+            *call.strides(), dout.stride(0), dout.stride(1), *call.counts(), scale, scale * LOG2_E
+        )  # fmt: skip
+        gradients = [gradient for gradient in (dq, dk, dv) if gradient is not None]
+        if out is None or lse is None:
+            call.launch(
+                "short_backward",
+                lambda _: (call.programs,),
+                *call.inputs(), dout, dq, dk, dv, *arguments,
+                others=(dout, *gradients),
+            )  # fmt: skip
+        else:
+            delta = torch.empty_like(lse)
+            if dq is not None or dk is not None:
+                call.launch(
+                    "looped_backward_query",
+                    lambda choice: (call.programs, _blocks(call.queries, choice.block_q)),
+                    *call.inputs(), out, lse, dout, dq, delta, *arguments,
+                    others=(out, dout, *gradients),
+                )  # fmt: skip
+            if dk is not None or dv is not None:
+                call.launch(
+                    "looped_backward_key",
+                    lambda choice: (call.programs, _blocks(call.keys, choice.block_k)),
+                    *call.inputs(), lse, delta, dout, dk, dv, *arguments,
+                    others=(dout, *gradients),
+                )  # fmt: skip
+    if dq is not None and query_ids is not None:
+        dq = segmented_sum(dq.flatten(0, 1), query_ids.flatten(), len(query))
+    return dq, dk, dv
+
+
+def _blocks(count: int, block: int) -> int:
+    return -(-count // block)

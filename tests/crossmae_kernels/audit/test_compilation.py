@@ -1,0 +1,54 @@
+"""Every kernel compiled for GPUs that need not be there; see ``python -m crossmae_kernels.audit`` for all widths."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def audit(*arguments):
+    """Records of the command, in a process of its own: this one may have Triton's interpreter in place."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "crossmae_kernels.audit", "--json", *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stderr[-2000:]
+    return done.returncode, json.loads(done.stdout)
+
+
+# The decoder's heads; the encoder's and the other dtypes too where most of the training is done.
+@pytest.mark.parametrize(
+    ("arch", "dtypes", "widths"),
+    [
+        (80, ["bf16"], [32]),
+        (86, ["bf16"], [32]),
+        (90, ["bf16"], [32, 64]),
+        (90, ["fp16", "fp32"], [32]),
+        (100, ["bf16"], [32]),
+    ],
+)
+def test_kernels_stay_in_registers_and_use_tensor_cores_and_wide_loads(arch, dtypes, widths):
+    code, records = audit("--architectures", arch, "--dtypes", *dtypes, "--head-widths", *widths)
+    assert {record["kernel"] for record in records} == {
+        "short_forward",
+        "short_backward",
+        "looped_forward",
+        "looped_backward_query",
+        "looped_backward_key",
+        "segmented_sum_kernel",
+    }
+    lacking = [record for record in records if record["shortcomings"]]
+    assert not lacking
+    assert code == 0
+
+
+def test_shortcomings_are_named():
+    from crossmae_kernels.audit.cases import Case, shortcomings
+    from crossmae_kernels.audit.compilation import Assembly
+
+    case = Case("short_forward", 86, "bf16", 32, 49, 50)
+    assert shortcomings(case, Assembly(80, 0, 16384, ("HMMA",), 128, 128)) == []
+    assert len(shortcomings(case, Assembly(255, 3, 100 * 1024, (), 64, 128))) == 4
+    hopper = Case("short_forward", 90, "bf16", 32, 49, 50)
+    assert shortcomings(hopper, Assembly(80, 0, 16384, ("HMMA",), 128, 128)) != []

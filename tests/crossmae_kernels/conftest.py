@@ -1,0 +1,48 @@
+"""Kernel tests run on the GPU where there is one, and in Triton's interpreter elsewhere."""
+
+import os
+
+import pytest
+import torch
+
+# Triton reads this when it is imported, which nothing did so far.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_configure(config):
+    # Triton 3.6's interpreter, with NumPy < 2.4.
+    config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim > 0:DeprecationWarning")
+
+
+@pytest.fixture
+def interpreter():
+    """For tests of what only the interpreter shows."""
+    if not INTERPRETED:
+        pytest.skip("Triton compiles kernels here; the interpreter needs TRITON_INTERPRET=1")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("cpu", torch.float32), id="interpreter-float32"),
+        # Not bfloat16: the interpreter computes on its raw bits.
+        pytest.param(("cpu", torch.float16), id="interpreter-float16"),
+        pytest.param(("cuda", torch.float32), id="cuda-float32", marks=pytest.mark.gpu),
+        pytest.param(("cuda", torch.float16), id="cuda-float16", marks=pytest.mark.gpu),
+        pytest.param(("cuda", torch.bfloat16), id="cuda-bfloat16", marks=pytest.mark.gpu),
+    ]
+)
+def place(request):
+    """Device and dtype of a kernel test."""
+    device, dtype = request.param
+    if (device == "cpu") != INTERPRETED:
+        pytest.skip("kernels are compiled here" if device == "cpu" else "no CUDA device")
+    return device, dtype
+
+
+@pytest.fixture
+def device():
+    """Where kernels run here."""
+    return "cpu" if INTERPRETED else "cuda"

@@ -1,0 +1,112 @@
+"""Imports, ``crossmae_kernels.info`` and ``crossmae_kernels.check``, each in a fresh process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import torch
+
+WITHOUT_TRITON = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] == 'triton':
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == 'triton' else find(name, *a)
+"""
+
+
+def run(*command, **environment):
+    """Run Python with Triton's interpreter off unless asked for."""
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, *command], env=inherited | environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_imports_and_runs_without_triton_and_says_so():
+    code = (
+        WITHOUT_TRITON
+        + """
+import torch, crossmae_kernels as ck
+q, k = torch.randn(1, 2, 8, requires_grad=True), torch.randn(1, 3, 8)
+ck.cross_attention(q, k, k, 2).sum().backward()
+try:
+    ck.cross_attention(q, k, k, 2, impl='triton')
+except RuntimeError as error:
+    print(error)
+"""
+    )
+    done = run("-c", code, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr
+    assert "Triton is not installed" in done.stdout
+
+
+def test_import_loads_neither_triton_nor_the_compiler_and_asks_no_device():
+    code = """
+import sys, torch
+torch.cuda.is_available = torch.cuda.get_device_capability = torch.cuda.get_device_properties = None
+import crossmae_kernels, crossmae_kernels.testing, crossmae_kernels.check
+print(sorted({'triton', 'torch._dynamo'} & set(sys.modules)), torch.cuda.is_initialized())
+"""
+    done = run("-c", code)
+    assert done.stdout.strip() == "[] False", done.stderr
+
+
+def test_info_names_the_implementation_of_each_op_and_the_reasons():
+    done = run("-m", "crossmae_kernels.info")
+    assert done.returncode == 0, done.stderr
+    (served,) = [line for line in done.stdout.split("cpu:")[1].splitlines() if "cross_attention" in line][:1]
+    assert "reference: kernels run on CUDA devices" in served
+    assert "this op has no Triton kernel" in done.stdout
+    interpreted = run("-m", "crossmae_kernels.info", TRITON_INTERPRET="1", CROSSMAE_KERNELS_IMPL="triton")
+    lines = [line.split(maxsplit=1) for line in interpreted.stdout.splitlines() if line.startswith("  ")]
+    assert ["cross_attention", "triton"] in lines
+
+
+def test_check_judges_the_kernels_in_the_interpreter():
+    done = run("-m", "crossmae_kernels.check", "--interpret", "--json")
+    assert done.returncode == 0, done.stderr
+    lines = json.loads(done.stdout)
+    judged = [line for line in lines if line["op"] == "cross_attention" and line["implementation"].startswith("triton")]
+    assert len(judged) == 8
+    assert all(line["verdict"] == "ok" and line["error"] <= line["budget"] for line in judged)
+    assert {line["op"] for line in lines} == {
+        "cross_attention",
+        "gather_patches",
+        "linear_residual",
+        "mix_feature_maps",
+        "mlp",
+        "norm_linear",
+        "patch_loss",
+    }
+
+
+def test_check_sets_other_attention_beside_and_shows_what_is_missing():
+    done = run("-m", "crossmae_kernels.check")
+    assert done.returncode == 0, done.stderr
+    for name in ("sdpa math", "sdpa efficient", "sdpa flash", "sdpa cudnn", "flash-attn", "xformers"):
+        assert name in done.stdout
+    if not torch.cuda.is_available():
+        assert "missing  kernels run on CUDA devices" in done.stdout
+
+
+def test_check_fails_when_a_kernel_is_wrong_or_breaks(interpreter, monkeypatch, capsys):
+    from crossmae_kernels import check
+    from crossmae_kernels.cross_attention import launch
+
+    everything = check.problems
+    monkeypatch.setattr(check, "problems", lambda *arguments, **others: everything(*arguments, **others)[:1])
+    assert check.main(["--interpret"]) == 0
+    assert "wrong" not in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "LOG2_E", 1.02 * launch.LOG2_E)
+        assert check.main(["--interpret"]) == 1
+        assert "triton, interpreted wrong    error" in capsys.readouterr().out
+    monkeypatch.delattr(launch, "backward")
+    assert check.main(["--interpret"]) == 1
+    assert "has no attribute 'backward'" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from crossmae.cli import main
 from crossmae.training.data import LabelledImages, digits
 
 
-@pytest.mark.parametrize("command", ["demo", "flops"])
+@pytest.mark.parametrize("command", ["check", "demo", "flops"])
 def test_help_tells_what_a_command_does_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -22,8 +22,7 @@ def test_help_lists_the_commands(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert "demo" in text
-    assert "flops" in text
+    assert {"check", "demo", "flops"} <= set(text.split())
 
 
 def test_flops_prints_the_table_and_draws_it(tmp_path, capsys):
@@ -61,3 +60,11 @@ def test_demo_in_a_few_steps(tmp_path, capsys, monkeypatch):
     for row in ("raw pixels", "untrained encoder", "MAE encoder", "CrossMAE encoder", "ViT-B/16"):
         assert row in text
     assert (tmp_path / "out" / "results.md").read_text() in text
+
+
+def test_check_hands_its_words_and_verdict_on(monkeypatch):
+    seen = []
+    monkeypatch.setattr("crossmae_kernels.check.main", lambda words: seen.append(words) or 1)
+    assert main(["check", "--json", "--interpret"]) == 1
+    assert main(["check"]) == 1
+    assert seen == [["--json", "--interpret"], []]

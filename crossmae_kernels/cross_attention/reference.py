@@ -1,7 +1,12 @@
 """Cross-attention in plain PyTorch: the specification."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# PyTorch's attention on a CPU works through blocks of keys; with so few of them the definition itself is faster, by
+# 1.3 to 2 times forward and backward (49 x 50 and 147 x 50 with 16 heads of 32, 17 x 17 with 3). At 197 it is not.
+FEW_KEYS = 128
 
 
 def cross_attention(
@@ -10,9 +15,11 @@ def cross_attention(
     """See ``crossmae_kernels.cross_attention``; arguments are taken as checked."""
     if query_ids is not None:
         query = query[query_ids]
-    out = F.scaled_dot_product_attention(
-        split_heads(query, num_heads), split_heads(key, num_heads), split_heads(value, num_heads), scale=scale
-    )
+    q, k, v = (split_heads(x, num_heads) for x in (query, key, value))
+    if query.device.type == "cpu" and query.dtype == torch.float32 and key.shape[1] <= FEW_KEYS:
+        out = (q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(-1, -2)).softmax(dim=-1) @ v
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, scale=scale)
     return out.transpose(1, 2).flatten(2)
 
 

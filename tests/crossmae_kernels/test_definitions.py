@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import crossmae_kernels as ck
+from crossmae_kernels.cross_attention.reference import FEW_KEYS
 
 SEED = torch.Generator().manual_seed(0)
 
@@ -175,3 +176,15 @@ def test_patch_loss_of_low_precision_predictions_is_summed_in_float32():
 def test_constant_patches_have_a_loss():
     loss = ck.patch_loss(torch.ones(1, 1, 12), torch.full((1, 3, 2, 2), 5.0), torch.tensor([[0]]), 2, normalize=True)
     assert loss == 1.0
+
+
+@pytest.mark.parametrize("keys", [FEW_KEYS, FEW_KEYS + 1])
+def test_cross_attention_in_float32_on_both_sides_of_few_keys(keys):
+    q, k, v, upstream = randn(2, 5, 32), randn(2, keys, 32), randn(2, keys, 32), randn(2, 5, 32).detach()
+    exact = ck.cross_attention(q, k, v, 4, scale=0.3, impl="reference")
+    low = [t.detach().float().requires_grad_() for t in (q, k, v)]
+    out = ck.cross_attention(*low, 4, scale=0.3, impl="reference")
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-6)
+    gradients = torch.autograd.grad(out, low, upstream.float())
+    for found, truth in zip(gradients, torch.autograd.grad(exact, (q, k, v), upstream), strict=True):
+        torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=2e-6)

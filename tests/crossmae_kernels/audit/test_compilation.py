@@ -1,4 +1,4 @@
-"""Every kernel compiled for GPUs that need not be there; see ``python -m crossmae_kernels.audit`` for all widths."""
+"""Every kernel compiled for GPUs that need not be there."""
 
 import json
 import os
@@ -17,22 +17,15 @@ def audit(*arguments):
     return done.returncode, json.loads(done.stdout)
 
 
-# The decoder's heads; the encoder's and the other dtypes too where most of the training is done.
-@pytest.mark.parametrize(
-    ("arch", "dtypes", "widths"),
-    [
-        (80, ["bf16"], [32]),
-        (86, ["bf16"], [32]),
-        (90, ["bf16"], [32, 64]),
-        (90, ["fp16", "fp32"], [32]),
-        (100, ["bf16"], [32]),
-    ],
-)
-def test_kernels_stay_in_registers_and_use_tensor_cores_and_wide_loads(arch, dtypes, widths):
-    code, records = audit("--architectures", arch, "--dtypes", *dtypes, "--head-widths", *widths)
-    assert {record["kernel"] for record in records} == {
-        "short_forward",
-        "short_backward",
+@pytest.mark.parametrize("head_width", [32, 64, 80, 128])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("arch", [80, 86, 90, 100])
+def test_kernels_stay_in_registers_and_use_tensor_cores_and_wide_loads(arch, dtype, head_width):
+    code, records = audit("--architectures", arch, "--dtypes", dtype, "--head-widths", head_width, "--processes", 1)
+    short = {record["kernel"] for record in records if record["kernel"].startswith("short")}
+    fits = dtype != "fp32" or head_width <= 64  # 50 keys, the least that is compiled
+    assert short == ({"short_forward", "short_backward"} if fits else set())
+    assert {record["kernel"] for record in records} - short == {
         "looped_forward",
         "looped_backward_query",
         "looped_backward_key",

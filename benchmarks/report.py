@@ -70,7 +70,7 @@ def draw(contenders: dict[tuple[str, int, float], dict[str, dict[str, Any]]], wh
         marker = {"MAE": "s", "CrossMAE": "o"}.get(decoder, "x")
         axis.plot(point["macs_ratio"], speedup(point), marker, color="black" if decoder == "MAE" else None)
         name = decoder if decoder == "MAE" else f"{decoder}: {blocks} blocks, predicts {ratio:g}"
-        right = point["macs_ratio"] > limit**0.6
+        right = decoder == "MAE" or point["macs_ratio"] > limit**0.6
         axis.annotate(
             name,
             (point["macs_ratio"], speedup(point)),

@@ -93,7 +93,8 @@ def mask_counts(
 
 def _nearest(patches: int, ratio: float) -> int:
     """``patches * ratio``, the ratio read as a decimal, to the nearest integer, halves up."""
-    return int(patches * Fraction(str(ratio)) + Fraction(1, 2))
+    share = Fraction(str(ratio))
+    return (2 * patches * share.numerator + share.denominator) // (2 * share.denominator)
 
 
 def random_masking(

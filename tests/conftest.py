@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import importlib.util
 import os
 
 import torch
@@ -11,3 +12,14 @@ torch.set_num_threads(1)
 # module may cause, so it is set before the first of them is.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A machine to check kernels on may have PyTorch, Triton and pytest alone; what needs more is left out there.
+NEEDED = {
+    "crossmae/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", "sklearn", "tqdm"),
+    "crossmae/test_imports.py": ("jsonargparse", "tabulate"),
+    "crossmae/test_training.py": ("PIL", "sklearn"),
+    "test_benchmarks.py": ("tabulate", "matplotlib"),
+}
+collect_ignore = [
+    path for path, modules in NEEDED.items() if not all(importlib.util.find_spec(module) for module in modules)
+]

@@ -28,7 +28,7 @@ def flops(figure: str = "flops.png") -> None:
     print(f"\nPicture: {figure}")
 
 
-def demo(out: str = "demo", steps: int = 500) -> None:
+def demo(out: str = "demo", steps: int = 600) -> None:
     """Pretrain a tiny CrossMAE and a tiny MAE on real digits and compare them.
 
     Both see the same images in the same order. Measures decode compute and time, evaluates both encoders on

@@ -14,20 +14,21 @@ from concurrent.futures import ProcessPoolExecutor
 # The interpreter compiles nothing.
 os.environ.pop("TRITON_INTERPRET", None)
 
-from crossmae_kernels.audit.cases import DTYPES, HEAD_WIDTHS, cases, report
+from crossmae_kernels.audit.case import ITEM_SIZES, report
+from crossmae_kernels.audit.cases import CASES, cases
 from crossmae_kernels.audit.compilation import SHARED_MEMORY
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line for each case, or all as JSON."""
     parser = argparse.ArgumentParser(prog="python -m crossmae_kernels.audit", description=__doc__)
+    parser.add_argument("--ops", nargs="+", choices=list(CASES), default=[*CASES])
     parser.add_argument("--architectures", nargs="+", type=int, choices=list(SHARED_MEMORY), default=[*SHARED_MEMORY])
-    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=[*DTYPES])
-    parser.add_argument("--head-widths", nargs="+", type=int, default=[*HEAD_WIDTHS])
+    parser.add_argument("--dtypes", nargs="+", choices=list(ITEM_SIZES), default=[*ITEM_SIZES])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="one list of records instead of a table")
     options = parser.parse_args(argv)
-    chosen = cases(options.architectures, options.dtypes, options.head_widths)
+    chosen = cases(options.ops, options.architectures, options.dtypes)
     failed = False
     records = []
     # Fresh processes: PyTorch's threads do not survive a fork.
@@ -43,11 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _line(record: dict[str, object]) -> str:
-    form = "gathered" if record["gathered"] else "64-bit" if record["wide_offsets"] else ""
-    head = (
-        f"sm_{record['arch']:<4}{record['dtype']:5}{record['kernel']:23}width {record['head_width']:<4}"
-        f"keys {record['keys']:<4}{form:9}"
-    )
+    head = f"sm_{record['arch']:<4}{record['dtype']:5}{record['kernel']:23}{record['label']:36}"
     if "registers" not in record:
         return f"{head}{record['shortcomings']}"
     tensor_core = "+".join(record["tensor_core"]) or "-"  # type: ignore[arg-type]

@@ -21,6 +21,9 @@ from triton.compiler import ASTSource
 # Shared memory that one program may have, by architecture (CUDA programming guide, table of compute capabilities).
 SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
+# What the launcher marks a pointer or a stride with that 16 divides.
+ALIGNED = [["tt.divisibility", 16]]
+
 TENSOR_CORE_INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA")
 
 
@@ -45,30 +48,44 @@ class CompilationError(RuntimeError):
 
 
 def compile_kernel(
-    kernel: Any, pointers: Mapping[str, str], constants: Mapping[str, object], arch: int, warps: int, stages: int
+    kernel: Any,
+    pointers: Mapping[str, str | tuple[str, ...]],
+    constants: Mapping[str, object],
+    arch: int,
+    warps: int,
+    stages: int,
+    scalars: Mapping[str, str],
 ) -> Assembly:
     """Compile as the launcher would for aligned, densely packed tensors.
 
     Args:
         kernel: a ``triton.jit`` function, not an interpreted one.
-        pointers: Triton element type of each pointer argument.
+        pointers: Triton element type of each pointer argument, a tuple of them for a tuple of pointers.
         constants: values of the ``tl.constexpr`` arguments, and None for each pointer that is not passed.
         arch: compute capability, 90 for 9.0.
         warps: warps per program.
         stages: depth of software pipelines.
+        scalars: types of scalar arguments that are neither 32-bit integers nor named ``scale...`` (32-bit floats).
 
     Raises:
         CompilationError: when Triton or the assembler refuses.
     """
     counts = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
-    signature, aligned = {}, {}
+    signature: dict[str, object] = {}
+    aligned: dict[tuple[int, ...], object] = {}
     for index, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
-            continue
-        signature[name] = f"*{pointers[name]}" if name in pointers else "fp32" if name.startswith("scale") else "i32"
-        if name not in counts and signature[name] != "fp32":
-            aligned[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(elements := pointers.get(name), tuple):
+            signature[name] = tuple(f"*{element}" for element in elements)
+            aligned |= {(index, place): ALIGNED for place in range(len(elements))}
+        elif elements is not None:
+            signature[name] = f"*{elements}"
+            aligned[(index,)] = ALIGNED
+        else:
+            signature[name] = scalars.get(name, "fp32" if name.startswith("scale") else "i32")
+            if name not in counts and signature[name] != "fp32":
+                aligned[(index,)] = ALIGNED
     source = ASTSource(kernel, signature, constexprs=dict(constants), attrs=aligned)
     printed = io.StringIO()
     try:

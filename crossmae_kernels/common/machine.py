@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +91,8 @@ def _cuda_refusals(index: int) -> tuple[str, ...]:
 
 @functools.cache
 def _cuda_shared_memory(index: int) -> int:
-    return torch.cuda.get_device_properties(index).shared_memory_per_block_optin
+    properties: Any = torch.cuda.get_device_properties(index)  # not every PyTorch declares all of its fields
+    return properties.shared_memory_per_block_optin
 
 
 @functools.cache

@@ -1,0 +1,73 @@
+"""One compilation, and what is asked of its outcome."""
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from crossmae_kernels.audit.compilation import SHARED_MEMORY, Assembly, CompilationError, compile_kernel
+
+# Bytes of an element, by Triton's name of the dtype.
+ITEM_SIZES = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel with all that decides what the compiler makes of it. Plain values: it goes to other processes."""
+
+    kernel: str
+    """``module:function``."""
+    label: str
+    """What tells this case from the kernel's others."""
+    arch: int
+    """Compute capability, 90 for 9.0."""
+    dtype: str
+    pointers: dict[str, Any]
+    """Element type of each pointer argument; a tuple of types for an argument that is a tuple of pointers."""
+    constants: dict[str, Any]
+    """Values of compile-time arguments, and None for each pointer that is not passed."""
+    warps: int = 4
+    stages: int = 3
+    tensor_cores: bool = False
+    """Whether matrix products are to run on them."""
+    scalars: dict[str, str] = field(default_factory=dict)
+    """Types of scalar arguments that are neither 32-bit integers nor named ``scale...`` (32-bit floats)."""
+
+    @property
+    def name(self) -> str:
+        """The kernel's own name."""
+        return self.kernel.split(":")[1]
+
+    def compile(self) -> Assembly:
+        """Compile it."""
+        module, name = self.kernel.split(":")
+        kernel = getattr(importlib.import_module(module), name)
+        return compile_kernel(
+            kernel, self.pointers, self.constants, self.arch, self.warps, self.stages, scalars=self.scalars
+        )
+
+
+def shortcomings(case: Case, assembly: Assembly) -> list[str]:
+    """What a compiled kernel lacks: everything in registers, room in shared memory, tensor cores, wide accesses."""
+    limit = SHARED_MEMORY[case.arch]
+    lacking = []
+    if assembly.spilled:
+        lacking.append(f"{assembly.spilled} instructions spill registers")
+    if assembly.shared > limit:
+        lacking.append(f"{assembly.shared} bytes of shared memory, {limit} are there")
+    if case.tensor_cores:
+        needed = "HGMMA" if case.arch == 90 else "HMMA" if case.arch < 90 else None
+        if not assembly.tensor_core or (needed and needed not in assembly.tensor_core):
+            lacking.append(f"tensor-core instructions are {assembly.tensor_core or 'none'}")
+    if assembly.widest_load < 128:
+        lacking.append(f"loads of {assembly.widest_load} bits at most")
+    return lacking
+
+
+def report(case: Case) -> dict[str, object]:
+    """Case, assembly and shortcomings as one flat record."""
+    record = {"kernel": case.name, "label": case.label, "arch": case.arch, "dtype": case.dtype}
+    try:
+        assembly = case.compile()
+    except CompilationError as error:
+        return {**record, "shortcomings": [str(error)]}
+    return {**record, **vars(assembly), "shortcomings": shortcomings(case, assembly)}

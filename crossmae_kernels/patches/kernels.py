@@ -42,7 +42,7 @@ def load_pixels(
     CHANNELS: tl.constexpr, PATCH: tl.constexpr,
     PATCHES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Patches ``first`` to ``first + PATCHES`` as a tile (lines, pixels), and which of it are there."""
+    """Patches ``first`` to ``first + PATCHES`` as a tile (lines, pixels), 0 around them, and where they are in it."""
     lines = tl.arange(0, PATCHES * BLOCK_C)
     number, channel = first + lines // BLOCK_C, lines % BLOCK_C
     inside = (number < total) & (channel < CHANNELS)
@@ -59,12 +59,16 @@ def load_pixels(
     base = images + image * image_stride + corner
     offsets = row * row_stride + column * column_stride
     there = inside[:, None] & within[None, :]
-    tile = tl.load(base[:, None] + offsets[None, :], mask=there & known[:, None], other=0)
-    if mean is not None:
-        offset = 255 * tl.load(mean + channel, mask=inside, other=0.0)
+    pointers, read = base[:, None] + offsets[None, :], there & known[:, None]
+    lost = tl.where(known, 0.0, float("nan"))
+    if mean is None:
+        tile = tl.load(pointers, mask=read, other=lost[:, None].to(images.dtype.element_ty))
+    else:
         factor = tl.div_rn(1.0, 255 * tl.load(std + channel, mask=inside, other=1.0))
-        tile = (tile.to(tl.float32) - offset[:, None]) * factor[:, None]
-    return tl.where(known[:, None], tile, float("nan")), there
+        shift = lost - 255 * tl.load(mean + channel, mask=inside, other=0.0) * factor
+        tile = tl.load(pointers, mask=read, other=0).to(tl.float32) * factor[:, None] + shift[:, None]
+        tile = tl.where(there, tile, 0.0)
+    return tile, there
 
 
 @triton.jit
@@ -174,7 +178,7 @@ def standardized(tile, there, VALUES: tl.constexpr, EPS: tl.constexpr, PATCHES: 
     """Each patch of a tile (lines, pixels) minus its mean, over the root of its unbiased variance + EPS."""
     SIZE: tl.constexpr = tile.numel // PATCHES
     values, there = tl.reshape(tile, (PATCHES, SIZE)), tl.reshape(there, (PATCHES, SIZE))
-    mean = tl.sum(tl.where(there, values, 0.0), axis=1) / VALUES
+    mean = tl.sum(values, axis=1) / VALUES
     centred = tl.where(there, values - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / (VALUES - 1)
     return tl.reshape(centred * tl.div_rn(1.0, tl.sqrt_rn(variance + EPS))[:, None], tile.shape)

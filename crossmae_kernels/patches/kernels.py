@@ -178,8 +178,10 @@ def standardized(tile, there, VALUES: tl.constexpr, EPS: tl.constexpr, PATCHES: 
     """Each patch of a tile (lines, pixels) minus its mean, over the root of its unbiased variance + EPS."""
     SIZE: tl.constexpr = tile.numel // PATCHES
     values, there = tl.reshape(tile, (PATCHES, SIZE)), tl.reshape(there, (PATCHES, SIZE))
-    mean = tl.sum(values, axis=1) / VALUES
-    centred = tl.where(there, values - mean[:, None], 0.0)
+    centred = values - (tl.sum(values, axis=1) / VALUES)[:, None]
+    # The mean was rounded, which shows where a patch is nearly constant; what is left of it is small and exact enough.
+    left = tl.sum(tl.where(there, centred, 0.0), axis=1) / VALUES
+    centred = tl.where(there, centred - left[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / (VALUES - 1)
     return tl.reshape(centred * tl.div_rn(1.0, tl.sqrt_rn(variance + EPS))[:, None], tile.shape)
 

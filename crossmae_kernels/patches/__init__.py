@@ -100,7 +100,8 @@ def patch_loss(
     checks.tensor("prediction", prediction, f"B Q {values}", any_dtype=True)
     checks.that(values > 1 or not normalize, "normalize=True needs patches of more than one value")
     checks.that(
-        reduction in get_args(Reduction), f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}"
+        reduction in get_args(Reduction),
+        f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}",
     )
     checks.raise_if_any()
     checks.that(prediction.numel() > 0 or reduction == "none", "predicted_ids must name at least one patch, got none")

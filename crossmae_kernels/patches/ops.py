@@ -163,6 +163,9 @@ def _loss_autograd(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple
     dprediction = None
     if upstream is not None and ctx.needs_input_grad[0]:
         (difference,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # With create_graph: a second derivative is to be refused, not to be silently missing.
+            upstream = upstream.detach().requires_grad_()
         dprediction = torch.ops.crossmae_kernels.patch_loss_backward(upstream, difference)
     return dprediction, None, None, None, None, None, None, None
 

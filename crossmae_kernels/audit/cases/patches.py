@@ -49,7 +49,12 @@ def case(
         label=f"{channels} x {patch} x {patch}" + f", {pixels} pixels" * bool(pixels) + ", 64-bit" * wide_offsets,
         arch=arch,
         dtype=dtype,
-        pointers={**dict.fromkeys(rows, dtype), **dict.fromkeys(floats, "fp32"), "images": pixels or dtype, "ids": "i64"},
+        pointers={
+            **dict.fromkeys(rows, dtype),
+            **dict.fromkeys(floats, "fp32"),
+            "images": pixels or dtype,
+            "ids": "i64",
+        },
         constants=constants,
         warps=choice.num_warps,
     )

@@ -17,7 +17,7 @@ NaN.
 """
 
 # Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
-# ruff: noqa: N803
+# ruff: noqa: N803, N806
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
 import triton

@@ -17,7 +17,7 @@ SHAPES = [
     (4, 4, (1, 1), 1, 3),
     (1, 7, (2, 3), 40, 2),
 ]
-IDS = dict(ids=lambda s: f"{s[1]}x{s[0]}x{s[0]}-{s[2][0]}x{s[2][1]}-{s[3]}of{s[4]}")
+IDS = {"ids": lambda s: f"{s[1]}x{s[0]}x{s[0]}-{s[2][0]}x{s[2][1]}-{s[3]}of{s[4]}"}
 
 RESULTS = {"gather": ("rows", "d images"), "loss": ("losses", "d prediction")}
 

@@ -170,7 +170,7 @@ def loss_forward(
         tl.store(difference + start + offsets, error.to(difference.dtype.element_ty), mask=inside)
     squares = tl.reshape(tl.where(inside, error * error, 0.0), (PATCHES, BLOCK_P * BLOCK_P * BLOCK_C))
     number = first + tl.arange(0, PATCHES)
-    tl.store(losses + number, tl.sum(squares, axis=1) / VALUES, mask=number < total)
+    tl.store(losses + number, tl.sum(squares, axis=1) * (1 / VALUES), mask=number < total)
 
 
 @triton.jit
@@ -178,11 +178,11 @@ def standardized(tile, there, VALUES: tl.constexpr, EPS: tl.constexpr, PATCHES: 
     """Each patch of a tile (lines, pixels) minus its mean, over the root of its unbiased variance + EPS."""
     SIZE: tl.constexpr = tile.numel // PATCHES
     values, there = tl.reshape(tile, (PATCHES, SIZE)), tl.reshape(there, (PATCHES, SIZE))
-    centred = values - (tl.sum(values, axis=1) / VALUES)[:, None]
+    centred = values - (tl.sum(values, axis=1) * (1 / VALUES))[:, None]
     # The mean was rounded, which shows where a patch is nearly constant; what is left of it is small and exact enough.
-    left = tl.sum(tl.where(there, centred, 0.0), axis=1) / VALUES
+    left = tl.sum(tl.where(there, centred, 0.0), axis=1) * (1 / VALUES)
     centred = tl.where(there, centred - left[:, None], 0.0)
-    variance = tl.sum(centred * centred, axis=1) / (VALUES - 1)
+    variance = tl.sum(centred * centred, axis=1) * (1 / (VALUES - 1))
     return tl.reshape(centred * tl.div_rn(1.0, tl.sqrt_rn(variance + EPS))[:, None], tile.shape)
 
 

@@ -11,13 +11,13 @@ from crossmae_kernels.testing import budget, error, poisoned_allocations
 
 SOURCE = Path(__file__).parents[3] / "crossmae_kernels" / "patches" / "kernels.py"
 
-MEAN = ("centred = values - (tl.sum(values, axis=1) / VALUES)[:, None]", "centred = values")
+MEAN = ("centred = values - (tl.sum(values, axis=1) * (1 / VALUES))[:, None]", "centred = values")
 LEFT = ("tl.where(there, centred - left[:, None], 0.0)", "tl.where(there, centred, 0.0)")
 ZEROS = "total = tl.zeros((BLOCK_P * BLOCK_P, BLOCK_C), dtype=tl.float32)"
 
 # What is run, and what to replace by what.
 MUTATIONS = {
-    "biased variance": ("loss", ("/ (VALUES - 1)", "/ VALUES")),
+    "biased variance": ("loss", ("1 / (VALUES - 1)", "1 / VALUES")),
     "mean not subtracted": ("loss", MEAN, LEFT),
     "rounding of the mean left in": ("loss", LEFT),
     "padding in the variance": ("loss", (LEFT[0], "centred - left[:, None]")),

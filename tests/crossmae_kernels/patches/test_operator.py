@@ -69,7 +69,8 @@ def test_whole_graph_compiles_with_its_gradients_and_once_for_all_counts(argumen
     for batch, count in ((2, 4), (3, 5), (5, 3)):
         prediction, images, ids, _, _ = arguments(batch=batch, count=count)
         given = (images.requires_grad_(), ids) if call is _gather else (prediction, images, ids)
-        assert _equal(_gradients(compiled, *given), _gradients(call, *given))
+        # The mean is PyTorch's own, which a compiler may sum in another order.
+        torch.testing.assert_close(_gradients(compiled, *given), _gradients(call, *given), rtol=1e-6, atol=1e-7)
     # The first size as such, the second as any size.
     assert counter.frame_count == 2
 

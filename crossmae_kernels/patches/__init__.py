@@ -48,7 +48,8 @@ def gather_patches(
     _check_images(checks, images, patch_size, mean, std)
     checks.ids("ids", ids, "B V", limit=_patches_of(images, patch_size))
     checks.raise_if_any()
-    if choose("gather_patches", impl, refusals(images, patch_size), worthwhile=images.is_cuda) == "reference":
+    reasons = refusals(images, patch_size, mean, std)
+    if choose("gather_patches", impl, reasons, worthwhile=images.is_cuda) == "reference":
         return reference.gather_patches(images, ids, patch_size, mean, std)
     dtype = torch.float32 if images.dtype == torch.uint8 else images.dtype
     if torch.is_autocast_enabled(images.device.type):
@@ -103,8 +104,8 @@ def patch_loss(
     checks.raise_if_any()
     checks.that(prediction.numel() > 0 or reduction == "none", "predicted_ids must name at least one patch, got none")
     checks.raise_if_any()
-    reasons = refusals(images, patch_size) + dtype_refusals(prediction)
-    if images.requires_grad and torch.is_grad_enabled():
+    reasons = refusals(images, patch_size, mean, std) + dtype_refusals(prediction)
+    if _need_gradients(images):
         reasons.append("the kernels have no gradient to the images, and these need one")
     if choose("patch_loss", impl, reasons, worthwhile=images.is_cuda) == "reference":
         return reference.patch_loss(prediction, images, predicted_ids, patch_size, normalize, mean, std, reduction)
@@ -112,8 +113,8 @@ def patch_loss(
     return losses.mean() if reduction == "mean" else losses
 
 
-def refusals(images: Tensor, patch_size: int) -> list[str]:
-    """Every reason why the kernels cannot serve a call with these images."""
+def refusals(images: Tensor, patch_size: int, mean: Tensor | None, std: Tensor | None) -> list[str]:
+    """Every reason why neither kernel can serve a call with these images."""
     reasons = machine_refusals(images.device)
     if images.dtype != torch.uint8:
         reasons += dtype_refusals(images)
@@ -122,7 +123,13 @@ def refusals(images: Tensor, patch_size: int) -> list[str]:
             f"kernels take patches of up to {LARGEST_TILE} values with channels and sides padded to powers of two,"
             f" these have {images.shape[1]} x {patch_size} x {patch_size}"
         )
+    if _need_gradients(mean, std):
+        reasons.append("the kernels have no gradient to mean and std, and these need one")
     return reasons
+
+
+def _need_gradients(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _check_images(

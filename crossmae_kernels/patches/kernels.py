@@ -6,8 +6,8 @@ the tile is transposed through shared memory. Three channels are padded to four,
 one element, but neighbouring lanes touch neighbouring addresses.
 
 The alternatives, compiled for compute capability 8.0 and 9.0: reading pixels straight in the order of a row takes
-loads of one element that are a channel apart, and two to four times as many instructions, more than the memory system
-leaves time for in 16 bits; ``tl.gather`` between two dense tiles becomes a thousand shuffles.
+loads of one element, neighbours of which are a channel apart, and three times as many instructions, which in 16 bits
+would take longer than memory does; ``tl.gather`` between two dense tiles becomes a thousand shuffles.
 
 Conventions: a *line* is one channel of one patch, a *point* all channels of one pixel, so that tiles are
 ``(lines, pixels)`` in the order of the image and ``(points, channels)`` in the order of a row. Both are two-dimensional

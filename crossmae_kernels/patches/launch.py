@@ -94,6 +94,7 @@ def _launch_on_pixels(
 ) -> None:
     """Launch a kernel that reads the named patches, and ``others`` in front of its counts."""
     ids = unit_stride(ids)
+    mean, std = (None if statistic is None else unit_stride(statistic) for statistic in (mean, std))
     total = ids.numel()
     counts = (total, ids.shape[1], *_grid(images, patch_size), ids.stride(0))
     function: Any = getattr(kernels, kernel)

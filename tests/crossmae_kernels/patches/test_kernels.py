@@ -125,6 +125,14 @@ def test_ids_and_predictions_in_any_layout(problem, device):
     assert torch.equal(ck.gather_patches(images, shared, 5, impl="triton"), same)
 
 
+def test_statistics_in_any_layout(problem, device):
+    task = problem(5, pixels=torch.uint8)
+    images, ids, mean, std = task.arguments(device, torch.float32)
+    table = torch.stack([mean, std], -1)
+    rows = ck.gather_patches(images, ids, 5, table[:, 0], table[:, 1], impl="triton")
+    assert torch.equal(rows, ck.gather_patches(images, ids, 5, mean, std, impl="triton"))
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 75), (1, 4, 75)], ids=str)
 def test_expanded_gradients_of_rows(problem, device, shape):
     task = problem(5)

@@ -237,6 +237,21 @@ def test_gradients_to_images_through_the_loss_are_the_reference_s(arguments):
         losses.sum().backward()
 
 
+def test_gradients_to_statistics_are_the_reference_s(arguments):
+    prediction, images, ids, mean, std = arguments(torch.uint8)
+    for call, given in ((_gather, (images, ids)), (_loss, (prediction, images, ids))):
+        with pytest.raises(RuntimeError, match="no gradient to mean and std"):
+            call(*given, mean, std.clone().requires_grad_())
+
+
+def test_patches_that_do_not_fit_are_the_reference_s(device):
+    images = torch.randn(1, 3, 72, 72, device=device)
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    with pytest.raises(RuntimeError, match="up to 16384 values.*3 x 72 x 72"):
+        ck.gather_patches(images, ids, 72, impl="triton")
+    assert torch.equal(ck.gather_patches(images, ids, 72)[0, 0], images[0].permute(1, 2, 0).flatten())
+
+
 def test_second_derivatives(arguments):
     prediction, images, ids, _, _ = arguments()
     (gradient,) = torch.autograd.grad(_loss(prediction, images, ids), prediction, create_graph=True)

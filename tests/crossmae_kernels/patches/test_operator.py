@@ -247,7 +247,7 @@ def test_gradients_to_statistics_are_the_reference_s(arguments):
 def test_patches_that_do_not_fit_are_the_reference_s(device):
     images = torch.randn(1, 3, 72, 72, device=device)
     ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
-    with pytest.raises(RuntimeError, match="up to 16384 values.*3 x 72 x 72"):
+    with pytest.raises(RuntimeError, match=r"up to 16384 values.*3 x 72 x 72"):
         ck.gather_patches(images, ids, 72, impl="triton")
     assert torch.equal(ck.gather_patches(images, ids, 72)[0, 0], images[0].permute(1, 2, 0).flatten())
 

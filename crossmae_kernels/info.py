@@ -16,8 +16,8 @@ OPS: dict[str, tuple[str, ...]] = {
     "norm_linear": NO_KERNEL,
     "linear_residual": NO_KERNEL,
     "mlp": NO_KERNEL,
-    "gather_patches": NO_KERNEL,
-    "patch_loss": NO_KERNEL,
+    "gather_patches": (),
+    "patch_loss": (),
 }
 
 

@@ -72,8 +72,8 @@ def test_check_judges_the_kernels_in_the_interpreter():
     done = run("-m", "crossmae_kernels.check", "--interpret", "--json")
     assert done.returncode == 0, done.stderr
     lines = json.loads(done.stdout)
-    judged = [line for line in lines if line["op"] == "cross_attention" and line["implementation"].startswith("triton")]
-    assert len(judged) == 8
+    judged = [line for line in lines if line["implementation"].startswith("triton") and line["verdict"] != "missing"]
+    assert {line["op"] for line in judged} >= {"cross_attention", "gather_patches", "patch_loss"}
     assert all(line["verdict"] == "ok" and line["error"] <= line["budget"] for line in judged)
     assert {line["op"] for line in lines} == {
         "cross_attention",

@@ -4,11 +4,36 @@
 float16 alike.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype that a product with ``weight`` is computed in: autocast's where it is on, else the weight's own."""
+    device = weight.device.type
+    if weight.dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
+def without_autocast(implementation: Function) -> Function:
+    """Let an operator's implementation call PyTorch's operators with the dtypes that it gives them.
+
+    Autocast reaches into implementations, in the backward pass too if that runs under it.
+    """
+
+    @functools.wraps(implementation)
+    def call(first: Tensor, *others: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return implementation(first, *others)
+
+    return call  # type: ignore[return-value]
 
 
 def register_autocast(library: torch.library.Library, name: str, op: Callable[..., Any]) -> None:

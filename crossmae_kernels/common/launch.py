@@ -8,6 +8,9 @@ from torch import Tensor
 # Largest offset, in elements, that a signed 32-bit integer holds.
 LARGEST_NARROW_OFFSET = 2**31 - 1
 
+# Kernels add the offset of a tile in 64 bits and offsets inside of it in 32; no tile has more rows than this.
+MOST_TILE_ROWS = 256
+
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current device; make that the tensor's own."""
@@ -31,3 +34,20 @@ def needs_wide_offsets(*tensors: Tensor) -> bool:
         for t in tensors
         if t.numel()
     )
+
+
+def flat_rows(tensor: Tensor) -> Tensor:
+    """``(..., D)`` as rows ``(R, D)`` that kernels read: a view if it can be, else a contiguous copy.
+
+    Rows so far apart that 32 bits do not span a tile are copied too.
+    """
+    width = tensor.shape[-1]
+    rows = tensor.reshape(tensor.numel() // max(width, 1), width)
+    if rows.stride(0) * MOST_TILE_ROWS > LARGEST_NARROW_OFFSET:
+        return rows.contiguous()
+    return unit_stride(rows)
+
+
+def blocks(count: int, block: int) -> int:
+    """How many blocks hold ``count``."""
+    return -(-count // block)

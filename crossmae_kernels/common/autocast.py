@@ -22,6 +22,11 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
     return weight.dtype
 
 
+def cast_optional(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The tensor in ``dtype``; None stays None."""
+    return None if tensor is None else tensor.to(dtype)
+
+
 def without_autocast(implementation: Function) -> Function:
     """Let an operator's implementation call PyTorch's operators with the dtypes that it gives them.
 

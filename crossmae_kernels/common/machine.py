@@ -53,6 +53,15 @@ def dtype_refusals(tensor: Tensor) -> list[str]:
     return [f"kernels take {names}, these tensors are {tensor.dtype}"]
 
 
+def stream_refusals(name: str, stream: Tensor, compute: torch.dtype) -> list[str]:
+    """The residual stream is float32 or of the dtype that products are computed in."""
+    if refused := dtype_refusals(stream):
+        return refused
+    if stream.dtype in (torch.float32, compute):
+        return []
+    return [f"kernels take {name} in float32 or {compute}, got {stream.dtype}"]
+
+
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that one program may have."""
     return _cuda_shared_memory(device.index or 0) if device.type == "cuda" else LARGEST_SHARED_MEMORY

@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from crossmae_kernels.common.autocast import compute_dtype
+from crossmae_kernels.common.autocast import cast_optional, compute_dtype
 from crossmae_kernels.common.checks import ArgumentChecks
 from crossmae_kernels.common.folding import fold_norm
 from crossmae_kernels.common.implementation import Implementation, choose
@@ -62,7 +62,7 @@ def norm_linear(
     if choose("norm_linear", impl, norm_linear_refusals(x, compute), worthwhile=x.is_cuda) == "reference":
         return reference.norm_linear(x, weight, bias, norm_weight, norm_bias, eps, activation)
     weight, bias = fold_norm(weight, bias, norm_weight, norm_bias)
-    return ops.norm_linear(x, weight.to(compute), None if bias is None else bias.to(compute), eps, activation == "gelu")
+    return ops.norm_linear(x, weight.to(compute), cast_optional(bias, compute), eps, activation == "gelu")
 
 
 def linear_residual(
@@ -109,7 +109,9 @@ def linear_residual(
         checks.ids("residual_ids", residual_ids, "B Q", limit=checks.size("N"))
     checks.raise_if_any()
     compute = compute_dtype(weight)
-    if choose("linear_residual", impl, linear_residual_refusals(residual, compute), worthwhile=x.is_cuda) == "reference":
+    if (
+        choose("linear_residual", impl, linear_residual_refusals(residual, compute), worthwhile=x.is_cuda)
+        == "reference"
+    ):
         return reference.linear_residual(x, weight, bias, residual, residual_ids)
-    bias = None if bias is None else bias.to(compute)
-    return ops.linear_residual(x.to(compute), weight.to(compute), bias, residual, residual_ids)
+    return ops.linear_residual(x.to(compute), weight.to(compute), cast_optional(bias, compute), residual, residual_ids)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.machine import dtype_refusals, machine_refusals
+from crossmae_kernels.common.machine import machine_refusals, stream_refusals
 from crossmae_kernels.common.normalization.config import width_refusals
 
 
@@ -26,12 +26,3 @@ def norm_linear_refusals(x: Tensor, compute: torch.dtype) -> list[str]:
 def linear_residual_refusals(residual: Tensor, compute: torch.dtype) -> list[str]:
     """Every reason why the kernels cannot serve ``linear_residual``."""
     return machine_refusals(residual.device) + stream_refusals("residual", residual, compute)
-
-
-def stream_refusals(name: str, stream: Tensor, compute: torch.dtype) -> list[str]:
-    """The residual stream is float32 or of the dtype that products are computed in."""
-    if refused := dtype_refusals(stream):
-        return refused
-    if stream.dtype in (torch.float32, compute):
-        return []
-    return [f"kernels take {name} in float32 or {compute}, got {stream.dtype}"]

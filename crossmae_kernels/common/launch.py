@@ -24,6 +24,11 @@ def unit_stride(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
+def unit_stride_optional(tensor: Tensor | None) -> Tensor | None:
+    """``unit_stride``, of a tensor that may be None."""
+    return None if tensor is None else unit_stride(tensor)
+
+
 def needs_wide_offsets(*tensors: Tensor) -> bool:
     """Whether any element lies further from its tensor's first one than 32 bits can say.
 

@@ -11,7 +11,7 @@ from crossmae_kernels.common.forms import Form, choose_form
 from crossmae_kernels.common.gelu.launch import gelu_backward
 from crossmae_kernels.common.gemm.config import GROUP
 from crossmae_kernels.common.gemm.launch import gemm
-from crossmae_kernels.common.launch import blocks, flat_rows, on_device_of, unit_stride
+from crossmae_kernels.common.launch import blocks, flat_rows, on_device_of, unit_stride, unit_stride_optional
 from crossmae_kernels.common.machine import shared_memory
 from crossmae_kernels.common.normalization.launch import normalize, normalize_backward
 from crossmae_kernels.mlp import kernels
@@ -105,7 +105,7 @@ def _single(
     rstd = w1.new_empty(count, dtype=torch.float32) if keep else None
     hidden = w1.new_empty(count, len(w1)) if keep_hidden else None
     if out.numel():
-        w1, w2 = unit_stride(w1), unit_stride(w2)
+        w1, b1, w2, b2 = unit_stride(w1), unit_stride_optional(b1), unit_stride(w2), unit_stride_optional(b2)
         choice = single_tiles(width, shared_memory(rows.device))
         with on_device_of(rows):
             kernels.single_forward[(blocks(count, choice.block_m),)](
@@ -153,7 +153,7 @@ def _tiled_hidden_backward(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Both products and GELU's backward pass in one kernel."""
     (rows, width), hidden_width = x_hat.shape, len(w1)
-    w1, w2 = unit_stride(w1), unit_stride(w2)
+    w1, b1, w2 = unit_stride(w1), unit_stride_optional(b1), unit_stride(w2)
     choice = hidden_tiles(hidden_width, width, w1.element_size(), shared_memory(dout.device))
     dhidden = x_hat.new_empty(rows, hidden_width)
     activated = torch.empty_like(dhidden) if wants_activated else None

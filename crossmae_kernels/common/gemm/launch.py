@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crossmae_kernels.common.gemm import kernels
 from crossmae_kernels.common.gemm.config import GROUP, Tiles, candidates, tiles
-from crossmae_kernels.common.launch import blocks, on_device_of, unit_stride
+from crossmae_kernels.common.launch import blocks, on_device_of, unit_stride, unit_stride_optional
 from crossmae_kernels.common.machine import shared_memory
 from crossmae_kernels.common.tuning import tuned
 
@@ -34,7 +34,7 @@ def gemm(
     """
     rows, inner = a.shape
     outer = len(weight)
-    weight = unit_stride(weight)
+    weight, bias = unit_stride(weight), unit_stride_optional(bias)
     out = torch.empty(rows, outer, dtype=a.dtype if residual is None else residual.dtype, device=a.device)
     if not out.numel():
         return out

@@ -28,7 +28,8 @@ def mlp(
 
     The kernels fold the norm's scale and shift into fc1. For the backward pass they keep normalised rows in the dtype
     that they compute in and a float32 statistic of each row, not ``x``; with ``hidden="save"`` also what goes into
-    GELU, ``(..., H)``, which is otherwise computed again. Under autocast ``x`` may stay float32 and is read and summed so.
+    GELU, ``(..., H)``, which is otherwise computed again. Under autocast ``x`` may stay float32; it is read so, and
+    the residual is added in float32.
 
     Args:
         x: ``(..., D)``.

@@ -73,7 +73,9 @@ def test_results_repeat_bitwise(problem, by, form, device, form_name):
 
 @pytest.mark.parametrize("form_name", FORMS)
 @pytest.mark.parametrize("policy", ["save", "recompute"])
-def test_a_second_backward_equals_the_first_and_leaves_saved_tensors_alone(problem, by, form, device, form_name, policy):
+def test_a_second_backward_equals_the_first_and_leaves_saved_tensors_alone(
+    problem, by, form, device, form_name, policy
+):
     task = problem((2, 10), 32, 64)
     leaves = task.leaves(device, torch.float16)
     before = [t.detach().clone() for t in leaves.values()]

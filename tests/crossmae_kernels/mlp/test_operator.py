@@ -7,6 +7,7 @@ from problems import same
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
+import crossmae_kernels as ck
 from crossmae_kernels.common.implementation import default_implementation
 
 ROWS, WIDTH, HIDDEN = (2, 5), 32, 64
@@ -74,7 +75,10 @@ def test_autocast_does_not_reach_into_the_backward_pass(problem, by, device):
 def test_a_16_bit_stream_of_another_dtype_than_autocasts_goes_to_the_reference(problem, by, device):
     leaves = problem(ROWS, WIDTH, HIDDEN).leaves(device, torch.float32)
     leaves["x"] = leaves["x"].detach().bfloat16()
-    with torch.autocast(device, torch.float16), pytest.raises(RuntimeError, match=r"x in float32 or torch.float16, got"):
+    with (
+        torch.autocast(device, torch.float16),
+        pytest.raises(RuntimeError, match=r"x in float32 or torch.float16, got"),
+    ):
         by["kernels"]()(**leaves)
 
 
@@ -127,8 +131,6 @@ def test_process_wide_default_reaches_the_kernels(problem, by, device):
         by["eager"](**leaves)
     assert not called
     with default_implementation("triton"), names_of_operators() as called:
-        import crossmae_kernels as ck
-
         ck.mlp(**leaves)
     assert called == ["crossmae_kernels::mlp"]
 

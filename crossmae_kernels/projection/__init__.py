@@ -100,10 +100,10 @@ def linear_residual(
     if residual_ids is None:
         checks.tensor("residual", residual, "... O")
         checks.raise_if_any()
-        if residual.shape[:-1] != x.shape[:-1]:
-            # Written out only here: a compiled graph would take sizes that are printed for constants.
-            expected, got = tuple(x.shape[:-1]), tuple(residual.shape[:-1])
-            checks.that(False, f"residual must have the leading dimensions of x, {expected}, got {got}")
+        checks.that(
+            residual.shape[:-1] == x.shape[:-1],
+            f"residual must have the leading dimensions of x, {tuple(x.shape[:-1])}, got {tuple(residual.shape[:-1])}",
+        )
     else:
         checks.tensor("residual", residual, "N O")
         checks.ids("residual_ids", residual_ids, "B Q", limit=checks.size("N"))

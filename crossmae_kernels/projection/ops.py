@@ -26,7 +26,7 @@ _library.define(
     "linear_residual(Tensor x, Tensor weight, Tensor? bias, Tensor residual, Tensor? residual_ids) -> Tensor"
 )
 _library.define(
-    "linear_residual_backward(Tensor dout, Tensor x, Tensor weight, Tensor? residual_ids, int table_rows,"
+    "linear_residual_backward(Tensor dout, Tensor x, Tensor weight, Tensor? residual_ids, SymInt table_rows,"
     " bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -131,7 +131,7 @@ def _linear_residual(
 def _linear_residual_fake(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, residual_ids: Tensor | None
 ) -> Tensor:
-    return residual.new_empty(*x.shape[:-1], len(weight))
+    return residual.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 @without_autocast
@@ -151,14 +151,14 @@ def _linear_residual_backward_fake(
     return (
         x.new_empty(x.shape if wanted[0] else (0,)),
         weight.new_empty(weight.shape if wanted[1] else (0,)),
-        weight.new_empty(len(weight) if wanted[2] else 0),
+        weight.new_empty(weight.shape[0] if wanted[2] else 0),
         dout.new_empty(table_rows, dout.shape[-1]) if wanted[3] else weight.new_empty(0),
     )
 
 
 def _linear_residual_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, _, residual, residual_ids = inputs
-    ctx.table_rows = len(residual)
+    ctx.table_rows = residual.shape[0]
     ctx.save_for_backward(x, weight, residual_ids)
 
 

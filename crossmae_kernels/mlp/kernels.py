@@ -49,11 +49,10 @@ def single_forward(
         h = tl.dot(normalized, tl.trans(w1_tile), input_precision="ieee")
         if b1 is not None:
             h += tl.load(b1 + units, mask=units < HIDDEN, other=0.0).to(tl.float32)[None, :]
-        h = h.to(w1.dtype.element_ty)
         if hidden is not None:
             places = hidden + first_row * HIDDEN + rows[:, None] * HIDDEN + units[None, :]
-            tl.store(places, h, mask=inside[:, None] & (units < HIDDEN)[None, :])
-        activated = gelu(h.to(tl.float32)).to(w2.dtype.element_ty)
+            tl.store(places, h.to(hidden.dtype.element_ty), mask=inside[:, None] & (units < HIDDEN)[None, :])
+        activated = gelu(h, w2.dtype.element_ty).to(w2.dtype.element_ty)
         w2_tile = tl.load(w2 + columns[:, None] * w2_row + units[None, :], mask=tl.trans(weights), other=0.0)
         total = tl.dot(activated, tl.trans(w2_tile), total, input_precision="ieee")
     if b2 is not None:

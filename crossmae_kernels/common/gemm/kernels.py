@@ -72,7 +72,7 @@ def gemm(
 
     ``bias``, ``residual``, ``ids`` and ``hidden`` may be None. The residual's row is picked from a table by ``ids``
     if there are any; a row whose id is outside of the table is not read and comes out as NaN. ``hidden`` takes what
-    goes into the activation, and GELU works on it as it is stored.
+    goes into the activation.
     """
     row_tile, column_tile = place_of_tile(num_rows, OUTER, BLOCK_M, BLOCK_N, GROUP)
     first_row = row_tile.to(tl.int64) * BLOCK_M
@@ -88,10 +88,9 @@ def gemm(
     if bias is not None:
         tile += tl.load(bias + columns, mask=columns < OUTER, other=0.0).to(tl.float32)[None, :]
     if GELU:
-        h = tile.to(out.dtype.element_ty)
         if hidden is not None:
-            tl.store(hidden + offsets, h, mask=mask)
-        tile = gelu(h.to(tl.float32))
+            tl.store(hidden + offsets, tile.to(hidden.dtype.element_ty), mask=mask)
+        tile = gelu(tile, out.dtype.element_ty)
     if residual is not None:
         if ids is None:
             residual += first_row * residual_row

@@ -13,9 +13,9 @@ from crossmae_kernels.common.implementation import NO_KERNEL
 OPS: dict[str, tuple[str, ...]] = {
     "cross_attention": (),
     "mix_feature_maps": NO_KERNEL,
-    "norm_linear": NO_KERNEL,
-    "linear_residual": NO_KERNEL,
-    "mlp": NO_KERNEL,
+    "norm_linear": (),
+    "linear_residual": (),
+    "mlp": (),
     "gather_patches": NO_KERNEL,
     "patch_loss": NO_KERNEL,
 }

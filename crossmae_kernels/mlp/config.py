@@ -45,7 +45,7 @@ def form_rule(dtype: torch.dtype, refused: list[str]) -> str:
 def single_tiles(width: int, shared_memory: int) -> SingleTiles:
     """The analytic choice for the form with one kernel, in 16 bits."""
     if width <= 128:
-        return SingleTiles(128, 32, 8, 2)
+        return SingleTiles(128, 64, 8, 2)
     choice = SingleTiles(64, 64, 8, 2)
     return choice if single_shared_memory(width, choice) <= shared_memory else replace(choice, block_h=32)
 

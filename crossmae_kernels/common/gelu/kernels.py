@@ -46,10 +46,10 @@ def lower_tail(h, DTYPE: tl.constexpr):
     """``x = |h|``, no larger than matters, and ``Phi(-x)`` to the precision of a 16-bit dtype."""
     if DTYPE == tl.float16:
         x = tl.minimum(tl.abs(h), LIMIT_FLOAT16)
-        exponent = (((((A6 * x + A5) * x + A4) * x + A3) * x + A2) * x + A1) * x + A0
+        exponent = (((((x * A6 + A5) * x + A4) * x + A3) * x + A2) * x + A1) * x + A0
     else:
         x = tl.minimum(tl.abs(h), LIMIT_BFLOAT16)
-        exponent = ((((((B7 * x + B6) * x + B5) * x + B4) * x + B3) * x + B2) * x + B1) * x + B0
+        exponent = ((((((x * B7 + B6) * x + B5) * x + B4) * x + B3) * x + B2) * x + B1) * x + B0
     return x, tl.exp2(exponent)
 
 
@@ -75,7 +75,7 @@ def gelu_and_gradient(h, DTYPE: tl.constexpr):
         x, tail = lower_tail(h, DTYPE)
         distribution = tl.where(h > 0.0, 1.0 - tail, tail)
         activation = 0.5 * h + 0.5 * tl.abs(h) - x * tail
-    return activation, distribution + h * (DENSITY_AT_0 * tl.exp2(MINUS_HALF_LOG2_E * h * h))
+    return activation, distribution + h * (tl.exp2(h * h * MINUS_HALF_LOG2_E) * DENSITY_AT_0)
 
 
 @triton.jit

@@ -106,7 +106,7 @@ def _single(
     hidden = w1.new_empty(count, len(w1)) if keep_hidden else None
     if out.numel():
         w1, b1, w2, b2 = unit_stride(w1), unit_stride_optional(b1), unit_stride(w2), unit_stride_optional(b2)
-        choice = single_tiles(width, shared_memory(rows.device))
+        choice = single_tiles(width)
         with on_device_of(rows):
             kernels.single_forward[(blocks(count, choice.block_m),)](
                 rows, w1, b1, w2, b2, out, x_hat, rstd, hidden,

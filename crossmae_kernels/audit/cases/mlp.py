@@ -8,25 +8,24 @@ from crossmae_kernels.audit.compilation import SHARED_MEMORY
 from crossmae_kernels.common.gemm.config import GROUP
 from crossmae_kernels.mlp.config import block_width, hidden_tiles, single_tiles
 
-# Widths that one kernel holds, and hidden layers of 2 and 4 times the width and of neither.
-SINGLE = ((96, 200), (128, 512), (192, 384), (256, 1024))
-BACKWARD = ((512, 2048), (384, 1536), (96, 200))
+# Width and hidden width: ViT-B's decoder and ViT-S's, and what tiles do not divide.
+LARGE, MEDIUM, ODD = (512, 2048), (256, 1024), (96, 200)
 
 
 def cases(arch: int, dtype: str) -> Iterator[Case]:
     """Every kernel in 16 bits, those without a chunk of their own in float32 too."""
     if dtype != "fp32":
-        for width, hidden in SINGLE:
-            yield single(arch, dtype, width, hidden, training=True)
-        yield single(arch, dtype, 256, 1024, training=False)
-    for width, hidden in BACKWARD:
-        yield backward(arch, dtype, width, hidden, recompute=True)
-    yield backward(arch, dtype, 512, 2048, recompute=False)
+        for shape in (MEDIUM, ODD):
+            yield single(arch, dtype, *shape, training=True)
+        yield single(arch, dtype, *MEDIUM, training=False)
+    for shape in (LARGE, ODD):
+        yield backward(arch, dtype, *shape, recompute=True)
+    yield backward(arch, dtype, *LARGE, recompute=False)
 
 
 def single(arch: int, dtype: str, width: int, hidden: int, training: bool) -> Case:
     """The forward pass in one kernel."""
-    choice = single_tiles(width, SHARED_MEMORY[arch])
+    choice = single_tiles(width)
     return Case(
         kernel="crossmae_kernels.mlp.kernels:single_forward",
         label=f"{width} x {hidden}, " + ("training" if training else "inference"),

@@ -8,41 +8,20 @@ from crossmae_kernels.audit.compilation import SHARED_MEMORY
 from crossmae_kernels.common.gelu.launch import BLOCK_M, BLOCK_N, NUM_WARPS
 from crossmae_kernels.common.gemm.config import GROUP
 from crossmae_kernels.common.gemm.config import tiles as gemm_tiles
-from crossmae_kernels.common.normalization.config import tiles as row_tiles
+from crossmae_kernels.common.normalization.config import tiles
 
-# Decoders of ViT-S and ViT-B, encoders of ViT-B and ViT-L; what is no power of two among them.
-WIDTHS = (96, 512, 768)
-
-# Outer and inner width of products: tiles of 128, 64 and 32 columns, and what tiles do not divide.
-PRODUCTS = ((512, 512), (192, 768), (96, 200))
+# Encoder of ViT-B, which is no power of two.
+WIDTH = 768
 
 
 def cases(arch: int, dtype: str) -> Iterator[Case]:
-    """Every kernel, with a residual stream in float32; once with one in 16 bits."""
-    for width in WIDTHS:
-        choice = row_tiles(width)
-        constants = {"WIDTH": width, "BLOCK_ROWS": choice.block_rows, "BLOCK_COLUMNS": choice.block_columns}
-        for name in ("normalize", "normalize_backward"):
-            yield Case(
-                kernel=f"crossmae_kernels.common.normalization.kernels:{name}",
-                label=f"width {width}",
-                arch=arch,
-                dtype=dtype,
-                pointers={"x": "fp32", "rstd": "fp32", "dx": "fp32", "dresidual": "fp32"}
-                | {"x_hat": dtype, "dx_hat": dtype},
-                constants=constants,
-                warps=choice.num_warps,
-                scalars={"eps": "fp32"},
-            )
-        yield Case(
-            kernel="crossmae_kernels.projection.kernels:add_residual",
-            label=f"width {width}",
-            arch=arch,
-            dtype=dtype,
-            pointers={"x": dtype, "residual": "fp32", "ids": "i64", "out": "fp32"},
-            constants=constants,
-            warps=choice.num_warps,
-        )
+    """Every kernel, with a residual stream in float32."""
+    for kernel in (
+        "common.normalization.kernels:normalize",
+        "common.normalization.kernels:normalize_backward",
+        "projection.kernels:add_residual",
+    ):
+        yield pass_over_rows(arch, dtype, kernel)
     yield Case(
         kernel="crossmae_kernels.common.gelu.kernels:gelu_backward",
         label="width 2048",
@@ -52,10 +31,27 @@ def cases(arch: int, dtype: str) -> Iterator[Case]:
         constants={"WIDTH": 2048, "BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N},
         warps=NUM_WARPS,
     )
-    for outer, inner in PRODUCTS:
-        yield product(arch, dtype, outer, inner, "gelu")
-        yield product(arch, dtype, outer, inner, "residual")
+    # Tiles of 128, 64 and 32 columns, the last with widths that tiles do not divide.
+    yield product(arch, dtype, 2048, 512, "gelu")
     yield product(arch, dtype, 512, 512, "table")
+    yield product(arch, dtype, 192, 768, "residual")
+    yield product(arch, dtype, 96, 200, "residual")
+
+
+def pass_over_rows(arch: int, dtype: str, kernel: str) -> Case:
+    """A pass between the residual stream and what products take and give."""
+    choice = tiles(WIDTH)
+    return Case(
+        kernel=f"crossmae_kernels.{kernel}",
+        label=f"width {WIDTH}",
+        arch=arch,
+        dtype=dtype,
+        pointers=dict.fromkeys(("rstd", "dx", "dresidual", "residual", "out"), "fp32")
+        | {"x": dtype if kernel.endswith("add_residual") else "fp32", "x_hat": dtype, "dx_hat": dtype, "ids": "i64"},
+        constants={"WIDTH": WIDTH, "BLOCK_ROWS": choice.block_rows, "BLOCK_COLUMNS": choice.block_columns},
+        warps=choice.num_warps,
+        scalars={"eps": "fp32"},
+    )
 
 
 def product(arch: int, dtype: str, outer: int, inner: int, epilogue: str) -> Case:

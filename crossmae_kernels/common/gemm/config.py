@@ -20,13 +20,13 @@ class Tiles:
 def tiles(outer: int, inner: int, element_size: int, shared_memory: int) -> Tiles:
     """The analytic choice for rows times a weight ``(outer, inner)``.
 
-    In 16 bits a tile of 128 x 128 takes 64 registers of each of 256 threads for its sum, and 128 FLOP for each byte
-    that it asks of L2; 64 more of the inner extent for every stage take 32 KiB of shared memory. Columns come in
+    In 16 bits a tile of 128 x 128 takes 64 registers of each of 256 threads for its sum, and does 64 FLOP for each
+    byte that it asks of L2; every stage of 64 of the inner extent takes 32 KiB of shared memory. Columns come in
     fewer where 128 would leave more than an eighth of the tiles empty. float32 multiplies outside of the tensor cores,
     where operands need registers too.
     """
     if element_size == 4:
-        return Tiles(64, 64, 32, 8, 2)
+        return Tiles(64, 32, 32, 8, 2)
     block_n = next((block for block in (128, 64) if 8 * (-outer % block) <= outer), 32)
     block_k = 64 if inner > 32 else 32
     stage = (128 + block_n) * block_k * element_size

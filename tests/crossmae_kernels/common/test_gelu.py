@@ -16,7 +16,6 @@ def all_finite(dtype):
 def evaluate(device):
     """The device functions on float32 arguments, to the precision of a dtype."""
     import triton
-
     from gelu_kernel import evaluate as kernel
 
     def run(h, dtype):

@@ -158,10 +158,8 @@ def test_a_form_refuses_what_it_cannot_hold_with_every_reason(problem, by, devic
 
 
 def test_shared_memory_decides_what_one_kernel_can_hold():
-    from crossmae_kernels.mlp.config import single_refusals, single_tiles
+    from crossmae_kernels.mlp.config import single_refusals
 
-    assert single_tiles(256, 227 * 1024).block_h == 64
-    assert single_tiles(256, 99 * 1024).block_h == 32
     assert single_refusals(256, torch.float16, 99 * 1024) == []
     assert "98304 bytes" in single_refusals(256, torch.float16, 64 * 1024)[0]
 

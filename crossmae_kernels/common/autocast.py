@@ -11,14 +11,25 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from crossmae_kernels.common.machine import constant_when_compiled
+
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def autocasts(device_type: str) -> bool:
+    """Whether autocast is on for a type of devices; not on one that it does not know."""
+    return _knows(device_type) and torch.is_autocast_enabled(device_type)
+
+
+@constant_when_compiled
+def _knows(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
     """The dtype that a product with ``weight`` is computed in: autocast's where it is on, else the weight's own."""
-    device = weight.device.type
-    if weight.dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
+    if weight.dtype != torch.float64 and autocasts(weight.device.type):
+        return torch.get_autocast_dtype(weight.device.type)
     return weight.dtype
 
 

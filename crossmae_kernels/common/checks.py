@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from crossmae_kernels.common.autocast import autocasts
+
 
 class ArgumentChecks:
     """Collects what is wrong with the arguments of one op call.
@@ -36,7 +38,7 @@ class ArgumentChecks:
         else:
             first, reference = self._reference
             # Autocast promises to bring mixed dtypes together itself.
-            if tensor.dtype != reference.dtype and not any_dtype and not _autocasts(tensor.device.type):
+            if tensor.dtype != reference.dtype and not any_dtype and not autocasts(tensor.device.type):
                 self._wrong_types.append(f"{name} must be {reference.dtype} like {first}, got {tensor.dtype}")
         self._shape(name, tensor, pattern)
         self._device(name, tensor)
@@ -109,10 +111,6 @@ class ArgumentChecks:
             first, reference = self._reference
             if tensor.device != reference.device:
                 self._wrong_values.append(f"{name} must be on {reference.device} like {first}, got {tensor.device}")
-
-
-def _autocasts(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _commas(pattern: str) -> str:

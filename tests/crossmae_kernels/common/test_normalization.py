@@ -13,12 +13,13 @@ def definition(x):
     return centred / (centred.square().mean(-1, keepdim=True) + EPS).sqrt()
 
 
-@pytest.mark.parametrize(("rows", "width"), [(5, 1), (9, 7), (147, 96), (3, 512), (2, 768), (9, 2049), (5, 16384)])
+@pytest.mark.parametrize(("rows", "width"), [(50, 1), (147, 7), (147, 96), (49, 512), (9, 768), (9, 2049), (5, 16384)])
 def test_rows_and_their_gradient(place, rows, width):
     from crossmae_kernels.common.normalization.launch import normalize, normalize_backward
 
     device, dtype = place
-    x, upstream, residual = (torch.randn(rows, width).to(device, dtype) for _ in range(3))
+    generator = torch.Generator().manual_seed(0)
+    x, upstream, residual = (torch.randn(rows, width, generator=generator).to(device, dtype) for _ in range(3))
     x = x * 3 + 5
 
     def solve(compute):
@@ -41,6 +42,6 @@ def test_a_large_mean_costs_no_precision(place):
     from crossmae_kernels.common.normalization.launch import normalize
 
     device, dtype = place
-    x = (torch.randn(4, 300) + 1000).to(device, dtype)
+    x = (torch.randn(40, 300, generator=torch.Generator().manual_seed(0)) + 1000).to(device, dtype)
     eager = torch.nn.functional.layer_norm(x, (300,), eps=EPS)
     assert_within_budget("x_hat", normalize(x, EPS, dtype)[0], eager, definition(x.double()))

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from crossmae_kernels.common.autocast import autocasts
+
 
 class ArgumentChecks:
     """Collects what is wrong with the arguments of one op call.
@@ -51,7 +53,7 @@ class ArgumentChecks:
         else:
             first, reference = self._reference
             # Autocast promises to bring mixed dtypes together itself.
-            free = any_dtype or dtype is not None or _autocasts(tensor.device.type)
+            free = any_dtype or dtype is not None or autocasts(tensor.device.type)
             if tensor.dtype != reference.dtype and not free:
                 self._wrong_types.append(f"{name} must be {reference.dtype} like {first}, got {tensor.dtype}")
         self._shape(name, tensor, pattern)
@@ -125,10 +127,6 @@ class ArgumentChecks:
             first, reference = self._reference
             if tensor.device != reference.device:
                 self._wrong_values.append(f"{name} must be on {reference.device} like {first}, got {tensor.device}")
-
-
-def _autocasts(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _commas(pattern: str) -> str:

@@ -23,7 +23,9 @@ def fold_norm(
     """
     with torch.autocast(weight.device.type, enabled=False):
         if norm_bias is not None:
-            shift = (weight @ norm_bias.unsqueeze(-1)).squeeze(-1)
+            # Not a matrix product: its gradients would be rounded where the backward pass runs, or is compiled, under
+            # autocast.
+            shift = (weight * norm_bias.unsqueeze(-2)).sum(-1)
             bias = shift if bias is None else bias + shift
         if norm_weight is not None:
             weight = weight * norm_weight.unsqueeze(-2)

@@ -5,13 +5,15 @@ import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 # Shared memory of one program on the largest devices targeted (H100, H200, B200); the interpreter has no limit.
 LARGEST_SHARED_MEMORY = 227 * 1024
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -21,7 +23,7 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def constant_when_compiled(function: Callable[[torch.device], list[str]]) -> Callable[[torch.device], list[str]]:
+def constant_when_compiled(function: Function) -> Function:
     """Let ``torch.compile`` call the function once instead of tracing it.
 
     ``torch.compiler.assume_constant_result`` does this too, and imports the compiler, and Triton, to do it.
@@ -51,6 +53,15 @@ def dtype_refusals(tensor: Tensor) -> list[str]:
         return []
     names = ", ".join(str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES)
     return [f"kernels take {names}, these tensors are {tensor.dtype}"]
+
+
+def stream_refusals(name: str, stream: Tensor, compute: torch.dtype) -> list[str]:
+    """The residual stream is float32 or of the dtype that products are computed in."""
+    if refused := dtype_refusals(stream):
+        return refused
+    if stream.dtype in (torch.float32, compute):
+        return []
+    return [f"kernels take {name} in float32 or {compute}, got {stream.dtype}"]
 
 
 def shared_memory(device: torch.device) -> int:

@@ -31,7 +31,7 @@ def tuned(
     key: tuple[object, ...],
     rule: Configuration,
     candidates: Callable[[], Sequence[Configuration]],
-    run: Callable[[Configuration], None],
+    run: Callable[[Configuration], object],
     device: torch.device,
 ) -> Configuration:
     """The configuration to launch: the rule's own, or with tuning enabled the fastest candidate.
@@ -59,8 +59,8 @@ def tuned(
 
 def fastest(
     candidates: Sequence[Configuration],
-    run: Callable[[Configuration], None],
-    milliseconds: Callable[[Callable[[], None]], float],
+    run: Callable[[Configuration], object],
+    milliseconds: Callable[[Callable[[], object]], float],
 ) -> Configuration:
     """The candidate that runs in the least time; one that the device has no room for is passed over."""
     times: dict[Configuration, float] = {}
@@ -99,7 +99,7 @@ def remember(file: Path, key: tuple[object, ...], best: object) -> None:
     os.replace(temporary.name, file)
 
 
-def _milliseconds(run: Callable[[], None]) -> float:
+def _milliseconds(run: Callable[[], object]) -> float:
     """Median time of a launch by CUDA events, after the first ones that compile and warm up."""
     for _ in range(3):
         run()

@@ -1,10 +1,15 @@
 """The MLP of a pre-norm transformer block, residual included."""
 
+from typing import get_args
+
 from torch import Tensor
 
+from crossmae_kernels.common.autocast import cast_optional, compute_dtype
 from crossmae_kernels.common.checks import ArgumentChecks
-from crossmae_kernels.common.implementation import NO_KERNEL, Implementation, choose
-from crossmae_kernels.mlp import reference
+from crossmae_kernels.common.folding import fold_norm
+from crossmae_kernels.common.implementation import Implementation, choose
+from crossmae_kernels.mlp import ops, reference
+from crossmae_kernels.mlp.config import Hidden, refusals
 
 
 def mlp(
@@ -16,9 +21,15 @@ def mlp(
     fc2_weight: Tensor,
     fc2_bias: Tensor | None,
     eps: float = 1e-6,
+    hidden: Hidden = "recompute",
     impl: Implementation = "auto",
 ) -> Tensor:
     """``x + fc2(gelu(fc1(LayerNorm(x))))`` with exact (erf) GELU.
+
+    The kernels fold the norm's scale and shift into fc1. For the backward pass they keep normalised rows in the dtype
+    that they compute in and a float32 statistic of each row, not ``x``; with ``hidden="save"`` also what goes into
+    GELU, ``(..., H)``, which is otherwise computed again. Under autocast ``x`` may stay float32; it is read so, and
+    the residual is added in float32.
 
     Args:
         x: ``(..., D)``.
@@ -29,13 +40,15 @@ def mlp(
         fc2_weight: ``(D, H)``.
         fc2_bias: ``(D,)`` or None.
         eps: added to the variance.
+        hidden: whether the kernels save the hidden layer for the backward pass; the reference always does.
         impl: who serves the call.
 
     Returns:
-        ``(..., D)``.
+        ``(..., D)`` in the dtype of ``x``.
 
     Raises:
         TypeError, ValueError: on arguments of wrong type, dtype, shape or device, before any work.
+        RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("mlp")
     checks.tensor("x", x, "... D")
@@ -45,6 +58,18 @@ def mlp(
     checks.optional("fc1_bias", fc1_bias, "H")
     checks.tensor("fc2_weight", fc2_weight, "D H")
     checks.optional("fc2_bias", fc2_bias, "D")
+    checks.that(hidden in get_args(Hidden), f"hidden must be 'save' or 'recompute', got {hidden!r}")
     checks.raise_if_any()
-    choose("mlp", impl, NO_KERNEL)
-    return reference.mlp(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps)
+    compute = compute_dtype(fc1_weight)
+    if choose("mlp", impl, refusals(x, compute), worthwhile=x.is_cuda) == "reference":
+        return reference.mlp(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps)
+    fc1_weight, fc1_bias = fold_norm(fc1_weight, fc1_bias, norm_weight, norm_bias)
+    return ops.mlp(
+        x,
+        fc1_weight.to(compute),
+        cast_optional(fc1_bias, compute),
+        fc2_weight.to(compute),
+        cast_optional(fc2_bias, compute),
+        eps,
+        save_hidden=hidden == "save",
+    )

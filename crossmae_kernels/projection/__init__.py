@@ -4,9 +4,12 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from crossmae_kernels.common.autocast import cast_optional, compute_dtype
 from crossmae_kernels.common.checks import ArgumentChecks
-from crossmae_kernels.common.implementation import NO_KERNEL, Implementation, choose
-from crossmae_kernels.projection import reference
+from crossmae_kernels.common.folding import fold_norm
+from crossmae_kernels.common.implementation import Implementation, choose
+from crossmae_kernels.projection import ops, reference
+from crossmae_kernels.projection.config import linear_residual_refusals, norm_linear_refusals
 
 Activation = Literal["gelu"]
 
@@ -23,6 +26,10 @@ def norm_linear(
 ) -> Tensor:
     """``activation(LayerNorm(x) weight^T + bias)``.
 
+    The kernels fold the norm's scale and shift into weight and bias, and keep for the backward pass normalised rows
+    in the dtype that they compute in, a float32 statistic of each row and, with an activation, what goes into it:
+    not ``x``. Under autocast ``x`` may stay float32 and is read so.
+
     Args:
         x: ``(..., I)``.
         weight: ``(O, I)``.
@@ -34,10 +41,11 @@ def norm_linear(
         impl: who serves the call.
 
     Returns:
-        ``(..., O)``.
+        ``(..., O)`` in the dtype of the weight, or autocast's.
 
     Raises:
         TypeError, ValueError: on arguments of wrong type, dtype, shape or device, before any work.
+        RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("norm_linear")
     checks.tensor("x", x, "... I")
@@ -50,8 +58,11 @@ def norm_linear(
         f"activation must be 'gelu' or None, got {activation!r}",
     )
     checks.raise_if_any()
-    choose("norm_linear", impl, NO_KERNEL)
-    return reference.norm_linear(x, weight, bias, norm_weight, norm_bias, eps, activation)
+    compute = compute_dtype(weight)
+    if choose("norm_linear", impl, norm_linear_refusals(x, compute), worthwhile=x.is_cuda) == "reference":
+        return reference.norm_linear(x, weight, bias, norm_weight, norm_bias, eps, activation)
+    weight, bias = fold_norm(weight, bias, norm_weight, norm_bias)
+    return ops.norm_linear(x, weight.to(compute), cast_optional(bias, compute), eps, activation == "gelu")
 
 
 def linear_residual(
@@ -64,6 +75,9 @@ def linear_residual(
 ) -> Tensor:
     """``residual + x weight^T + bias``, the residual optionally gathered from a table.
 
+    The kernels sum in float32 and round once, to the residual's dtype. On a GPU a row of the table whose id is out of
+    range is not read, and comes out as NaN.
+
     Args:
         x: ``(..., I)``; ``(B, Q, I)`` with ``residual_ids``.
         weight: ``(O, I)``.
@@ -73,10 +87,11 @@ def linear_residual(
         impl: who serves the call.
 
     Returns:
-        ``(..., O)``.
+        ``(..., O)`` in the dtype of the residual.
 
     Raises:
         TypeError, ValueError: on arguments of wrong type, dtype, shape, device or range, before any work.
+        RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("linear_residual")
     checks.tensor("x", x, "... I" if residual_ids is None else "B Q I")
@@ -93,5 +108,10 @@ def linear_residual(
         checks.tensor("residual", residual, "N O")
         checks.ids("residual_ids", residual_ids, "B Q", limit=checks.size("N"))
     checks.raise_if_any()
-    choose("linear_residual", impl, NO_KERNEL)
-    return reference.linear_residual(x, weight, bias, residual, residual_ids)
+    compute = compute_dtype(weight)
+    if (
+        choose("linear_residual", impl, linear_residual_refusals(residual, compute), worthwhile=x.is_cuda)
+        == "reference"
+    ):
+        return reference.linear_residual(x, weight, bias, residual, residual_ids)
+    return ops.linear_residual(x.to(compute), weight.to(compute), cast_optional(bias, compute), residual, residual_ids)

@@ -62,7 +62,6 @@ def test_info_names_the_implementation_of_each_op_and_the_reasons():
     assert done.returncode == 0, done.stderr
     (served,) = [line for line in done.stdout.split("cpu:")[1].splitlines() if "cross_attention" in line][:1]
     assert "reference: kernels run on CUDA devices" in served
-    assert "this op has no Triton kernel" in done.stdout
     interpreted = run("-m", "crossmae_kernels.info", TRITON_INTERPRET="1", CROSSMAE_KERNELS_IMPL="triton")
     lines = [line.split(maxsplit=1) for line in interpreted.stdout.splitlines() if line.startswith("  ")]
     assert ["cross_attention", "triton"] in lines

@@ -1,0 +1,1 @@
+"""Matrix product with a linear layer's surroundings in its epilogue: bias, GELU, residual."""

@@ -1,0 +1,47 @@
+"""Tile sizes of the matrix products: an analytic rule."""
+
+from dataclasses import dataclass
+
+# Row tiles that share column tiles before the next ones start, so that their weights are still in L2.
+GROUP = 8
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Rows, columns and inner extent of a program's tiles, its warps, and the depth of its software pipeline."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+def tiles(outer: int, inner: int, element_size: int, shared_memory: int) -> Tiles:
+    """The analytic choice for rows times a weight ``(outer, inner)``.
+
+    In 16 bits a tile of 128 x 128 takes 64 registers of each of 256 threads for its sum, and does 64 FLOP for each
+    byte that it asks of L2; every stage of 64 of the inner extent takes 32 KiB of shared memory. Columns come in
+    fewer where 128 would leave more than an eighth of the tiles empty. float32 multiplies outside of the tensor cores,
+    where operands need registers too.
+    """
+    if element_size == 4:
+        return Tiles(64, 32, 32, 8, 2)
+    block_n = next((block for block in (128, 64) if 8 * (-outer % block) <= outer), 32)
+    block_k = 64 if inner > 32 else 32
+    stage = (128 + block_n) * block_k * element_size
+    return Tiles(128, block_n, block_k, 8 if block_n > 32 else 4, max(2, min(4, shared_memory // stage)))
+
+
+def candidates(outer: int, inner: int, element_size: int, shared_memory: int) -> list[Tiles]:
+    """Neighbours of the analytic choice, for tuning to try."""
+    return [
+        Tiles(block_m, block_n, block_k, warps, stages)
+        for block_m in (64, 128)
+        for block_n in (64, 128, 256)
+        for block_k in (32, 64)
+        for warps in (4, 8)
+        for stages in (2, 3, 4)
+        if stages * (block_m + block_n) * block_k * element_size <= shared_memory
+        and block_m * block_n <= 128 * 32 * warps
+    ]

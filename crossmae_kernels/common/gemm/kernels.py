@@ -1,0 +1,105 @@
+"""Matrix product on the GPU: device code.
+
+Tiles of pointers, which Triton turns into asynchronous copies through shared memory on every architecture from 8.0 on.
+Widths are compile-time constants: a model has few of them, and where a tile divides them no mask is left in the loop.
+The number of rows is not: one compiled kernel serves every batch.
+"""
+
+# Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
+# ruff: noqa: N803
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+import triton
+import triton.language as tl
+
+from crossmae_kernels.common.gelu.kernels import gelu
+
+
+@triton.jit
+def place_of_tile(num_rows, OUTER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
+    """Row tile and column tile of this program: groups of row tiles walk through the column tiles together."""
+    column_tiles = (OUTER + BLOCK_N - 1) // BLOCK_N
+    program = tl.program_id(0)
+    first = program // (GROUP * column_tiles) * GROUP
+    size = tl.minimum((num_rows + BLOCK_M - 1) // BLOCK_M - first, GROUP)
+    within = program % (GROUP * column_tiles)
+    return first + within % size, within // size
+
+
+@triton.jit
+def product(
+    a, a_row, inside, b, b_row, columns,
+    OUTER: tl.constexpr, INNER: tl.constexpr, TRANSPOSED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Rows of ``a`` from its first one on, times columns of ``b``: a float32 tile (BLOCK_M, BLOCK_N).
+
+    ``b`` is ``(OUTER, INNER)`` if TRANSPOSED, as a linear layer keeps its weight, else ``(INNER, OUTER)``.
+    """
+    inner = tl.arange(0, BLOCK_K)
+    a_tile = a + tl.arange(0, BLOCK_M)[:, None] * a_row + inner[None, :]
+    if TRANSPOSED:
+        b_tile = b + columns[None, :] * b_row + inner[:, None]
+        b_step = BLOCK_K
+    else:
+        b_tile = b + inner[:, None] * b_row + columns[None, :]
+        b_step = BLOCK_K * b_row
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for first in range(0, INNER, BLOCK_K):
+        a_mask = inside[:, None]
+        b_mask = (columns < OUTER)[None, :]
+        if INNER % BLOCK_K != 0:
+            a_mask = a_mask & (first + inner < INNER)[None, :]
+            b_mask = b_mask & (first + inner < INNER)[:, None]
+        if OUTER % BLOCK_N == 0 and INNER % BLOCK_K == 0:
+            b_part = tl.load(b_tile)
+        else:
+            b_part = tl.load(b_tile, mask=b_mask, other=0.0)
+        a_part = tl.load(a_tile, mask=a_mask, other=0.0)
+        total = tl.dot(a_part, b_part, total, input_precision="ieee")
+        a_tile += BLOCK_K
+        b_tile += b_step
+    return total
+
+
+@triton.jit(do_not_specialize=["num_rows", "table_rows"])
+def gemm(
+    a, weight, bias, residual, ids, out, hidden, a_row, weight_row, residual_row, num_rows, table_rows,
+    OUTER: tl.constexpr, INNER: tl.constexpr, GELU: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """``out = activation(a weight^T + bias) + residual``; program: one tile.
+
+    ``bias``, ``residual``, ``ids`` and ``hidden`` may be None. The residual's row is picked from a table by ``ids``
+    if there are any; a row whose id is outside of the table is not read and comes out as NaN. ``hidden`` takes what
+    goes into the activation.
+    """
+    row_tile, column_tile = place_of_tile(num_rows, OUTER, BLOCK_M, BLOCK_N, GROUP)
+    first_row = row_tile.to(tl.int64) * BLOCK_M
+    rows = tl.arange(0, BLOCK_M)
+    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = rows < num_rows - first_row
+    a += first_row * a_row
+    tile = product(
+        a, a_row, inside, weight, weight_row, columns, OUTER, INNER, True, BLOCK_M, BLOCK_N, BLOCK_K
+    )  # fmt: skip
+    mask = inside[:, None] & (columns < OUTER)[None, :]
+    offsets = first_row * OUTER + rows[:, None] * OUTER + columns[None, :]
+    if bias is not None:
+        tile += tl.load(bias + columns, mask=columns < OUTER, other=0.0).to(tl.float32)[None, :]
+    if GELU:
+        if hidden is not None:
+            tl.store(hidden + offsets, tile.to(hidden.dtype.element_ty), mask=mask)
+        tile = gelu(tile, out.dtype.element_ty)
+    if residual is not None:
+        if ids is None:
+            residual += first_row * residual_row
+            added = tl.load(residual + rows[:, None] * residual_row + columns[None, :], mask=mask, other=0.0)
+        else:
+            picked = tl.load(ids + first_row + rows, mask=inside, other=0).to(tl.int64)
+            known = (picked >= 0) & (picked < table_rows)
+            places = residual + picked[:, None] * residual_row + columns[None, :]
+            added = tl.load(places, mask=mask & known[:, None], other=0.0)
+            added = tl.where(known[:, None], added, float("nan"))
+        tile += added.to(tl.float32)
+    tl.store(out + offsets, tile.to(out.dtype.element_ty), mask=mask)

@@ -1,0 +1,56 @@
+"""Normalised rows and their gradient: device code. Both passes read and write each byte once, with rows on chip."""
+
+# Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
+# ruff: noqa: N803
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def normalized_rows(tile, inside, eps, WIDTH: tl.constexpr):
+    """Rows of a float32 tile with mean 0 and variance 1, and 1 / sqrt(variance + eps); ``inside`` masks columns.
+
+    Two passes over registers: the variance of centred values loses nothing to cancellation. Elements outside of the
+    tensor must be 0 in the tile, and are in the result.
+    """
+    centred = tile - (tl.sum(tile, axis=1) / WIDTH)[:, None]
+    centred = tl.where(inside, centred, 0.0)
+    rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, axis=1) / WIDTH + eps)
+    return centred * rstd[:, None], rstd
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def normalize(
+    x, x_hat, rstd, x_row, num_rows, eps, WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
+):
+    """Program: a tile of whole rows. Writes ``x_hat`` in its dtype and ``rstd`` in float32."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    columns = tl.arange(0, BLOCK_COLUMNS)
+    mask = (rows < num_rows)[:, None] & (columns < WIDTH)[None, :]
+    tile = tl.load(x + rows[:, None] * x_row + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    normalized, row_rstd = normalized_rows(tile, (columns < WIDTH)[None, :], eps, WIDTH)
+    tl.store(x_hat + rows[:, None] * WIDTH + columns[None, :], normalized.to(x_hat.dtype.element_ty), mask=mask)
+    tl.store(rstd + rows, row_rstd, mask=rows < num_rows)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def normalize_backward(
+    dx_hat, x_hat, rstd, dresidual, dx, dx_hat_row, dresidual_row, num_rows,
+    WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """``dx = rstd (dx_hat - mean(dx_hat) - x_hat mean(dx_hat x_hat)) + dresidual``; ``dresidual`` may be None."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    columns = tl.arange(0, BLOCK_COLUMNS)
+    mask = (rows < num_rows)[:, None] & (columns < WIDTH)[None, :]
+    gradient = tl.load(dx_hat + rows[:, None] * dx_hat_row + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    normalized = tl.load(x_hat + rows[:, None] * WIDTH + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    row_rstd = tl.load(rstd + rows, mask=rows < num_rows, other=0.0)
+    mean = tl.sum(gradient, axis=1) / WIDTH
+    along = tl.sum(gradient * normalized, axis=1) / WIDTH
+    result = row_rstd[:, None] * (gradient - mean[:, None] - normalized * along[:, None])
+    if dresidual is not None:
+        passed_on = tl.load(dresidual + rows[:, None] * dresidual_row + columns[None, :], mask=mask, other=0.0)
+        result += passed_on.to(tl.float32)
+    tl.store(dx + rows[:, None] * WIDTH + columns[None, :], result.to(dx.dtype.element_ty), mask=mask)

@@ -1,0 +1,89 @@
+"""Which form serves the MLP, and with which tiles: analytic rules, and why a call or a form is refused."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from crossmae_kernels.common.gemm.config import Tiles
+from crossmae_kernels.common.gemm.config import tiles as gemm_tiles
+from crossmae_kernels.common.machine import machine_refusals, stream_refusals
+from crossmae_kernels.common.normalization.config import width_refusals
+
+# Where the form with one kernel ends: the float32 sums of 64 rows of 256 take 64 registers of each of 256 threads, and
+# with the chunk of the hidden layer beside them there is no room for 512.
+WIDEST_SINGLE = 256
+
+Hidden = Literal["save", "recompute"]
+
+
+@dataclass(frozen=True)
+class SingleTiles:
+    """Rows of a program, hidden units of a chunk, warps, and the depth of the software pipeline."""
+
+    block_m: int
+    block_h: int
+    num_warps: int
+    num_stages: int
+
+
+def form_rule(dtype: torch.dtype, refused: list[str]) -> str:
+    """``single`` where it can serve, else ``tiled``; ``vendor`` in float32.
+
+    For each row, in 16 bits, the vendor's products leave the hidden layer to a pass for GELU and take it up again:
+    four times 2 H bytes, of which ``tiled`` moves two and ``single`` none. At D = 512, H = 2048 the pass costs 8 KiB
+    a row, 2.7 ns at 3 TB/s; the 4.2 MFLOP of both products take 5 to 7 ns. What ``single`` pays is that every 64 rows
+    read all weights from L2, 64 FLOP for a byte, as a tile of 128 x 128 in ``tiled`` does. float32 multiplies outside
+    of the tensor cores: there products are slow, passes are cheap beside them, and the vendor's products are best.
+    """
+    if dtype == torch.float32:
+        return "vendor"
+    return "tiled" if refused else "single"
+
+
+def single_tiles(width: int) -> SingleTiles:
+    """The analytic choice for the form with one kernel, in 16 bits.
+
+    The output's float32 sums take 64 registers of each of 256 threads, in either shape; with chunks of 64 there were
+    spills on one architecture or another.
+    """
+    return SingleTiles(128 if width <= 128 else 64, 32, 8, 2)
+
+
+def single_shared_memory(width: int) -> int:
+    """Bytes for normalised rows and, for every stage, a chunk of both weights."""
+    choice = single_tiles(width)
+    return 2 * block_width(width) * (choice.block_m + 2 * choice.num_stages * choice.block_h)
+
+
+def block_width(width: int) -> int:
+    """The tile extent that holds a row, at least 16 as matrix instructions ask."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def hidden_tiles(hidden: int, width: int, element_size: int, shared_memory: int) -> Tiles:
+    """Tiles of the backward pass through the hidden layer.
+
+    Two sums stand beside each other there, so tiles are half as wide as those of a single product.
+    """
+    choice = gemm_tiles(hidden, width, element_size, shared_memory)
+    return choice if element_size == 4 else replace(choice, block_n=min(64, choice.block_n))
+
+
+def single_refusals(width: int, dtype: torch.dtype, shared_memory: int) -> list[str]:
+    """Every reason why the form with one kernel cannot serve a call."""
+    reasons = []
+    if dtype == torch.float32:
+        reasons.append("it computes in 16 bits, these weights are torch.float32")
+    if width > WIDEST_SINGLE:
+        return [*reasons, f"it holds rows of up to {WIDEST_SINGLE}, these have {width}"]
+    needed = single_shared_memory(width)
+    if needed > shared_memory:
+        reasons.append(f"it needs {needed} bytes of shared memory, the device has {shared_memory}")
+    return reasons
+
+
+def refusals(x: Tensor, compute: torch.dtype) -> list[str]:
+    """Every reason why the kernels cannot serve a call with these rows."""
+    return machine_refusals(x.device) + stream_refusals("x", x, compute) + width_refusals(x.shape[-1])

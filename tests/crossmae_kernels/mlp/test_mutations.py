@@ -1,0 +1,42 @@
+"""Broken kernels must not pass."""
+
+import pytest
+from mutation import broken
+
+NORM = "crossmae_kernels.common.normalization"
+GEMM = "crossmae_kernels.common.gemm"
+GELU = "crossmae_kernels.common.gelu"
+MLP = "crossmae_kernels.mlp"
+
+# The form that shows it, the kernels, what is replaced and by what.
+MUTATIONS = {
+    "half of eps": ("vendor", NORM, "/ WIDTH + eps)", "/ WIDTH + 0.5 * eps)"),
+    "mean not taken off": ("vendor", NORM, "tile - (tl.sum(tile, axis=1) / WIDTH)[:, None]", "tile"),
+    "gradient along the row": ("vendor", NORM, "- normalized * along[:, None]", "- 0.0 * along[:, None]"),
+    "residual's gradient": ("vendor", NORM, "result += passed_on", "result += 0.99 * passed_on"),
+    "derivative of gelu": ("vendor", GELU, "distribution + h * (", "distribution + 0.98 * h * ("),
+    "sum of a bias's gradient": ("vendor", GELU, "tl.sum(dh, axis=0)", "tl.sum(0.99 * dh, axis=0)"),
+    "last rows of a product": ("tiled", GEMM, "inside = rows < num_rows", "inside = rows < num_rows - 1"),
+    "end of the inner extent": ("tiled", GEMM, "first + inner < INNER", "first + inner < INNER - 1"),
+    "bias": ("tiled", GEMM, "other=0.0).to(tl.float32)[None, :]", "other=0.0).to(tl.float32)[None, :] * 0.99"),
+    "residual": ("tiled", GEMM, "tile += added", "tile += 0.99 * added"),
+    "hidden layer found again": ("tiled", MLP, "h += tl.load(b1 + columns", "h += 0.9 * tl.load(b1 + columns"),
+    "last rows going back": ("tiled", MLP, "inside = rows < num_rows", "inside = rows < num_rows - 1"),
+    "chunks of the hidden layer": ("single", MLP, "range(0, HIDDEN, BLOCK_H)", "range(BLOCK_H, HIDDEN, BLOCK_H)"),
+    "end of the hidden layer": ("single", MLP, "(units < HIDDEN)[:, None]", "(units < HIDDEN - 1)[:, None]"),
+    "residual of one kernel": ("single", MLP, "total += tl.load(x_tile", "total += 0.9 * tl.load(x_tile"),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_broken_kernel_fails_the_budget(problem, by, form, place, tmp_path, mutation):
+    device, dtype = place
+    form_name, folder, good, bad = MUTATIONS[mutation]
+    if dtype.itemsize == (4 if form_name == "single" else 2):
+        pytest.skip("shown in float32, or in 16 bits where there is nothing else")
+    task = problem((20,), 24, 70)
+    solvers = [by["kernels"]()], by["eager"], by["oracle"]
+    with form(form_name):
+        task.judge(*solvers, device, dtype)
+        with broken(folder, tmp_path, good, bad), pytest.raises(AssertionError, match="errs by"):
+            task.judge(*solvers, device, dtype)

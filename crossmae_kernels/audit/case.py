@@ -29,6 +29,8 @@ class Case:
     stages: int = 3
     tensor_cores: bool = False
     """Whether matrix products are to run on them."""
+    by_warp: bool = False
+    """Whether each warp multiplies on its own, for which Hopper and Blackwell have Ampere's instructions."""
     load_bits: int = 128
     """Width of the widest load that its layout allows."""
     store_bits: int = 0
@@ -59,7 +61,7 @@ def shortcomings(case: Case, assembly: Assembly) -> list[str]:
     if assembly.shared > limit:
         lacking.append(f"{assembly.shared} bytes of shared memory, {limit} are there")
     if case.tensor_cores:
-        needed = "HGMMA" if case.arch == 90 else "HMMA" if case.arch < 90 else None
+        needed = "HMMA" if case.by_warp or case.arch < 90 else "HGMMA" if case.arch == 90 else None
         if not assembly.tensor_core or (needed and needed not in assembly.tensor_core):
             lacking.append(f"tensor-core instructions are {assembly.tensor_core or 'none'}")
     if assembly.widest_load < case.load_bits:

@@ -7,8 +7,8 @@ from torch import Tensor
 from crossmae_kernels.common.checks import ArgumentChecks
 from crossmae_kernels.common.implementation import Implementation, choose
 from crossmae_kernels.common.machine import dtype_refusals, machine_refusals
+from crossmae_kernels.common.normalization.config import width_refusals
 from crossmae_kernels.feature_mixing import ops, reference
-from crossmae_kernels.feature_mixing.config import size_refusals
 
 
 def mix_feature_maps(
@@ -22,10 +22,11 @@ def mix_feature_maps(
 ) -> Tensor:
     """``LayerNorm_l(sum_j weight[l, j] * maps[j])`` for every decoder block l (CrossMAE, section 3.3).
 
-    The kernels never stack the maps: each is read once and each mix written once, and for the backward pass they keep
-    the maps and float32 statistics ``(B, K, 2, n)``. Their LayerNorm has no affine; one that is given costs a pass of
-    its own. Better fold it into the linear layer that follows (``crossmae_kernels.common.folding``). Under autocast
-    they read the maps in the dtype they have.
+    The kernels never stack the maps. In 16 bits a token's mixes stay on chip while they are normalised, up to ViT-H's
+    forward and ViT-B's backward; elsewhere LayerNorm is a pass of its own. For the backward pass the maps and float32
+    statistics ``(n, B, K)`` are kept, and where LayerNorm's gradient is a pass of its own, the mixes. An affine costs a
+    pass too; better fold it into the linear layer that follows (``crossmae_kernels.common.folding``). Under autocast
+    the kernels read the maps in the dtype they have.
 
     Args:
         maps: k feature maps, each ``(B, K, E)``.
@@ -55,8 +56,7 @@ def mix_feature_maps(
         "norm_weight and norm_bias must be None where normalize=False",
     )
     checks.raise_if_any()
-    why_not = refusals(maps[0], len(weight))
-    if choose("mix_feature_maps", impl, why_not, worthwhile=weight.is_cuda) == "reference":
+    if choose("mix_feature_maps", impl, refusals(maps[0]), worthwhile=weight.is_cuda) == "reference":
         return reference.mix_feature_maps(maps, weight, norm_weight, norm_bias, eps, normalize)
     mixes = ops.mix_feature_maps(maps, weight, eps, normalize)
     if norm_weight is not None:
@@ -66,8 +66,7 @@ def mix_feature_maps(
     return mixes
 
 
-def refusals(feature_map: Tensor, mixes: int) -> list[str]:
+def refusals(feature_map: Tensor) -> list[str]:
     """Every reason why the kernels cannot serve a call with such maps."""
-    return (
-        machine_refusals(feature_map.device) + dtype_refusals(feature_map) + size_refusals(mixes, feature_map.shape[-1])
-    )
+    width = feature_map.shape[-1]
+    return machine_refusals(feature_map.device) + dtype_refusals(feature_map) + width_refusals(width)

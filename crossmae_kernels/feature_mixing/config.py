@@ -1,9 +1,13 @@
-"""Tile sizes of the mixing kernels: an analytic rule, and what does not fit."""
+"""Tile sizes of the mixing kernels: an analytic rule, and where LayerNorm happens."""
 
 from dataclasses import dataclass
 
-# Values of all mixes of a token that a program holds: 160 in each of 256 threads, two of 16 bits in a register.
-MOST_VALUES = 32 * 1280
+# Values of all mixes of a token, padded, up to which a program holds them in registers: forward for ViT-H with 12
+# decoder blocks; backward, where upstream gradients, mixes and maps are held together, for ViT-B.
+MOST_VALUES_FORWARD = 16 * 1280
+MOST_VALUES_BACKWARD = 16 * 768
+
+NUM_WARPS = 8
 
 
 @dataclass(frozen=True)
@@ -14,15 +18,15 @@ class Tiles:
     """Mixes of a token, padded."""
     channels: int
     """Channels of a warp in one panel."""
-    num_warps: int
-    keep: bool
-    """Whether the backward pass keeps rows of the first maps on chip, or reads them twice."""
-    num_stages: int = 1
 
     @property
     def panel(self) -> int:
         """Channels of one panel."""
-        return self.channels * self.num_warps
+        return self.channels * NUM_WARPS
+
+    def panels(self, width: int) -> int:
+        """Panels of a row."""
+        return -(-width // self.panel)
 
 
 def padded(count: int) -> int:
@@ -33,15 +37,23 @@ def padded(count: int) -> int:
 def tiles(mixes: int, width: int, element_size: int) -> Tiles:
     """The analytic choice for tokens of ``width`` channels.
 
-    A row is cut into panels, and these need no power of two of them, so that 768 or 1280 channels waste no
+    A row is cut into panels, and these need no power of two of them, so that 384, 768 or 1280 channels waste no
     registers. Products of float32 run outside of the tensor cores, where a thread holds more operands at a time.
     """
-    return Tiles(padded(mixes), 16 if element_size == 4 else 32, 4 if width <= 512 else 8, width <= 1024)
+    return Tiles(padded(mixes), 16 if element_size == 4 or width <= 512 else 32)
 
 
-def size_refusals(mixes: int, width: int) -> list[str]:
-    """Why a token's mixes do not fit on chip, if they do not."""
-    values = padded(mixes) * width
-    if values <= MOST_VALUES:
-        return []
-    return [f"kernels take up to {MOST_VALUES} values of all mixes of a token, {mixes} (padded) x {width} are {values}"]
+def held(mixes: int, width: int, element_size: int, backward: bool) -> bool:
+    """Whether a program holds whole tokens, so that LayerNorm needs no pass of its own."""
+    most = MOST_VALUES_BACKWARD if backward else MOST_VALUES_FORWARD
+    return element_size == 2 and padded(mixes) * width <= most
+
+
+def forward_stages(maps: int, width: int, element_size: int, shared_memory: int) -> int:
+    """Depth of the forward kernel's pipeline: up to two tokens ahead, as far as their maps fit in shared memory.
+
+    ``element_size`` is that of the maps. The backward kernels have no registers left to look ahead.
+    """
+    maps_of_a_token = padded(maps) * width * element_size
+    scratch = 16 * 1024
+    return 1 + max(0, min(2, (shared_memory - scratch) // maps_of_a_token))

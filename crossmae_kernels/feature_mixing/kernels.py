@@ -1,27 +1,25 @@
 """Mixing of feature maps on the GPU: device code.
 
-A program works through tokens. All mixes of a token are a matrix product of the weights, (mixes, maps), with the token's
-rows of the maps, (maps, channels). Rows are cut into panels of a few hundred channels. Every warp owns a slice of each
-panel and multiplies on its own: tiles are ``(slices, ., .)`` with one slice for each warp, and nothing but statistics
-passes between warps.
+A program works through tokens. All mixes of a token are a matrix product of the weights, (mixes, maps), with the
+token's rows of the maps, (maps, channels). Rows are cut into panels of a few hundred channels. Every warp owns a slice
+of each panel and multiplies on its own: tiles are ``(slices, ., .)`` with one slice for each warp, and nothing but
+statistics passes between warps.
 
-*Normalised*, a program works through all panels of a token. The forward pass holds the mixes, finds their mean and
-variance, and writes ``x_hat = (w m - mean) rstd``. The backward pass is LayerNorm's,
-``d = rstd (dy - mean(dy) - x_hat mean(dy x_hat))``, then ``w^T d`` for the maps and ``d m^T`` for the weights. The two
-means need the whole row, so ``dy`` and ``x_hat`` stay on chip, in the dtype of the weights; the maps need not, since
-
-    ``d m^T = rstd (dy m^T - mean(dy) sum(m) - mean(dy x_hat) x_hat m^T)``
-
-asks for them before the means are known. Both passes so read and write everything once, whatever the number of maps.
-*Not normalised*, panels have nothing to do with each other, and each is a program's own.
+*Normalised*, a program holds all panels of a token. The forward pass finds mean and variance of the mixes and writes
+``x_hat = (w m - mean) rstd``. The backward pass is LayerNorm's, ``d = rstd (dy - mean(dy) - x_hat mean(dy x_hat))``,
+then ``w^T d`` for the maps and ``d m^T`` for the weights. From the means to their use, upstream gradients, ``x_hat``
+and the rows of the first ``BLOCK`` maps stay on chip, in the dtype of the weights; of more maps the rows are read a
+second time, soon after the first. *Not normalised*, panels have nothing to do with each other, and each is a program's
+own.
 
 Gradients of the weights are summed by each program over its tokens: partial sums, no atomics. The maps come as a tuple
 of pointers, are multiplied ``BLOCK`` at a time, and are never stacked.
 """
 
 # Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
-# ruff: noqa: N803
-# mypy: allow-untyped-defs, allow-incomplete-defs
+# Triton knows no unpacking of tuples.
+# ruff: noqa: N803, RUF005
+# mypy: ignore-errors
 
 import triton
 import triton.language as tl
@@ -78,14 +76,14 @@ def mean_of_slices(sums, width):
 
 @triton.jit(do_not_specialize=COUNTS)
 def mixing_forward(
-    maps, weight, out, statistics,
-    map_image, map_row, tokens, tokens_per_image, num_mixes, width, scale_eps,
+    maps, weight, out, means, rstds,
+    map_image, map_row, tokens, tokens_per_image, num_mixes, width, eps,
     MAPS: tl.constexpr, NORMALIZE: tl.constexpr, BLOCK_MIXES: tl.constexpr,
     SLICES: tl.constexpr, CHANNELS: tl.constexpr, PANELS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Program (share of the tokens, share of ``PANELS`` panels).
 
-    ``out`` (mixes, tokens, width); ``statistics`` (tokens, 2, mixes): mean and 1 / standard deviation.
+    ``out`` (mixes, tokens, width); normalised, ``means`` and ``rstds`` (mixes, tokens) too: 1 / standard deviation.
     """
     mixes = tl.arange(0, BLOCK_MIXES)[None, :, None]
     first_panel = tl.program_id(1) * PANELS
@@ -110,10 +108,10 @@ def mixing_forward(
             for panel in tl.static_range(PANELS):
                 centred = tl.where(columns_of(panel, SLICES, CHANNELS) < width, panels[panel] - mean, 0.0)
                 squares += tl.sum(centred * centred, axis=2)
-            rstd = 1 / tl.sqrt_rn(mean_of_slices(squares, width) + scale_eps)
-            kept = statistics + token * 2 * num_mixes + mixes
-            tl.store(kept, mean, mask=mixes < num_mixes)
-            tl.store(kept + num_mixes, rstd, mask=mixes < num_mixes)
+            rstd = 1 / tl.sqrt_rn(mean_of_slices(squares, width) + eps)
+            places = mixes.to(tl.int64) * tokens + token
+            tl.store(means + places, mean, mask=mixes < num_mixes)
+            tl.store(rstds + places, rstd, mask=mixes < num_mixes)
         for panel in tl.static_range(PANELS):
             columns = columns_of(first_panel + panel, SLICES, CHANNELS)
             mixed = panels[panel]
@@ -125,9 +123,9 @@ def mixing_forward(
 
 @triton.jit(do_not_specialize=COUNTS)
 def mixing_backward(
-    maps, weight, statistics, dout, dmaps, dweight,
+    maps, weight, means, rstds, dout, dmaps, dweight,
     map_image, map_row, dout_mix, dout_image, dout_row, tokens, tokens_per_image, num_mixes, width,
-    MAPS: tl.constexpr, NORMALIZE: tl.constexpr, KEEP: tl.constexpr, BLOCK_MIXES: tl.constexpr,
+    MAPS: tl.constexpr, NORMALIZE: tl.constexpr, BLOCK_MIXES: tl.constexpr,
     SLICES: tl.constexpr, CHANNELS: tl.constexpr, PANELS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Program (share of the tokens, share of ``PANELS`` panels). ``dmaps`` or ``dweight`` may be None.
@@ -148,9 +146,9 @@ def mixing_backward(
         dout_rows = dout + mixes.to(tl.int64) * dout_mix + image * dout_image + place * dout_row
         douts, x_hats, kept_rows = (), (), ()
         if NORMALIZE:
-            kept = statistics + token * 2 * num_mixes + mixes
-            mean = tl.load(kept, mask=known, other=0.0)
-            rstd = tl.load(kept + num_mixes, mask=known, other=0.0)
+            places = mixes.to(tl.int64) * tokens + token
+            mean = tl.load(means + places, mask=known, other=0.0)
+            rstd = tl.load(rstds + places, mask=known, other=0.0)
             shift = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
             slope = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
             for panel in tl.static_range(PANELS):
@@ -161,7 +159,7 @@ def mixing_backward(
                     weights = load_weights(weight, first, num_mixes, MAPS, BLOCK_MIXES, SLICES)
                     rows = load_maps(maps, offset, first, columns, width, MAPS, ALIGNED).to(d.dtype)
                     mixed = tl.dot(weights, rows, mixed, input_precision="ieee")
-                    if KEEP and first == 0:
+                    if first == 0:
                         kept_rows = kept_rows + (rows,)
                 x_hat = (mixed - mean) * rstd
                 shift += tl.sum(d.to(tl.float32), axis=2)
@@ -185,7 +183,7 @@ def mixing_backward(
                     tl.store(pointers, tile.to(dmaps.dtype.element_ty), mask=(places < MAPS) & (columns < width))
                 sums = so_far[first // BLOCK]
                 if dweight is not None:
-                    if KEEP and first == 0:
+                    if NORMALIZE and first == 0:
                         rows = kept_rows[panel]
                     else:
                         rows = load_maps(maps, offset, first, columns, width, MAPS, ALIGNED).to(d.dtype)

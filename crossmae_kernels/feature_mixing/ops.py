@@ -6,15 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossmae_kernels.feature_mixing.config import held
+
 NAMESPACE = "crossmae_kernels"
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _library.define(
-    "mix_feature_maps(Tensor[] maps, Tensor weight, float eps, bool normalize) -> (Tensor mixes, Tensor statistics)"
+    "mix_feature_maps(Tensor[] maps, Tensor weight, float eps, bool normalize) -> (Tensor mixes, Tensor means,"
+    " Tensor rstds)"
 )
 _library.define(
-    "mix_feature_maps_backward(Tensor dmixes, Tensor[] maps, Tensor weight, Tensor statistics, bool normalize,"
-    " bool[2] wanted) -> (Tensor, Tensor)"
+    "mix_feature_maps_backward(Tensor dmixes, Tensor[] maps, Tensor weight, Tensor? mixes, Tensor means, Tensor rstds,"
+    " bool normalize, bool[2] wanted) -> (Tensor, Tensor)"
 )
 
 
@@ -27,33 +30,37 @@ def mix_feature_maps(maps: Sequence[Tensor], weight: Tensor, eps: float, normali
     device = weight.device.type
     if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
         weight = weight.to(torch.get_autocast_dtype(device))
-    mixes, _ = torch.ops.crossmae_kernels.mix_feature_maps(list(maps), weight, eps, normalize)
+    mixes, _, _ = torch.ops.crossmae_kernels.mix_feature_maps(list(maps), weight, eps, normalize)
     return mixes
 
 
-def _forward(maps: Sequence[Tensor], weight: Tensor, eps: float, normalize: bool) -> tuple[Tensor, Tensor]:
+def _forward(maps: Sequence[Tensor], weight: Tensor, eps: float, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
     from crossmae_kernels.feature_mixing import launch
 
     return launch.forward(maps, weight, eps, normalize)
 
 
-def _forward_fake(maps: Sequence[Tensor], weight: Tensor, eps: float, normalize: bool) -> tuple[Tensor, Tensor]:
-    shape = (*maps[0].shape[:2], 2, len(weight)) if normalize else (0,)
-    return weight.new_empty(len(weight), *maps[0].shape), weight.new_empty(shape, dtype=torch.float32)
+def _forward_fake(maps: Sequence[Tensor], weight: Tensor, eps: float, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
+    mixes = weight.new_empty(weight.shape[0], *maps[0].shape)
+    on_chip = held(weight.shape[0], mixes.shape[3], weight.element_size(), backward=False)
+    means = mixes.new_empty(mixes.shape[:3] if normalize and on_chip else (0,), dtype=torch.float32)
+    return mixes, means, mixes.new_empty(mixes.shape[:3] if normalize else (0,), dtype=torch.float32)
 
 
 def _backward(
     dmixes: Tensor,
     maps: Sequence[Tensor],
     weight: Tensor,
-    statistics: Tensor,
+    mixes: Tensor | None,
+    means: Tensor,
+    rstds: Tensor,
     normalize: bool,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of all maps in one tensor, and of the weights; an empty tensor for one not wanted."""
     from crossmae_kernels.feature_mixing import launch
 
-    dmaps, dweight = launch.backward(dmixes, maps, weight, statistics, normalize, wanted)
+    dmaps, dweight = launch.backward(dmixes, maps, weight, mixes, means, rstds, normalize, wanted)
     return (
         maps[0].new_empty(0) if dmaps is None else dmaps,
         weight.new_empty(0) if dweight is None else dweight,
@@ -64,7 +71,9 @@ def _backward_fake(
     dmixes: Tensor,
     maps: Sequence[Tensor],
     weight: Tensor,
-    statistics: Tensor,
+    mixes: Tensor | None,
+    means: Tensor,
+    rstds: Tensor,
     normalize: bool,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor]:
@@ -74,23 +83,26 @@ def _backward_fake(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     maps, weight, _, ctx.normalize = inputs
-    _, statistics = output
-    ctx.mark_non_differentiable(statistics)
+    mixes, means, rstds = output
+    ctx.mark_non_differentiable(means, rstds)
     ctx.set_materialize_grads(False)
     ctx.maps_wanted = [feature_map.requires_grad for feature_map in maps]
-    ctx.save_for_backward(weight, statistics, *maps)
+    on_chip = held(weight.shape[0], mixes.shape[3], weight.element_size(), backward=True)
+    # Where they are needed, whoever multiplies with the mixes keeps them anyway.
+    kept = mixes if ctx.normalize and not on_chip else None
+    ctx.save_for_backward(weight, kept, means, rstds, *maps)
 
 
-def _autograd(ctx: Any, dmixes: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+def _autograd(ctx: Any, dmixes: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
     wanted = [any(ctx.maps_wanted), ctx.needs_input_grad[1]]
     none = [None] * len(ctx.maps_wanted)
     if dmixes is None or not any(wanted):
         return none, None, None, None
-    weight, statistics, *maps = ctx.saved_tensors
+    weight, mixes, means, rstds, *maps = ctx.saved_tensors
     dmaps, dweight = torch.ops.crossmae_kernels.mix_feature_maps_backward(
-        dmixes, maps, weight, statistics, ctx.normalize, wanted
+        dmixes, maps, weight, mixes, means, rstds, ctx.normalize, wanted
     )
     of_maps = dmaps.unbind() if wanted[0] else none
     return (

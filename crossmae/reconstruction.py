@@ -9,7 +9,7 @@ from torch import Tensor
 import crossmae_kernels as ck
 from crossmae.config import Config
 from crossmae.masking import Masking
-from crossmae_kernels.patches.reference import VARIANCE_EPS
+from crossmae_kernels.patches.config import VARIANCE_EPS
 
 Statistics = Literal["visible", "true"]
 

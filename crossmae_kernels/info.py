@@ -7,18 +7,16 @@ import platform
 import torch
 
 from crossmae_kernels.common import implementation, machine, tuning
-from crossmae_kernels.common.implementation import NO_KERNEL
 
-# Ops, and why a kernel can never serve them; what depends on the machine is asked of the machine.
-OPS: dict[str, tuple[str, ...]] = {
-    "cross_attention": (),
-    "mix_feature_maps": NO_KERNEL,
-    "norm_linear": (),
-    "linear_residual": (),
-    "mlp": (),
-    "gather_patches": NO_KERNEL,
-    "patch_loss": NO_KERNEL,
-}
+OPS = (
+    "cross_attention",
+    "mix_feature_maps",
+    "norm_linear",
+    "linear_residual",
+    "mlp",
+    "gather_patches",
+    "patch_loss",
+)
 
 
 def devices() -> list[torch.device]:
@@ -28,7 +26,7 @@ def devices() -> list[torch.device]:
 
 def served_by(op: str, device: torch.device) -> str:
     """Who serves calls with ``impl="auto"`` there, and why the kernel does not."""
-    refusals = list(OPS[op]) or machine.machine_refusals(device)
+    refusals = machine.machine_refusals(device)
     try:
         chosen = implementation.choose(op, "auto", refusals, worthwhile=device.type == "cuda")
     except RuntimeError as error:

@@ -29,6 +29,10 @@ class Case:
     stages: int = 3
     tensor_cores: bool = False
     """Whether matrix products are to run on them."""
+    load_bits: int = 128
+    """Width of the widest load that its layout allows."""
+    store_bits: int = 0
+    """The same of the widest store, where it is looked at."""
     scalars: dict[str, str] = field(default_factory=dict)
     """Types of scalar arguments that are neither 32-bit integers nor named ``scale...`` (32-bit floats)."""
 
@@ -58,8 +62,10 @@ def shortcomings(case: Case, assembly: Assembly) -> list[str]:
         needed = "HGMMA" if case.arch == 90 else "HMMA" if case.arch < 90 else None
         if not assembly.tensor_core or (needed and needed not in assembly.tensor_core):
             lacking.append(f"tensor-core instructions are {assembly.tensor_core or 'none'}")
-    if assembly.widest_load < 128:
+    if assembly.widest_load < case.load_bits:
         lacking.append(f"loads of {assembly.widest_load} bits at most")
+    if assembly.widest_store < case.store_bits:
+        lacking.append(f"stores of {assembly.widest_store} bits at most")
     return lacking
 
 

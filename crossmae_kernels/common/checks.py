@@ -24,21 +24,37 @@ class ArgumentChecks:
         self._wrong_values: list[str] = []
         self._reference: tuple[str, Tensor] | None = None
 
-    def tensor(self, name: str, tensor: object, pattern: str, any_dtype: bool = False) -> None:
-        """A floating-point tensor of the given shape, on the device and of the dtype of the first one seen."""
+    def tensor(
+        self,
+        name: str,
+        tensor: object,
+        pattern: str,
+        any_dtype: bool = False,
+        or_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """A floating-point tensor of the given shape, on the device and of the dtype of the first one seen.
+
+        With ``any_dtype`` its floating-point dtype is free, ``or_dtype`` is one more that it may have, and ``dtype``
+        the only one.
+        """
         if not isinstance(tensor, Tensor):
             self._wrong_types.append(
                 f"{name} must be a tensor of shape ({_commas(pattern)}), got {type(tensor).__name__}"
             )
             return
-        if not tensor.dtype.is_floating_point:
-            self._wrong_types.append(f"{name} must be floating point, got {tensor.dtype}")
+        if not tensor.dtype.is_floating_point and tensor.dtype != or_dtype:
+            alternative = f" or {or_dtype}" if or_dtype else ""
+            self._wrong_types.append(f"{name} must be floating point{alternative}, got {tensor.dtype}")
+        elif dtype is not None and tensor.dtype != dtype:
+            self._wrong_types.append(f"{name} must be {dtype}, got {tensor.dtype}")
         elif self._reference is None:
             self._reference = (name, tensor)
         else:
             first, reference = self._reference
             # Autocast promises to bring mixed dtypes together itself.
-            if tensor.dtype != reference.dtype and not any_dtype and not autocasts(tensor.device.type):
+            free = any_dtype or dtype is not None or autocasts(tensor.device.type)
+            if tensor.dtype != reference.dtype and not free:
                 self._wrong_types.append(f"{name} must be {reference.dtype} like {first}, got {tensor.dtype}")
         self._shape(name, tensor, pattern)
         self._device(name, tensor)

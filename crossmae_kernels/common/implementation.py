@@ -16,8 +16,6 @@ ENVIRONMENT_VARIABLE = "CROSSMAE_KERNELS_IMPL"
 # In front of the reasons why a kernel cannot serve a call.
 REFUSAL = "cannot serve this call: "
 
-NO_KERNEL = ("this op has no Triton kernel",)
-
 
 def _checked(impl: str, where: str) -> Implementation:
     if impl not in get_args(Implementation):

@@ -15,7 +15,7 @@ from crossmae_kernels.cross_attention.config import log_sum_exp_shape
 
 NAMESPACE = "crossmae_kernels"
 
-_library = torch.library.Library(NAMESPACE, "DEF")
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _library.define(
     "cross_attention(Tensor query, Tensor key, Tensor value, Tensor? query_ids, int num_heads, float scale)"
     " -> (Tensor out, Tensor log_sum_exp)"

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from crossmae_kernels.common.checks import ArgumentChecks
-from crossmae_kernels.common.implementation import NO_KERNEL, Implementation, choose
-from crossmae_kernels.feature_mixing import reference
+from crossmae_kernels.common.implementation import Implementation, choose
+from crossmae_kernels.common.machine import dtype_refusals, machine_refusals
+from crossmae_kernels.feature_mixing import ops, reference
+from crossmae_kernels.feature_mixing.config import size_refusals
 
 
 def mix_feature_maps(
@@ -19,6 +21,11 @@ def mix_feature_maps(
     impl: Implementation = "auto",
 ) -> Tensor:
     """``LayerNorm_l(sum_j weight[l, j] * maps[j])`` for every decoder block l (CrossMAE, section 3.3).
+
+    The kernels never stack the maps: each is read once and each mix written once, and for the backward pass they keep
+    the maps and float32 statistics ``(B, K, 2, n)``. Their LayerNorm has no affine; one that is given costs a pass of
+    its own. Better fold it into the linear layer that follows (``crossmae_kernels.common.folding``). Under autocast
+    they read the maps in the dtype they have.
 
     Args:
         maps: k feature maps, each ``(B, K, E)``.
@@ -34,6 +41,7 @@ def mix_feature_maps(
 
     Raises:
         TypeError, ValueError: on arguments of wrong type, dtype, shape or device, before any work.
+        RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("mix_feature_maps")
     checks.that(len(maps) > 0, "maps must hold at least one feature map, got none")
@@ -47,5 +55,19 @@ def mix_feature_maps(
         "norm_weight and norm_bias must be None where normalize=False",
     )
     checks.raise_if_any()
-    choose("mix_feature_maps", impl, NO_KERNEL)
-    return reference.mix_feature_maps(maps, weight, norm_weight, norm_bias, eps, normalize)
+    why_not = refusals(maps[0], len(weight))
+    if choose("mix_feature_maps", impl, why_not, worthwhile=weight.is_cuda) == "reference":
+        return reference.mix_feature_maps(maps, weight, norm_weight, norm_bias, eps, normalize)
+    mixes = ops.mix_feature_maps(maps, weight, eps, normalize)
+    if norm_weight is not None:
+        mixes = mixes * norm_weight[:, None, None].to(mixes.dtype)
+    if norm_bias is not None:
+        mixes = mixes + norm_bias[:, None, None].to(mixes.dtype)
+    return mixes
+
+
+def refusals(feature_map: Tensor, mixes: int) -> list[str]:
+    """Every reason why the kernels cannot serve a call with such maps."""
+    return (
+        machine_refusals(feature_map.device) + dtype_refusals(feature_map) + size_refusals(mixes, feature_map.shape[-1])
+    )

@@ -3,34 +3,58 @@
 Patches are numbered row by row from the top left. A patch as a vector runs over (row, column, channel).
 """
 
+from typing import get_args
+
+import torch
 from torch import Tensor
 
 from crossmae_kernels.common.checks import ArgumentChecks
-from crossmae_kernels.common.implementation import NO_KERNEL, Implementation, choose
-from crossmae_kernels.patches import reference
+from crossmae_kernels.common.implementation import Implementation, choose
+from crossmae_kernels.common.machine import dtype_refusals, machine_refusals
+from crossmae_kernels.patches import ops, reference
+from crossmae_kernels.patches.config import LARGEST_TILE, Reduction, tile_size
 
 
-def gather_patches(images: Tensor, ids: Tensor, patch_size: int, impl: Implementation = "auto") -> Tensor:
+def gather_patches(
+    images: Tensor,
+    ids: Tensor,
+    patch_size: int,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    impl: Implementation = "auto",
+) -> Tensor:
     """Patches of images, by id.
 
+    The kernels keep the ids for the backward pass and nothing else. Under autocast they write the rows in autocast's
+    dtype, which the linear layer behind them would cast them to anyway; the reference leaves that to the layer. On a
+    GPU a patch whose id is out of range is not read, and comes out as NaN.
+
     Args:
-        images: ``(B, C, H, W)``; ``patch_size`` divides H and W.
-        ids: int64 or int32 ``(B, V)``, each in ``[0, (H / patch_size) * (W / patch_size))``.
+        images: ``(B, C, H, W)``, floating point or uint8; ``patch_size`` divides H and W.
+        ids: int64 or int32 ``(B, V)``, each in ``[0, (H / patch_size) * (W / patch_size))``. May repeat.
         patch_size: side of a patch in pixels.
+        mean: float32 ``(C,)`` to subtract from uint8 pixels, as shares of 255; only with uint8 images.
+        std: float32 ``(C,)`` to divide by after that: ``(pixel / 255 - mean) / std``; only with uint8 images.
         impl: who serves the call.
 
     Returns:
-        ``(B, V, patch_size * patch_size * C)``.
+        ``(B, V, patch_size * patch_size * C)`` in the dtype of the images, float32 for uint8.
 
     Raises:
         TypeError, ValueError: on arguments of wrong type, dtype, shape, device or range, before any work.
+        RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("gather_patches")
-    checks.tensor("images", images, "B C H W")
-    checks.ids("ids", ids, "B V", limit=_patches_of(checks, patch_size))
+    _check_images(checks, images, patch_size, mean, std)
+    checks.ids("ids", ids, "B V", limit=_patches_of(images, patch_size))
     checks.raise_if_any()
-    choose("gather_patches", impl, NO_KERNEL)
-    return reference.gather_patches(images, ids, patch_size)
+    reasons = refusals(images, patch_size, mean, std)
+    if choose("gather_patches", impl, reasons, worthwhile=images.is_cuda) == "reference":
+        return reference.gather_patches(images, ids, patch_size, mean, std)
+    dtype = torch.float32 if images.dtype == torch.uint8 else images.dtype
+    if torch.is_autocast_enabled(images.device.type):
+        dtype = torch.get_autocast_dtype(images.device.type)
+    return ops.gather_patches(images, ids, patch_size, mean, std, dtype)
 
 
 def patch_loss(
@@ -39,44 +63,93 @@ def patch_loss(
     predicted_ids: Tensor,
     patch_size: int,
     normalize: bool,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    reduction: Reduction = "mean",
     impl: Implementation = "auto",
 ) -> Tensor:
     """Mean squared error between predicted patches and the images' own (MAE, section 3).
 
+    The kernels read each pixel from the image and compute in float32. If the prediction needs a gradient, they write
+    its difference from the target in the same pass, in the prediction's dtype, and keep that and nothing else: so in
+    float16 a difference beyond 65,504 has an infinite gradient. They have no gradient to the images. On a GPU a patch
+    whose id is out of range is not read, and its loss is NaN.
+
     Args:
         prediction: ``(B, Q, patch_size * patch_size * C)``; its dtype may differ from the images'.
-        images: ``(B, C, H, W)``; ``patch_size`` divides H and W.
+        images: ``(B, C, H, W)``, floating point or uint8; ``patch_size`` divides H and W.
         predicted_ids: int64 or int32 ``(B, Q)``, each in ``[0, (H / patch_size) * (W / patch_size))``.
         patch_size: side of a patch in pixels.
         normalize: standardise each target patch by its own mean and unbiased variance:
             ``(t - mean) / sqrt(var + 1e-6)``.
+        mean: as for ``gather_patches``; only with uint8 images.
+        std: as for ``gather_patches``; only with uint8 images.
+        reduction: ``"mean"`` over everything, or ``"none"``: over the values of each patch alone.
         impl: who serves the call.
 
     Returns:
-        A scalar, float32 or (for float64 arguments) float64.
+        A scalar, or ``(B, Q)`` with ``reduction="none"``; float32 or (for float64 arguments) float64.
 
     Raises:
         TypeError, ValueError: on arguments of wrong type, dtype, shape, device or range, before any work.
+        RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("patch_loss")
-    checks.tensor("images", images, "B C H W")
-    checks.ids("predicted_ids", predicted_ids, "B Q", limit=_patches_of(checks, patch_size))
-    pixels = patch_size * patch_size * checks.size("C")
-    checks.tensor("prediction", prediction, f"B Q {pixels}", any_dtype=True)
-    checks.that(pixels > 1 or not normalize, "normalize=True needs patches of more than one value")
+    _check_images(checks, images, patch_size, mean, std)
+    checks.ids("predicted_ids", predicted_ids, "B Q", limit=_patches_of(images, patch_size))
+    values = patch_size * patch_size * images.shape[1]
+    checks.tensor("prediction", prediction, f"B Q {values}", any_dtype=True)
+    checks.that(values > 1 or not normalize, "normalize=True needs patches of more than one value")
+    checks.that(reduction in get_args(Reduction), f"reduction must be 'mean' or 'none', got {reduction!r}")
     checks.raise_if_any()
-    checks.that(prediction.numel() > 0, "predicted_ids must name at least one patch, got none")
+    checks.that(prediction.numel() > 0 or reduction == "none", "predicted_ids must name at least one patch, got none")
     checks.raise_if_any()
-    choose("patch_loss", impl, NO_KERNEL)
-    return reference.patch_loss(prediction, images, predicted_ids, patch_size, normalize)
+    reasons = refusals(images, patch_size, mean, std) + dtype_refusals(prediction)
+    if _need_gradients(images):
+        reasons.append("the kernels have no gradient to the images, and these need one")
+    if choose("patch_loss", impl, reasons, worthwhile=images.is_cuda) == "reference":
+        return reference.patch_loss(prediction, images, predicted_ids, patch_size, normalize, mean, std, reduction)
+    losses = ops.patch_loss(prediction, images, predicted_ids, patch_size, normalize, mean, std)
+    return losses.mean() if reduction == "mean" else losses
 
 
-def _patches_of(checks: ArgumentChecks, patch_size: int) -> int:
-    """Number of patches of the images that ``checks`` has seen as ``(B, C, H, W)``."""
+def refusals(images: Tensor, patch_size: int, mean: Tensor | None, std: Tensor | None) -> list[str]:
+    """Every reason why neither kernel can serve a call with these images."""
+    reasons = machine_refusals(images.device)
+    if images.dtype != torch.uint8:
+        reasons += dtype_refusals(images)
+    if tile_size(images.shape[1], patch_size) > LARGEST_TILE:
+        reasons.append(
+            f"kernels take patches of up to {LARGEST_TILE} values with channels and sides padded to powers of two,"
+            f" these have {images.shape[1]} x {patch_size} x {patch_size}"
+        )
+    if _need_gradients(mean, std):
+        reasons.append("the kernels have no gradient to mean and std, and these need one")
+    return reasons
+
+
+def _need_gradients(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _check_images(
+    checks: ArgumentChecks, images: Tensor, patch_size: int, mean: Tensor | None, std: Tensor | None
+) -> None:
+    """Note what is wrong with images; raise if there is no telling how many patches they have."""
+    checks.tensor("images", images, "B C H W", or_dtype=torch.uint8)
     height, width = checks.size("H"), checks.size("W")
     checks.that(
         patch_size > 0 and height % max(patch_size, 1) == 0 and width % max(patch_size, 1) == 0,
         f"patch_size must divide the image size {height} x {width}, got {patch_size}",
     )
     checks.raise_if_any()
-    return (height // patch_size) * (width // patch_size)
+    for name, statistic in (("mean", mean), ("std", std)):
+        if images.dtype != torch.uint8:
+            checks.that(statistic is None, f"{name} is for uint8 images, these are {images.dtype}")
+        else:
+            checks.tensor(name, statistic, "C", dtype=torch.float32)
+
+
+def _patches_of(images: Tensor, patch_size: int) -> int:
+    """Number of patches of an image."""
+    return (images.shape[2] // patch_size) * (images.shape[3] // patch_size)

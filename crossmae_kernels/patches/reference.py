@@ -4,18 +4,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Added to the variance of a target patch by MAE and CrossMAE alike.
-VARIANCE_EPS = 1e-6
+from crossmae_kernels.patches.config import VARIANCE_EPS, Reduction
 
 
-def gather_patches(images: Tensor, ids: Tensor, patch_size: int) -> Tensor:
+def gather_patches(images: Tensor, ids: Tensor, patch_size: int, mean: Tensor | None, std: Tensor | None) -> Tensor:
     """See ``crossmae_kernels.gather_patches``; arguments are taken as checked."""
     columns = images.shape[3] // patch_size
     tiles = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # a view (B, C, rows, p, columns, p)
     image = torch.arange(len(images), device=ids.device)[:, None]
     # Indexing the view reads the asked-for patches only: (B, V, C, p, p).
-    picked = tiles[image, :, ids // columns, :, ids % columns]
-    return picked.permute(0, 1, 3, 4, 2).flatten(2)
+    picked = tiles[image, :, ids // columns, :, ids % columns].permute(0, 1, 3, 4, 2)
+    if mean is not None and std is not None:
+        picked = (picked.to(mean.dtype) / 255 - mean) / std
+    return picked.flatten(2)
 
 
 def standardize(patches: Tensor) -> Tensor:
@@ -24,8 +25,19 @@ def standardize(patches: Tensor) -> Tensor:
     return (patches - mean) / (variance + VARIANCE_EPS).sqrt()
 
 
-def patch_loss(prediction: Tensor, images: Tensor, predicted_ids: Tensor, patch_size: int, normalize: bool) -> Tensor:
+def patch_loss(
+    prediction: Tensor,
+    images: Tensor,
+    predicted_ids: Tensor,
+    patch_size: int,
+    normalize: bool,
+    mean: Tensor | None,
+    std: Tensor | None,
+    reduction: Reduction,
+) -> Tensor:
     """See ``crossmae_kernels.patch_loss``; arguments are taken as checked."""
-    dtype = torch.promote_types(torch.promote_types(prediction.dtype, images.dtype), torch.float32)
-    target = gather_patches(images, predicted_ids, patch_size).to(dtype)
-    return F.mse_loss(prediction.to(dtype), standardize(target) if normalize else target)
+    target = gather_patches(images, predicted_ids, patch_size, mean, std)
+    dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
+    target = target.to(dtype)
+    loss = F.mse_loss(prediction.to(dtype), standardize(target) if normalize else target, reduction=reduction)
+    return loss.mean(dim=-1) if reduction == "none" else loss

@@ -10,6 +10,8 @@ IDS = torch.zeros(2, 3, dtype=torch.int64)
 TABLE = torch.randn(5, 8)
 W, H = torch.randn(8, 8), torch.randn(16, 8)
 IMAGES = torch.randn(2, 3, 8, 8)
+BYTES = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+MEAN_STD = (torch.zeros(3), torch.ones(3))
 
 
 WRONG = {
@@ -38,7 +40,20 @@ WRONG = {
     "mlp": (lambda: ck.mlp(X, None, None, H, None, H, None), ValueError, r"fc2_weight .*\(16, 8\)"),
     "patch size": (lambda: ck.gather_patches(IMAGES, IDS, 3), ValueError, r"patch_size must divide .*8 x 8, got 3"),
     "patch id": (lambda: ck.gather_patches(IMAGES, IDS + 4, 4), ValueError, r"ids must lie in \[0, 4\)"),
-    "uint8 images": (lambda: ck.gather_patches(IMAGES.byte(), IDS, 4), TypeError, r"images must be floating"),
+    "integer images": (lambda: ck.gather_patches(IMAGES.int(), IDS, 4), TypeError, r"images must be floating.*uint8"),
+    "bytes alone": (lambda: ck.gather_patches(BYTES, IDS, 4), TypeError, r"mean must be a tensor.*; std must be"),
+    "channels of std": (
+        lambda: ck.gather_patches(BYTES, IDS, 4, *MEAN_STD[:1], MEAN_STD[1][:2]), ValueError, r"std .*C=3.*\(2,\)"
+    ),
+    "dtype of mean": (
+        lambda: ck.patch_loss(X, BYTES, IDS, 4, True, MEAN_STD[0].half(), MEAN_STD[1]), TypeError, r"mean .*float32.*16"
+    ),
+    "mean of floats": (
+        lambda: ck.gather_patches(IMAGES, IDS, 4, *MEAN_STD), ValueError, r"mean is for uint8 images.*float32; std is"
+    ),
+    "reduction": (
+        lambda: ck.patch_loss(X, IMAGES, IDS, 4, True, reduction="sum"), ValueError, r"'mean' or 'none', got 'sum'"
+    ),
     "prediction": (lambda: ck.patch_loss(X, IMAGES, IDS, 4, True), ValueError, r"prediction .*48.*\(2, 3, 8\)"),
     "nothing predicted": (
         lambda: ck.patch_loss(torch.empty(2, 0, 48), IMAGES, IDS[:, :0], 4, True), ValueError, r"at least one patch"

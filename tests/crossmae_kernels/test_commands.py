@@ -62,7 +62,6 @@ def test_info_names_the_implementation_of_each_op_and_the_reasons():
     assert done.returncode == 0, done.stderr
     (served,) = [line for line in done.stdout.split("cpu:")[1].splitlines() if "cross_attention" in line][:1]
     assert "reference: kernels run on CUDA devices" in served
-    assert "this op has no Triton kernel" in done.stdout
     interpreted = run("-m", "crossmae_kernels.info", TRITON_INTERPRET="1", CROSSMAE_KERNELS_IMPL="triton")
     lines = [line.split(maxsplit=1) for line in interpreted.stdout.splitlines() if line.startswith("  ")]
     assert ["cross_attention", "triton"] in lines
@@ -72,8 +71,8 @@ def test_check_judges_the_kernels_in_the_interpreter():
     done = run("-m", "crossmae_kernels.check", "--interpret", "--json")
     assert done.returncode == 0, done.stderr
     lines = json.loads(done.stdout)
-    judged = [line for line in lines if line["op"] == "cross_attention" and line["implementation"].startswith("triton")]
-    assert len(judged) == 8
+    judged = [line for line in lines if line["implementation"].startswith("triton") and line["verdict"] != "missing"]
+    assert {line["op"] for line in judged} >= {"cross_attention", "gather_patches", "patch_loss"}
     assert all(line["verdict"] == "ok" and line["error"] <= line["budget"] for line in judged)
     assert {line["op"] for line in lines} == {
         "cross_attention",

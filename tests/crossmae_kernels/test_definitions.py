@@ -147,12 +147,28 @@ def test_gather_patches(channels, height, width, size):
     assert torch.autograd.gradcheck(lambda t: ck.gather_patches(t, ids, size), (images,))
 
 
+def test_patches_of_bytes():
+    images, ids = torch.randint(256, (2, 3, 4, 6), generator=SEED).byte(), torch.tensor([[5, 0], [1, 4]])
+    mean, std = torch.tensor([0.5, 0.25, 0.75]), torch.tensor([0.5, 2.0, 0.125])
+    expected = [
+        [[(v / 255 - mean[i % 3].item()) / std[i % 3].item() for i, v in enumerate(patch(image, index, 2, 3))]
+         for index in row]
+        for image, row in zip(images.tolist(), ids.tolist(), strict=True)
+    ]  # fmt: skip
+    rows = ck.gather_patches(images, ids, 2, mean, std)
+    assert rows.dtype == torch.float32
+    torch.testing.assert_close(rows.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+    guess = randn(2, 2, 12).detach().float()
+    found = ck.patch_loss(guess, images, ids, 2, False, mean, std)
+    torch.testing.assert_close(found, (guess - rows).square().mean(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 def test_patch_loss(normalize):
     size, columns = 2, 3
     images, ids = randn(2, 3, 4, 6), torch.tensor([[5, 0, 3], [1, 4, 2]])
     prediction = randn(2, 3, 12)
-    total = 0.0
+    losses = []
     for image, row, rows in zip(images.tolist(), ids.tolist(), prediction.tolist(), strict=True):
         for index, guess in zip(row, rows, strict=True):
             target = patch(image, index, size, columns)
@@ -160,8 +176,9 @@ def test_patch_loss(normalize):
                 mean = sum(target) / 12
                 variance = sum((t - mean) ** 2 for t in target) / 11  # unbiased
                 target = [(t - mean) / math.sqrt(variance + 1e-6) for t in target]
-            total += sum((g - t) ** 2 for g, t in zip(guess, target, strict=True))
-    same(ck.patch_loss(prediction, images, ids, size, normalize), total / (2 * 3 * 12))
+            losses.append(sum((g - t) ** 2 for g, t in zip(guess, target, strict=True)) / 12)
+    same(ck.patch_loss(prediction, images, ids, size, normalize), sum(losses) / 6)
+    same(ck.patch_loss(prediction, images, ids, size, normalize, reduction="none"), [losses[:3], losses[3:]])
     assert torch.autograd.gradcheck(lambda p, x: ck.patch_loss(p, x, ids, size, normalize), (prediction, images))
 
 

@@ -1,0 +1,201 @@
+"""Mixing of feature maps on the GPU: device code.
+
+A program works through tokens. All mixes of a token are a matrix product of the weights, (mixes, maps), with the token's
+rows of the maps, (maps, channels). Rows are cut into panels of a few hundred channels. Every warp owns a slice of each
+panel and multiplies on its own: tiles are ``(slices, ., .)`` with one slice for each warp, and nothing but statistics
+passes between warps.
+
+*Normalised*, a program works through all panels of a token. The forward pass holds the mixes, finds their mean and
+variance, and writes ``x_hat = (w m - mean) rstd``. The backward pass is LayerNorm's,
+``d = rstd (dy - mean(dy) - x_hat mean(dy x_hat))``, then ``w^T d`` for the maps and ``d m^T`` for the weights. The two
+means need the whole row, so ``dy`` and ``x_hat`` stay on chip, in the dtype of the weights; the maps need not, since
+
+    ``d m^T = rstd (dy m^T - mean(dy) sum(m) - mean(dy x_hat) x_hat m^T)``
+
+asks for them before the means are known. Both passes so read and write everything once, whatever the number of maps.
+*Not normalised*, panels have nothing to do with each other, and each is a program's own.
+
+Gradients of the weights are summed by each program over its tokens: partial sums, no atomics. The maps come as a tuple
+of pointers, are multiplied ``BLOCK`` at a time, and are never stacked.
+"""
+
+# Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
+# ruff: noqa: N803
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+import triton
+import triton.language as tl
+
+# Counts that change from batch to batch: one compiled kernel serves all of them.
+COUNTS = ["tokens", "tokens_per_image"]
+
+# Maps that are multiplied at a time: the depth of a matrix instruction.
+BLOCK = tl.constexpr(16)
+
+
+@triton.jit
+def starts_of(maps, rows, MAPS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Pointer to each of the maps named by ``rows``."""
+    starts = maps[0] + tl.zeros_like(rows)
+    for index in tl.static_range(1, MAPS):
+        starts = tl.where(rows == index, maps[index] + tl.zeros_like(rows), starts)
+    if ALIGNED:
+        starts = tl.multiple_of(starts, 16)
+    return starts
+
+
+@triton.jit
+def columns_of(panel, SLICES: tl.constexpr, CHANNELS: tl.constexpr):
+    """Channels of a panel, (slices, 1, channels)."""
+    slices, channels = tl.arange(0, SLICES), tl.arange(0, CHANNELS)
+    return panel * SLICES * CHANNELS + (slices * CHANNELS)[:, None, None] + channels[None, None, :]
+
+
+@triton.jit
+def load_maps(maps, offset, first, columns, width, MAPS: tl.constexpr, ALIGNED: tl.constexpr):
+    """One token's rows of the maps from ``first`` on, (slices, BLOCK, channels)."""
+    rows = first + tl.arange(0, BLOCK)
+    pointers = (starts_of(maps, rows, MAPS, ALIGNED) + offset)[None, :, None] + columns
+    return tl.load(pointers, mask=(rows < MAPS)[None, :, None] & (columns < width), other=0.0)
+
+
+@triton.jit
+def load_weights(
+    weight, first, num_mixes, MAPS: tl.constexpr, BLOCK_MIXES: tl.constexpr, SLICES: tl.constexpr
+):  # fmt: skip
+    """Weights of the maps from ``first`` on, the same for each slice: (slices, mixes, BLOCK)."""
+    mixes, rows = tl.arange(0, BLOCK_MIXES), first + tl.arange(0, BLOCK)
+    inside = (mixes < num_mixes)[:, None] & (rows < MAPS)[None, :]
+    tile = tl.load(weight + mixes[:, None] * MAPS + rows[None, :], mask=inside, other=0.0)
+    return tl.broadcast_to(tile[None, :, :], (SLICES, BLOCK_MIXES, BLOCK))
+
+
+@triton.jit
+def mean_of_slices(sums, width):
+    """Mean over all channels, as (1, mixes, 1), from the sum of each slice's, (slices, mixes)."""
+    return (tl.sum(sums, axis=0) / width)[None, :, None]
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def mixing_forward(
+    maps, weight, out, statistics,
+    map_image, map_row, tokens, tokens_per_image, num_mixes, width, scale_eps,
+    MAPS: tl.constexpr, NORMALIZE: tl.constexpr, BLOCK_MIXES: tl.constexpr,
+    SLICES: tl.constexpr, CHANNELS: tl.constexpr, PANELS: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Program (share of the tokens, share of ``PANELS`` panels).
+
+    ``out`` (mixes, tokens, width); ``statistics`` (tokens, 2, mixes): mean and 1 / standard deviation.
+    """
+    mixes = tl.arange(0, BLOCK_MIXES)[None, :, None]
+    first_panel = tl.program_id(1) * PANELS
+    zeros = tl.zeros((SLICES, BLOCK_MIXES, CHANNELS), dtype=tl.float32)
+    for step in tl.range(tl.program_id(0), tokens, tl.num_programs(0), disable_licm=True):
+        token = step + tl.full((), 0, dtype=tl.int64)
+        offset = token // tokens_per_image * map_image + token % tokens_per_image * map_row
+        panels = ()
+        total = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
+        for panel in tl.static_range(PANELS):
+            columns = columns_of(first_panel + panel, SLICES, CHANNELS)
+            mixed = zeros
+            for first in tl.static_range(0, MAPS, BLOCK):
+                weights = load_weights(weight, first, num_mixes, MAPS, BLOCK_MIXES, SLICES)
+                rows = load_maps(maps, offset, first, columns, width, MAPS, ALIGNED).to(weights.dtype)
+                mixed = tl.dot(weights, rows, mixed, input_precision="ieee")
+            panels = panels + (mixed,)
+            total += tl.sum(mixed, axis=2)
+        if NORMALIZE:
+            mean = mean_of_slices(total, width)
+            squares = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
+            for panel in tl.static_range(PANELS):
+                centred = tl.where(columns_of(panel, SLICES, CHANNELS) < width, panels[panel] - mean, 0.0)
+                squares += tl.sum(centred * centred, axis=2)
+            rstd = 1 / tl.sqrt_rn(mean_of_slices(squares, width) + scale_eps)
+            kept = statistics + token * 2 * num_mixes + mixes
+            tl.store(kept, mean, mask=mixes < num_mixes)
+            tl.store(kept + num_mixes, rstd, mask=mixes < num_mixes)
+        for panel in tl.static_range(PANELS):
+            columns = columns_of(first_panel + panel, SLICES, CHANNELS)
+            mixed = panels[panel]
+            if NORMALIZE:
+                mixed = (mixed - mean) * rstd
+            pointers = out + (mixes.to(tl.int64) * tokens + token) * width + columns
+            tl.store(pointers, mixed.to(out.dtype.element_ty), mask=(mixes < num_mixes) & (columns < width))
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def mixing_backward(
+    maps, weight, statistics, dout, dmaps, dweight,
+    map_image, map_row, dout_mix, dout_image, dout_row, tokens, tokens_per_image, num_mixes, width,
+    MAPS: tl.constexpr, NORMALIZE: tl.constexpr, KEEP: tl.constexpr, BLOCK_MIXES: tl.constexpr,
+    SLICES: tl.constexpr, CHANNELS: tl.constexpr, PANELS: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Program (share of the tokens, share of ``PANELS`` panels). ``dmaps`` or ``dweight`` may be None.
+
+    ``dmaps`` (maps, tokens, width); ``dweight`` (programs, mixes, maps), to be summed.
+    """
+    mixes = tl.arange(0, BLOCK_MIXES)[None, :, None]
+    known = mixes < num_mixes
+    first_panel = tl.program_id(1) * PANELS
+    zeros = tl.zeros((SLICES, BLOCK_MIXES, CHANNELS), dtype=tl.float32)
+    dweights = ()
+    for _ in tl.static_range(0, MAPS, BLOCK):
+        dweights = dweights + (tl.zeros((SLICES, BLOCK_MIXES, BLOCK), dtype=tl.float32),)
+    for step in tl.range(tl.program_id(0), tokens, tl.num_programs(0), disable_licm=True):
+        token = step + tl.full((), 0, dtype=tl.int64)
+        image, place = token // tokens_per_image, token % tokens_per_image
+        offset = image * map_image + place * map_row
+        dout_rows = dout + mixes.to(tl.int64) * dout_mix + image * dout_image + place * dout_row
+        douts, x_hats, kept_rows = (), (), ()
+        if NORMALIZE:
+            kept = statistics + token * 2 * num_mixes + mixes
+            mean = tl.load(kept, mask=known, other=0.0)
+            rstd = tl.load(kept + num_mixes, mask=known, other=0.0)
+            shift = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
+            slope = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
+            for panel in tl.static_range(PANELS):
+                columns = columns_of(panel, SLICES, CHANNELS)
+                d = tl.load(dout_rows + columns, mask=known & (columns < width), other=0.0)
+                mixed = zeros
+                for first in tl.static_range(0, MAPS, BLOCK):
+                    weights = load_weights(weight, first, num_mixes, MAPS, BLOCK_MIXES, SLICES)
+                    rows = load_maps(maps, offset, first, columns, width, MAPS, ALIGNED).to(d.dtype)
+                    mixed = tl.dot(weights, rows, mixed, input_precision="ieee")
+                    if KEEP and first == 0:
+                        kept_rows = kept_rows + (rows,)
+                x_hat = (mixed - mean) * rstd
+                shift += tl.sum(d.to(tl.float32), axis=2)
+                slope += tl.sum(d.to(tl.float32) * x_hat, axis=2)
+                douts, x_hats = douts + (d,), x_hats + (x_hat.to(d.dtype),)
+            shift, slope = mean_of_slices(shift, width), mean_of_slices(slope, width)
+        for panel in tl.static_range(PANELS):
+            columns = columns_of(first_panel + panel, SLICES, CHANNELS)
+            if NORMALIZE:
+                d = douts[panel].to(tl.float32) - shift - slope * x_hats[panel].to(tl.float32)
+                d = tl.where(columns < width, rstd * d, 0.0).to(weight.dtype.element_ty)
+            else:
+                d = tl.load(dout_rows + columns, mask=known & (columns < width), other=0.0)
+            so_far, dweights = dweights, ()
+            for first in tl.static_range(0, MAPS, BLOCK):
+                if dmaps is not None:
+                    places = first + tl.arange(0, BLOCK)[None, :, None]
+                    weights = load_weights(weight, first, num_mixes, MAPS, BLOCK_MIXES, SLICES)
+                    tile = tl.dot(tl.permute(weights, (0, 2, 1)), d, input_precision="ieee")
+                    pointers = dmaps + (places.to(tl.int64) * tokens + token) * width + columns
+                    tl.store(pointers, tile.to(dmaps.dtype.element_ty), mask=(places < MAPS) & (columns < width))
+                sums = so_far[first // BLOCK]
+                if dweight is not None:
+                    if KEEP and first == 0:
+                        rows = kept_rows[panel]
+                    else:
+                        rows = load_maps(maps, offset, first, columns, width, MAPS, ALIGNED).to(d.dtype)
+                    sums = tl.dot(d, tl.permute(rows, (0, 2, 1)), sums, input_precision="ieee")
+                dweights = dweights + (sums,)
+    if dweight is not None:
+        program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+        for first in tl.static_range(0, MAPS, BLOCK):
+            places = first + tl.arange(0, BLOCK)[None, :]
+            rows_of_mixes = tl.arange(0, BLOCK_MIXES)[:, None]
+            pointers = dweight + (program * num_mixes + rows_of_mixes) * MAPS + places
+            inside = (rows_of_mixes < num_mixes) & (places < MAPS)
+            tl.store(pointers, tl.sum(dweights[first // BLOCK], axis=0), mask=inside)

@@ -1,0 +1,132 @@
+"""From tensors to kernel launches: layouts, allocations, grids."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossmae_kernels.common.launch import needs_wide_offsets, on_device_of, unit_stride
+from crossmae_kernels.common.tuning import tuned
+from crossmae_kernels.patches import kernels
+from crossmae_kernels.patches.config import VARIANCE_EPS, Tiles, candidates, padded, tile_size, tiles
+
+# Ids that a program of the gather's backward pass looks through at a time.
+BLOCK_IDS = 128
+
+
+def gather_forward(
+    images: Tensor, ids: Tensor, mean: Tensor | None, std: Tensor | None, patch_size: int, dtype: torch.dtype
+) -> Tensor:
+    """Rows ``(B, V, P)`` in the given dtype."""
+    out = images.new_empty(*ids.shape, images.shape[1] * patch_size**2, dtype=dtype)
+    if out.numel():
+        _launch_on_pixels("gather_forward", images, ids, mean, std, patch_size, out)
+    return out
+
+
+def gather_backward(
+    dout: Tensor, ids: Tensor, image_shape: Sequence[int], patch_size: int, dtype: torch.dtype
+) -> Tensor:
+    """Gradient of images of the given shape and dtype; each of its elements is written once."""
+    dimages = dout.new_empty(image_shape, dtype=dtype)
+    if dimages.numel():
+        dout, ids = unit_stride(dout), unit_stride(ids)
+        patches, columns = _grid(dimages, patch_size)
+        size = tile_size(dimages.shape[1], patch_size)
+        with on_device_of(dout):
+            kernels.gather_backward[(len(dimages) * patches,)](
+                dout, ids, dimages,
+                ids.shape[1], patches, columns, ids.stride(0), dout.stride(0), dout.stride(1), *dimages.stride()[:3],
+                **_constants(dimages, patch_size), BLOCK_IDS=BLOCK_IDS, num_warps=tiles(size).num_warps,
+            )  # fmt: skip
+    return dimages
+
+
+def loss_forward(
+    prediction: Tensor,
+    images: Tensor,
+    ids: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    patch_size: int,
+    normalize: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Losses ``(B, Q)``, float32, and, to keep for the backward pass, prediction minus target ``(B, Q, P)``."""
+    prediction = prediction.contiguous()
+    losses = prediction.new_empty(ids.shape, dtype=torch.float32)
+    difference = torch.empty_like(prediction) if keep else None
+    if losses.numel():
+        _launch_on_pixels(
+            "loss_forward", images, ids, mean, std, patch_size, prediction, losses, difference,
+            NORMALIZE=normalize, EPS=VARIANCE_EPS,
+        )  # fmt: skip
+    return losses, difference
+
+
+def loss_backward(upstream: Tensor, difference: Tensor) -> Tensor:
+    """Gradient of the prediction ``(B, Q, P)``, from that of the losses ``(B, Q)``."""
+    dprediction = torch.empty_like(difference)
+    if dprediction.numel():
+        batch, per_image, values = difference.shape
+        total, size = batch * per_image, padded(values)
+
+        def run(choice: Tiles) -> None:
+            kernels.loss_backward[(-(-total // choice.patches),)](
+                upstream, difference, dprediction, total, per_image, *upstream.stride(),
+                VALUES=values, PATCHES=choice.patches, BLOCK=size, num_warps=choice.num_warps,
+            )  # fmt: skip
+
+        _launch("loss_backward", size, (values, difference.dtype), difference, run)
+    return dprediction
+
+
+def _launch_on_pixels(
+    kernel: str,
+    images: Tensor,
+    ids: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    patch_size: int,
+    *others: Tensor | None,
+    **constants: object,
+) -> None:
+    """Launch a kernel that reads the named patches, and ``others`` in front of its counts."""
+    ids = unit_stride(ids)
+    mean, std = (None if statistic is None else unit_stride(statistic) for statistic in (mean, std))
+    total = ids.numel()
+    counts = (total, ids.shape[1], *_grid(images, patch_size), ids.stride(0))
+    function: Any = getattr(kernels, kernel)
+
+    def run(choice: Tiles) -> None:
+        function[(-(-total // choice.patches),)](
+            images, ids, mean, std, *others, *counts, *images.stride(),
+            **constants, **_constants(images, patch_size), PATCHES=choice.patches, num_warps=choice.num_warps,
+        )  # fmt: skip
+
+    channels = images.shape[1]
+    key = (channels, patch_size, images.dtype, *(None if other is None else other.dtype for other in others))
+    _launch(kernel, tile_size(channels, patch_size), key, images, run)
+
+
+def _launch(kernel: str, size: int, key: tuple[object, ...], on: Tensor, run: Callable[[Tiles], None]) -> None:
+    with on_device_of(on):
+        run(tuned(f"patches.{kernel}", key, tiles(size), lambda: candidates(size), run, on.device))
+
+
+def _grid(images: Tensor, patch_size: int) -> tuple[int, int]:
+    """Patches of an image, and how many of them lie side by side."""
+    columns = images.shape[3] // patch_size
+    return images.shape[2] // patch_size * columns, columns
+
+
+def _constants(images: Tensor, patch_size: int) -> dict[str, object]:
+    """What a kernel is compiled for, by the images it reads or writes."""
+    return {
+        "CHANNELS": images.shape[1],
+        "PATCH": patch_size,
+        "BLOCK_C": padded(images.shape[1]),
+        "BLOCK_P": padded(patch_size),
+        "WIDE": needs_wide_offsets(images[0]),
+    }

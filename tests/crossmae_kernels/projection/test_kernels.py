@@ -40,15 +40,12 @@ def test_norm_linear_and_all_gradients_keep_to_the_budget(problems, by, place, s
         task.judge(solvers[:1], *solvers[1:], *place)
 
 
-@pytest.mark.parametrize("ids_dtype", [torch.int64, torch.int32])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", LINEAR_RESIDUAL, ids=lambda s: f"{'x'.join(map(str, s[0]))}-{s[1]}-{s[2]}-{s[4]}")
-def test_linear_residual_and_all_gradients_keep_to_the_budget(problems, by, ids_of, place, shape, form, ids_dtype):
+def test_linear_residual_and_all_gradients_keep_to_the_budget(problems, by, ids_of, place, shape, form):
     rows, *_, table = shape
-    if not table and ids_dtype == torch.int32:
-        pytest.skip("no ids")
     device, dtype = place
-    ids = ids_of(rows, table, ids_dtype)
+    ids = ids_of(rows, table, torch.int32 if table % 2 else torch.int64)
     here = None if ids is None else ids.to(device)
     task, solvers = problems["linear_residual"](*shape), by["linear_residual"]
     with form_of("linear_residual", form):

@@ -1,7 +1,8 @@
-"""CrossMAE's decoder in the formulation that is in use today, on the same weights: what ours has to beat.
+"""CrossMAE in the formulation that is in use today, on the same weights: what ours has to beat.
 
-Feature maps are stacked on the last axis, every block norms a strided slice of their mix, all mask tokens are laid
-out and the predicted ones selected by a boolean mask, and every block projects every query.
+All patches are embedded and most then dropped. Feature maps are stacked on the last axis, every decoder block norms a
+strided slice of their mix. All mask tokens are laid out and the predicted ones selected by a boolean mask, and every
+block projects every query. Target patches are made of the whole image. Under autocast the residual stream is float32.
 """
 
 from collections.abc import Iterable
@@ -12,24 +13,87 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossmae.decoder import CrossDecoder
+from crossmae.encoder import Encoder
 from crossmae.masking import Masking
+from crossmae.model import MaskedAutoencoder
+
+# Why it cannot be captured in a CUDA graph.
+SYNCHRONIZES = "selects by a boolean mask, and the host waits to learn how many"
 
 
 def plain_decode(decoder: CrossDecoder, maps: list[Tensor], masking: Masking) -> Tensor:
     """The same as ``decoder(maps, masking)`` for a decoder with inter-block attention and no self-attention."""
     assert decoder.mixing is not None
     batch, patches = len(maps[0]), decoder.positions.shape[1] - 1
-    mixed = F.linear(torch.stack(maps, dim=-1), decoder.mixing.weight)  # (B, K, E, n)
-    chosen = torch.zeros(batch, patches, dtype=torch.bool, device=mixed.device)
-    chosen = chosen.scatter(1, masking.predicted_ids, True)
     tokens = decoder.mask_token + decoder.positions[:, 1:].repeat(batch, 1, 1)
-    x = tokens.masked_select(chosen[:, :, None]).view(batch, -1, tokens.shape[-1])
+    x = _select(tokens, masking.predicted_ids, patches)
+    mixed = F.linear(torch.stack(maps, dim=-1), decoder.mixing.weight)  # (B, K, E, n)
     blocks: Iterable[Any] = zip(decoder.blocks, decoder.mixing.norms, mixed.unbind(-1), strict=True)
     for block, norm, features in blocks:
         features = norm(features)
         x = x + _attend(block.cross_attn, block.norm1(x), features)
         x = x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x))))
     return decoder.head(decoder.norm(x))
+
+
+def plain_mixing(maps: list[Tensor], weight: Tensor, eps: float) -> tuple[Tensor, ...]:
+    """``mix_feature_maps`` without an affine, one mix ``(B, K, E)`` for each decoder block."""
+    mixed = F.linear(torch.stack(maps, dim=-1), weight)
+    return tuple(F.layer_norm(features, features.shape[-1:], eps=eps) for features in mixed.unbind(-1))
+
+
+def plain_encode(encoder: Encoder, images: Tensor, masking: Masking) -> list[Tensor]:
+    """The same as ``encoder(images, masking.visible_ids)`` for an encoder that hands out feature maps."""
+    assert encoder.feature_maps is not None
+    embed = encoder.patch_embed
+    patches = F.conv2d(images, embed.weight, embed.bias, stride=embed.patch_size).flatten(2).transpose(1, 2)
+    patches = patches + encoder.positions[:, 1:]
+    visible = patches.gather(1, masking.visible_ids[:, :, None].expand(-1, -1, patches.shape[-1]))
+    class_token = (encoder.cls_token + encoder.positions[:, :1]).expand(len(images), -1, -1)
+    x = torch.cat([class_token, visible], dim=1)
+    maps = [x]
+    blocks: Iterable[Any] = encoder.blocks
+    for block in blocks:
+        normed = block.norm1(x)
+        qkv = block.attn.qkv(normed).unflatten(-1, (3, block.attn.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + block.attn.proj(F.scaled_dot_product_attention(*qkv).transpose(1, 2).reshape(normed.shape))
+        x = x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x))))
+        maps.append(x)
+    return [maps[index] for index in encoder.feature_maps]
+
+
+def plain_gather(images: Tensor, ids: Tensor, patch_size: int) -> Tensor:
+    """``gather_patches``, from patches of the whole image."""
+    patches = _patchify(images, patch_size)
+    return patches.gather(1, ids[:, :, None].expand(-1, -1, patches.shape[-1]))
+
+
+def plain_loss(prediction: Tensor, images: Tensor, ids: Tensor, patch_size: int) -> Tensor:
+    """``patch_loss`` of each predicted patch ``(B, Q)`` to normalised targets, ids ascending."""
+    target = _patchify(images, patch_size).float()
+    variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+    target = (target - mean) / (variance + 1e-6).sqrt()
+    return (prediction.float() - _select(target, ids, target.shape[1])).square().mean(dim=-1)
+
+
+def plain_model_loss(model: MaskedAutoencoder, images: Tensor, masking: Masking) -> Tensor:
+    """The loss of ``model(images, masking=masking)`` for a model that normalises its targets."""
+    decoder = model.decoder
+    assert isinstance(decoder, CrossDecoder)
+    prediction = plain_decode(decoder, plain_encode(model.encoder, images, masking), masking)
+    return plain_loss(prediction, images, masking.predicted_ids, model.config.patch_size).mean()
+
+
+def _patchify(images: Tensor, patch_size: int) -> Tensor:
+    """``(B, C, H, W)`` -> all patches ``(B, L, P)``."""
+    tiles = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))
+    return tiles.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def _select(rows: Tensor, ids: Tensor, patches: int) -> Tensor:
+    """Rows ``(B, L, D)`` of ascending ids ``(B, Q)`` by a boolean mask."""
+    chosen = torch.zeros(len(rows), patches, dtype=torch.bool, device=rows.device).scatter(1, ids, True)
+    return rows.masked_select(chosen[:, :, None]).view(len(rows), -1, rows.shape[-1])
 
 
 def _attend(attention: Any, x: Tensor, features: Tensor) -> Tensor:

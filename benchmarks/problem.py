@@ -1,0 +1,201 @@
+"""What is measured: a problem, who solves it, and how little work it could be."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Direction = Literal["forward", "forward + backward", "step"]
+
+FORWARD: Direction = "forward"
+BOTH: Direction = "forward + backward"
+STEP: Direction = "step"
+
+# Arguments of a batch, by name, drawn with a generator: ``arguments(batch, random)``.
+Arguments = dict[str, Tensor]
+
+
+class Missing(Exception):
+    """A contender cannot compete here; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How large the problems are and where they are solved.
+
+    ``tiny`` goes through every line in the interpreter, ``small`` is for a CPU, ``short`` for a GPU and some minutes,
+    ``full`` for a GPU and as long as it takes.
+    """
+
+    name: Literal["tiny", "small", "short", "full"]
+    device: torch.device
+    dtype: torch.dtype
+    """What products are computed in."""
+    sizes: tuple[str, ...]
+    """Models, by the ends of their names."""
+    batches: tuple[int, ...]
+    compilers: Mapping[str, Mapping[str, Any]]
+    """Arguments of ``torch.compile`` by the name that a compiled contender carries."""
+    seconds: float
+    """How long one measurement goes on, once its least number of rounds is done."""
+
+    @property
+    def full(self) -> bool:
+        """Whether time does not matter."""
+        return self.name == "full"
+
+
+def form_named(name: str) -> Form:
+    """A form on the device at hand."""
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    paper = ("base_patch16", "large_patch16", "huge_patch14", "small_patch16")
+    default: dict[str, Any] = {"dynamic": False}
+    tuned = {**default, "mode": "max-autotune-no-cudagraphs"}
+    forms = (
+        # The compiler's front end alone: what it generates for a CPU says nothing of a GPU and takes its time.
+        Form("tiny", cpu, torch.float32, ("tiny_patch4",), (2,), {"compiled": {"backend": "aot_eager"}}, 0),
+        Form("small", cpu, torch.float32, ("base_patch16",), (4,), {}, 0),
+        Form("short", cuda, torch.bfloat16, paper[:1], (1024, 256), {"compiled": default}, 0.25),
+        Form(
+            "full", cuda, torch.bfloat16, paper, (1024, 256), {"compiled": default, "compiled, max-autotune": tuned}, 1
+        ),
+    )
+    by_name = {form.name: form for form in forms}
+    if name not in by_name:
+        raise ValueError(f"there is no form {name!r}, only {', '.join(by_name)}")
+    return by_name[name]  # type: ignore[index]
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least that must be done: bytes that must move, each once, and floating-point operations of products."""
+
+    bytes: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A contender, ready to run."""
+
+    call: Callable[..., Any]
+    """From the problem's arguments, by name, to a tensor or a sequence of equal ones."""
+    parameters: tuple[Tensor, ...] = ()
+    """Differentiated beside the arguments."""
+    optimizer: torch.optim.Optimizer | None = None
+    """Steps at the end of a ``step``."""
+    synchronizes: str = ""
+    """Why it cannot be captured in a CUDA graph; empty where it can."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to compute, by several contenders that do the same work.
+
+    Attributes:
+        suite: name of the suite.
+        about: what it is, in values that tell it from the suite's other problems.
+        batch: how many images.
+        dtype: what products are computed in.
+        arguments: draws them for a batch.
+        contenders: by name; called once, when its turn comes. The first is eager PyTorch, which sets the budget.
+        ours: those that must keep to the error budget.
+        exact: float64 PyTorch, to judge by.
+        work: the least work in a direction; problems differ in which directions they have.
+        constants: arguments without a gradient.
+        whole: a whole model, judged by root mean squares over all of its parameters together.
+    """
+
+    suite: str
+    about: dict[str, Any]
+    batch: int
+    dtype: torch.dtype
+    arguments: Callable[[int, "Random"], Arguments]
+    contenders: Mapping[str, Callable[[], Solver]]
+    ours: frozenset[str]
+    exact: Callable[[], Solver]
+    work: Mapping[Direction, Work]
+    constants: frozenset[str] = field(default=frozenset())
+    whole: bool = False
+
+    @property
+    def label(self) -> str:
+        """Names the problem within its suite."""
+        return ", ".join([*(str(value) for value in self.about.values()), f"batch {self.batch}"])
+
+    def draw(self, batch: int, seed: int, device: torch.device) -> Arguments:
+        """Arguments as leaves that need a gradient, integers and constants aside."""
+        drawn = self.arguments(batch, Random(device, seed))
+        return {
+            name: t.requires_grad_(t.is_floating_point() and name not in self.constants) for name, t in drawn.items()
+        }
+
+
+class Random:
+    """Draws arguments on a device."""
+
+    def __init__(self, device: torch.device, seed: int) -> None:
+        self.device = device
+        self._generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(self, *shape: int, dtype: torch.dtype, scale: float = 1) -> Tensor:
+        """Normally distributed numbers."""
+        return torch.randn(shape, generator=self._generator, device=self.device, dtype=dtype).mul_(scale)
+
+    def ids(self, batch: int, count: int, of: int) -> Tensor:
+        """``count`` different ids below ``of`` for each image, ascending."""
+        noise = torch.rand(batch, of, generator=self._generator, device=self.device)
+        return noise.argsort(dim=1)[:, :count].sort(dim=1).values
+
+    def masks(self, batch: int, visible: int, predicted: int, of: int) -> tuple[Tensor, Tensor]:
+        """Ids of visible and of predicted patches."""
+        order = torch.rand(batch, of, generator=self._generator, device=self.device).argsort(dim=1)
+        return order[:, :visible], order[:, of - predicted :].sort(dim=1).values
+
+
+def outputs(result: Any) -> tuple[Tensor, ...]:
+    """One output or several, as several."""
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def differentiated(solver: Solver, arguments: Arguments) -> list[Tensor]:
+    """What gradients are asked for."""
+    return [*(t for t in arguments.values() if t.requires_grad), *solver.parameters]
+
+
+def gradients(solver: Solver, arguments: Arguments, upstream: Tensor | None) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """Outputs, and gradients in the order of ``differentiated``.
+
+    ``upstream`` has the outputs stacked, or one output's shape; None for a scalar. Nothing is accumulated, so there
+    is no gradient left to clear.
+    """
+    found = outputs(solver.call(**arguments))
+    given = None if upstream is None else [upstream] if upstream.shape == found[0].shape else list(upstream.unbind())
+    return found, list(torch.autograd.grad(found, differentiated(solver, arguments), given, materialize_grads=True))
+
+
+def upstream_of(solver: Solver, arguments: Arguments, seed: int) -> Tensor | None:
+    """A random gradient of the outputs; None for a scalar."""
+    with torch.no_grad():
+        found = outputs(solver.call(**arguments))
+    if not found[0].ndim:
+        return None
+    shape = found[0].shape if len(found) == 1 else (len(found), *found[0].shape)
+    return Random(found[0].device, seed).normal(*shape, dtype=found[0].dtype)
+
+
+def compiled(form: Form, name: str, build: Callable[[], Solver]) -> dict[str, Callable[[], Solver]]:
+    """The same contender once for each compiler."""
+
+    def built(options: Mapping[str, Any]) -> Solver:
+        solver = build()
+        torch._dynamo.reset()
+        call = torch.compile(solver.call, **options)
+        return Solver(call, solver.parameters, solver.optimizer, solver.synchronizes)
+
+    return {
+        f"{name}, {compiler}": lambda options=options: built(options)  # type: ignore[misc]
+        for compiler, options in form.compilers.items()
+    }

@@ -1,0 +1,35 @@
+"""Shapes of the models whose parts are measured."""
+
+from collections.abc import Callable
+from typing import Any
+
+from crossmae.config import Config, named_config
+from crossmae.masking import mask_counts
+from crossmae_kernels.common.implementation import Implementation, default_implementation
+
+MASK_RATIO = 0.75
+PREDICTION_RATIO = 0.25
+EPS = 1e-6
+
+
+def shape_of(size: str, image_size: int | None = None) -> tuple[Config, int, int]:
+    """Configuration, tokens of a feature map and predicted patches of an image."""
+    config = named_config(f"crossmae_vit_{size}", image_size)
+    visible, predicted = mask_counts(config.patches, MASK_RATIO, PREDICTION_RATIO)
+    return config, visible + 1, predicted
+
+
+def model_name(size: str) -> str:
+    """``base_patch16`` -> ``ViT-B/16``."""
+    scale, patch = size.split("_patch")
+    return f"ViT-{'T' if scale == 'tiny' else scale[0].upper()}/{patch}"
+
+
+def served_by(implementation: Implementation, call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call with its operations served by one implementation, without falling back to another."""
+
+    def served(**arguments: Any) -> Any:
+        with default_implementation(implementation):
+            return call(**arguments)
+
+    return served

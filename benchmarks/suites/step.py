@@ -1,0 +1,15 @@
+"""A whole pretraining step: encoder, decoder, loss, both backward, AdamW."""
+
+from benchmarks.problem import Form, Problem
+from benchmarks.suites.models import step_problem
+
+
+def problems(form: Form) -> list[Problem]:
+    """CrossMAE and MAE; in the full form in batches that end where memory does."""
+    batches = {"tiny": (2,), "small": (2,), "short": (256,), "full": (256, 512, 1024, 2048, 4096)}[form.name]
+    return [
+        step_problem(form, size, batch, family, plain=family == "crossmae")
+        for size in form.sizes
+        for batch in batches
+        for family in ("crossmae", "mae")
+    ]

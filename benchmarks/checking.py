@@ -29,7 +29,7 @@ OTHERS = 8
 SEED = 1
 
 
-class Wrong(Exception):
+class WrongError(Exception):
     """A contender computes something else; the message says which result, and by how much."""
 
 
@@ -50,7 +50,7 @@ class Judge:
         self.eager = next(iter(problem.contenders.values()))()
 
     def check(self, name: str, solver: Solver) -> Check:
-        """The closest result, or ``Wrong``."""
+        """The closest result, or ``WrongError``."""
         verdicts = [self._on_whole_batch(solver)]
         if name in self.problem.ours:
             verdicts.append(self._on_few_images(solver))
@@ -123,14 +123,14 @@ def _judged(
     shares = {}
     for name, expected in truth.items():
         if found[name].shape != expected.shape:
-            raise Wrong(f"{name} has shape {tuple(found[name].shape)}, expected {tuple(expected.shape)}")
+            raise WrongError(f"{name} has shape {tuple(found[name].shape)}, expected {tuple(expected.shape)}")
         for norm in ("rms",) if rms_alone else ("maximum", "rms"):
             value, limit = _difference(found[name], expected, norm), getattr(allowed[name], norm)
             share = value / limit if limit else 0.0 if value == 0 else float("inf")
             shares[f"{name}, {norm}"] = share if share == share else float("inf")  # NaN is worse than anything
     worst = max(shares, key=lambda name: shares[name])
     if shares[worst] > 1:
-        raise Wrong(f"{worst}: error is {shares[worst]:.3g} of what is allowed")
+        raise WrongError(f"{worst}: error is {shares[worst]:.3g} of what is allowed")
     return Check(worst, shares[worst])
 
 

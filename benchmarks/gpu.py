@@ -19,7 +19,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -215,7 +214,9 @@ class Session:
         with replacing(self.folder / "checks.json") as beside:
             beside.write_text(checked.output)
         verdicts = collections.Counter(re.findall(r'"verdict": "(\w+)"', checked.output))
-        outcomes = collections.Counter(w for e in tested for w in re.findall(r" (PASSED|FAILED|ERROR|SKIPPED)\b", e.output))
+        outcomes = collections.Counter(
+            w for e in tested for w in re.findall(r" (PASSED|FAILED|ERROR|SKIPPED)\b", e.output)
+        )
         wrong = [f"check {_exit(checked.code)}"] if checked.code != 0 else []
         # 5: no test of that folder needs a GPU.
         wrong += [f"{g[-1]} {_exit(e.code)}" for g, e in zip(groups, tested, strict=True) if e.code not in (0, 5)]

@@ -18,8 +18,19 @@ import torch
 
 from benchmarks import records
 from benchmarks.ceilings import bound, measure_ceilings
-from benchmarks.checking import Check, Judge, Wrong
-from benchmarks.problem import BOTH, FORWARD, STEP, Direction, Form, Missing, Problem, form_named, gradients, upstream_of
+from benchmarks.checking import Check, Judge, WrongError
+from benchmarks.problem import (
+    BOTH,
+    FORWARD,
+    STEP,
+    Direction,
+    Form,
+    MissingError,
+    Problem,
+    form_named,
+    gradients,
+    upstream_of,
+)
 from benchmarks.records import Record, Run
 from benchmarks.suites import SUITES, problems
 from benchmarks.timing import measure
@@ -104,7 +115,7 @@ def attempt(case: Case, form: Form, run: Run, checks: dict[tuple[str, str], Chec
             checks[problem.label, name] = Judge(problem, form.device).check(name, solver)
         record.check = dataclasses.asdict(checks[problem.label, name])
         found = measure(problem, solver, direction, form.device, form.seconds)
-    except Wrong as wrong:
+    except WrongError as wrong:
         record.status, record.reason = records.WRONG, str(wrong)
     except Exception as failure:
         record.status, record.reason = _why(failure, name in problem.ours)
@@ -127,7 +138,7 @@ def _why(failure: Exception, ours: bool) -> tuple[str, str]:
     reason = " ".join(str(failure).split())[:500] or type(failure).__name__
     if isinstance(failure, torch.OutOfMemoryError) or "allocate memory" in reason:
         return records.OUT_OF_MEMORY, reason
-    if isinstance(failure, Missing | ImportError) or REFUSAL in reason:
+    if isinstance(failure, MissingError | ImportError) or REFUSAL in reason:
         return records.MISSING, reason.split(REFUSAL)[-1]
     # What other people's code refuses, in whatever words, is missing; ours must not fail.
     return records.FAILED if ours else records.MISSING, f"{type(failure).__name__}: {reason}"
@@ -189,7 +200,9 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="where records.json lies")
     parser.add_argument("what", choices=(*SUITES, *others))
     parser.add_argument("--form", default="small", help="tiny, small, short or full")
-    parser.add_argument("--until", type=float, default=float("inf"), help="begin nothing after this time, in s since 1970")
+    parser.add_argument(
+        "--until", type=float, default=float("inf"), help="begin nothing after this time, in s since 1970"
+    )
     options = parser.parse_args()
     form = form_named(options.form)
     if options.what in others:

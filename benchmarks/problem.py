@@ -17,7 +17,7 @@ STEP: Direction = "step"
 Arguments = dict[str, Tensor]
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """A contender cannot compete here; the message is the reason."""
 
 
@@ -62,10 +62,10 @@ def form_named(name: str) -> Form:
             "full", cuda, torch.bfloat16, paper, (1024, 256), {"compiled": default, "compiled, max-autotune": tuned}, 1
         ),
     )
-    by_name = {form.name: form for form in forms}
+    by_name: dict[str, Form] = {form.name: form for form in forms}
     if name not in by_name:
         raise ValueError(f"there is no form {name!r}, only {', '.join(by_name)}")
-    return by_name[name]  # type: ignore[index]
+    return by_name[name]
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,9 @@ class Measurement:
     """Most bytes that the pass allocates beyond its arguments; None on a CPU."""
 
 
-def measure(problem: Problem, solver: Solver, direction: Direction, device: torch.device, seconds: float) -> Measurement:
+def measure(
+    problem: Problem, solver: Solver, direction: Direction, device: torch.device, seconds: float
+) -> Measurement:
     """Time a contender; ``seconds`` is how long each kind of timing goes on after its least number of rounds."""
     sets = passes(problem, solver, direction, device)
     for _ in range(2):
@@ -154,9 +156,10 @@ def _rounds(run: Pass, seconds: float) -> list[float]:
 def _replays(graph: torch.cuda.CUDAGraph, seconds: float) -> list[float]:
     """Seconds of single replays by the device's clock."""
     graph.replay()
-    begun, events = time.perf_counter(), []
+    events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+    begun = time.perf_counter()
     while len(events) < LEAST_ROUNDS or (len(events) < MOST_ROUNDS and time.perf_counter() - begun < seconds):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         graph.replay()
         end.record()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import crossmae_kernels as ck
-from benchmarks.problem import Arguments, Form, Missing, Problem, Random, Solver, Work
+from benchmarks.problem import Arguments, Form, MissingError, Problem, Random, Solver, Work
 from benchmarks.suites.ops import op_problem
 from benchmarks.suites.shapes import model_name, shape_of
 from crossmae_kernels.check.contenders import Attention, attend, attentions
@@ -51,7 +51,11 @@ def _attention(
 
     def solver(build: Callable[[], Attention]) -> Solver:
         attention = build()
-        return Solver(lambda query, key, value, ids=None: attend(attention, query, key, value, heads, ids))
+
+        def theirs(query: Tensor, key: Tensor, value: Tensor, ids: Tensor | None = None) -> Tensor:
+            return attend(attention, query, key, value, heads, ids)
+
+        return Solver(theirs)
 
     others = {name: partial(solver, lambda attention=attention: attention) for name, attention in attentions().items()}
     others["FlexAttention"] = partial(solver, partial(_flex, form.device))
@@ -80,7 +84,7 @@ def _attention(
 
 def _flex(device: torch.device) -> Attention:
     if device.type != "cuda":
-        raise Missing("is compiled for GPUs; on a CPU it has no backward pass")
+        raise MissingError("is compiled for GPUs; on a CPU it has no backward pass")
     from torch.nn.attention.flex_attention import flex_attention
 
     torch._dynamo.reset()

@@ -1,6 +1,7 @@
 """The MLP of a decoder block, residual included."""
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -35,10 +36,10 @@ def _mlp(form: Form, size: str, batch: int) -> Problem:
             "fc2_bias": draw(width),
         }
 
-    def saving(**arguments: Tensor) -> Tensor:
+    def saving(**arguments: Any) -> Tensor:
         return ck.mlp(**arguments, eps=EPS, hidden="save")
 
-    def in_form(name: str, **arguments: Tensor) -> Tensor:
+    def in_form(name: str, **arguments: Any) -> Tensor:
         with form_of("mlp", name):
             return ck.mlp(**arguments, eps=EPS, impl="triton")
 

@@ -13,7 +13,6 @@ from benchmarks.plain import SYNCHRONIZES, plain_decode, plain_model_loss
 from benchmarks.problem import BOTH, FORWARD, STEP, Arguments, Form, Problem, Random, Solver, Work, compiled
 from benchmarks.suites.shapes import MASK_RATIO, model_name, served_by
 from crossmae.config import Config, named_config
-from crossmae.decoder import CrossDecoder
 from crossmae.flops import decoder_macs
 from crossmae.masking import Masking, mask_counts
 from crossmae.model import MaskedAutoencoder

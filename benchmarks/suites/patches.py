@@ -16,9 +16,7 @@ from benchmarks.suites.shapes import model_name, shape_of
 
 def problems(form: Form) -> list[Problem]:
     """Gather and loss for each model and batch."""
-    return [
-        build(form, size, batch) for size in form.sizes for batch in form.batches for build in (_gather, _loss)
-    ]
+    return [build(form, size, batch) for size in form.sizes for batch in form.batches for build in (_gather, _loss)]
 
 
 def _gather(form: Form, size: str, batch: int) -> Problem:

@@ -26,7 +26,10 @@ def problems(form: Form) -> list[Problem]:
 
 def _norm_linear(form: Form, size: str, batch: int, name: str, queries: int, inner: int, outer: int) -> Problem:
     def arguments(batch: int, random: Random) -> Arguments:
-        norm = {"norm_weight": random.normal(inner, dtype=form.dtype), "norm_bias": random.normal(inner, dtype=form.dtype)}
+        norm = {
+            "norm_weight": random.normal(inner, dtype=form.dtype),
+            "norm_bias": random.normal(inner, dtype=form.dtype),
+        }
         return _linear(random, form, batch, queries, inner, outer) | norm
 
     forward, backward = _work(form, batch * queries, inner, outer, residual=False)

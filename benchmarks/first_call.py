@@ -1,6 +1,6 @@
-"""How long the first call takes, with nothing compiled before and with everything: ``benchmarks.first_call FOLDER FORM``.
+"""How long the first call takes: ``python -m benchmarks.first_call FOLDER FORM``.
 
-Each in a fresh process, imports left out, with caches in a folder of their own.
+With nothing compiled before, and with everything; each in a fresh process, imports left out, with caches in a folder of their own.
 """
 
 import argparse

@@ -123,7 +123,8 @@ class Problem:
     @property
     def label(self) -> str:
         """Names the problem within its suite."""
-        return ", ".join([*(str(value) for value in self.about.values()), f"batch {self.batch}"])
+        named = (v if isinstance(v, str) else f"{name} {v}" for name, v in self.about.items())
+        return ", ".join([*named, f"batch {self.batch}"])
 
     def draw(self, batch: int, seed: int, device: torch.device) -> Arguments:
         """Arguments as leaves that need a gradient, integers and constants aside."""

@@ -57,7 +57,7 @@ def _attention(
 
         return Solver(theirs)
 
-    others = {name: partial(solver, lambda attention=attention: attention) for name, attention in attentions().items()}
+    others = {name: partial(solver, partial(_as_it_is, attention)) for name, attention in attentions().items()}
     others["FlexAttention"] = partial(solver, partial(_flex, form.device))
     size_of, asked = form.dtype.itemsize, batch * queries * width
     query_bytes = (table * width if table else asked) * size_of
@@ -80,6 +80,10 @@ def _attention(
         backward=Work(read + asked * size_of + query_bytes + key_value_bytes, 2.5 * flops),
         others=others,
     )
+
+
+def _as_it_is(attention: Attention) -> Attention:
+    return attention
 
 
 def _flex(device: torch.device) -> Attention:

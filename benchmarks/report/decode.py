@@ -1,15 +1,11 @@
-"""From stored records of pytest-benchmark to a table and a picture: ``python -m benchmarks.report FOLDER``."""
+"""The decode suite of pytest-benchmark: CrossMAE's decoder and MAE's, timed in turn."""
 
-import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
+from benchmarks.report import markdown
 from crossmae.figures import new_figure, write_figure
-from crossmae.files import replacing
 
 FORWARD, BOTH = "forward", "forward + backward"
 
@@ -19,12 +15,15 @@ def read(path: Path) -> tuple[dict[tuple[str, int, float], dict[str, dict[str, A
     if not path.is_file():
         raise FileNotFoundError(f"there are no records {path}; run `make bench`")
     content = json.loads(path.read_text())
+    benchmarks = [record for record in content["benchmarks"] if record["extra_info"].get("mae_seconds")]
+    if not benchmarks:
+        raise ValueError(f"{path} holds no records of the decode suite")
     contenders: dict[tuple[str, int, float], dict[str, dict[str, Any]]] = {}
-    for record in content["benchmarks"]:
+    for record in benchmarks:
         info = {**record["extra_info"], "seconds": record["stats"]["median"]}
         key = (info["decoder"], info["blocks"], info["prediction_ratio"])
         contenders.setdefault(key, {})[info["direction"]] = info
-    first = content["benchmarks"][0]["extra_info"]
+    first = benchmarks[0]["extra_info"]
     where = (
         f"ViT-B/16, 224 px, batch {first['batch']}, {first['dtype']}; {first['device']}; torch {first['torch']}; "
         f"commit {content['commit_info']['id'][:10]}; {content['datetime'][:10]}"
@@ -51,7 +50,7 @@ def table(contenders: dict[tuple[str, int, float], dict[str, dict[str, Any]]], w
         )
     headers = ["decoder", "blocks", "predicts", "GMAC per image", "MAE / it, MACs", "forward, ms", "fwd + bwd, ms"]
     headers += ["MAE / it, forward", "MAE / it, fwd + bwd", "saved for backward, MiB per image"]
-    return f"{where}\n\n{tabulate(rows, headers=headers, tablefmt='github', disable_numparse=True)}\n"
+    return f"{where}\n\n{markdown.table(headers, rows)}\n"
 
 
 def speedup(record: dict[str, Any]) -> float:
@@ -85,41 +84,3 @@ def draw(contenders: dict[tuple[str, int, float], dict[str, dict[str, Any]]], wh
     axis.set_title(f"Decoding, forward + backward\n{where}", fontsize=8)
     axis.legend()
     write_figure(figure, path)
-
-
-def insert(readme: Path, name: str, text: str) -> None:
-    """Replace what stands between ``<!-- name: ... -->`` and ``<!-- /name -->``."""
-    old = readme.read_text()
-    new, places = re.subn(
-        rf"(<!-- {name}:.*?-->\n).*?(<!-- /{name} -->)", lambda m: f"{m[1]}{text}{m[2]}", old, flags=re.S
-    )
-    if places != 1:
-        raise ValueError(f"{readme} must have one place for {name!r}, has {places}")
-    with replacing(readme) as beside:
-        beside.write_text(new)
-
-
-def main() -> None:
-    """Turn the ``decode.json`` of a folder into a table and a picture, in the folder or in the README."""
-    parser = argparse.ArgumentParser(description=main.__doc__, epilog="Example: python -m benchmarks.report bench")
-    parser.add_argument("folder", type=Path, help="where decode.json lies")
-    parser.add_argument(
-        "--readme", type=Path, help="put the tables, demo.md's too, into this file; the picture into docs/"
-    )
-    arguments = parser.parse_args()
-    contenders, where = read(arguments.folder / "decode.json")
-    text = table(contenders, where)
-    if arguments.readme:
-        insert(arguments.readme, "decode", text)
-        insert(arguments.readme, "demo", (arguments.folder / "demo.md").read_text())
-        draw(contenders, where, arguments.readme.parent / "docs" / "decode.png")
-        return
-    print(text)
-    with replacing(arguments.folder / "decode.md") as beside:
-        beside.write_text(text)
-    draw(contenders, where, arguments.folder / "decode.png")
-    print(f"Table and picture: {arguments.folder}/decode.md, {arguments.folder}/decode.png")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""From records to tables and pictures: ``python -m benchmarks.report FOLDER``."""

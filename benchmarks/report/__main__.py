@@ -1,0 +1,66 @@
+"""``python -m benchmarks.report``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import records
+from benchmarks.report import decode, runs
+from benchmarks.report.compare import comparison
+from benchmarks.report.markdown import insert
+from benchmarks.report.reading import run_of
+from crossmae.files import replacing
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Turn the records of a folder into tables and pictures, or compare them with another's.
+
+    Returns 1 if anything became slower.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report",
+        description=main.__doc__,
+        epilog="Example: python -m benchmarks.report bench",
+    )
+    parser.add_argument(
+        "folder", type=Path, help="where decode.json of `make bench` or records.json of `make gpu` lies"
+    )
+    parser.add_argument("--against", type=Path, metavar="BEFORE", help="compare with the records of an earlier commit")
+    parser.add_argument(
+        "--readme", type=Path, help="put the tables, demo.md's too, into this file; the picture into docs/"
+    )
+    options = parser.parse_args(argv)
+    folder = options.folder
+    if options.against:
+        text, slower = comparison(run_of(options.against), run_of(folder))
+        print(text)
+        return int(bool(slower))
+    if (folder / records.FILE).is_file():
+        run = records.read(folder)
+        _write(folder / "report.md", runs.tables(run))
+        for path in runs.draw(run, folder):
+            print(f"Picture: {path}")
+        return 0
+    contenders, where = decode.read(folder / "decode.json")
+    text = decode.table(contenders, where)
+    if options.readme:
+        insert(options.readme, "decode", text)
+        insert(options.readme, "demo", (folder / "demo.md").read_text())
+        decode.draw(contenders, where, options.readme.parent / "docs" / "decode.png")
+        return 0
+    _write(folder / "decode.md", text)
+    decode.draw(contenders, where, folder / "decode.png")
+    print(f"Picture: {folder}/decode.png")
+    return 0
+
+
+def _write(path: Path, text: str) -> None:
+    print(text)
+    with replacing(path) as beside:
+        beside.write_text(text)
+    print(f"Table: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -130,6 +130,10 @@ def test_decode(benchmark: Any, contender: Contender, direction: str) -> None:
     benchmark.pedantic(run, setup=None if contender == MAE else time_baseline, rounds=ROUNDS, warmup_rounds=1)
     median = benchmark.stats.stats.median
     benchmark.extra_info.update(
+        suite="decode",
+        problem=f"{contender.decoder}, ViT-B/16, blocks {contender.blocks}, predicts {contender.prediction_ratio}",
+        contender=contender.decoder,
+        about={"model": "ViT-B/16", "batch": BATCH},
         decoder=contender.decoder,
         blocks=contender.blocks,
         prediction_ratio=contender.prediction_ratio,

@@ -1,6 +1,7 @@
 """How long the first call takes: ``python -m benchmarks.first_call FOLDER FORM``.
 
-With nothing compiled before, and with everything; each in a fresh process, imports left out, with caches in a folder of their own.
+With nothing compiled before, and with everything; each in a fresh process, imports left out, with caches in a folder of
+their own.
 """
 
 import argparse

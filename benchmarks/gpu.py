@@ -272,6 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     form = "tiny" if options.rehearse else "full" if options.full else "short"
     if form != "tiny" and not torch.cuda.is_available():
         raise SystemExit("there is no CUDA device; --rehearse goes the same way on a CPU")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(f"ended by signal {signal.SIGTERM}"))  # stages end with it
     session = Session(options.folder or default_folder(form), form, None if form == "full" else options.minutes)
     session.begin()
     for name in options.stages:

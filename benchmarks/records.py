@@ -93,6 +93,7 @@ class Run:
         """A line that says on what, with what and when."""
         machine = self.machine
         parts = [machine["device"]]
+        parts += ["kernels in Triton's interpreter: a rehearsal"] if machine.get("interpreted") else []
         parts += [f"driver {machine['driver']}"] if machine.get("driver") else []
         parts += [f"{name} {machine[name]}" for name in ("torch", "triton", "cuda") if machine.get(name)]
         return "; ".join([*parts, f"commit {machine['commit'][:17]}", machine["date"][:10]])

@@ -51,7 +51,7 @@ class Measurement:
     graph: Times | None
     """Replayed; None on a CPU and where there is a reason."""
     no_graph: str
-    """That reason."""
+    """That reason; empty where nobody has a graph."""
     memory: int | None
     """Most bytes that the pass allocates beyond its arguments; None on a CPU."""
 
@@ -67,7 +67,7 @@ def measure(
     memory = _memory(sets[0]) if device.type == "cuda" else None
     call = Times.of(_rounds(_cycled(sets), seconds))
     if device.type != "cuda" or solver.synchronizes:
-        return Measurement(call, None, solver.synchronizes or "not on a GPU", memory)
+        return Measurement(call, None, solver.synchronizes if device.type == "cuda" else "", memory)
     try:
         graph = capture(lambda: [run() for run in sets])
     except Exception as failure:  # its time as a call stands

@@ -98,6 +98,9 @@ def _missing(found: Iterable[Record]) -> list[str]:
         f"- {status}: {'; '.join(dict.fromkeys(f'{r.contender} ({r.problem})' for r in group))}. {reason}".rstrip()
         for (status, reason), group in _grouped(absent, lambda r: (r.status, r.reason))
     ]
+    for reason in dict.fromkeys(r.no_graph for r in found if r.no_graph):
+        contenders = dict.fromkeys(r.contender for r in found if r.no_graph == reason)
+        lines.append(f"- \\* as a call, no graph holds it: {', '.join(contenders)}. {reason}")
     return ["", *lines] if lines else []
 
 
@@ -109,7 +112,7 @@ def _grouped(found: Iterable[Record], key: Callable[[Record], Key]) -> Sequence[
 
 
 def _milliseconds(record: Record | None, kind: str = "") -> str:
-    """Median; of the device's own time unless a kind is asked for. A call's is marked where others have graphs."""
+    """Median; of the device's own time unless a kind is asked for. A call that stands for it is marked."""
     if record is None or record.time is None:
         return ""
     seconds = (record.times[kind] if kind else record.time)["median"]

@@ -18,12 +18,12 @@ def problems(form: Form) -> list[Problem]:
     """Decoder blocks, the first with a table of queries; in the full form self-attention and larger images too."""
     found = []
     for size in form.sizes:
-        config, keys, queries = shape_of(size)
+        config, keys, queries = shape_of(form, size)
         shape = (queries, keys, config.decoder_heads, config.decoder_width // config.decoder_heads)
         for batch in form.batches:
             found += [_attention(form, size, batch, *shape, table=table) for table in (0, config.patches)]
             if form.full:
-                larger, more_keys, more_queries = shape_of(size, 448)
+                larger, more_keys, more_queries = shape_of(form, size, 448)
                 encoder = (keys, keys, config.encoder_heads, config.encoder_width // config.encoder_heads)
                 mae = (config.patches + 1, config.patches + 1, *shape[2:])
                 found += [

@@ -7,9 +7,8 @@ from benchmarks.suites.models import decode_problem
 def problems(form: Form) -> list[Problem]:
     """The comparison with MAE first; then other prediction ratios, depths, and in the full form sizes."""
     (size, *more_sizes), (batch, *_) = form.sizes, form.batches
-    depth = 4 if form.name == "tiny" else 12
-    found = [decode_problem("decode", form, size, batch, blocks=depth, plain=True)]
-    found += [decode_problem("decode", form, size, batch, "mae", min(depth, 8), 0.75)]
+    found = [decode_problem("decode", form, size, batch, plain=True)]
+    found += [decode_problem("decode", form, size, batch, "mae", 8, 0.75)]
     if form.name == "tiny":
         return found
     found += [decode_problem("decode", form, size, batch, prediction_ratio=ratio) for ratio in (0.5, 0.75)]

@@ -6,6 +6,5 @@ from benchmarks.suites.models import decode_problem
 
 def problems(form: Form) -> list[Problem]:
     """The decoder at small batches."""
-    size, depth = form.sizes[0], 1 if form.name == "tiny" else 12
     batches = {"tiny": (1,), "small": (1,), "short": (1, 8), "full": (1, 2, 4, 8)}[form.name]
-    return [decode_problem("launch", form, size, batch, blocks=depth) for batch in batches]
+    return [decode_problem("launch", form, form.sizes[0], batch) for batch in batches]

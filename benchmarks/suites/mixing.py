@@ -18,7 +18,7 @@ def problems(form: Form) -> list[Problem]:
 
 
 def _mixing(form: Form, size: str, batch: int) -> Problem:
-    config, tokens, _ = shape_of(size)
+    config, tokens, _ = shape_of(form, size)
     maps, mixes, width = len(config.feature_maps or ()), config.decoder_depth, config.encoder_width
 
     def arguments(batch: int, random: Random) -> Arguments:

@@ -20,7 +20,7 @@ def problems(form: Form) -> list[Problem]:
 
 
 def _mlp(form: Form, size: str, batch: int) -> Problem:
-    config, _, queries = shape_of(size)
+    config, _, queries = shape_of(form, size)
     width = config.decoder_width
     hidden = int(width * config.mlp_ratio)
 

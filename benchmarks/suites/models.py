@@ -11,8 +11,8 @@ from torch import Tensor
 
 from benchmarks.plain import SYNCHRONIZES, plain_decode, plain_model_loss
 from benchmarks.problem import BOTH, FORWARD, STEP, Arguments, Form, Problem, Random, Solver, Work, compiled
-from benchmarks.suites.shapes import MASK_RATIO, model_name, served_by
-from crossmae.config import Config, named_config
+from benchmarks.suites.shapes import MASK_RATIO, config_of, model_name, served_by
+from crossmae.config import Config
 from crossmae.flops import decoder_macs
 from crossmae.masking import Masking, mask_counts
 from crossmae.model import MaskedAutoencoder
@@ -30,7 +30,7 @@ def decode_problem(
     plain: bool = False,
 ) -> Problem:
     """The decoder on random float32 feature maps, which is what an encoder hands out under autocast."""
-    config = named_config(f"{family}_vit_{size}", image_size, decoder_depth=blocks)
+    config = config_of(form, f"{family}_vit_{size}", image_size, decoder_depth=blocks)
     visible, predicted = mask_counts(config.patches, MASK_RATIO, prediction_ratio)
     maps = len(config.feature_maps or (None,))
 
@@ -56,7 +56,7 @@ def decode_problem(
             "decoder": "MAE" if family == "mae" else "CrossMAE",
             "model": model_name(size),
             "pixels": config.image_size[0],
-            "blocks": blocks,
+            "blocks": config.decoder_depth,
             "predicts": prediction_ratio,
         },
         batch,
@@ -70,7 +70,7 @@ def decode_problem(
 
 def step_problem(form: Form, size: str, batch: int, family: str = "crossmae", plain: bool = False) -> Problem:
     """A whole pretraining step on random images: masks are given, AdamW updates every parameter."""
-    config = named_config(f"{family}_vit_{size}")
+    config = config_of(form, f"{family}_vit_{size}")
     prediction_ratio = 0.25 if family == "crossmae" else MASK_RATIO
     visible, predicted = mask_counts(config.patches, MASK_RATIO, prediction_ratio)
 

@@ -20,7 +20,7 @@ def problems(form: Form) -> list[Problem]:
 
 
 def _gather(form: Form, size: str, batch: int) -> Problem:
-    config, tokens, _ = shape_of(size)
+    config, tokens, _ = shape_of(form, size)
     visible, patch = tokens - 1, config.patch_size
 
     def arguments(batch: int, random: Random) -> Arguments:
@@ -46,7 +46,7 @@ def _gather(form: Form, size: str, batch: int) -> Problem:
 
 
 def _loss(form: Form, size: str, batch: int) -> Problem:
-    config, _, predicted = shape_of(size)
+    config, _, predicted = shape_of(form, size)
     patch = config.patch_size
 
     def arguments(batch: int, random: Random) -> Arguments:

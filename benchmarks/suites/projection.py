@@ -13,7 +13,7 @@ def problems(form: Form) -> list[Problem]:
     """Query projection, output projection and head of a decoder, for each model and batch."""
     found = []
     for size in form.sizes:
-        config, _, queries = shape_of(size)
+        config, _, queries = shape_of(form, size)
         width = config.decoder_width
         for batch in form.batches:
             found += [

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.problem import Form
 from crossmae.config import Config, named_config
 from crossmae.masking import mask_counts
 from crossmae_kernels.common.implementation import Implementation, default_implementation
@@ -12,9 +13,16 @@ PREDICTION_RATIO = 0.25
 EPS = 1e-6
 
 
-def shape_of(size: str, image_size: int | None = None) -> tuple[Config, int, int]:
-    """Configuration, tokens of a feature map and predicted patches of an image."""
-    config = named_config(f"crossmae_vit_{size}", image_size)
+def config_of(form: Form, name: str, image_size: int | None = None, **overrides: Any) -> Config:
+    """A named model's configuration; in the tiny form one block and 16 patches."""
+    if form.name == "tiny":
+        image_size, overrides = 16, {"encoder_depth": 1, "decoder_depth": 1}
+    return named_config(name, image_size, **overrides)
+
+
+def shape_of(form: Form, size: str, image_size: int | None = None) -> tuple[Config, int, int]:
+    """Configuration of a CrossMAE, tokens of a feature map and predicted patches of an image."""
+    config = config_of(form, f"crossmae_vit_{size}", image_size)
     visible, predicted = mask_counts(config.patches, MASK_RATIO, PREDICTION_RATIO)
     return config, visible + 1, predicted
 

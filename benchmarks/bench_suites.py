@@ -1,0 +1,70 @@
+"""Every suite but ``decode`` under pytest-benchmark: calls from Python, each contender checked first."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.checking import Check, Judge
+from benchmarks.measure import Case, cases, planned
+from benchmarks.problem import MissingError, Solver, form_named
+from benchmarks.records import machine
+from benchmarks.suites import SUITES
+from benchmarks.timing import passes
+from crossmae.measure import wait_for_device
+from crossmae_kernels.common.implementation import REFUSAL
+
+FORM = form_named("short" if torch.cuda.is_available() else "small")
+ROUNDS = 20 if FORM.device.type == "cuda" else 5
+
+CASES = [
+    pytest.param(case, id=f"{suite}: {case[0].label}: {case[1]}, {case[2]}")
+    for suite in SUITES
+    if suite != "decode"
+    for case in cases(suite, FORM)
+]
+
+_checks: dict[tuple[str, str, str], Check] = {}
+
+
+def solver_of(case: Case) -> tuple[Solver, Check]:
+    """The contender, right on this problem; skips where it is missing, with the reason."""
+    problem, name, _ = case
+    try:
+        solver = problem.contenders[name]()
+        key = problem.suite, problem.label, name
+        if key not in _checks:
+            _checks[key] = Judge(problem, FORM.device).check(name, solver)
+    except (MissingError, ImportError) as missing:
+        pytest.skip(str(missing))
+    except RuntimeError as refused:
+        if name in problem.ours and REFUSAL not in str(refused):
+            raise
+        pytest.skip(str(refused).split(REFUSAL)[-1])
+    return solver, _checks[key]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_suite(benchmark: Any, case: Case) -> None:
+    """Time one contender on one problem in one direction."""
+    solver, check = solver_of(case)
+    problem, name, direction = case
+    first, *_ = passes(problem, solver, direction, FORM.device)
+
+    def run() -> None:
+        first()
+        wait_for_device()
+
+    benchmark.pedantic(run, rounds=ROUNDS, warmup_rounds=1)
+    record = planned(case)
+    benchmark.extra_info.update(
+        suite=record.suite,
+        problem=record.problem,
+        contender=name,
+        direction=direction,
+        about=record.about,
+        dtype=record.dtype,
+        device=machine(FORM.device, FORM.name)["device"],
+        torch=torch.__version__,
+        check=f"{check.result}: {check.share:.3g} of what is allowed",
+    )

@@ -54,8 +54,8 @@ def form_named(name: str) -> Form:
     default: dict[str, Any] = {"dynamic": False}
     tuned = {**default, "mode": "max-autotune-no-cudagraphs"}
     forms = (
-        # The compiler's front end alone: what it generates for a CPU says nothing of a GPU and takes its time.
-        Form("tiny", cpu, torch.float32, ("tiny_patch4",), (2,), {"compiled": {"backend": "aot_eager"}}, 0),
+        # The compiler's front end alone: what it generates for a CPU says nothing of a GPU.
+        Form("tiny", cpu, torch.float32, ("tiny_patch4",), (2,), {"compiled": {"backend": "eager"}}, 0),
         Form("small", cpu, torch.float32, ("base_patch16",), (4,), {}, 0),
         Form("short", cuda, torch.bfloat16, paper[:1], (1024, 256), {"compiled": default}, 0.25),
         Form(
@@ -156,9 +156,9 @@ class Random:
         return order[:, :visible], order[:, of - predicted :].sort(dim=1).values
 
 
-def outputs(result: Any) -> tuple[Tensor, ...]:
-    """One output or several, as several."""
-    return (result,) if isinstance(result, Tensor) else tuple(result)
+def joined(result: Any) -> Tensor:
+    """An output, or several stacked."""
+    return result if isinstance(result, Tensor) else torch.stack(list(result))
 
 
 def differentiated(solver: Solver, arguments: Arguments) -> list[Tensor]:
@@ -166,25 +166,22 @@ def differentiated(solver: Solver, arguments: Arguments) -> list[Tensor]:
     return [*(t for t in arguments.values() if t.requires_grad), *solver.parameters]
 
 
-def gradients(solver: Solver, arguments: Arguments, upstream: Tensor | None) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    """Outputs, and gradients in the order of ``differentiated``.
+def gradients(solver: Solver, arguments: Arguments, upstream: Tensor | None) -> tuple[Any, list[Tensor]]:
+    """What the solver returns, and gradients in the order of ``differentiated``.
 
-    ``upstream`` has the outputs stacked, or one output's shape; None for a scalar. Nothing is accumulated, so there
-    is no gradient left to clear.
+    ``upstream`` has the shape of the outputs, joined; None for a scalar. Nothing is accumulated, so there is no gradient
+    left to clear.
     """
-    found = outputs(solver.call(**arguments))
-    given = None if upstream is None else [upstream] if upstream.shape == found[0].shape else list(upstream.unbind())
-    return found, list(torch.autograd.grad(found, differentiated(solver, arguments), given, materialize_grads=True))
+    result = solver.call(**arguments)
+    given = upstream if upstream is None or isinstance(result, Tensor) else upstream.unbind()
+    return result, list(torch.autograd.grad(result, differentiated(solver, arguments), given, materialize_grads=True))
 
 
 def upstream_of(solver: Solver, arguments: Arguments, seed: int) -> Tensor | None:
     """A random gradient of the outputs; None for a scalar."""
     with torch.no_grad():
-        found = outputs(solver.call(**arguments))
-    if not found[0].ndim:
-        return None
-    shape = found[0].shape if len(found) == 1 else (len(found), *found[0].shape)
-    return Random(found[0].device, seed).normal(*shape, dtype=found[0].dtype)
+        found = joined(solver.call(**arguments))
+    return Random(found.device, seed).normal(*found.shape, dtype=found.dtype) if found.ndim else None
 
 
 def compiled(form: Form, name: str, build: Callable[[], Solver]) -> dict[str, Callable[[], Solver]]:

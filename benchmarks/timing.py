@@ -61,7 +61,7 @@ def measure(
 ) -> Measurement:
     """Time a contender; ``seconds`` is how long each kind of timing goes on after its least number of rounds."""
     sets = passes(problem, solver, direction, device)
-    for _ in range(2):
+    for _ in range(2 if seconds else 1):
         sets[0]()
     wait_for_device()
     memory = _memory(sets[0]) if device.type == "cuda" else None
@@ -140,9 +140,9 @@ def _cycled(sets: list[Pass]) -> Pass:
 
 
 def _rounds(run: Pass, seconds: float) -> list[float]:
-    """Seconds of single calls, each waited for."""
+    """Seconds of single calls, each waited for; of one where there is no time to spend, in a rehearsal."""
     times: list[float] = []
-    least = LEAST_ROUNDS if seconds else 3
+    least = LEAST_ROUNDS if seconds else 1
     begun = time.perf_counter()
     while len(times) < least or (len(times) < MOST_ROUNDS and time.perf_counter() - begun < seconds):
         wait_for_device()

@@ -14,7 +14,7 @@ EPS = 1e-6
 
 
 def config_of(form: Form, name: str, image_size: int | None = None, **overrides: Any) -> Config:
-    """A named model's configuration; in the tiny form one block and 16 patches."""
+    """A named model's configuration; in the tiny form of a block on each side and 16 patches."""
     if form.name == "tiny":
         image_size, overrides = 16, {"encoder_depth": 1, "decoder_depth": 1}
     return named_config(name, image_size, **overrides)
@@ -22,7 +22,7 @@ def config_of(form: Form, name: str, image_size: int | None = None, **overrides:
 
 def shape_of(form: Form, size: str, image_size: int | None = None) -> tuple[Config, int, int]:
     """Configuration of a CrossMAE, tokens of a feature map and predicted patches of an image."""
-    config = config_of(form, f"crossmae_vit_{size}", image_size)
+    config = named_config(f"crossmae_vit_{size}", 16 if form.name == "tiny" else image_size)
     visible, predicted = mask_counts(config.patches, MASK_RATIO, PREDICTION_RATIO)
     return config, visible + 1, predicted
 

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # two cores take 2 to 6 s; with spin counts of 300 and 3000 it takes 0.18 and 0.26 s, and 0.11 s when alone, as ever.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint bench readme clean
+.PHONY: demo test lint bench gpu readme clean
 
 demo: $(VENV)/.ready
 	$(BIN)/crossmae demo
@@ -24,8 +24,15 @@ lint: $(VENV)/.ready
 FORM ?= not full
 bench: $(VENV)/.ready
 	mkdir -p bench
-	$(BIN)/python -m pytest benchmarks/bench_decode.py -m "$(FORM)" --benchmark-json=bench/decode.json --benchmark-quiet -v
+	$(BIN)/python -m pytest benchmarks/bench_decode.py benchmarks/bench_suites.py -m "$(FORM)" \
+		--benchmark-json=bench/decode.json --benchmark-quiet -v
 	$(BIN)/python -m benchmarks.report bench
+
+# Checks, tuning and every suite on an NVIDIA GPU within nine minutes, with the Python at hand: PyTorch, Triton and
+# pytest are all it needs. Again, and it goes on where it ended; `make gpu GPU=--full` takes as long as it takes.
+GPU ?=
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(GPU)
 
 # The tables and the picture of README.md, from the records under benchmarks/results and from nowhere else.
 readme: $(VENV)/.ready

@@ -169,8 +169,8 @@ def differentiated(solver: Solver, arguments: Arguments) -> list[Tensor]:
 def gradients(solver: Solver, arguments: Arguments, upstream: Tensor | None) -> tuple[Any, list[Tensor]]:
     """What the solver returns, and gradients in the order of ``differentiated``.
 
-    ``upstream`` has the shape of the outputs, joined; None for a scalar. Nothing is accumulated, so there is no gradient
-    left to clear.
+    ``upstream`` has the shape of the outputs, joined; None for a scalar. Nothing is accumulated, so no gradient is left
+    to clear.
     """
     result = solver.call(**arguments)
     given = upstream if upstream is None or isinstance(result, Tensor) else upstream.unbind()

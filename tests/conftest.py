@@ -21,7 +21,9 @@ NEEDED = {
     "crossmae/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", "sklearn", "tqdm"),
     "crossmae/test_imports.py": ("jsonargparse", "tabulate"),
     "crossmae/test_training.py": ("PIL", "sklearn"),
-    "test_benchmarks.py": ("tabulate", "matplotlib"),
+    "benchmarks/test_decode_report.py": ("matplotlib",),
+    "benchmarks/test_runs.py": ("matplotlib",),
+    "benchmarks/test_suites.py": ("pytest_benchmark",),
 }
 collect_ignore = [
     path for path, modules in NEEDED.items() if not all(importlib.util.find_spec(module) for module in modules)

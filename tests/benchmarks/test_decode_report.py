@@ -1,11 +1,13 @@
-"""The report: from stored records to table, picture and README."""
+"""The decode suite of pytest-benchmark: from stored records to table, picture and README."""
 
 import json
-import sys
+from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks.report import decode
+from benchmarks.report.__main__ import main
+from benchmarks.report.markdown import insert
 
 
 def records(folder):
@@ -31,14 +33,9 @@ def records(folder):
     (folder / "decode.json").write_text(json.dumps(content))
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
-    report.main()
-
-
-def test_table_and_picture(tmp_path, monkeypatch, capsys):
+def test_table_and_picture(tmp_path, capsys):
     records(tmp_path)
-    run(monkeypatch, tmp_path)
+    main([str(tmp_path)])
     text = (tmp_path / "decode.md").read_text()
     assert text in capsys.readouterr().out
     assert "CPU, 2 threads; torch 2.15; commit 0123456789; 2026-01-02" in text
@@ -51,7 +48,7 @@ def test_table_and_picture(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "decode.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_readme_gets_the_tables_and_keeps_its_words(tmp_path, monkeypatch):
+def test_readme_gets_the_tables_and_keeps_its_words(tmp_path):
     records(tmp_path)
     (tmp_path / "docs").mkdir()
     (tmp_path / "demo.md").write_text("demo table\n")
@@ -60,7 +57,7 @@ def test_readme_gets_the_tables_and_keeps_its_words(tmp_path, monkeypatch):
         "before\n<!-- decode: x -->\nold\n<!-- /decode -->\nmiddle\n<!-- demo: x -->\n<!-- /demo -->\nafter\n"
     )
     for _ in range(2):
-        run(monkeypatch, tmp_path, "--readme", readme)
+        main([str(tmp_path), "--readme", str(readme)])
         text = readme.read_text()
         assert text.startswith("before\n<!-- decode: x -->\nViT-B/16")
         assert text.endswith("<!-- /decode -->\nmiddle\n<!-- demo: x -->\ndemo table\n<!-- /demo -->\nafter\n")
@@ -69,7 +66,13 @@ def test_readme_gets_the_tables_and_keeps_its_words(tmp_path, monkeypatch):
 
 def test_missing_records_and_places_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there are no records .*decode.json; run `make bench`"):
-        report.read(tmp_path / "decode.json")
+        decode.read(tmp_path / "decode.json")
     (tmp_path / "README.md").write_text("no place")
     with pytest.raises(ValueError, match="must have one place for 'decode', has 0"):
-        report.insert(tmp_path / "README.md", "decode", "x")
+        insert(tmp_path / "README.md", "decode", "x")
+
+
+def test_tables_of_the_readme_come_from_the_stored_records():
+    root = Path(decode.__file__).parents[2]
+    contenders, where = decode.read(root / "benchmarks" / "results" / "decode.json")
+    assert decode.table(contenders, where) in (root / "README.md").read_text()

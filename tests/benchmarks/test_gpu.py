@@ -1,0 +1,195 @@
+"""The one command for a GPU, rehearsed; and what becomes of the rest when something goes wrong."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from benchmarks import gpu, measure, records
+from benchmarks.gpu import Session, run_together
+from benchmarks.problem import BOTH, FORWARD, MissingError, Problem, Solver, Work, form_named
+from benchmarks.records import Record, Run
+
+FORM = form_named("tiny")
+
+
+def problem_of(**contenders):
+    """Squares of three numbers an image, by planted contenders beside eager PyTorch."""
+    return Problem(
+        suite="mixing",
+        about={"problem": "squares"},
+        batch=4,
+        dtype=torch.float32,
+        arguments=lambda batch, random: {"x": random.normal(batch, 3, dtype=torch.float32)},
+        contenders={"reference": lambda: Solver(lambda x: x * x), **contenders},
+        ours=frozenset({"reference", "fused"}),
+        exact=lambda: Solver(lambda x: x * x),
+        work={FORWARD: Work(1, 1), BOTH: Work(2, 2)},
+    )
+
+
+def solver(call):
+    return lambda: Solver(call)
+
+
+def raising(error):
+    def call(x):
+        raise error
+
+    return solver(call)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    records.write(Run({"commit": "c", "device": "d", "form": "tiny"}), tmp_path)
+    return tmp_path
+
+
+def run_suite(folder, monkeypatch, problem, until=float("inf")):
+    monkeypatch.setattr(measure, "problems", lambda suite, form: [problem])
+    assert measure.run_suite(folder, "mixing", FORM, until) == 0
+    return {(r.contender, r.direction): r for r in records.read(folder).records.values()}
+
+
+def test_whatever_goes_wrong_leaves_the_others_alone(folder, monkeypatch):
+    def absent():
+        raise MissingError("not made for this device")
+
+    found = run_suite(
+        folder,
+        monkeypatch,
+        problem_of(
+            huge=raising(torch.OutOfMemoryError("CUDA out of memory")),
+            absent=absent,
+            refused=raising(RuntimeError("no kernel available")),
+            wrong=solver(lambda x: x * x.abs() * 1.001),
+            nan=solver(lambda x: x * x * float("nan")),
+            fused=raising(RuntimeError("illegal instruction")),
+            other=solver(lambda x: x.square()),
+        ),
+    )
+    for direction in (FORWARD, BOTH):
+        status = {name: (r.status, r.reason) for (name, way), r in found.items() if way == direction}
+        assert status["reference"] == status["other"] == (records.MEASURED, "")
+        assert status["huge"] == (records.OUT_OF_MEMORY, "CUDA out of memory")
+        assert status["absent"] == (records.MISSING, "not made for this device")
+        assert status["refused"] == (records.MISSING, "RuntimeError: no kernel available")
+        assert status["fused"] == (records.FAILED, "RuntimeError: illegal instruction")
+        assert status["wrong"][0] == status["nan"][0] == records.WRONG
+        assert "of what is allowed" in status["wrong"][1]
+    for record in found.values():
+        assert bool(record.times) == (record.status == records.MEASURED)
+
+
+def test_ours_keep_to_a_stricter_budget_than_others(folder, monkeypatch):
+    def slightly_off(x):
+        return x * x * (1 + 1e-6)
+
+    found = run_suite(folder, monkeypatch, problem_of(fused=solver(slightly_off), other=solver(slightly_off)))
+    assert found["other", BOTH].status == records.MEASURED
+    assert found["fused", BOTH].status == records.WRONG
+
+
+def test_a_wrong_gradient_is_wrong(folder, monkeypatch):
+    found = run_suite(folder, monkeypatch, problem_of(fused=solver(lambda x: x.detach() * x)))
+    assert found["fused", BOTH].reason.startswith("d x")
+
+
+def test_what_time_did_not_reach_is_planned_and_a_second_call_measures_it(folder, monkeypatch):
+    problem = problem_of()
+    found = run_suite(folder, monkeypatch, problem, until=0)
+    assert {r.status for r in found.values()} == {records.NOT_REACHED}
+    assert {r.status for r in run_suite(folder, monkeypatch, problem).values()} == {records.MEASURED}
+
+
+def test_records_of_the_same_commit_are_kept_and_failures_tried_again(tmp_path, monkeypatch):
+    def record(contender, status):
+        return Record("mixing", "p", contender, BOTH, status)
+
+    session = Session(tmp_path, "tiny", 9)
+    session.begin()
+    with records.updating(tmp_path) as run:
+        run.put([record("a", records.MEASURED), record("b", records.FAILED), record("c", records.OUT_OF_MEMORY)])
+    session.begin()
+    assert [r.contender for r in records.read(tmp_path).records.values()] == ["a", "c"]
+    monkeypatch.setattr(records, "commit", lambda: "another")
+    with pytest.raises(SystemExit, match="has records of commit"):
+        session.begin()
+
+
+PLANTED = """
+import os, signal, sys, time
+sys.path.insert(0, {tests!r})
+from test_gpu import measure, problem_of, solver
+def die(x):
+    os.kill(os.getpid(), signal.SIGKILL)
+measure.problems = lambda suite, form: [problem_of(killed=solver(die), other=solver(lambda x: x.square()))]
+sys.exit(measure.main())
+"""
+
+
+def test_a_killed_process_is_recorded_and_the_suite_goes_on(tmp_path, monkeypatch):
+    session = Session(tmp_path, "tiny", 9)
+    session.begin()
+    script = tmp_path / "planted.py"
+    script.write_text(PLANTED.format(tests=os.path.dirname(__file__)))
+
+    def planted(commands, *others, **more):
+        return run_together([[sys.executable, str(script), *command[3:]] for command in commands], *others, **more)
+
+    monkeypatch.setattr(gpu, "run_together", planted)
+    session.environment["PYTHONPATH"] = str(records.ROOT)
+    session.seconds["mixing"] = 60
+    session.stage("mixing")
+    run = records.read(tmp_path)
+    status = {(r.contender, r.direction): r.status for r in run.records.values()}
+    assert status["killed", BOTH] == status["killed", FORWARD] == records.FAILED
+    assert status["reference", FORWARD] == status["other", FORWARD] == status["other", BOTH] == records.MEASURED
+    assert run.records["mixing", "squares, batch 4", "killed", BOTH].reason.endswith("ended by signal 9")
+    assert (run.stages["mixing"].status, run.stages["mixing"].reason) == (gpu.FAILED, "2 failed")
+    lines, whole = gpu.summary(run)
+    assert not whole
+    assert any("mixing, failed: squares, batch 4: killed" in line and "signal 9" in line for line in lines)
+    assert "- decode: not reached." in lines
+
+
+def test_time_is_a_limit_for_all_that_a_stage_started():
+    sleep = [sys.executable, "-S", "-c", "import time; print('begun', flush=True); time.sleep(60)"]
+    begun = time.monotonic()
+    ended = run_together([sleep, [sys.executable, "-S", "-c", "print('quick')"]], 2, dict(os.environ), echo=False)
+    assert time.monotonic() - begun < 20
+    assert [(e.code, e.output.strip()) for e in ended] == [(None, "begun"), (0, "quick")]
+
+
+def test_a_stage_without_time_is_not_reached(tmp_path):
+    session = Session(tmp_path, "tiny", 9)
+    session.begin()
+    session.seconds["mixing"] = 0
+    session.stage("mixing")
+    assert records.read(tmp_path).stages["mixing"].status == records.NOT_REACHED
+
+
+def test_rehearsal_goes_the_whole_way_and_a_second_call_has_nothing_to_do(tmp_path, capfd):
+    command = [sys.executable, "-m", "benchmarks.gpu", str(tmp_path), "--rehearse", "--stages", "ceilings", "launch"]
+    environment = os.environ | {"PYTHONPATH": str(records.ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    run = records.read(tmp_path)
+    assert done.returncode == 1, done.stderr  # other stages were not asked for
+    assert {run.stages[name].status for name in ("ceilings", "launch")} == {gpu.DONE}, done.stdout
+    assert "- decode: not reached." in (tmp_path / "summary.md").read_text()
+    fused = [r for r in run.records.values() if r.contender == "fused"]
+    assert len(fused) == 2
+    for record in fused:
+        assert record.status == records.MEASURED
+        assert 0 <= record.check["share"] <= 1
+        assert record.roofline > 0
+        assert record.times["call"]["p20"] <= record.times["call"]["median"] <= record.times["call"]["p80"]
+    assert run.machine["interpreted"]
+    assert json.loads((tmp_path / "records.json").read_text())["ceilings"]["copy"] > 0
+
+    gpu.main([str(tmp_path), "--rehearse", "--stages", "ceilings", "launch"])
+    assert capfd.readouterr().out.count("done before") == 2

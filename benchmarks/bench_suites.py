@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.checking import Check, Judge
+from benchmarks.checking import Check, Checks
 from benchmarks.measure import Case, cases, planned
 from benchmarks.problem import MissingError, Solver, form_named
 from benchmarks.records import machine
@@ -24,7 +24,7 @@ CASES = [
     for case in cases(suite, FORM)
 ]
 
-_checks: dict[tuple[str, str, str], Check] = {}
+checks = Checks(FORM.device)
 
 
 def solver_of(case: Case) -> tuple[Solver, Check]:
@@ -32,16 +32,13 @@ def solver_of(case: Case) -> tuple[Solver, Check]:
     problem, name, _ = case
     try:
         solver = problem.contenders[name]()
-        key = problem.suite, problem.label, name
-        if key not in _checks:
-            _checks[key] = Judge(problem, FORM.device).check(name, solver)
+        return solver, checks.check(problem, name, solver)
     except (MissingError, ImportError) as missing:
         pytest.skip(str(missing))
     except RuntimeError as refused:
         if name in problem.ours and REFUSAL not in str(refused):
             raise
         pytest.skip(str(refused).split(REFUSAL)[-1])
-    return solver, _checks[key]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -42,6 +42,24 @@ class Check:
     """Of the allowed error."""
 
 
+class Checks:
+    """Judges each contender of each problem once, whatever the direction that is timed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._judges: dict[tuple[str, str], Judge] = {}
+        self._found: dict[tuple[str, str, str], Check] = {}
+
+    def check(self, problem: Problem, name: str, solver: Solver) -> Check:
+        """The result closest to what is allowed, or ``WrongError``."""
+        key = problem.suite, problem.label
+        if (*key, name) not in self._found:
+            if key not in self._judges:
+                self._judges[key] = Judge(problem, self._device)
+            self._found[*key, name] = self._judges[key].check(name, solver)
+        return self._found[*key, name]
+
+
 class Judge:
     """Judges the contenders of one problem."""
 
@@ -98,7 +116,7 @@ class Judge:
         """Output and every gradient by name; those of parameters as one vector."""
         if tuple(self.problem.work) == (FORWARD,):
             with torch.no_grad():
-                return {"out": joined(solver.call(**arguments))}
+                return {"out": joined(solver(arguments))}
         found, grads = gradients(solver, arguments, upstream)
         names = [name for name, t in arguments.items() if t.requires_grad]
         results = {"out": joined(found).detach()}

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import records
 from benchmarks.ceilings import bound, measure_ceilings
-from benchmarks.checking import Check, Judge, WrongError
+from benchmarks.checking import Checks, WrongError
 from benchmarks.problem import (
     BOTH,
     FORWARD,
@@ -80,7 +80,7 @@ def run_suite(folder: Path, suite: str, form: Form, until: float) -> int:
     run = records.read(folder)
     run.put(planned(case) for case in todo if planned(case).key not in run.records)
     records.write(run, folder)
-    parent, checks = os.getppid(), dict[tuple[str, str], Check]()
+    parent, checks = os.getppid(), Checks(form.device)
     for case in todo:
         record = run.records[planned(case).key]
         if record.status != records.NOT_REACHED:
@@ -105,15 +105,13 @@ def mark(folder: Path, record: Record) -> None:
         beside.write_text(json.dumps(record.key))
 
 
-def attempt(case: Case, form: Form, run: Run, checks: dict[tuple[str, str], Check]) -> Record:
+def attempt(case: Case, form: Form, run: Run, checks: Checks) -> Record:
     """Check and measure; whatever goes wrong becomes the record."""
     problem, name, direction = case
     record = dataclasses.replace(planned(case), date=records.now())
     try:
         solver = problem.contenders[name]()
-        if (problem.label, name) not in checks:
-            checks[problem.label, name] = Judge(problem, form.device).check(name, solver)
-        record.check = dataclasses.asdict(checks[problem.label, name])
+        record.check = dataclasses.asdict(checks.check(problem, name, solver))
         found = measure(problem, solver, direction, form.device, form.seconds)
     except WrongError as wrong:
         record.status, record.reason = records.WRONG, str(wrong)

@@ -70,10 +70,11 @@ def plain_gather(images: Tensor, ids: Tensor, patch_size: int) -> Tensor:
 
 def plain_loss(prediction: Tensor, images: Tensor, ids: Tensor, patch_size: int) -> Tensor:
     """``patch_loss`` of each predicted patch ``(B, Q)`` to normalised targets, ids ascending."""
-    target = _patchify(images, patch_size).float()
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    target = _patchify(images, patch_size).to(dtype)
     variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
     target = (target - mean) / (variance + 1e-6).sqrt()
-    return (prediction.float() - _select(target, ids, target.shape[1])).square().mean(dim=-1)
+    return (prediction.to(dtype) - _select(target, ids, target.shape[1])).square().mean(dim=-1)
 
 
 def plain_model_loss(model: MaskedAutoencoder, images: Tensor, masking: Masking) -> Tensor:

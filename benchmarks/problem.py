@@ -1,11 +1,13 @@
 """What is measured: a problem, who solves it, and how little work it could be."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from crossmae_kernels.common.implementation import Implementation, default_implementation
 
 Direction = Literal["forward", "forward + backward", "step"]
 
@@ -82,12 +84,19 @@ class Solver:
 
     call: Callable[..., Any]
     """From the problem's arguments, by name, to a tensor or a sequence of equal ones."""
+    implementation: Implementation = "auto"
+    """Who serves the operations of this package within it."""
     parameters: tuple[Tensor, ...] = ()
     """Differentiated beside the arguments."""
     optimizer: torch.optim.Optimizer | None = None
     """Steps at the end of a ``step``."""
     synchronizes: str = ""
     """Why it cannot be captured in a CUDA graph; empty where it can."""
+
+    def __call__(self, arguments: Arguments) -> Any:
+        """Solve the problem for these arguments."""
+        with default_implementation(self.implementation):
+            return self.call(**arguments)
 
 
 @dataclass(frozen=True)
@@ -172,7 +181,7 @@ def gradients(solver: Solver, arguments: Arguments, upstream: Tensor | None) -> 
     ``upstream`` has the shape of the outputs, joined; None for a scalar. Nothing is accumulated, so no gradient is left
     to clear.
     """
-    result = solver.call(**arguments)
+    result = solver(arguments)
     given = upstream if upstream is None or isinstance(result, Tensor) else upstream.unbind()
     return result, list(torch.autograd.grad(result, differentiated(solver, arguments), given, materialize_grads=True))
 
@@ -180,7 +189,7 @@ def gradients(solver: Solver, arguments: Arguments, upstream: Tensor | None) -> 
 def upstream_of(solver: Solver, arguments: Arguments, seed: int) -> Tensor | None:
     """A random gradient of the outputs; None for a scalar."""
     with torch.no_grad():
-        found = joined(solver.call(**arguments))
+        found = joined(solver(arguments))
     return Random(found.device, seed).normal(*found.shape, dtype=found.dtype) if found.ndim else None
 
 
@@ -190,8 +199,7 @@ def compiled(form: Form, name: str, build: Callable[[], Solver]) -> dict[str, Ca
     def built(options: Mapping[str, Any]) -> Solver:
         solver = build()
         torch._dynamo.reset()
-        call = torch.compile(solver.call, **options)
-        return Solver(call, solver.parameters, solver.optimizer, solver.synchronizes)
+        return replace(solver, call=torch.compile(solver.call, **options))
 
     return {
         f"{name}, {compiler}": lambda options=options: built(options)  # type: ignore[misc]

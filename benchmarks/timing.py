@@ -94,7 +94,7 @@ def _pass(solver: Solver, arguments: dict[str, torch.Tensor], direction: Directi
 
         def forward() -> None:
             with torch.no_grad():
-                solver.call(**arguments)
+                solver(arguments)
 
         return forward
     upstream = upstream_of(solver, arguments, seed + 1000)

@@ -8,7 +8,7 @@ from torch import Tensor
 import crossmae_kernels as ck
 from benchmarks.problem import Arguments, Form, Problem, Random, Solver, Work
 from benchmarks.suites.ops import op_problem
-from benchmarks.suites.shapes import EPS, model_name, served_by, shape_of
+from benchmarks.suites.shapes import EPS, model_name, shape_of
 from crossmae_kernels.common.forms import form_of
 
 FORMS = ("single", "tiled", "vendor")
@@ -41,7 +41,7 @@ def _mlp(form: Form, size: str, batch: int) -> Problem:
 
     def in_form(name: str, **arguments: Any) -> Tensor:
         with form_of("mlp", name):
-            return ck.mlp(**arguments, eps=EPS, impl="triton")
+            return ck.mlp(**arguments, eps=EPS)
 
     rows = batch * queries
     stream, weights = rows * width * form.dtype.itemsize, 2 * width * hidden * form.dtype.itemsize
@@ -56,7 +56,7 @@ def _mlp(form: Form, size: str, batch: int) -> Problem:
         forward=Work(2 * stream + weights, flops),
         backward=Work(3 * stream + 2 * weights, 2 * flops),
         variants={
-            "fused, hidden saved": lambda: Solver(served_by("triton", saving)),
-            **{f"fused, {name}": lambda name=name: Solver(partial(in_form, name)) for name in FORMS},  # type: ignore[misc]
+            "fused, hidden saved": lambda: Solver(saving, "triton"),
+            **{f"fused, {name}": lambda name=name: Solver(partial(in_form, name), "triton") for name in FORMS},  # type: ignore[misc]
         },
     )

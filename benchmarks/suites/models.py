@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.plain import SYNCHRONIZES, plain_decode, plain_model_loss
 from benchmarks.problem import BOTH, FORWARD, STEP, Arguments, Form, Problem, Random, Solver, Work, compiled
-from benchmarks.suites.shapes import MASK_RATIO, config_of, model_name, served_by
+from benchmarks.suites.shapes import MASK_RATIO, config_of, model_name
 from crossmae.config import Config
 from crossmae.flops import decoder_macs
 from crossmae.masking import Masking, mask_counts
@@ -154,11 +154,11 @@ def _problem(
         if STEP in work:
             on_cuda = form.device.type == "cuda"
             optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), fused=on_cuda, capturable=on_cuda)
-        return Solver(served_by(implementation, call(built)), parameters, optimizer, synchronizes)
+        return Solver(call(built), implementation, parameters, optimizer, synchronizes)
 
     def exact() -> Solver:
         double = copy.deepcopy(module()).double()
-        return Solver(served_by("reference", ours(double)), tuple(double.parameters()))
+        return Solver(ours(double), "reference", tuple(double.parameters()))
 
     reference = functools.partial(solver, ours, "reference")
     contenders: dict[str, Callable[[], Solver]] = {

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.problem import BOTH, FORWARD, Arguments, Form, Problem, Random, Solver, Work, compiled
-from benchmarks.suites.shapes import served_by
 
 
 def op_problem(
@@ -35,13 +34,16 @@ def op_problem(
         variants: further contenders of ours.
         constants: arguments without a gradient.
     """
-    reference = served_by("reference", call)
+
+    def reference() -> Solver:
+        return Solver(call, "reference")
+
     contenders: dict[str, Callable[[], Solver]] = {
-        "reference": lambda: Solver(reference),
-        "fused": lambda: Solver(served_by("triton", call)),
+        "reference": reference,
+        "fused": lambda: Solver(call, "triton"),
         **(variants or {}),
         **(others or {}),
-        **compiled(form, "reference", lambda: Solver(reference)),
+        **compiled(form, "reference", reference),
     }
     return Problem(
         suite=suite,
@@ -51,7 +53,7 @@ def op_problem(
         arguments=arguments,
         contenders=contenders,
         ours=frozenset({"reference", "fused", *(variants or {})}),
-        exact=lambda: Solver(reference),
+        exact=reference,
         work={FORWARD: forward, BOTH: Work(forward.bytes + backward.bytes, forward.flops + backward.flops)},
         constants=constants,
     )

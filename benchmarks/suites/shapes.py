@@ -1,12 +1,10 @@
 """Shapes of the models whose parts are measured."""
 
-from collections.abc import Callable
 from typing import Any
 
 from benchmarks.problem import Form
 from crossmae.config import Config, named_config
 from crossmae.masking import mask_counts
-from crossmae_kernels.common.implementation import Implementation, default_implementation
 
 MASK_RATIO = 0.75
 PREDICTION_RATIO = 0.25
@@ -31,13 +29,3 @@ def model_name(size: str) -> str:
     """``base_patch16`` -> ``ViT-B/16``."""
     scale, patch = size.split("_patch")
     return f"ViT-{'T' if scale == 'tiny' else scale[0].upper()}/{patch}"
-
-
-def served_by(implementation: Implementation, call: Callable[..., Any]) -> Callable[..., Any]:
-    """The call with its operations served by one implementation, without falling back to another."""
-
-    def served(**arguments: Any) -> Any:
-        with default_implementation(implementation):
-            return call(**arguments)
-
-    return served

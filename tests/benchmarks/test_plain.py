@@ -35,8 +35,7 @@ def test_same_loss_and_gradients_of_the_whole_model():
     masking = random_masking(3, 64, 0.75, 0.25)
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     ours, theirs = model(images, masking=masking).loss, plain_model_loss(model, images, masking)
-    # The plain targets are float32.
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0)
     parameters = list(model.parameters())
     for a, b in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)

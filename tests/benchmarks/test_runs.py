@@ -38,11 +38,15 @@ def run_of(*found, **machine):
 
 
 def test_table_names_the_machine_and_what_is_missing():
-    gone = record("stack and linear, compiled", 0, status=records.FAILED, reason="the process ended by signal -9", times={})
+    gone = record(
+        "stack and linear, compiled", 0, status=records.FAILED, reason="the process ended by signal -9", times={}
+    )
     plain = record("stack and linear", 5, no_graph="the host waits")
     del plain.times["graph"]
     text = runs.tables(run_of(record("fused", 1, roofline=0.75), plain, gone))
-    assert "NVIDIA H200; driver 580.1; torch 2.11.0; triton 3.6.0; cuda 13.0; commit 0123456789abcdef0; 2026-01-02" in text
+    assert (
+        "NVIDIA H200; driver 580.1; torch 2.11.0; triton 3.6.0; cuda 13.0; commit 0123456789abcdef0; 2026-01-02" in text
+    )
     table = text.split("### mixing")[1]
     cells = {
         row[1]: row[2:]
@@ -53,12 +57,16 @@ def test_table_names_the_machine_and_what_is_missing():
     # No graph holds it: its call is compared with our call.
     assert cells["stack and linear"] == ["", "10.000*", "10.000", "5.00", "", "1"]
     assert cells["stack and linear, compiled"] == [""] * 6
-    assert "- failed: stack and linear, compiled (ViT-B/16, 13 maps to 12, batch 256). the process ended by signal -9" in table
+    assert (
+        "- failed: stack and linear, compiled (ViT-B/16, 13 maps to 12, batch 256). the process ended by signal -9"
+        in table
+    )
 
 
 def test_goals_are_reached_missed_or_not_measured():
     found = {
-        goal.what: goal for goal in goals(run_of(record("fused", 1), record("stack and linear", 4), record("fused", 2, batch=1024)))
+        goal.what: goal
+        for goal in goals(run_of(record("fused", 1), record("stack and linear", 4), record("fused", 2, batch=1024)))
     }
     assert found["mixing, batch 256: times stack and linear"].verdict == "missed"
     assert found["mixing, batch 256: times the same compiled"].verdict == "not measured"
@@ -71,9 +79,10 @@ def test_goals_are_reached_missed_or_not_measured():
 
 def test_fastest_backend_and_memory_decide():
     about = {"model": "ViT-B/16", "problem": "49 x 50", "queries": "dense", "batch": 256}
+    backends = [("fused", 1), ("sdpa math", 9), ("sdpa flash", 3)]
     decoder = {"decoder": "CrossMAE", "model": "ViT-B/16", "pixels": 224, "blocks": 12, "predicts": 0.25, "batch": 1024}
     run = run_of(
-        *(record(name, ms, "attention", about=about) for name, ms in [("fused", 1), ("sdpa math", 9), ("sdpa flash", 3)]),
+        *(record(name, ms, "attention", about=about) for name, ms in backends),
         record("fused", 1, "decode", about=decoder, memory=30), record("plain", 3, "decode", about=decoder, memory=100),
     )  # fmt: skip
     values = {goal.what: goal.value for goal in goals(run)}

@@ -47,17 +47,18 @@ class Checks:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._judges: dict[tuple[str, str], Judge] = {}
+        self._judge: Judge | None = None  # of the problem at hand alone: it holds what float64 makes of a model
         self._found: dict[tuple[str, str, str], Check] = {}
 
     def check(self, problem: Problem, name: str, solver: Solver) -> Check:
         """The result closest to what is allowed, or ``WrongError``."""
-        key = problem.suite, problem.label
-        if (*key, name) not in self._found:
-            if key not in self._judges:
-                self._judges[key] = Judge(problem, self._device)
-            self._found[*key, name] = self._judges[key].check(name, solver)
-        return self._found[*key, name]
+        key = problem.suite, problem.label, name
+        if key not in self._found:
+            if self._judge is None or self._judge.problem is not problem:
+                self._judge = None
+                self._judge = Judge(problem, self._device)
+            self._found[key] = self._judge.check(name, solver)
+        return self._found[key]
 
 
 class Judge:

@@ -46,7 +46,6 @@ def decode_problem(
         with autocast(form) if by_name["map_0"].dtype == torch.float32 else contextlib.nullcontext():
             return by(list(by_name.values()), masking)
 
-    model = _model(config, form.device)
     moved = batch * ((visible + 1) * config.encoder_width * maps * 4 + predicted * config.patch_values * 4)
     flops = 2.0 * batch * decoder_macs(config, prediction_ratio)
     return _problem(
@@ -61,7 +60,7 @@ def decode_problem(
         },
         batch,
         arguments,
-        module=lambda: model().decoder,
+        module=lambda: _model(config, form.device).decoder,
         ours=lambda decoder: functools.partial(decode, decoder),
         plain=(lambda decoder: functools.partial(decode, functools.partial(plain_decode, decoder))) if plain else None,
         work={FORWARD: Work(moved, flops), BOTH: Work(3 * moved, 3 * flops)},
@@ -86,7 +85,6 @@ def step_problem(form: Form, size: str, batch: int, family: str = "crossmae", pl
     def ours(model: Any) -> Callable[..., Tensor]:
         return functools.partial(loss, lambda images, masking: model(images, masking=masking).loss)
 
-    model = _model(config, form.device)
     macs = _encoder_macs(config, visible) + decoder_macs(config, prediction_ratio)
     return _problem(
         "step",
@@ -94,7 +92,7 @@ def step_problem(form: Form, size: str, batch: int, family: str = "crossmae", pl
         {"decoder": "MAE" if family == "mae" else "CrossMAE", "model": model_name(size), "predicts": prediction_ratio},
         batch,
         arguments,
-        module=model,
+        module=lambda: _model(config, form.device),
         ours=ours,
         plain=(lambda model: functools.partial(loss, functools.partial(plain_model_loss, model))) if plain else None,
         work={STEP: Work(0, 6.0 * batch * macs)},
@@ -117,20 +115,16 @@ def _encoder_macs(config: Config, visible: int) -> int:
     return visible * config.patch_values * width + config.encoder_depth * block
 
 
-def _model(config: Config, device: torch.device) -> Callable[[], MaskedAutoencoder]:
-    """Builds the model once, when it is first needed, with random values in every bias and norm."""
-
-    @functools.cache
-    def model() -> MaskedAutoencoder:
-        torch.manual_seed(0)
-        built = MaskedAutoencoder(config)
-        with torch.no_grad():
-            for parameter in built.parameters():
-                if parameter.ndim == 1:
-                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        return built.to(device)
-
-    return model
+@functools.lru_cache(maxsize=1)  # problems come one after another, and several models would fill the device
+def _model(config: Config, device: torch.device) -> MaskedAutoencoder:
+    """A model with random values in every bias and norm."""
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model.to(device)
 
 
 def _problem(

@@ -1,0 +1,225 @@
+"""The kernels against the definition in float64, with the error budget, wherever LayerNorm happens."""
+
+import pytest
+import torch
+from problems import same
+
+from crossmae_kernels.testing import poisoned_allocations
+
+# Images and tokens, maps, mixes, width, affine. In 16 bits a token stays on chip in both passes, in the forward pass
+# alone (16 mixes, padded, of 1280; 32 of 640), or in none (32 of 768); in float32 in none.
+SHAPES = [
+    ((3, 5), 1, 1, 24, False),
+    ((2, 3), 13, 12, 24, True),
+    ((1, 2), 33, 2, 24, False),
+    ((1, 2), 40, 20, 24, True),
+    ((2, 2), 13, 12, 384, False),
+    ((1, 1), 40, 20, 384, False),
+    ((1, 2), 1, 2, 768, True),
+    ((1, 2), 13, 12, 768, False),
+    ((1, 1), 25, 20, 768, False),
+    ((1, 2), 13, 1, 1280, True),
+    ((1, 1), 33, 12, 1280, False),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{'x'.join(map(str, s[0]))}-{s[1]}-to-{s[2]}-{s[3]}")
+def test_normalised_mixes_and_all_gradients_keep_to_the_budget(problem, by, place, shape):
+    problem(*shape).judge([by["kernels"]()], by["eager"](), by["oracle"](), *place)
+
+
+@pytest.mark.parametrize("shape", [((3, 5), 1, 3, 24), ((1, 2), 13, 12, 768), ((2, 1), 40, 20, 384)], ids=str)
+def test_sums_alone(problem, by, place, shape):
+    problem(*shape).judge([by["kernels"](False)], by["eager"](False), by["oracle"](False), *place)
+
+
+@pytest.mark.parametrize("half", ["norm_weight", "norm_bias"])
+def test_half_of_an_affine(problem, by, place, half):
+    task = problem((2, 3), 5, 3, 24, affine=True)
+    task.arguments[half] = None
+    task.judge([by["kernels"]()], by["eager"](), by["oracle"](), *place)
+
+
+@pytest.mark.parametrize(("mixes", "width"), [(12, 130), (12, 1280), (20, 768)])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_maps_in_float32_beside_weights_in_16_bits(problem, by, device, mixes, width, normalize):
+    task = problem((1, 2), 18, mixes, width)
+    for compute in (torch.float16, *([torch.bfloat16] if device == "cuda" else [])):
+
+        def eager(compute=compute, **arguments):
+            # PyTorch leaves LayerNorm's result in float32 on some devices.
+            return by["eager"](normalize)(**arguments).to(compute)
+
+        solvers = [by["kernels"](normalize)], eager, by["oracle"](normalize)
+        found = task.judge(*solvers, device, torch.float32, compute)
+        assert found["out"].dtype == compute
+        assert all(found[name].dtype == torch.float32 for name in found if name != "out")
+
+
+@pytest.mark.parametrize("width", [130, 1280])
+def test_a_large_mean_costs_no_precision(problem, by, place, width):
+    task = problem((1, 3), 13, 12, width)
+    for index in range(13):
+        task.arguments[f"map {index}"] += 100
+    task.judge([by["kernels"]()], by["eager"](), by["oracle"](), *place)
+
+
+@pytest.mark.parametrize("width", [130, 1280])
+def test_rows_without_variance(problem, by, place, width):
+    task = problem((1, 3), 4, 3, width)
+    # Sums are exact, so that nobody's rounding makes up a variance.
+    task.arguments["weight"] = (8 * task.arguments["weight"]).round() / 8
+    for index in range(4):
+        task.arguments[f"map {index}"][:, 1] = index - 2.0
+    found = task.judge([by["kernels"]()], by["eager"](), by["oracle"](), *place)
+    assert not found["out"][:, :, 1].any()
+
+
+# Mixes, width and normalisation: in 16 bits on chip, in the forward pass alone, in none; sums alone.
+CASES = [(3, 24, True), (12, 1280, True), (20, 768, True), (3, 24, False)]
+
+
+@pytest.fixture(params=CASES, ids=lambda c: f"{c[0]}-{c[1]}-{'normalised' if c[2] else 'sums'}")
+def case(request, problem, by):
+    """A small problem and the kernels that solve it."""
+    mixes, width, normalize = request.param
+    return problem((2, 2), 3, mixes, width), by["kernels"](normalize)
+
+
+def given(leaves):
+    """Those that are there."""
+    return {name: leaf for name, leaf in leaves.items() if leaf is not None}
+
+
+def test_results_repeat_bitwise(case, device):
+    task, kernels = case
+    assert same(*(task.solve(kernels, device, torch.float16) for _ in range(2)))
+
+
+def test_a_second_backward_equals_the_first_and_leaves_saved_tensors_alone(case, device):
+    task, kernels = case
+    leaves = given(task.leaves(device, torch.float16))
+    before = [t.detach().clone() for t in leaves.values()]
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append((t, t.clone())) or t, lambda t: t):
+        out = kernels(**leaves)
+    upstream = task.upstream.to(device, torch.float16)
+    first = torch.autograd.grad(out, list(leaves.values()), upstream, retain_graph=True)
+    second = torch.autograd.grad(out, list(leaves.values()), upstream)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(a.detach(), b) for a, b in zip(leaves.values(), before, strict=True))
+    assert all(torch.equal(a, b) for a, b in saved)
+    assert torch.equal(upstream, task.upstream.to(device, torch.float16))
+
+
+@pytest.mark.parametrize(
+    "wanted", [["map 1"], ["map 0", "map 2"], ["weight"], ["map 0", "map 1", "map 2"], ["map 2", "weight"]], ids=str
+)
+def test_frozen_arguments_get_no_gradient_and_change_no_other(case, device, wanted):
+    task, kernels = case
+    everything = task.solve(kernels, device, torch.float16)
+    some = task.solve(kernels, device, torch.float16, frozen=set(task.arguments) - set(wanted))
+    assert set(some) == {"out", *(f"d {name}" for name in wanted)}
+    assert all(torch.equal(some[name], everything[name]) for name in some)
+
+
+LAYOUTS = {
+    "slice": lambda t: torch.cat([t, t], -1).chunk(2, -1)[1],
+    "first dimension last": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
+    "first two exchanged": lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+    "every other": lambda t: t.repeat_interleave(2, 0)[::2],
+    "every other channel": lambda t: t.repeat_interleave(2, -1)[..., ::2],
+    "odd rows": lambda t: torch.nn.functional.pad(t, (1, 0))[..., 1:],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_change_nothing(case, layout, device):
+    task, kernels = case
+
+    def strided(**arguments):
+        return kernels(**{name: t if t is None else LAYOUTS[layout](t) for name, t in arguments.items()})
+
+    def mixed(**arguments):
+        return kernels(**arguments | {"map 1": LAYOUTS[layout](arguments["map 1"])})
+
+    plain = task.solve(kernels, device, torch.float16)
+    for call in (strided, mixed):
+        assert same(task.solve(call, device, torch.float16), plain)
+
+
+def test_wide_loads_are_promised_only_where_every_map_allows_them(problem, device):
+    from crossmae_kernels.feature_mixing.launch import _Call
+
+    *maps, weight, _, _ = problem((2, 3), 2, 3, 24).leaves(device, torch.float16).values()
+
+    def promised(*maps):
+        return _Call([t.detach() for t in maps], weight.detach(), True).constants()["ALIGNED"]
+
+    odd = LAYOUTS["odd rows"]
+    # The same layout, a few bytes on.
+    memory = torch.empty(2 * 3 * 24 + 1, dtype=torch.float16, device=device)
+    shifted = memory[1:].view(2, 3, 24)
+    assert promised(*maps)
+    assert not promised(maps[0], shifted)
+    assert not promised(*map(odd, maps))
+    # Layouts that differ are copied.
+    assert promised(maps[0], odd(maps[1]))
+
+
+@pytest.mark.parametrize("shared", [(0, 1, 2, 3), (0, 1), (1, 2), (0,)], ids=str)
+def test_expanded_upstream_gradients(case, shared, device):
+    task, kernels = case
+    leaves = given(task.leaves(device, torch.float16))
+    shape = task.upstream.shape
+    gradient = task.upstream.to(device, torch.float16)
+    for dimension in shared:
+        gradient = gradient.narrow(dimension, 0, 1)
+    out = kernels(**leaves)
+    expanded = torch.autograd.grad(out, list(leaves.values()), gradient.expand(shape), retain_graph=True)
+    dense = torch.autograd.grad(out, list(leaves.values()), gradient.expand(shape).contiguous())
+    assert all(torch.equal(a, b) for a, b in zip(expanded, dense, strict=True))
+
+
+@pytest.mark.parametrize("rows", [(0, 7), (2, 0)], ids=str)
+@pytest.mark.parametrize(("mixes", "width", "normalize"), CASES)
+def test_no_rows(problem, by, device, rows, mixes, width, normalize):
+    task = problem(rows, 3, mixes, width)
+    with poisoned_allocations():
+        found = task.solve(by["kernels"](normalize), device, torch.float16)
+    assert found["out"].shape == (mixes, *rows, width)
+    assert found["d map 2"].shape == (*rows, width)
+    assert not any(result.any() for result in found.values())
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("far", ["image", "row", "upstream"])
+def test_rows_beyond_2_to_the_31_are_found(problem, by, device, far, normalize):
+    """The memory between the rows is reserved but never touched."""
+    batch, tokens, mixes, width = *((3, 1) if far == "image" else (1, 3)), 3, 16
+    task = problem((batch, tokens), 2, mixes, width)
+    memory = torch.empty(2 * 2**30 + 2 * width, dtype=torch.float16, device=device)
+
+    def spread(tensor, offset, dimension):
+        strides = [width] * (tensor.dim() - 1) + [1]
+        strides[dimension] = 2**30
+        return memory[offset:].as_strided(tensor.shape, strides).copy_(tensor)
+
+    arguments = {name: t.detach() for name, t in given(task.leaves(device, torch.float16)).items()}
+    upstream = task.upstream.to(device, torch.float16)
+    where = dict(arguments)
+    if far == "upstream":
+        upstream = upstream[:, :, :1].expand_as(upstream)
+        distant = memory.as_strided(upstream.shape, (2**30, 0, 0, 1))
+        distant[:, :, 0] = upstream[:, :, 0]
+    else:
+        distant = upstream
+        where |= {f"map {i}": spread(arguments[f"map {i}"], i * width, int(far == "row")) for i in range(2)}
+
+    def solve(arguments, upstream):
+        leaves = {name: t.detach().requires_grad_() for name, t in arguments.items()}
+        out = by["kernels"](normalize)(**leaves)
+        return [out, *torch.autograd.grad(out, list(leaves.values()), upstream)]
+
+    near = solve(arguments, upstream.contiguous())
+    assert all(torch.equal(a, b) for a, b in zip(solve(where, distant), near, strict=True))

@@ -20,7 +20,7 @@ HELD, HALF_HELD, NOT_HELD = (12, 768), (12, 1024), (20, 768)
 def maps_and_weight(problem, device):
     """The arguments without an affine, as leaves."""
 
-    def make(dtype, rows=(2, 5), maps=MAPS, mixes=MIXES, width=WIDTH):
+    def make(dtype, rows=(1, 3), maps=MAPS, mixes=MIXES, width=WIDTH):
         *of_maps, weight, _, _ = problem(rows, maps, mixes, width).leaves(device, dtype).values()
         return of_maps, weight
 
@@ -37,14 +37,16 @@ def test_opcheck(maps_and_weight, dtype, normalize):
     assert set(results.values()) == {"SUCCESS"}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("normalize", [True, False])
+# In 16 bits LayerNorm is on chip, in float32 a pass of its own.
+@pytest.mark.parametrize(
+    ("dtype", "normalize"), [(torch.float16, True), (torch.float32, True), (torch.float32, False)]
+)
 def test_whole_graph_compiles_with_its_gradients_and_once_for_all_batches(problem, by, device, dtype, normalize):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager" if device == "cpu" else "inductor")
     kernels = by["kernels"](normalize)
     compiled = torch.compile(kernels, backend=counter, fullgraph=True)
-    for rows in ((2, 5), (3, 7), (5, 6), (6, 4)):
+    for rows in ((1, 2), (2, 3), (3, 2)):
         task = problem(rows, MAPS, MIXES, WIDTH, affine=normalize)
         ours, theirs = (task.solve(call, device, dtype) for call in (compiled, kernels))
         if device == "cpu":
@@ -139,9 +141,9 @@ def test_the_maps_are_never_stacked(maps_and_weight, mixes, width, normalize):
     # Beneath the operator, to see what it allocates.
     from crossmae_kernels.feature_mixing import launch
 
-    maps, weight = maps_and_weight(torch.float16, (1, 2), 33, mixes, width)
+    maps, weight = maps_and_weight(torch.float16, (1, 1), 33, mixes, width)
     maps, weight = [t.detach() for t in maps], weight.detach()
-    upstream = torch.randn(mixes, 1, 2, width, device=weight.device).half()
+    upstream = torch.randn(mixes, 1, 1, width, device=weight.device).half()
     one = maps[0].numel() * 2
     # Partial sums of the weights' gradient depend on the device, not on the number of rows.
     few = 8 * 4 * weight.numel() * max(8, width // 128)

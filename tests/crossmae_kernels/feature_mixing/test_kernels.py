@@ -5,22 +5,19 @@ import torch
 from problems import same
 
 from crossmae_kernels.feature_mixing import config
-from crossmae_kernels.testing import poisoned_allocations
+from crossmae_kernels.testing import assert_within_budget, poisoned_allocations
 
 # Images and tokens, maps, mixes, width, affine. In 16 bits a token stays on chip in both passes, in the forward pass
-# alone (16 mixes, padded, of 1280), or in none (32 of 768); in float32 in none. The gradient of a weight without
-# another beside it is but the rounding of what cancels, so one map has several mixes here.
+# alone (16 mixes, padded, of 1280), or in none (32 of 768); in float32 in none.
 SHAPES = [
-    ((3, 5), 1, 5, 24, False),
     ((2, 3), 13, 12, 24, True),
-    ((1, 2), 33, 2, 24, False),
+    ((1, 1), 33, 2, 24, False),
     ((1, 1), 40, 20, 24, True),
-    ((2, 2), 13, 12, 384, False),
+    ((1, 2), 13, 12, 384, False),
     ((1, 1), 40, 20, 384, False),
-    ((1, 2), 1, 2, 768, True),
-    ((1, 2), 13, 12, 768, False),
+    ((1, 1), 13, 12, 768, False),
     ((1, 1), 25, 20, 768, False),
-    ((1, 2), 13, 1, 1280, True),
+    ((1, 1), 13, 1, 1280, True),
     ((1, 1), 33, 12, 1280, False),
 ]
 
@@ -30,9 +27,26 @@ def test_normalised_mixes_and_all_gradients_keep_to_the_budget(problem, by, plac
     problem(*shape).judge([by["kernels"]()], by["eager"](), by["oracle"](), *place)
 
 
-@pytest.mark.parametrize("shape", [((3, 5), 1, 1, 24), ((1, 2), 13, 12, 768), ((2, 1), 40, 20, 384)], ids=str)
+@pytest.mark.parametrize("shape", [((2, 3), 13, 12, 24), ((1, 1), 13, 12, 768), ((1, 1), 40, 20, 384)], ids=str)
 def test_sums_alone(problem, by, place, shape):
     problem(*shape).judge([by["kernels"](False)], by["eager"](False), by["oracle"](False), *place)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(("mixes", "width"), [(1, 24), (2, 384)])
+def test_one_map(problem, by, place, mixes, width, normalize):
+    device, dtype = place
+    task = problem((2, 3), 1, mixes, width)
+    task.arguments["weight"] = torch.tensor([[1.5], [-0.75]])[:mixes]
+    found, eager = (task.solve(by[who](normalize), device, dtype) for who in ("kernels", "eager"))
+    exact = {name: truth.to(device) for name, truth in task.exact(by["oracle"](normalize), dtype).items()}
+    for name in ("out", "d map 0"):
+        assert_within_budget(name, found[name], eager[name], exact[name])
+    # One number or two, in which much cancels: which of two errs less is luck. So a bound from the size of what is
+    # added up, a gradient of the mix times the map.
+    added = (exact["d map 0"] * task.arguments["map 0"].to(device)).abs().sum()
+    error = (found["d weight"].double() - exact["d weight"]).abs().max()
+    assert error <= torch.finfo(dtype).eps * added
 
 
 @pytest.mark.parametrize("half", ["norm_weight", "norm_bias"])
@@ -42,10 +56,11 @@ def test_half_of_an_affine(problem, by, place, half):
     task.judge([by["kernels"]()], by["eager"](), by["oracle"](), *place)
 
 
-@pytest.mark.parametrize(("mixes", "width"), [(12, 130), (12, 1280), (20, 768)])
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(
+    ("mixes", "width", "normalize"), [(12, 130, True), (12, 1280, True), (20, 768, True), (12, 130, False)]
+)
 def test_maps_in_float32_beside_weights_in_16_bits(problem, by, device, mixes, width, normalize):
-    task = problem((1, 2), 18, mixes, width)
+    task = problem((1, 1), 18, mixes, width)
     for compute in (torch.float16, *([torch.bfloat16] if device == "cuda" else [])):
 
         def eager(compute=compute, **arguments):
@@ -58,17 +73,15 @@ def test_maps_in_float32_beside_weights_in_16_bits(problem, by, device, mixes, w
         assert all(found[name].dtype == torch.float32 for name in found if name != "out")
 
 
-@pytest.mark.parametrize("width", [130, 1280])
-def test_a_large_mean_costs_no_precision(problem, by, place, width):
-    task = problem((1, 3), 13, 12, width)
+def test_a_large_mean_costs_no_precision(problem, by, place):
+    task = problem((1, 2), 13, 12, 136)
     for index in range(13):
         task.arguments[f"map {index}"] += 100
     task.judge([by["kernels"]()], by["eager"](), by["oracle"](), *place)
 
 
-@pytest.mark.parametrize("width", [130, 1280])
-def test_rows_without_variance(problem, by, place, width):
-    task = problem((1, 3), 4, 3, width)
+def test_rows_without_variance(problem, by, place):
+    task = problem((1, 3), 4, 3, 136)
     # Sums are exact, so that nobody's rounding makes up a variance.
     task.arguments["weight"] = (8 * task.arguments["weight"]).round() / 8
     for index in range(4):
@@ -77,23 +90,19 @@ def test_rows_without_variance(problem, by, place, width):
     assert not found["out"][:, :, 1].any()
 
 
-# Where LayerNorm happens, as in 16 bits the sizes decide: on chip in both passes, in the forward pass, or in none.
-PLACES = {"on chip": (2**14, 2**14), "on chip forward": (2**14, 0), "pass of its own": (0, 0), "none": (0, 0)}
-
-
-@pytest.fixture(params=PLACES)
+@pytest.fixture(params=["on chip", "pass of its own", "none"])
 def kernels(request, by, monkeypatch):
-    """The kernels, with LayerNorm in each place."""
-    forward, backward = PLACES[request.param]
-    monkeypatch.setattr(config, "MOST_VALUES_FORWARD", forward)
-    monkeypatch.setattr(config, "MOST_VALUES_BACKWARD", backward)
+    """The kernels, with LayerNorm wherever sizes would have it in 16 bits."""
+    if request.param != "on chip":
+        monkeypatch.setattr(config, "MOST_VALUES_FORWARD", 0)
+        monkeypatch.setattr(config, "MOST_VALUES_BACKWARD", 0)
     return by["kernels"](request.param != "none")
 
 
 @pytest.fixture
 def task(problem):
-    """A small problem, of two panels and of more maps than are multiplied at a time."""
-    return problem((2, 2), 18, 3, 136)
+    """A small problem, of more maps than are multiplied at a time."""
+    return problem((1, 2), 17, 2, 24)
 
 
 def given(leaves):
@@ -120,14 +129,13 @@ def test_a_second_backward_equals_the_first_and_leaves_saved_tensors_alone(task,
     assert torch.equal(upstream, task.upstream.to(device, torch.float16))
 
 
-@pytest.mark.parametrize(
-    "wanted", [["map 1"], ["weight"], [f"map {index}" for index in range(18)], ["map 0", "map 17", "weight"]], ids=len
-)
-def test_frozen_arguments_get_no_gradient_and_change_no_other(task, kernels, device, wanted):
+def test_frozen_arguments_get_no_gradient_and_change_no_other(task, kernels, device):
     everything = task.solve(kernels, device, torch.float16)
-    some = task.solve(kernels, device, torch.float16, frozen=set(task.arguments) - set(wanted))
-    assert set(some) == {"out", *(f"d {name}" for name in wanted)}
-    assert all(torch.equal(some[name], everything[name]) for name in some)
+    maps = [f"map {index}" for index in range(17)]
+    for wanted in (["map 1"], ["weight"], maps, ["map 0", "map 16", "weight"]):
+        some = task.solve(kernels, device, torch.float16, frozen=set(task.arguments) - set(wanted))
+        assert set(some) == {"out", *(f"d {name}" for name in wanted)}
+        assert all(torch.equal(some[name], everything[name]) for name in some)
 
 
 LAYOUTS = {
@@ -173,7 +181,7 @@ def test_wide_loads_are_promised_only_where_every_map_allows_them(problem, devic
     assert promised(maps[0], odd(maps[1]))
 
 
-@pytest.mark.parametrize("shared", [(0, 1, 2, 3), (0, 1), (1, 2), (0,)], ids=str)
+@pytest.mark.parametrize("shared", [(0, 1, 2, 3), (1, 2), (0,)], ids=str)
 def test_expanded_upstream_gradients(task, kernels, shared, device):
     leaves = given(task.leaves(device, torch.float16))
     shape = task.upstream.shape

@@ -15,6 +15,9 @@ MAPS, MIXES, WIDTH = 3, 2, 24
 # Mixes and width that in 16 bits are normalised on chip in both passes, in the forward pass alone, and in none.
 HELD, HALF_HELD, NOT_HELD = (12, 768), (12, 1024), (20, 768)
 
+# In 16 bits LayerNorm is on chip, in float32 a pass of its own.
+FORMS = [(torch.float16, True), (torch.float32, True), (torch.float32, False)]
+
 
 @pytest.fixture
 def maps_and_weight(problem, device):
@@ -27,8 +30,7 @@ def maps_and_weight(problem, device):
     return make
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("dtype", "normalize"), FORMS)
 # PyTorch looks at the gradients of its own intermediate tensors here.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_opcheck(maps_and_weight, dtype, normalize):
@@ -37,10 +39,7 @@ def test_opcheck(maps_and_weight, dtype, normalize):
     assert set(results.values()) == {"SUCCESS"}
 
 
-# In 16 bits LayerNorm is on chip, in float32 a pass of its own.
-@pytest.mark.parametrize(
-    ("dtype", "normalize"), [(torch.float16, True), (torch.float32, True), (torch.float32, False)]
-)
+@pytest.mark.parametrize(("dtype", "normalize"), FORMS)
 def test_whole_graph_compiles_with_its_gradients_and_once_for_all_batches(problem, by, device, dtype, normalize):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager" if device == "cpu" else "inductor")
@@ -135,8 +134,9 @@ def test_saves_maps_and_statistics_and_the_mixes_only_for_a_pass_of_layernorms_o
     assert bool(statistics) == normalize
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize(("mixes", "width"), [HELD, HALF_HELD, NOT_HELD])
+@pytest.mark.parametrize(
+    ("mixes", "width", "normalize"), [(*HELD, True), (*HALF_HELD, True), (*NOT_HELD, True), (*HELD, False)]
+)
 def test_the_maps_are_never_stacked(maps_and_weight, mixes, width, normalize):
     # Beneath the operator, to see what it allocates.
     from crossmae_kernels.feature_mixing import launch
@@ -145,8 +145,9 @@ def test_the_maps_are_never_stacked(maps_and_weight, mixes, width, normalize):
     maps, weight = [t.detach() for t in maps], weight.detach()
     upstream = torch.randn(mixes, 1, 1, width, device=weight.device).half()
     one = maps[0].numel() * 2
-    # Partial sums of the weights' gradient depend on the device, not on the number of rows.
-    few = 8 * 4 * weight.numel() * max(8, width // 128)
+    # Partial sums of the weights' gradient, one for each panel, and their sum; statistics are less.
+    few = 8 * 4 * weight.numel()
+    assert few < len(maps) * one / 2
     with allocated_bytes() as forward:
         out, means, rstds = launch.forward(maps, weight, 1e-6, normalize)
     assert sum(forward) <= (2 if normalize and (mixes, width) == NOT_HELD else 1) * mixes * one + few

@@ -31,7 +31,10 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """``x + proj(attention(q(norm(x)), kv(features)))``; the norm belongs to the caller's block."""
+    """``x + proj(attention(q(norm(x)), kv(features)))``; the norm belongs to the caller's block.
+
+    Keys and values come projected: those of all blocks are computed at once (``CrossDecoder.keys_and_values``).
+    """
 
     def __init__(self, width: int, feature_width: int, heads: int) -> None:
         super().__init__()
@@ -40,10 +43,10 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(feature_width, 2 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, norm: nn.LayerNorm, features: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Queries ``(B, Q, D)`` or table ``(N, D)`` and ids ``(B, Q)``, features ``(B, K, E)`` -> ``(B, Q, D)``."""
+    def forward(self, x: Tensor, norm: nn.LayerNorm, keys_and_values: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Queries ``(B, Q, D)``, or table ``(N, D)`` and ids ``(B, Q)``; ``(B, K, 2 D)`` -> ``(B, Q, D)``."""
         query = ck.norm_linear(x, self.q.weight, self.q.bias, norm.weight, norm.bias, norm.eps)
-        key, value = nn.functional.linear(features, self.kv.weight, self.kv.bias).chunk(2, dim=-1)
+        key, value = keys_and_values.chunk(2, dim=-1)
         attended = ck.cross_attention(query, key, value, self.heads, query_ids=ids)
         return ck.linear_residual(attended, self.proj.weight, self.proj.bias, residual=x, residual_ids=ids)
 
@@ -91,14 +94,14 @@ class CrossAttentionBlock(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.attends_to_itself = self_attention
 
-    def forward(self, x: Tensor, features: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Queries ``(B, Q, D)`` or table ``(N, D)`` and ids ``(B, Q)``, features ``(B, K, E)`` -> ``(B, Q, D)``."""
+    def forward(self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Queries ``(B, Q, D)``, or table ``(N, D)`` and ids ``(B, Q)``; ``(B, K, 2 D)`` -> ``(B, Q, D)``."""
         if self.attends_to_itself:
             if ids is not None:
                 # Self-attention depends on who else is predicted, so nothing can be shared between images.
                 x, ids = x[ids], None
             x = self.self_attn(x, self.norm0)
-        return self.mlp(self.cross_attn(x, self.norm1, features, ids), self.norm2)
+        return self.mlp(self.cross_attn(x, self.norm1, keys_and_values, ids), self.norm2)
 
 
 def initialize(module: nn.Module) -> None:

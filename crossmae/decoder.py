@@ -1,5 +1,7 @@
 """The decoder of CrossMAE: masked patches ask, visible patches answer, nobody else speaks."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,10 @@ from crossmae.positions import sincos_positions
 
 
 class FeatureMixing(nn.Module):
-    """Every decoder block's own learned, normalised mix of encoder feature maps (CrossMAE, section 3.3)."""
+    """Every decoder block's own learned, normalised mix of encoder feature maps (CrossMAE, section 3.3).
+
+    The norms' scales and shifts are folded into the projections behind them.
+    """
 
     def __init__(self, blocks: int, maps: int, width: int) -> None:
         super().__init__()
@@ -20,10 +25,16 @@ class FeatureMixing(nn.Module):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Maps, each ``(B, K, E)`` -> one mix per decoder block ``(n, B, K, E)``."""
-        scale = torch.stack([norm.get_parameter("weight") for norm in self.norms])
-        shift = torch.stack([norm.get_parameter("bias") for norm in self.norms])
-        return ck.mix_feature_maps(maps, self.weight, scale, shift, NORM_EPS)
+        """Maps, each ``(B, K, E)`` -> one mix per decoder block ``(n, B, K, E)``, of mean 0 and variance 1."""
+        return ck.mix_feature_maps(maps, self.weight, eps=NORM_EPS)
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scales and shifts of all norms, each ``(n, E)``."""
+        return _stacked(self.norms, "weight"), _stacked(self.norms, "bias")
+
+
+def _stacked(modules: Iterable[nn.Module], parameter: str) -> Tensor:
+    return torch.stack([module.get_parameter(parameter) for module in modules])
 
 
 class CrossDecoder(nn.Module):
@@ -58,10 +69,21 @@ class CrossDecoder(nn.Module):
 
     def forward(self, maps: list[Tensor], masking: Masking) -> Tensor:
         """Feature maps, each ``(B, V + 1, E)`` -> predicted patches ``(B, Q, P)``."""
-        features = [maps[-1]] * len(self.blocks) if self.mixing is None else self.mixing(maps).unbind()
         x = (self.mask_token + self.positions[:, 1:])[0]
         ids: Tensor | None = masking.predicted_ids
-        for block, block_features in zip(self.blocks, features, strict=True):
-            x = block(x, block_features, ids)
+        for block, keys_and_values in zip(self.blocks, self.keys_and_values(maps), strict=True):
+            x = block(x, keys_and_values, ids)
             ids = None  # from the second block on the rows are there
         return ck.norm_linear(x, self.head.weight, self.head.bias, self.norm.weight, self.norm.bias, self.norm.eps)
+
+    def keys_and_values(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
+        """Keys and values of every block, ``(B, V + 1, 2 D)``, in one batched product: they wait for no query."""
+        projections = [block.get_submodule("cross_attn.kv") for block in self.blocks]
+        weight, bias = _stacked(projections, "weight"), _stacked(projections, "bias")
+        if self.mixing is None:
+            features = maps[-1].expand(len(self.blocks), -1, -1, -1)
+        else:
+            features = self.mixing(maps)
+            weight, bias = ck.fold_norm(weight, bias, *self.mixing.affine())
+        projected = torch.baddbmm(bias.unsqueeze(1), features.flatten(1, 2), weight.mT)
+        return projected.unflatten(1, maps[-1].shape[:2]).unbind()

@@ -1,7 +1,5 @@
 """The decoder of CrossMAE: masked patches ask, visible patches answer, nobody else speaks."""
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
@@ -13,10 +11,7 @@ from crossmae.positions import sincos_positions
 
 
 class FeatureMixing(nn.Module):
-    """Every decoder block's own learned, normalised mix of encoder feature maps (CrossMAE, section 3.3).
-
-    The norms' scales and shifts are folded into the projections behind them.
-    """
+    """Every decoder block's own learned, normalised mix of encoder feature maps (CrossMAE, section 3.3)."""
 
     def __init__(self, blocks: int, maps: int, width: int) -> None:
         super().__init__()
@@ -24,17 +19,12 @@ class FeatureMixing(nn.Module):
         self.norms = nn.ModuleList(layer_norm(width) for _ in range(blocks))
         nn.init.xavier_uniform_(self.weight)
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        """Maps, each ``(B, K, E)`` -> one mix per decoder block ``(n, B, K, E)``, of mean 0 and variance 1."""
-        return ck.mix_feature_maps(maps, self.weight, eps=NORM_EPS)
-
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """Scales and shifts of all norms, each ``(n, E)``."""
-        return _stacked(self.norms, "weight"), _stacked(self.norms, "bias")
-
-
-def _stacked(modules: Iterable[nn.Module], parameter: str) -> Tensor:
-    return torch.stack([module.get_parameter(parameter) for module in modules])
+    def forward(self, maps: list[Tensor], projections: list[nn.Linear]) -> tuple[Tensor, ...]:
+        """Maps, each ``(B, K, E)`` -> the projection of each decoder block's mix ``(B, K, O)``."""
+        scale = torch.stack([norm.get_parameter("weight") for norm in self.norms])
+        shift = torch.stack([norm.get_parameter("bias") for norm in self.norms])
+        weights, biases = [layer.weight for layer in projections], [layer.bias for layer in projections]
+        return ck.project_feature_maps(maps, self.weight, scale, shift, weights, biases, NORM_EPS)
 
 
 class CrossDecoder(nn.Module):
@@ -77,13 +67,11 @@ class CrossDecoder(nn.Module):
         return ck.norm_linear(x, self.head.weight, self.head.bias, self.norm.weight, self.norm.bias, self.norm.eps)
 
     def keys_and_values(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
-        """Keys and values of every block, ``(B, V + 1, 2 D)``, in one batched product: they wait for no query."""
-        projections = [block.get_submodule("cross_attn.kv") for block in self.blocks]
-        weight, bias = _stacked(projections, "weight"), _stacked(projections, "bias")
+        """Keys and values ``(B, V + 1, 2 D)`` of every block; they wait for no query."""
+        projections = [block.cross_attn.kv for block in self._blocks()]
         if self.mixing is None:
-            features = maps[-1].expand(len(self.blocks), -1, -1, -1)
-        else:
-            features = self.mixing(maps)
-            weight, bias = ck.fold_norm(weight, bias, *self.mixing.affine())
-        projected = torch.baddbmm(bias.unsqueeze(1), features.flatten(1, 2), weight.mT)
-        return projected.unflatten(1, maps[-1].shape[:2]).unbind()
+            return tuple(projection(maps[-1]) for projection in projections)
+        return self.mixing(maps, projections)
+
+    def _blocks(self) -> list[CrossAttentionBlock]:
+        return [block for block in self.blocks if isinstance(block, CrossAttentionBlock)]

@@ -7,6 +7,7 @@ serves a call: ``"auto"``, ``"triton"`` or ``"reference"``; an explicit choice n
 from crossmae_kernels.common.folding import fold_norm
 from crossmae_kernels.cross_attention import cross_attention
 from crossmae_kernels.feature_mixing import mix_feature_maps
+from crossmae_kernels.feature_projection import project_feature_maps
 from crossmae_kernels.mlp import mlp
 from crossmae_kernels.patches import gather_patches, patch_loss
 from crossmae_kernels.projection import linear_residual, norm_linear
@@ -20,4 +21,5 @@ __all__ = [
     "mlp",
     "norm_linear",
     "patch_loss",
+    "project_feature_maps",
 ]

@@ -2,8 +2,10 @@
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import crossmae_kernels as ck
+from crossmae.config import Config, Hidden
 
 NORM_EPS = 1e-6
 
@@ -54,45 +56,58 @@ class CrossAttention(nn.Module):
 class Mlp(nn.Module):
     """``x + fc2(gelu(fc1(norm(x))))``; the norm belongs to the caller's block."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, policy: Hidden) -> None:
         super().__init__()
+        self.policy = policy
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """``(..., D)`` -> ``(..., D)``."""
         fc1, fc2 = self.fc1, self.fc2
-        return ck.mlp(x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps)
+        return ck.mlp(
+            x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, hidden=self.policy
+        )
 
 
 class SelfAttentionBlock(nn.Module):
     """Pre-norm transformer block of the encoder and of MAE's decoder."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, config: Config, width: int, heads: int, drop_path: float = 0.0) -> None:
         super().__init__()
+        self.drop_path = drop_path
         self.norm1 = layer_norm(width)
         self.attn = SelfAttention(width, heads)
         self.norm2 = layer_norm(width)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = Mlp(width, int(width * config.mlp_ratio), config.hidden_layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, T, D)`` -> ``(B, T, D)``."""
-        return self.mlp(self.attn(x, self.norm1), self.norm2)
+        x = self._skipped(x, self.attn(x, self.norm1))
+        return self._skipped(x, self.mlp(x, self.norm2))
+
+    def _skipped(self, x: Tensor, after: Tensor) -> Tensor:
+        """``after`` for some images and ``x`` for others, with the branch between them scaled up in return."""
+        if not self.training or self.drop_path == 0:
+            return after
+        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.drop_path
+        return x + (after - x) * (kept / (1 - self.drop_path)).to(x.dtype)
 
 
 class CrossAttentionBlock(nn.Module):
     """Decoder block of CrossMAE; optionally with self-attention between the queries in front (an ablation)."""
 
-    def __init__(self, width: int, feature_width: int, heads: int, mlp_ratio: float, self_attention: bool) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
-        if self_attention:
+        width, heads = config.decoder_width, config.decoder_heads
+        if config.decoder_self_attention:
             self.norm0 = layer_norm(width)
             self.self_attn = SelfAttention(width, heads)
         self.norm1 = layer_norm(width)
-        self.cross_attn = CrossAttention(width, feature_width, heads)
+        self.cross_attn = CrossAttention(width, config.encoder_width, heads)
         self.norm2 = layer_norm(width)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
-        self.attends_to_itself = self_attention
+        self.mlp = Mlp(width, int(width * config.mlp_ratio), config.hidden_layer)
+        self.attends_to_itself = config.decoder_self_attention
 
     def forward(self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None) -> Tensor:
         """Queries ``(B, Q, D)``, or table ``(N, D)`` and ids ``(B, Q)``; ``(B, K, 2 D)`` -> ``(B, Q, D)``."""
@@ -102,6 +117,21 @@ class CrossAttentionBlock(nn.Module):
                 x, ids = x[ids], None
             x = self.self_attn(x, self.norm0)
         return self.mlp(self.cross_attn(x, self.norm1, keys_and_values, ids), self.norm2)
+
+
+def run_block(block: nn.Module, checkpointed: bool, *arguments: Tensor | None) -> Tensor:
+    """The block's output; ``checkpointed`` keeps nothing but the arguments and computes the block again in backward."""
+    if checkpointed and block.training and torch.is_grad_enabled():
+        return checkpoint(block, *arguments, use_reentrant=False)
+    return block(*arguments)
+
+
+def residual_stream(x: Tensor, config: Config) -> Tensor:
+    """``x`` in the dtype in which blocks are to hand on their sums."""
+    device = x.device.type
+    if config.residual == "autocast" and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
+    return x
 
 
 def initialize(module: nn.Module) -> None:

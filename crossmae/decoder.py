@@ -4,7 +4,15 @@ import torch
 from torch import Tensor, nn
 
 import crossmae_kernels as ck
-from crossmae.blocks import NORM_EPS, CrossAttentionBlock, initialize, layer_norm, learned_token
+from crossmae.blocks import (
+    NORM_EPS,
+    CrossAttentionBlock,
+    initialize,
+    layer_norm,
+    learned_token,
+    residual_stream,
+    run_block,
+)
 from crossmae.config import Config
 from crossmae.masking import Masking
 from crossmae.positions import sincos_positions
@@ -38,20 +46,16 @@ class CrossDecoder(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        width, feature_width = config.decoder_width, config.encoder_width
+        width = config.decoder_width
+        self.config = config
         self.mask_token = learned_token(width)
         self.register_buffer("positions", sincos_positions(width, config.grid))
         self.mixing = (
             None
             if config.feature_maps is None
-            else FeatureMixing(config.decoder_depth, len(config.feature_maps), feature_width)
+            else FeatureMixing(config.decoder_depth, len(config.feature_maps), config.encoder_width)
         )
-        self.blocks = nn.ModuleList(
-            CrossAttentionBlock(
-                width, feature_width, config.decoder_heads, config.mlp_ratio, config.decoder_self_attention
-            )
-            for _ in range(config.decoder_depth)
-        )
+        self.blocks = nn.ModuleList(CrossAttentionBlock(config) for _ in range(config.decoder_depth))
         self.norm = layer_norm(width)
         self.head = nn.Linear(width, config.patch_values)
         self.blocks.apply(initialize)
@@ -59,10 +63,10 @@ class CrossDecoder(nn.Module):
 
     def forward(self, maps: list[Tensor], masking: Masking) -> Tensor:
         """Feature maps, each ``(B, V + 1, E)`` -> predicted patches ``(B, Q, P)``."""
-        x = (self.mask_token + self.positions[:, 1:])[0]
+        x = residual_stream((self.mask_token + self.positions[:, 1:])[0], self.config)
         ids: Tensor | None = masking.predicted_ids
         for block, keys_and_values in zip(self.blocks, self.keys_and_values(maps), strict=True):
-            x = block(x, keys_and_values, ids)
+            x = run_block(block, self.config.gradient_checkpointing, x, keys_and_values, ids)
             ids = None  # from the second block on the rows are there
         return ck.norm_linear(x, self.head.weight, self.head.bias, self.norm.weight, self.norm.bias, self.norm.eps)
 

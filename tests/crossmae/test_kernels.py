@@ -109,6 +109,37 @@ def test_boundaries_of_operators_per_block(problem, device):
         assert per_block == {f"crossmae_kernels::{step}{suffix}": 1 for step in steps}
 
 
+def test_launches_of_our_kernels_per_block(interpreter_asked_for, problem, monkeypatch):
+    """Around them the vendor's products: one forward and seven backward. docs/design.md names these numbers."""
+    from triton.runtime.interpreter import GridExecutor
+
+    launched = Counter()
+    launch = GridExecutor.__call__
+
+    def counted(self, *arguments, **others):
+        launched[self.fn.__name__] += 1
+        return launch(self, *arguments, **others)
+
+    monkeypatch.setattr(GridExecutor, "__call__", counted)
+    images, noise = problem
+    counts = {}
+    for depth in (1, 2, 3):
+        model = small_model(decoder_depth=depth)
+        with default_implementation("triton"), form_of("mlp", "tiled"):
+            with torch.autocast("cpu", torch.float16):
+                loss = model(images, noise=noise).loss
+            forward = Counter(launched)
+            loss.backward()
+            counts[depth] = forward, launched - forward
+            launched.clear()
+    per_block = [deep - shallow for deep, shallow in zip(counts[3], counts[2], strict=True)]
+    assert per_block[0] == {"normalize": 2, "short_forward": 1, "gemm": 3}
+    assert per_block[1] == {"normalize_backward": 2, "hidden_backward": 1, "short_backward": 1}
+    # The first block gathers from a table, whose gradient is a segmented sum: of its queries, and of its residual.
+    first = counts[1][1] - (counts[2][1] - counts[1][1])
+    assert first["segmented_sum_kernel"] == 2
+
+
 @pytest.mark.parametrize("name", ["crossmae_vit_tiny_patch4", "mae_vit_tiny_patch4"])
 def test_whole_model_compiles_into_one_graph(problem, device, name):
     torch.manual_seed(0)

@@ -3,6 +3,7 @@
 from crossmae.checkpoint import from_release, load, save, to_release
 from crossmae.config import Config, list_models
 from crossmae.flops import decoder_macs
+from crossmae.graphs import graphed
 from crossmae.masking import Masking, block_masking, grid_masking, random_masking
 from crossmae.model import MaskedAutoencoder, Output, create_model
 from crossmae.reconstruction import reconstruct
@@ -16,6 +17,7 @@ __all__ = [
     "create_model",
     "decoder_macs",
     "from_release",
+    "graphed",
     "grid_masking",
     "list_models",
     "load",

@@ -107,9 +107,13 @@ def mixing_forward(
         if NORMALIZE:
             mean = mean_of_slices(total, width)
             squares = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
+            left = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
             for panel in tl.static_range(PANELS):
                 centred = tl.where(columns_of(panel, SLICES, CHANNELS) < width, panels[panel] - mean, 0.0)
                 squares += tl.sum(centred * centred, axis=2)
+                left += tl.sum(centred, axis=2)
+            # What rounding left of the mean, which shows where a row varies little.
+            mean += mean_of_slices(left, width)
             rstd = 1 / tl.sqrt_rn(mean_of_slices(squares, width) + eps)
             places = mixes.to(tl.int64) * tokens + token
             tl.store(means + places, mean, mask=mixes < num_mixes)

@@ -1,8 +1,10 @@
 """CrossMAE: masked autoencoders whose decoder is cross-attention only (arXiv 2401.14391)."""
 
+from crossmae.accelerate import accelerate
 from crossmae.checkpoint import from_release, load, save, to_release
 from crossmae.config import Config, list_models
 from crossmae.flops import decoder_macs
+from crossmae.graphs import graphed
 from crossmae.masking import Masking, block_masking, grid_masking, random_masking
 from crossmae.model import MaskedAutoencoder, Output, create_model
 from crossmae.reconstruction import reconstruct
@@ -12,10 +14,12 @@ __all__ = [
     "MaskedAutoencoder",
     "Masking",
     "Output",
+    "accelerate",
     "block_masking",
     "create_model",
     "decoder_macs",
     "from_release",
+    "graphed",
     "grid_masking",
     "list_models",
     "load",

@@ -2,8 +2,10 @@
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import crossmae_kernels as ck
+from crossmae.config import Config, Hidden
 
 NORM_EPS = 1e-6
 
@@ -31,7 +33,10 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """``x + proj(attention(q(norm(x)), kv(features)))``; the norm belongs to the caller's block."""
+    """``x + proj(attention(q(norm(x)), kv(features)))``; the norm belongs to the caller's block.
+
+    Keys and values come projected: those of all blocks are computed at once (``CrossDecoder.keys_and_values``).
+    """
 
     def __init__(self, width: int, feature_width: int, heads: int) -> None:
         super().__init__()
@@ -40,10 +45,10 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(feature_width, 2 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, norm: nn.LayerNorm, features: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Queries ``(B, Q, D)`` or table ``(N, D)`` and ids ``(B, Q)``, features ``(B, K, E)`` -> ``(B, Q, D)``."""
+    def forward(self, x: Tensor, norm: nn.LayerNorm, keys_and_values: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Queries ``(B, Q, D)``, or table ``(N, D)`` and ids ``(B, Q)``; ``(B, K, 2 D)`` -> ``(B, Q, D)``."""
         query = ck.norm_linear(x, self.q.weight, self.q.bias, norm.weight, norm.bias, norm.eps)
-        key, value = nn.functional.linear(features, self.kv.weight, self.kv.bias).chunk(2, dim=-1)
+        key, value = keys_and_values.chunk(2, dim=-1)
         attended = ck.cross_attention(query, key, value, self.heads, query_ids=ids)
         return ck.linear_residual(attended, self.proj.weight, self.proj.bias, residual=x, residual_ids=ids)
 
@@ -51,54 +56,82 @@ class CrossAttention(nn.Module):
 class Mlp(nn.Module):
     """``x + fc2(gelu(fc1(norm(x))))``; the norm belongs to the caller's block."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, policy: Hidden) -> None:
         super().__init__()
+        self.policy = policy
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """``(..., D)`` -> ``(..., D)``."""
         fc1, fc2 = self.fc1, self.fc2
-        return ck.mlp(x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps)
+        return ck.mlp(
+            x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, hidden=self.policy
+        )
 
 
 class SelfAttentionBlock(nn.Module):
     """Pre-norm transformer block of the encoder and of MAE's decoder."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, config: Config, width: int, heads: int, drop_path: float = 0.0) -> None:
         super().__init__()
+        self.drop_path = drop_path
         self.norm1 = layer_norm(width)
         self.attn = SelfAttention(width, heads)
         self.norm2 = layer_norm(width)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = Mlp(width, int(width * config.mlp_ratio), config.hidden_layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, T, D)`` -> ``(B, T, D)``."""
-        return self.mlp(self.attn(x, self.norm1), self.norm2)
+        x = self._skipped(x, self.attn(x, self.norm1))
+        return self._skipped(x, self.mlp(x, self.norm2))
+
+    def _skipped(self, x: Tensor, after: Tensor) -> Tensor:
+        """``after`` for some images and ``x`` for others, with the branch between them scaled up in return."""
+        if not self.training or self.drop_path == 0:
+            return after
+        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.drop_path
+        return x + (after - x) * (kept / (1 - self.drop_path)).to(x.dtype)
 
 
 class CrossAttentionBlock(nn.Module):
     """Decoder block of CrossMAE; optionally with self-attention between the queries in front (an ablation)."""
 
-    def __init__(self, width: int, feature_width: int, heads: int, mlp_ratio: float, self_attention: bool) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
-        if self_attention:
+        width, heads = config.decoder_width, config.decoder_heads
+        if config.decoder_self_attention:
             self.norm0 = layer_norm(width)
             self.self_attn = SelfAttention(width, heads)
         self.norm1 = layer_norm(width)
-        self.cross_attn = CrossAttention(width, feature_width, heads)
+        self.cross_attn = CrossAttention(width, config.encoder_width, heads)
         self.norm2 = layer_norm(width)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
-        self.attends_to_itself = self_attention
+        self.mlp = Mlp(width, int(width * config.mlp_ratio), config.hidden_layer)
+        self.attends_to_itself = config.decoder_self_attention
 
-    def forward(self, x: Tensor, features: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Queries ``(B, Q, D)`` or table ``(N, D)`` and ids ``(B, Q)``, features ``(B, K, E)`` -> ``(B, Q, D)``."""
+    def forward(self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Queries ``(B, Q, D)``, or table ``(N, D)`` and ids ``(B, Q)``; ``(B, K, 2 D)`` -> ``(B, Q, D)``."""
         if self.attends_to_itself:
             if ids is not None:
                 # Self-attention depends on who else is predicted, so nothing can be shared between images.
                 x, ids = x[ids], None
             x = self.self_attn(x, self.norm0)
-        return self.mlp(self.cross_attn(x, self.norm1, features, ids), self.norm2)
+        return self.mlp(self.cross_attn(x, self.norm1, keys_and_values, ids), self.norm2)
+
+
+def run_block(block: nn.Module, checkpointed: bool, *arguments: Tensor | None) -> Tensor:
+    """The block's output; ``checkpointed`` keeps nothing but the arguments and computes the block again in backward."""
+    if checkpointed and block.training and torch.is_grad_enabled():
+        return checkpoint(block, *arguments, use_reentrant=False)
+    return block(*arguments)
+
+
+def residual_stream(x: Tensor, config: Config) -> Tensor:
+    """``x`` in the dtype in which blocks are to hand on their sums."""
+    device = x.device.type
+    if config.residual == "autocast" and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
+    return x
 
 
 def initialize(module: nn.Module) -> None:

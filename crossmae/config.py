@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 Decoder = Literal["crossmae", "mae"]
+Residual = Literal["float32", "autocast"]
+Hidden = Literal["recompute", "save"]
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,12 @@ class Config:
     encoder's input and i for the output of its i-th block. Every decoder block learns its own mix of them
     (inter-block attention). None means no inter-block attention: all attend to the normalised output of the last
     encoder block. MAE's decoder always uses that one.
+
+    The last fields say how a model runs, and leave its parameters as they are: ``drop_path`` is the rate, rising to
+    this from 0 along the encoder's depth, at which an image skips a residual branch while training (stochastic depth,
+    arXiv 1603.09382); ``gradient_checkpointing`` computes blocks again in the backward pass instead of keeping what
+    they need; ``hidden_layer`` is that choice for the MLPs' hidden layers alone, with kernels; ``residual`` is the
+    dtype of the residual stream under autocast, float32 (sums of dozens of branches lose nothing) or autocast's own.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -31,6 +39,10 @@ class Config:
     feature_maps: tuple[int, ...] | None = None
     decoder_self_attention: bool = False
     normalize_targets: bool = True
+    drop_path: float = 0.0
+    gradient_checkpointing: bool = False
+    hidden_layer: Hidden = "recompute"
+    residual: Residual = "float32"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, naming every field that is wrong."""
@@ -49,8 +61,11 @@ class Config:
                 wrong.append(f"{name} must be a positive integer, got {getattr(self, name)!r}")
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             wrong.append(f"image_size must be (height, width), got {self.image_size}")
-        if self.decoder not in get_args(Decoder):
-            wrong.append(f"decoder must be one of {', '.join(get_args(Decoder))}, got {self.decoder!r}")
+        for name, choices in (("decoder", Decoder), ("hidden_layer", Hidden), ("residual", Residual)):
+            if getattr(self, name) not in get_args(choices):
+                wrong.append(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+        if not 0 <= self.drop_path < 1:
+            wrong.append(f"drop_path must be in [0, 1), got {self.drop_path}")
         if not self.mlp_ratio > 0:
             wrong.append(f"mlp_ratio must be positive, got {self.mlp_ratio}")
         if not wrong:

@@ -4,7 +4,15 @@ import torch
 from torch import Tensor, nn
 
 import crossmae_kernels as ck
-from crossmae.blocks import NORM_EPS, CrossAttentionBlock, initialize, layer_norm, learned_token
+from crossmae.blocks import (
+    NORM_EPS,
+    CrossAttentionBlock,
+    initialize,
+    layer_norm,
+    learned_token,
+    residual_stream,
+    run_block,
+)
 from crossmae.config import Config
 from crossmae.masking import Masking
 from crossmae.positions import sincos_positions
@@ -19,11 +27,12 @@ class FeatureMixing(nn.Module):
         self.norms = nn.ModuleList(layer_norm(width) for _ in range(blocks))
         nn.init.xavier_uniform_(self.weight)
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        """Maps, each ``(B, K, E)`` -> one mix per decoder block ``(n, B, K, E)``."""
+    def forward(self, maps: list[Tensor], projections: list[nn.Linear]) -> tuple[Tensor, ...]:
+        """Maps, each ``(B, K, E)`` -> the projection of each decoder block's mix ``(B, K, O)``."""
         scale = torch.stack([norm.get_parameter("weight") for norm in self.norms])
         shift = torch.stack([norm.get_parameter("bias") for norm in self.norms])
-        return ck.mix_feature_maps(maps, self.weight, scale, shift, NORM_EPS)
+        weights, biases = [layer.weight for layer in projections], [layer.bias for layer in projections]
+        return ck.project_feature_maps(maps, self.weight, scale, shift, weights, biases, NORM_EPS)
 
 
 class CrossDecoder(nn.Module):
@@ -37,20 +46,16 @@ class CrossDecoder(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        width, feature_width = config.decoder_width, config.encoder_width
+        width = config.decoder_width
+        self.config = config
         self.mask_token = learned_token(width)
         self.register_buffer("positions", sincos_positions(width, config.grid))
         self.mixing = (
             None
             if config.feature_maps is None
-            else FeatureMixing(config.decoder_depth, len(config.feature_maps), feature_width)
+            else FeatureMixing(config.decoder_depth, len(config.feature_maps), config.encoder_width)
         )
-        self.blocks = nn.ModuleList(
-            CrossAttentionBlock(
-                width, feature_width, config.decoder_heads, config.mlp_ratio, config.decoder_self_attention
-            )
-            for _ in range(config.decoder_depth)
-        )
+        self.blocks = nn.ModuleList(CrossAttentionBlock(config) for _ in range(config.decoder_depth))
         self.norm = layer_norm(width)
         self.head = nn.Linear(width, config.patch_values)
         self.blocks.apply(initialize)
@@ -58,10 +63,19 @@ class CrossDecoder(nn.Module):
 
     def forward(self, maps: list[Tensor], masking: Masking) -> Tensor:
         """Feature maps, each ``(B, V + 1, E)`` -> predicted patches ``(B, Q, P)``."""
-        features = [maps[-1]] * len(self.blocks) if self.mixing is None else self.mixing(maps).unbind()
-        x = (self.mask_token + self.positions[:, 1:])[0]
+        x = residual_stream((self.mask_token + self.positions[:, 1:])[0], self.config)
         ids: Tensor | None = masking.predicted_ids
-        for block, block_features in zip(self.blocks, features, strict=True):
-            x = block(x, block_features, ids)
+        for block, keys_and_values in zip(self.blocks, self.keys_and_values(maps), strict=True):
+            x = run_block(block, self.config.gradient_checkpointing, x, keys_and_values, ids)
             ids = None  # from the second block on the rows are there
         return ck.norm_linear(x, self.head.weight, self.head.bias, self.norm.weight, self.norm.bias, self.norm.eps)
+
+    def keys_and_values(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
+        """Keys and values ``(B, V + 1, 2 D)`` of every block; they wait for no query."""
+        projections = [block.cross_attn.kv for block in self._blocks()]
+        if self.mixing is None:
+            return tuple(projection(maps[-1]) for projection in projections)
+        return self.mixing(maps, projections)
+
+    def _blocks(self) -> list[CrossAttentionBlock]:
+        return [block for block in self.blocks if isinstance(block, CrossAttentionBlock)]

@@ -4,7 +4,14 @@ import torch
 from torch import Tensor, nn
 
 import crossmae_kernels as ck
-from crossmae.blocks import SelfAttentionBlock, initialize, layer_norm, learned_token
+from crossmae.blocks import (
+    SelfAttentionBlock,
+    initialize,
+    layer_norm,
+    learned_token,
+    residual_stream,
+    run_block,
+)
 from crossmae.config import Config
 from crossmae.positions import sincos_positions
 
@@ -36,12 +43,14 @@ class Encoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         width = config.encoder_width
-        self.feature_maps = config.feature_maps
+        self.config = config
         self.patch_embed = PatchEmbedding(config.patch_size, config.channels, width)
         self.cls_token = learned_token(width)
         self.register_buffer("positions", sincos_positions(width, config.grid))
+        deepest = max(config.encoder_depth - 1, 1)
         self.blocks = nn.ModuleList(
-            SelfAttentionBlock(width, config.encoder_heads, config.mlp_ratio) for _ in range(config.encoder_depth)
+            SelfAttentionBlock(config, width, config.encoder_heads, drop_path=config.drop_path * depth / deepest)
+            for depth in range(config.encoder_depth)
         )
         # With inter-block attention every decoder block norms its own mix of maps; there is no norm here.
         self.norm = layer_norm(width) if config.feature_maps is None else nn.Identity()
@@ -52,19 +61,20 @@ class Encoder(nn.Module):
         x = self._tokens(images, visible_ids)
         maps = [x]
         for block in self.blocks:
-            x = block(x)
+            x = run_block(block, self.config.gradient_checkpointing, x)
             maps.append(x)
-        return [self.norm(x)] if self.feature_maps is None else [maps[index] for index in self.feature_maps]
+        chosen = self.config.feature_maps
+        return [self.norm(x)] if chosen is None else [maps[index] for index in chosen]
 
     def encode(self, images: Tensor) -> Tensor:
         """Final features ``(B, L + 1, E)``, class token first, of all patches of images ``(B, C, H, W)``."""
         patches = self.positions.shape[1] - 1
         x = self._tokens(images, torch.arange(patches, device=images.device).expand(len(images), -1))
         for block in self.blocks:
-            x = block(x)
+            x = run_block(block, self.config.gradient_checkpointing, x)
         return self.norm(x)
 
     def _tokens(self, images: Tensor, ids: Tensor) -> Tensor:
-        patches = self.patch_embed(images, ids) + self.positions[0, 1:][ids]
+        patches = residual_stream(self.patch_embed(images, ids) + self.positions[0, 1:][ids], self.config)
         class_token = (self.cls_token + self.positions[:, :1]).to(patches.dtype)
         return torch.cat([class_token.expand(len(patches), -1, -1), patches], dim=1)

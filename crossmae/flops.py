@@ -1,4 +1,4 @@
-"""Decoder cost in closed form, and the table and two conventions it is reported in.
+"""Decoder cost in closed form: arithmetic, in the table and two conventions it is reported in, and memory.
 
 A multiply-accumulate (MAC) is one product of any matrix multiplication: linear layers, attention scores, attention
 averages, mixing of feature maps. Norms, activations and the loss are not counted, here as everywhere in the field.
@@ -82,6 +82,33 @@ def executed_decoder_macs(
         return macs
     _, predicted = mask_counts(config.patches, mask_ratio, prediction_ratio)
     return macs - (batch * predicted - config.patches) * config.decoder_width**2
+
+
+def decoder_saved_bytes(
+    model: Config | nn.Module, prediction_ratio: float = 0.25, mask_ratio: float = 0.75, element_size: int = 2
+) -> int:
+    """Bytes per image that CrossMAE's decoder keeps for the backward pass with kernels, under 16-bit autocast.
+
+    Counted are its own: not the feature maps, which come from the encoder, and not what all images share (weights, and
+    the first block's queries). For each token that a linear layer multiplies, its normalised input and a float32
+    statistic; queries, keys, values and the attended rows; the hidden layers only with ``hidden_layer="save"``.
+    """
+    config = _config(model)
+    if config.decoder != "crossmae" or config.feature_maps is None or config.decoder_self_attention:
+        raise ValueError("the closed form is for CrossMAE with inter-block attention and no decoder self-attention")
+    visible, predicted = mask_counts(config.patches, mask_ratio, prediction_ratio)
+    keys, blocks = visible + 1, config.decoder_depth
+    row, statistic = config.decoder_width * element_size, 4
+    mixes = blocks * keys * (config.encoder_width * element_size + 2 * statistic)
+    keys_and_values = blocks * keys * 2 * row
+    queries = (blocks - 1) * predicted * (2 * row + statistic)
+    attended = blocks * predicted * row
+    into_mlp = blocks * predicted * (row + statistic)
+    hidden = blocks * predicted * int(config.decoder_width * config.mlp_ratio) * element_size
+    into_head = predicted * (row + statistic)
+    ids = predicted * 8
+    kept = mixes + keys_and_values + queries + attended + into_mlp + into_head + ids
+    return kept + (hidden if config.hidden_layer == "save" else 0)
 
 
 def _config(model: Config | nn.Module) -> Config:

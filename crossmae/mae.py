@@ -4,7 +4,14 @@ import torch
 from torch import Tensor, nn
 
 import crossmae_kernels as ck
-from crossmae.blocks import SelfAttentionBlock, initialize, layer_norm, learned_token
+from crossmae.blocks import (
+    SelfAttentionBlock,
+    initialize,
+    layer_norm,
+    learned_token,
+    residual_stream,
+    run_block,
+)
 from crossmae.config import Config
 from crossmae.masking import Masking
 from crossmae.positions import sincos_positions
@@ -21,11 +28,12 @@ class SelfDecoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         width = config.decoder_width
+        self.config = config
         self.embed = nn.Linear(config.encoder_width, width)
         self.mask_token = learned_token(width)
         self.register_buffer("positions", sincos_positions(width, config.grid))
         self.blocks = nn.ModuleList(
-            SelfAttentionBlock(width, config.decoder_heads, config.mlp_ratio) for _ in range(config.decoder_depth)
+            SelfAttentionBlock(config, width, config.decoder_heads) for _ in range(config.decoder_depth)
         )
         self.norm = layer_norm(width)
         self.head = nn.Linear(width, config.patch_values)
@@ -37,8 +45,9 @@ class SelfDecoder(nn.Module):
         tokens = self.mask_token.to(visible.dtype).expand(len(visible), self.positions.shape[1] - 1, -1)
         tokens = tokens.scatter(1, _rows(masking.visible_ids, visible), visible[:, 1:])
         x = torch.cat([visible[:, :1], tokens], dim=1) + self.positions
+        x = residual_stream(x, self.config)
         for block in self.blocks:
-            x = block(x)
+            x = run_block(block, self.config.gradient_checkpointing, x)
         norm, head = self.norm, self.head
         patches = ck.norm_linear(x, head.weight, head.bias, norm.weight, norm.bias, norm.eps)[:, 1:]
         return patches.gather(1, _rows(masking.predicted_ids, patches))

@@ -34,18 +34,18 @@ def wait_for_device() -> None:
 def bytes_saved_for_backward(run: Callable[[], object], module: nn.Module) -> int:
     """Bytes that autograd keeps from ``run`` until its backward pass, the module's own parameters and buffers aside.
 
-    A storage that is kept several times, whole or in part, counts once, with the bytes of the largest part.
+    A storage that is kept several times, whole or in part, counts once, and whole: a part keeps all of it alive.
     """
-    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    # Not the address: tensors without data, as of ``FakeTensorMode``, have none.
+    own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
     kept: dict[int, int] = {}
     alive: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
-        address = tensor.untyped_storage().data_ptr()
-        if address not in own:
-            size = tensor.numel() * tensor.element_size()
-            kept[address] = max(kept.get(address, 0), min(size, tensor.untyped_storage().nbytes()))
-            alive.append(tensor)  # an address may not be given out again while we count
+        storage = tensor.untyped_storage()._cdata
+        if storage not in own:
+            kept[storage] = tensor.untyped_storage().nbytes()
+            alive.append(tensor)  # an identity may not be given out again while we count
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -4,18 +4,22 @@ Every op lives in a folder of its own with a reference in plain PyTorch that spe
 serves a call: ``"auto"``, ``"triton"`` or ``"reference"``; an explicit choice never falls back.
 """
 
+from crossmae_kernels.common.folding import fold_norm
 from crossmae_kernels.cross_attention import cross_attention
 from crossmae_kernels.feature_mixing import mix_feature_maps
+from crossmae_kernels.feature_projection import project_feature_maps
 from crossmae_kernels.mlp import mlp
 from crossmae_kernels.patches import gather_patches, patch_loss
 from crossmae_kernels.projection import linear_residual, norm_linear
 
 __all__ = [
     "cross_attention",
+    "fold_norm",
     "gather_patches",
     "linear_residual",
     "mix_feature_maps",
     "mlp",
     "norm_linear",
     "patch_loss",
+    "project_feature_maps",
 ]

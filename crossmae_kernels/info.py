@@ -11,6 +11,7 @@ from crossmae_kernels.common import implementation, machine, tuning
 OPS = (
     "cross_attention",
     "mix_feature_maps",
+    "project_feature_maps",
     "norm_linear",
     "linear_residual",
     "mlp",
@@ -48,7 +49,7 @@ def report() -> list[str]:
     lines.append(f"tuning      {'on' if tuning.enabled() else 'off'} (CROSSMAE_KERNELS_TUNE)")
     for device in devices():
         lines += ["", f"{device}: {describe(device)}"]
-        lines += [f"  {op:18}{served_by(op, device)}" for op in OPS]
+        lines += [f"  {op:22}{served_by(op, device)}" for op in OPS]
     return lines
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from crossmae_kernels.common.autocast import autocasts
 
@@ -67,7 +68,7 @@ class ArgumentChecks:
     def ids(self, name: str, ids: object, pattern: str, limit: int) -> None:
         """Integer ids in ``[0, limit)``.
 
-        The range is read where reading costs no wait, on a CPU outside of compiled graphs. On an accelerator
+        The range is read where reading costs no wait, on a CPU, unless the call is only traced. On an accelerator
         the op that gathers refuses ids out of range itself.
         """
         if not isinstance(ids, Tensor):
@@ -75,7 +76,7 @@ class ArgumentChecks:
             return
         if ids.dtype not in (torch.int64, torch.int32):
             self._wrong_types.append(f"{name} must be int64 or int32, got {ids.dtype}")
-        elif ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling():
+        elif ids.device.type == "cpu" and ids.numel() and not _traced(ids):
             low, high = (int(bound) for bound in ids.aminmax())
             if low < 0 or high >= limit:
                 self._wrong_values.append(f"{name} must lie in [0, {limit}), got ids from {low} to {high}")
@@ -127,6 +128,11 @@ class ArgumentChecks:
             first, reference = self._reference
             if tensor.device != reference.device:
                 self._wrong_values.append(f"{name} must be on {reference.device} like {first}, got {tensor.device}")
+
+
+def _traced(tensor: Tensor) -> bool:
+    """Whether there is no data behind the tensor, only shapes: in compiled graphs and under ``FakeTensorMode``."""
+    return torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
 
 
 def _commas(pattern: str) -> str:

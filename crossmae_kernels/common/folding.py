@@ -4,10 +4,20 @@
 normalise, and gamma's and beta's gradients come from the weight's, by autograd: no sums over tokens of their own.
 """
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
 
+@overload
+def fold_norm(
+    weight: Tensor, bias: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def fold_norm(
+    weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]: ...
 def fold_norm(
     weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:

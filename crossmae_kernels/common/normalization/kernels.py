@@ -12,11 +12,11 @@ import triton.language as tl
 def normalized_rows(tile, inside, eps, WIDTH: tl.constexpr):
     """Rows of a float32 tile with mean 0 and variance 1, and 1 / sqrt(variance + eps); ``inside`` masks columns.
 
-    Two passes over registers: the variance of centred values loses nothing to cancellation. Elements outside of the
-    tensor must be 0 in the tile, and are in the result.
+    Passes over registers: the variance of centred values loses nothing to cancellation, and what rounding left of the
+    mean is taken off again. Elements outside of the tensor must be 0 in the tile, and are in the result.
     """
-    centred = tile - (tl.sum(tile, axis=1) / WIDTH)[:, None]
-    centred = tl.where(inside, centred, 0.0)
+    centred = tl.where(inside, tile - (tl.sum(tile, axis=1) / WIDTH)[:, None], 0.0)
+    centred = tl.where(inside, centred - (tl.sum(centred, axis=1) / WIDTH)[:, None], 0.0)
     rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, axis=1) / WIDTH + eps)
     return centred * rstd[:, None], rstd
 

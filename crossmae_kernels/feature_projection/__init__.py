@@ -1,0 +1,69 @@
+"""Keys and values of all decoder blocks from feature maps: mix, normalise, project."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from crossmae_kernels.common.checks import ArgumentChecks
+from crossmae_kernels.common.folding import fold_norm
+from crossmae_kernels.common.implementation import Implementation, choose
+from crossmae_kernels.feature_mixing import mix_feature_maps, refusals
+from crossmae_kernels.feature_projection import reference
+
+
+def project_feature_maps(
+    maps: Sequence[Tensor],
+    mixing_weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    eps: float = 1e-6,
+    impl: Implementation = "auto",
+) -> tuple[Tensor, ...]:
+    """``LayerNorm_l(sum_j mixing_weight[l, j] * maps[j]) weights[l]^T + biases[l]`` for every decoder block l.
+
+    With kernels the norms' affine is folded into the projections, which are then one batched product over the mixes:
+    they wait for nothing but the maps. The fold costs as much as the weights are large and saves as much as there are
+    tokens, so the reference, which serves small batches on a CPU, does neither.
+
+    Args:
+        maps: k feature maps, each ``(B, K, E)``.
+        mixing_weight: ``(n, k)``, one row per decoder block.
+        norm_weight: LayerNorm scales ``(n, E)``.
+        norm_bias: LayerNorm shifts ``(n, E)``.
+        weights: n times ``(O, E)``.
+        biases: n times ``(O,)``.
+        eps: added to the variance.
+        impl: who serves the call.
+
+    Returns:
+        n times ``(B, K, O)``.
+
+    Raises:
+        TypeError, ValueError: on arguments of wrong type, dtype, shape or device, before any work.
+        RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
+    """
+    checks = ArgumentChecks("project_feature_maps")
+    checks.that(len(maps) > 0, "maps must hold at least one feature map, got none")
+    for index, feature_map in enumerate(maps):
+        checks.tensor(f"maps[{index}]", feature_map, "B K E")
+    checks.tensor("mixing_weight", mixing_weight, f"n {len(maps)}")
+    checks.tensor("norm_weight", norm_weight, "n E")
+    checks.tensor("norm_bias", norm_bias, "n E")
+    blocks = checks.size("n")
+    for name, several, pattern in (("weights", weights, "O E"), ("biases", biases, "O")):
+        checks.that(
+            len(several) == blocks, f"{name} must hold one tensor for each of {blocks} rows, got {len(several)}"
+        )
+        for index, tensor in enumerate(several):
+            checks.tensor(f"{name}[{index}]", tensor, pattern)
+    checks.raise_if_any()
+    chosen = choose("project_feature_maps", impl, refusals(maps[0]), worthwhile=mixing_weight.is_cuda)
+    if chosen == "reference":
+        return reference.project_feature_maps(maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps)
+    mixes = mix_feature_maps(maps, mixing_weight, eps=eps, impl="triton")
+    weight, bias = fold_norm(torch.stack(list(weights)), torch.stack(list(biases)), norm_weight, norm_bias)
+    projected = torch.baddbmm(bias.unsqueeze(1), mixes.flatten(1, 2), weight.mT)
+    return projected.unflatten(1, mixes.shape[1:3]).unbind()

@@ -1,0 +1,22 @@
+"""Projection of mixed feature maps in plain PyTorch: the specification."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from crossmae_kernels.feature_mixing.reference import mix_feature_maps
+
+
+def project_feature_maps(
+    maps: Sequence[Tensor],
+    mixing_weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    eps: float,
+) -> tuple[Tensor, ...]:
+    """See ``crossmae_kernels.project_feature_maps``; arguments are taken as checked."""
+    mixes = mix_feature_maps(maps, mixing_weight, norm_weight, norm_bias, eps, normalize=True)
+    return tuple(F.linear(mix, weight, bias) for mix, weight, bias in zip(mixes.unbind(), weights, biases, strict=True))

@@ -1,0 +1,213 @@
+"""Whole models through the kernels: gradients, launches, compilation, training. In the interpreter without a GPU."""
+
+from collections import Counter
+
+import pytest
+import torch
+from operators import names_of_operators
+
+import crossmae
+from crossmae.training.pretrain import parameter_groups
+from crossmae_kernels.common.forms import form_of
+from crossmae_kernels.common.implementation import default_implementation
+from crossmae_kernels.testing import budget, error
+
+# Wide enough for matrix products in tiles, small enough for the interpreter.
+SMALL = {
+    "image_size": 32,
+    "patch_size": 8,
+    "encoder_width": 32,
+    "encoder_heads": 2,
+    "encoder_depth": 2,
+    "decoder_width": 32,
+    "decoder_heads": 2,
+    "decoder_depth": 2,
+}
+
+
+def small_model(**overrides):
+    """Weights, biases and norms all random."""
+    torch.manual_seed(0)
+    model = crossmae.create_model("crossmae_vit_tiny_patch4", **{**SMALL, **overrides})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def gradients(model, images, noise, impl, autocast=None):
+    """Prediction and the gradient of every parameter."""
+    model.zero_grad()
+    device = images.device.type
+    with default_implementation(impl), torch.autocast(device, autocast, enabled=autocast is not None):
+        out = model(images, noise=noise)
+    # The loss's gradient and another one, large enough for float16.
+    slope = torch.linspace(-1, 1, out.prediction.shape[-1], device=device)
+    (64 * (out.loss + (out.prediction * slope).mean())).backward()
+    # The loss is one number, which eager may hit by luck: its own kernel is judged elsewhere.
+    return {"prediction": out.prediction} | {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.fixture
+def device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def problem(device):
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).half().float().to(device)
+    return images, torch.rand(2, 16, generator=torch.Generator().manual_seed(2)).to(device)
+
+
+def within_budget(found, eager, exact):
+    """Names of what errs by more than the budget, and by how much."""
+    wrong = {}
+    for name, truth in exact.items():
+        erred, allowed = error(found[name], truth), budget(eager[name], truth)
+        if not erred.within(allowed):
+            wrong[name] = (erred, allowed)
+    return wrong
+
+
+@pytest.mark.parametrize("hidden", ["recompute", "save"])
+@pytest.mark.parametrize("residual", ["float32", "autocast"])
+def test_gradients_of_the_whole_model_under_autocast_keep_to_the_budget(problem, device, hidden, residual):
+    model = small_model(hidden_layer=hidden, residual=residual).to(device)
+    images, noise = problem
+    eager = gradients(model, images, noise, "reference", torch.float16)
+    found = gradients(model, images, noise, "triton", torch.float16)
+    exact = gradients(model.double(), images.double(), noise, "reference")
+    assert not within_budget(found, eager, exact)
+
+
+@pytest.mark.parametrize("form", ["single", "tiled", "vendor"])
+def test_every_form_of_the_mlp_keeps_to_the_budget_in_a_model(problem, device, form):
+    model = small_model().to(device)
+    images, noise = problem
+    eager = gradients(model, images, noise, "reference", torch.float16)
+    with form_of("mlp", form):
+        found = gradients(model, images, noise, "triton", torch.float16)
+    exact = gradients(model.double(), images.double(), noise, "reference")
+    assert not within_budget(found, eager, exact)
+
+
+def test_boundaries_of_operators_per_block(problem, device):
+    """One operator for each of the four steps of a block, in either direction, and none around them."""
+    images, noise = problem
+    counts = {}
+    for depth in (1, 3):
+        model = small_model(decoder_depth=depth).to(device)
+        with default_implementation("triton"):
+            with names_of_operators() as forward:
+                loss = model(images, noise=noise).loss
+            with names_of_operators() as backward:
+                loss.backward()
+        counts[depth] = Counter(forward), Counter(backward)
+    steps = ("norm_linear", "cross_attention", "linear_residual", "mlp")
+    for deep, shallow, suffix in zip(counts[3], counts[1], ("", "_backward"), strict=True):
+        per_block = {name: (deep[name] - shallow[name]) / 2 for name in deep if deep[name] != shallow[name]}
+        assert per_block == {f"crossmae_kernels::{step}{suffix}": 1 for step in steps}
+
+
+def test_launches_of_our_kernels_per_block(interpreter_asked_for, problem, monkeypatch):
+    """Around them the vendor's products: one forward and seven backward. docs/design.md names these numbers."""
+    from triton.runtime.interpreter import GridExecutor
+
+    launched = Counter()
+    launch = GridExecutor.__call__
+
+    def counted(self, *arguments, **others):
+        launched[self.fn.__name__] += 1
+        return launch(self, *arguments, **others)
+
+    monkeypatch.setattr(GridExecutor, "__call__", counted)
+    images, noise = problem
+    counts = {}
+    for depth in (1, 2, 3):
+        model = small_model(decoder_depth=depth)
+        with default_implementation("triton"), form_of("mlp", "tiled"):
+            with torch.autocast("cpu", torch.float16):
+                loss = model(images, noise=noise).loss
+            forward = Counter(launched)
+            loss.backward()
+            counts[depth] = forward, launched - forward
+            launched.clear()
+    per_block = [deep - shallow for deep, shallow in zip(counts[3], counts[2], strict=True)]
+    assert per_block[0] == {"normalize": 2, "short_forward": 1, "gemm": 3}
+    assert per_block[1] == {"normalize_backward": 2, "hidden_backward": 1, "short_backward": 1}
+    # The first block gathers from a table, whose gradient is a segmented sum: of its queries, and of its residual.
+    first = counts[1][1] - (counts[2][1] - counts[1][1])
+    assert first["segmented_sum_kernel"] == 2
+
+
+@pytest.mark.parametrize("name", ["crossmae_vit_tiny_patch4", "mae_vit_tiny_patch4"])
+def test_whole_model_compiles_into_one_graph(problem, device, name):
+    torch.manual_seed(0)
+    model = crossmae.create_model(name, **SMALL).to(device)
+    images, noise = problem
+    torch._dynamo.reset()
+    backend = "aot_eager" if device == "cpu" else "inductor"
+    with default_implementation("triton"):
+        compiled = torch.compile(model, backend=backend, fullgraph=True)
+        compiled(images, noise=noise).loss.backward()
+        found = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad()
+        model(images, noise=noise).loss.backward()
+    for ours, theirs in zip(found, (p.grad for p in model.parameters()), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_hundred_steps_of_training_follow_the_reference(dtype):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    curves = {}
+    for impl in ("reference", "triton"):
+        torch.manual_seed(0)
+        model = crossmae.create_model("crossmae_vit_tiny_patch4").cuda()
+        optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3, betas=(0.9, 0.95))
+        scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+        generator = torch.Generator("cuda").manual_seed(0)
+        # Smooth pictures, which can be learnt.
+        pictures = torch.nn.functional.interpolate(
+            torch.randn(256, 3, 5, 5, device="cuda", generator=generator), size=32, mode="bicubic"
+        )
+        losses = []
+        for step in range(100):
+            with default_implementation(impl), torch.autocast("cuda", dtype):
+                loss = model(pictures[(step % 2) * 128 :][:128], generator=generator).loss
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            losses.append(loss.detach())
+        curves[impl] = torch.stack(losses)
+    reference, kernels = curves.values()
+    assert reference[-10:].mean() < 0.8 * reference[:10].mean()
+    torch.testing.assert_close(kernels, reference, rtol=0.02, atol=0)
+
+
+def test_graphs_need_a_cuda_device():
+    with pytest.raises(ValueError, match="sample must be on a CUDA device, got cpu"):
+        crossmae.graphed(small_model(), torch.randn(2, 3, 32, 32))
+
+
+@pytest.mark.gpu
+def test_a_captured_step_equals_an_eager_one(problem, device):
+    if device != "cuda":
+        pytest.skip("no CUDA device")
+    images, noise = problem
+    model = small_model().to(device)
+    step = crossmae.graphed(model, images, noise=noise)
+    other = torch.randn_like(images)
+    with pytest.raises(ValueError, match="like the sample"):
+        step(other[:1])
+    loss = step(other).loss.clone()
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    exact = model(other, noise=noise).loss
+    exact.backward()
+    assert torch.equal(loss, exact)
+    for ours, theirs in zip(found, (p.grad for p in model.parameters()), strict=True):
+        torch.testing.assert_close(ours, theirs)

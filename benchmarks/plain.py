@@ -44,7 +44,7 @@ def plain_mixing(maps: list[Tensor], weight: Tensor, eps: float) -> tuple[Tensor
 
 def plain_encode(encoder: Encoder, images: Tensor, masking: Masking) -> list[Tensor]:
     """The same as ``encoder(images, masking.visible_ids)`` for an encoder that hands out feature maps."""
-    assert encoder.feature_maps is not None
+    assert encoder.config.feature_maps is not None
     embed = encoder.patch_embed
     patches = F.conv2d(images, embed.weight, embed.bias, stride=embed.patch_size).flatten(2).transpose(1, 2)
     patches = patches + encoder.positions[:, 1:]
@@ -59,7 +59,7 @@ def plain_encode(encoder: Encoder, images: Tensor, masking: Masking) -> list[Ten
         x = x + block.attn.proj(F.scaled_dot_product_attention(*qkv).transpose(1, 2).reshape(normed.shape))
         x = x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x))))
         maps.append(x)
-    return [maps[index] for index in encoder.feature_maps]
+    return [maps[index] for index in encoder.config.feature_maps]
 
 
 def plain_gather(images: Tensor, ids: Tensor, patch_size: int) -> Tensor:

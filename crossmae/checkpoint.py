@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from crossmae.config import Config
@@ -160,6 +158,8 @@ def _filled(
 
 def save(model: MaskedAutoencoder, path: str | os.PathLike[str]) -> None:
     """Write model and configuration to one safetensors file; an existing file is replaced whole or not at all."""
+    from safetensors.torch import save_file
+
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     metadata = {_CONFIG_KEY: json.dumps(model.config.to_dict())}
     with replacing(path) as beside:
@@ -209,6 +209,8 @@ def load(
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Any]]:
     """Tensors by name, safetensors metadata, and the training arguments of a release's file."""
+    from safetensors import SafetensorError, safe_open
+
     with path.open("rb") as file:
         head = file.read(9)
     if head[8:9] == b"{":

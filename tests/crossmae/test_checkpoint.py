@@ -205,7 +205,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("crossmae.checkpoint.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="disk full"):
         crossmae.save(crossmae.create_model("mae_vit_tiny_patch4"), path)
     assert path.read_text() == "old"

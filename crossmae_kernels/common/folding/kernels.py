@@ -26,6 +26,12 @@ def vector(start, places, inside):
     return tl.load(start + places, mask=inside, other=0.0).to(tl.float32)
 
 
+@triton.jit
+def sum_of_rows(tile, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+    """In two steps: rounding errors grow with the terms of one step, wherever those are added one after the other."""
+    return tl.sum(tl.sum(tl.reshape(tile, (BLOCK_ROWS // 8, 8, BLOCK_COLUMNS)), axis=1), axis=0)
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def fold_forward(
     weight, bias, scale, shift, folded, folded_bias, weight_matrix, weight_row, num_rows,
@@ -78,9 +84,11 @@ def fold_backward(
         tile = tl.load(weight + places, mask=mask, other=0.0).to(tl.float32)
         sums = tl.program_id(0).to(tl.int64) * WIDTH + columns
         if dscale is not None:
-            tl.store(dscale + sums, tl.sum(gradient * tile, axis=0), mask=columns < WIDTH)
+            total = sum_of_rows(gradient * tile, BLOCK_ROWS, BLOCK_COLUMNS)
+            tl.store(dscale + sums, total, mask=columns < WIDTH)
         if dshift is not None:
-            tl.store(dshift + sums, tl.sum(bias_gradient[:, None] * tile, axis=0), mask=columns < WIDTH)
+            total = sum_of_rows(bias_gradient[:, None] * tile, BLOCK_ROWS, BLOCK_COLUMNS)
+            tl.store(dshift + sums, total, mask=columns < WIDTH)
     if dweight is not None:
         if scale is not None:
             gradient *= vector(scale + matrix * WIDTH, columns, columns < WIDTH)[None, :]

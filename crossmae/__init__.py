@@ -1,5 +1,6 @@
 """CrossMAE: masked autoencoders whose decoder is cross-attention only (arXiv 2401.14391)."""
 
+from crossmae.accelerate import accelerate
 from crossmae.checkpoint import from_release, load, save, to_release
 from crossmae.config import Config, list_models
 from crossmae.flops import decoder_macs
@@ -13,6 +14,7 @@ __all__ = [
     "MaskedAutoencoder",
     "Masking",
     "Output",
+    "accelerate",
     "block_masking",
     "create_model",
     "decoder_macs",

@@ -9,9 +9,9 @@ from torch import Tensor
 from crossmae_kernels.common.folding import kernels
 from crossmae_kernels.common.launch import blocks, on_device_of, unit_stride
 
-# Forward: 16 elements for each of 128 threads, in rows of which a program has the whole; small, so that a matrix of
-# 512 x 512 is still 128 programs.
-FORWARD_TILE, WIDEST_BLOCK = 2048, 1024
+# Forward: 32 elements for each of 128 threads, in rows of which a program has the whole. More would share the norm's
+# parameters, read from caches, among more rows, and leave a matrix of 512 x 512 with less than 64 programs.
+FORWARD_TILE, WIDEST_BLOCK = 4096, 1024
 
 # Backward: lines of 256 bytes in float32, and sums that are a fiftieth of what else is moved.
 BACKWARD_ROWS, BACKWARD_COLUMNS = 64, 64

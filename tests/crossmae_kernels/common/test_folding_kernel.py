@@ -181,12 +181,13 @@ def test_nothing_to_fold_is_a_cast(device):
 
 def test_matrices_and_rows_beyond_2_to_the_31_are_found(device):
     """The memory between them is reserved but never touched."""
-    arguments = {name: t.detach() for name, t in make_problem((2, 3, 16)).leaves(device, torch.float16).items()}
-    memory = torch.empty(2**31 + 2**30 + 2**29 + 64, dtype=torch.float16, device=device)
+    leaves = make_problem((2, 3, 16)).leaves(device, torch.float16, frozen=("weight",))
+    memory = torch.empty(2**31 + 64, dtype=torch.float16, device=device)
     for strides in ((2**31, 16, 1), (16, 2**30, 1)):
-        weight = memory.as_strided((2, 3, 16), strides).copy_(arguments["weight"]).requires_grad_()
-        far, near = (kernels(**arguments | {"weight": w}) for w in (weight, arguments["weight"].requires_grad_()))
-        assert torch.equal(far, near)
+        weight = memory.as_strided((2, 3, 16), strides).copy_(leaves["weight"])
+        near, far = (kernels(**leaves | {"weight": w}) for w in (leaves["weight"], weight))
+        assert torch.equal(near, far)
+        assert torch.equal(*(torch.autograd.grad(out.sum(), leaves["norm_weight"])[0] for out in (near, far)))
 
 
 def test_wrong_arguments():
@@ -254,11 +255,13 @@ def test_each_matrix_is_read_and_written_once(interpreter):
         out = ck.fold_norm(**leaves, dtype=torch.float16, impl="triton")
     with count_traffic() as backward:
         torch.autograd.grad(out, list(leaves.values()), [torch.randn_like(t) for t in out])
-    elements = stack * outer * inner
-    assert 6 * elements <= forward.bytes
-    # Norms are read again by every tile of rows, from caches.
-    assert forward.stored == 2 * elements + 2 * stack * outer
-    assert backward.stored <= 1.05 * 4 * elements
+    elements, outputs = stack * outer * inner, stack * outer
+    # Both norms are read again by every tile of 16 rows, from caches.
+    assert forward.loaded == 4 * (elements + outputs) + outputs // 16 * 2 * 4 * inner
+    assert forward.stored == 2 * (elements + outputs)
+    # Two sums for every tile of 64 rows, and the norms again; each tile of 64 columns reads the bias's gradient.
+    assert backward.stored == 4 * elements + outputs // 64 * 2 * 4 * inner
+    assert backward.loaded == 6 * elements + outputs // 64 * 2 * 4 * inner + inner // 64 * 2 * outputs
     assert backward.bytes <= 1.05 * 10 * elements
 
 

@@ -49,8 +49,7 @@ def count_traffic() -> Iterator[Traffic]:
         return store(self, pointers, tile, mask, *others)
 
     def counted_dot(self: Any, left: Any, right: Any, *others: Any) -> Any:
-        rows, inner = left.data.shape[-2:]
-        traffic.flops += 2 * rows * inner * right.data.shape[-1]
+        traffic.flops += 2 * left.data.size * right.data.shape[-1]
         return dot(self, left, right, *others)
 
     with mock.patch.multiple(

@@ -34,9 +34,10 @@ BLOCK = tl.constexpr(16)
 @triton.jit
 def starts_of(maps, rows, MAPS: tl.constexpr, ALIGNED: tl.constexpr):
     """Pointer to each of the maps named by ``rows``."""
-    starts = maps[0] + tl.zeros_like(rows)
+    zeros = tl.zeros_like(rows)
+    starts = maps[0] + zeros
     for index in tl.static_range(1, MAPS):
-        starts = tl.where(rows == index, maps[index] + tl.zeros_like(rows), starts)
+        starts = tl.where(rows == index, maps[index] + zeros, starts)
     if ALIGNED:
         starts = tl.multiple_of(starts, 16)
     return starts
@@ -91,23 +92,28 @@ def mixing_forward(
     for step in tl.range(tl.program_id(0), tokens, tl.num_programs(0), disable_licm=True):
         token = step + tl.full((), 0, dtype=tl.int64)
         offset = token // tokens_per_image * map_image + token % tokens_per_image * map_row
-        panels = ()
+        panels, weights = (), ()
+        for first in tl.static_range(0, MAPS, BLOCK):
+            weights = weights + (load_weights(weight, first, num_mixes, MAPS, BLOCK_MIXES, SLICES),)
         total = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
         for panel in tl.static_range(PANELS):
             columns = columns_of(first_panel + panel, SLICES, CHANNELS)
             mixed = zeros
             for first in tl.static_range(0, MAPS, BLOCK):
-                weights = load_weights(weight, first, num_mixes, MAPS, BLOCK_MIXES, SLICES)
-                rows = load_maps(maps, offset, first, columns, width, MAPS, ALIGNED).to(weights.dtype)
-                mixed = tl.dot(weights, rows, mixed, input_precision="ieee")
+                rows = load_maps(maps, offset, first, columns, width, MAPS, ALIGNED).to(weight.dtype.element_ty)
+                mixed = tl.dot(weights[first // BLOCK], rows, mixed, input_precision="ieee")
             panels = panels + (mixed,)
             total += tl.sum(mixed, axis=2)
         if NORMALIZE:
             mean = mean_of_slices(total, width)
             squares = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
+            left = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
             for panel in tl.static_range(PANELS):
                 centred = tl.where(columns_of(panel, SLICES, CHANNELS) < width, panels[panel] - mean, 0.0)
                 squares += tl.sum(centred * centred, axis=2)
+                left += tl.sum(centred, axis=2)
+            # What rounding left of the mean, which shows where a row varies little.
+            mean += mean_of_slices(left, width)
             rstd = 1 / tl.sqrt_rn(mean_of_slices(squares, width) + eps)
             places = mixes.to(tl.int64) * tokens + token
             tl.store(means + places, mean, mask=mixes < num_mixes)

@@ -19,7 +19,7 @@ PROGRAMS_PER_MULTIPROCESSOR = 8
 def forward(maps: Sequence[Tensor], weight: Tensor, eps: float, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Mixes ``(n, B, K, E)`` in the dtype of the weights and, normalised, means and 1 / standard deviations.
 
-    These are float32 ``(n, B, K)``; means only if ``held`` for the backward pass, which alone needs them.
+    These are float32 ``(n, B, K)``; means only where the kernel normalises, whose backward pass alone needs them.
     """
     first, mixes = maps[0], weight.shape[0]
     on_chip = normalize and held(mixes, first.shape[2], weight.element_size(), backward=False)

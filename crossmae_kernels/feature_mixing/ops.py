@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossmae_kernels.common.autocast import compute_dtype
 from crossmae_kernels.feature_mixing.config import held
 
 NAMESPACE = "crossmae_kernels"
@@ -27,9 +28,7 @@ def mix_feature_maps(maps: Sequence[Tensor], weight: Tensor, eps: float, normali
     Maps may be of a higher precision than the weights, which then decide what is multiplied and returned: under
     autocast maps are read as they are and rounded on chip.
     """
-    device = weight.device.type
-    if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
-        weight = weight.to(torch.get_autocast_dtype(device))
+    weight = weight.to(compute_dtype(weight))
     mixes, _, _ = torch.ops.crossmae_kernels.mix_feature_maps(list(maps), weight, eps, normalize)
     return mixes
 

@@ -72,7 +72,12 @@ def test_check_judges_the_kernels_in_the_interpreter():
     assert done.returncode == 0, done.stderr
     lines = json.loads(done.stdout)
     judged = [line for line in lines if line["implementation"].startswith("triton") and line["verdict"] != "missing"]
-    assert {line["op"] for line in judged} >= {"cross_attention", "gather_patches", "patch_loss"}
+    assert {line["op"] for line in judged} >= {
+        "cross_attention",
+        "gather_patches",
+        "mix_feature_maps",
+        "patch_loss",
+    }
     assert all(line["verdict"] == "ok" and line["error"] <= line["budget"] for line in judged)
     assert {line["op"] for line in lines} == {
         "cross_attention",

@@ -55,6 +55,31 @@ def test_linear_layers_do_so_in_bfloat16(arch):
     assert code == 0
 
 
+# float16 becomes bfloat16's code with other names of types. Ampere's two capabilities differ in shared memory, of which
+# 8.6 has less; one of all is enough for float32, which nobody's tensor cores serve.
+@pytest.mark.parametrize(("arch", "dtype"), [(80, "fp32"), (86, "bf16"), (90, "bf16"), (100, "bf16")])
+def test_mixing_does_so_for_every_model(arch, dtype):
+    code, records = audit("--ops", "feature_mixing", "--architectures", arch, "--dtypes", dtype, "--processes", 1)
+    models = ("ViT-B", "ViT-L") if dtype == "fp32" else ("ViT-S", "ViT-B", "ViT-L", "ViT-H")
+    for model in models:
+        kernels = {record["kernel"] for record in records if record["label"].startswith(model)}
+        assert kernels == {"mixing_forward", "mixing_backward"}
+    lacking = [record for record in records if record["shortcomings"]]
+    assert not lacking
+    assert code == 0
+
+
+# Nothing here is multiplied by tensor cores; each dtype where there are further forms, and once more.
+@pytest.mark.parametrize(("arch", "dtype"), [(80, "bf16"), (86, "fp32"), (90, "bf16"), (100, "fp32")])
+def test_patches_stay_in_registers_and_use_wide_loads(arch, dtype):
+    code, records = audit("--ops", "patches", "--architectures", arch, "--dtypes", dtype, "--processes", 1)
+    kernels = {record["kernel"] for record in records}
+    assert kernels == {"gather_forward", "gather_backward", "loss_forward", "loss_backward"}
+    lacking = [record for record in records if record["shortcomings"]]
+    assert not lacking
+    assert code == 0
+
+
 def test_shortcomings_are_named():
     from crossmae_kernels.audit.case import shortcomings
     from crossmae_kernels.audit.cases.cross_attention import case

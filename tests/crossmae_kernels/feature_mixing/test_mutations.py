@@ -1,0 +1,63 @@
+"""Broken kernels must not pass."""
+
+import pytest
+from mutation import broken
+
+MIXING = "crossmae_kernels.feature_mixing"
+NORM = "crossmae_kernels.common.normalization"
+
+# In all kernels, or where a token is normalised on chip, in 16 bits.
+OF_MIXING = {
+    "weight transposed": ("mixes[:, None] * MAPS + rows[None, :]", "rows[None, :] * num_mixes + mixes[:, None]"),
+    "maps off by one": ("rows == index,", "rows == index + 1,"),
+    "image's stride": ("token // tokens_per_image * map_image", "token // tokens_per_image * map_row"),
+    "image's stride going back": ("image * map_image + place", "image * map_row + place"),
+    "row's stride": ("token % tokens_per_image * map_row", "token % tokens_per_image * width"),
+    "row's stride going back": ("+ place * map_row", "+ place * width"),
+    "mix's stride of the upstream gradient": ("mixes.to(tl.int64) * dout_mix", "mixes.to(tl.int64) * dout_image"),
+    "gradients of the first maps for the others": ("tl.sum(dweights[first // BLOCK]", "tl.sum(dweights[0]"),
+    "biased variance": ("mean_of_slices(squares, width)", "mean_of_slices(squares, width - 1)"),
+    "variance of the padding": ("panels[panel] - mean, 0.0)", "panels[panel] - mean, panels[panel] - mean)"),
+    "half of eps": ("squares, width) + eps", "squares, width) + 0.5 * eps"),
+    "gradient along the row": ("- slope * x_hats", "- 0.0 * slope * x_hats"),
+    "mean of the gradient": (".to(tl.float32) - shift -", ".to(tl.float32) -"),
+    "first panel's rows for the others": ("rows = kept_rows[panel]", "rows = kept_rows[0]"),
+}  # fmt: skip
+
+# Where LayerNorm is a pass of its own, in float32.
+OF_THE_PASS = {
+    "biased variance": ("axis=1) / WIDTH + eps)", "axis=1) / (WIDTH - 1) + eps)"),
+    "gradient along the row": ("- normalized * along[:, None]", "- 0.0 * along[:, None]"),
+}
+
+MUTATIONS = {
+    **{name: (2, MIXING, *change) for name, change in OF_MIXING.items()},
+    **{f"{name}, pass": (4, NORM, *change) for name, change in OF_THE_PASS.items()},
+}
+
+
+@pytest.fixture
+def judge(problem, by, place):
+    """Judges the kernels on two panels, two blocks of maps, rows that are not dense, and variances near eps."""
+    task = problem((2, 2), 18, 3, 136)
+    for index in range(18):
+        task.arguments[f"map {index}"] = task.arguments[f"map {index}"].repeat(1, 1, 2) / 16
+
+    def narrow(solve):
+        return lambda **given: solve(**{name: t[..., :136] if "map" in name else t for name, t in given.items()})
+
+    return lambda: task.judge([narrow(by["kernels"]())], narrow(by["eager"]()), narrow(by["oracle"]()), *place)
+
+
+def test_the_kernels_pass(judge):
+    judge()
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_broken_kernel_fails_the_budget(judge, place, tmp_path, mutation):
+    item_size, *change = MUTATIONS[mutation]
+    if item_size != place[1].itemsize:
+        pytest.skip("in 16 bits tokens are normalised on chip, in float32 by a pass")
+    folder, good, bad = change
+    with broken(folder, tmp_path, good, bad), pytest.raises(AssertionError, match="errs by"):
+        judge()

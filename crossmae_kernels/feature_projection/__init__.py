@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from crossmae_kernels.common.autocast import compute_dtype
 from crossmae_kernels.common.checks import ArgumentChecks
 from crossmae_kernels.common.folding import fold_norm
 from crossmae_kernels.common.implementation import Implementation, choose
@@ -64,6 +65,7 @@ def project_feature_maps(
     if chosen == "reference":
         return reference.project_feature_maps(maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps)
     mixes = mix_feature_maps(maps, mixing_weight, eps=eps, impl="triton")
-    weight, bias = fold_norm(torch.stack(list(weights)), torch.stack(list(biases)), norm_weight, norm_bias)
+    weight, bias = torch.stack(list(weights)), torch.stack(list(biases))
+    weight, bias = fold_norm(weight, bias, norm_weight, norm_bias, compute_dtype(weight), impl="triton")
     projected = torch.baddbmm(bias.unsqueeze(1), mixes.flatten(1, 2), weight.mT)
     return projected.unflatten(1, mixes.shape[1:3]).unbind()

@@ -63,11 +63,11 @@ def mlp(
     compute = compute_dtype(fc1_weight)
     if choose("mlp", impl, refusals(x, compute), worthwhile=x.is_cuda) == "reference":
         return reference.mlp(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps)
-    fc1_weight, fc1_bias = fold_norm(fc1_weight, fc1_bias, norm_weight, norm_bias)
+    fc1_weight, fc1_bias = fold_norm(fc1_weight, fc1_bias, norm_weight, norm_bias, compute, impl="triton")
     return ops.mlp(
         x,
-        fc1_weight.to(compute),
-        cast_optional(fc1_bias, compute),
+        fc1_weight,
+        fc1_bias,
         fc2_weight.to(compute),
         cast_optional(fc2_bias, compute),
         eps,

@@ -61,8 +61,8 @@ def norm_linear(
     compute = compute_dtype(weight)
     if choose("norm_linear", impl, norm_linear_refusals(x, compute), worthwhile=x.is_cuda) == "reference":
         return reference.norm_linear(x, weight, bias, norm_weight, norm_bias, eps, activation)
-    weight, bias = fold_norm(weight, bias, norm_weight, norm_bias)
-    return ops.norm_linear(x, weight.to(compute), cast_optional(bias, compute), eps, activation == "gelu")
+    weight, bias = fold_norm(weight, bias, norm_weight, norm_bias, compute, impl="triton")
+    return ops.norm_linear(x, weight, bias, eps, activation == "gelu")
 
 
 def linear_residual(

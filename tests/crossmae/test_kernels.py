@@ -92,7 +92,7 @@ def test_every_form_of_the_mlp_keeps_to_the_budget_in_a_model(problem, device, f
 
 
 def test_boundaries_of_operators_per_block(problem, device):
-    """One operator for each of the four steps of a block, in either direction, and none around them."""
+    """One for each of the four steps of a block, in either direction, and one for each of its two folded norms."""
     images, noise = problem
     counts = {}
     for depth in (1, 3):
@@ -106,11 +106,15 @@ def test_boundaries_of_operators_per_block(problem, device):
     steps = ("norm_linear", "cross_attention", "linear_residual", "mlp")
     for deep, shallow, suffix in zip(counts[3], counts[1], ("", "_backward"), strict=True):
         per_block = {name: (deep[name] - shallow[name]) / 2 for name in deep if deep[name] != shallow[name]}
-        assert per_block == {f"crossmae_kernels::{step}{suffix}": 1 for step in steps}
+        expected = dict.fromkeys(steps, 1) | {"fold_norm": 2}
+        assert per_block == {f"crossmae_kernels::{step}{suffix}": count for step, count in expected.items()}
 
 
 def test_launches_of_our_kernels_per_block(interpreter_asked_for, problem, monkeypatch):
-    """Around them the vendor's products: one forward and seven backward. docs/design.md names these numbers."""
+    """Around them the vendor's products: one forward and seven backward; and behind each fold's gradient one sum.
+
+    docs/design.md names these numbers.
+    """
     from triton.runtime.interpreter import GridExecutor
 
     launched = Counter()
@@ -133,8 +137,9 @@ def test_launches_of_our_kernels_per_block(interpreter_asked_for, problem, monke
             counts[depth] = forward, launched - forward
             launched.clear()
     per_block = [deep - shallow for deep, shallow in zip(counts[3], counts[2], strict=True)]
-    assert per_block[0] == {"normalize": 2, "short_forward": 1, "gemm": 3}
-    assert per_block[1] == {"normalize_backward": 2, "hidden_backward": 1, "short_backward": 1}
+    assert per_block[0] == {"fold_forward": 2, "normalize": 2, "short_forward": 1, "gemm": 3}
+    backward = {"normalize_backward": 2, "hidden_backward": 1, "short_backward": 1, "fold_backward": 2}
+    assert per_block[1] == backward
     # The first block gathers from a table, whose gradient is a segmented sum: of its queries, and of its residual.
     first = counts[1][1] - (counts[2][1] - counts[1][1])
     assert first["segmented_sum_kernel"] == 2

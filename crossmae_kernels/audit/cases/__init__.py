@@ -3,13 +3,22 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from crossmae_kernels.audit.case import ITEM_SIZES, Case
-from crossmae_kernels.audit.cases import cross_attention, feature_mixing, mlp, patches, projection, segmented_sum
+from crossmae_kernels.audit.cases import (
+    cross_attention,
+    feature_mixing,
+    folding,
+    mlp,
+    patches,
+    projection,
+    segmented_sum,
+)
 from crossmae_kernels.audit.compilation import SHARED_MEMORY
 
 # By op: the cases of an architecture and a dtype.
 CASES: dict[str, Callable[[int, str], Iterator[Case]]] = {
     "cross_attention": cross_attention.cases,
     "feature_mixing": feature_mixing.cases,
+    "folding": folding.cases,
     "mlp": mlp.cases,
     "patches": patches.cases,
     "projection": projection.cases,

@@ -37,9 +37,12 @@ def test_kernels_stay_in_registers_and_use_tensor_cores_and_wide_loads(arch, dty
 # float16 differs in the constants of a polynomial, and float32 is served by the vendor's products unless asked.
 @pytest.mark.parametrize("arch", [80, 86, 90, 100])
 def test_linear_layers_do_so_in_bfloat16(arch):
-    code, records = audit("--ops", "mlp", "projection", "--architectures", arch, "--dtypes", "bf16", "--processes", 1)
+    ops = ("folding", "mlp", "projection")
+    code, records = audit("--ops", *ops, "--architectures", arch, "--dtypes", "bf16", "--processes", 1)
     assert {record["kernel"] for record in records} == {
         "add_residual",
+        "fold_backward",
+        "fold_forward",
         "gelu_backward",
         "gemm",
         "hidden_backward",

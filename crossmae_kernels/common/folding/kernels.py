@@ -1,0 +1,98 @@
+"""The fold and its gradients: device code. Both passes read and write each matrix once, in float32 between.
+
+Matrices come stacked, ``(n, O, I)``, with any strides but the last; vectors, ``(n, O)`` and ``(n, I)``, are contiguous.
+"""
+
+# Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
+# ruff: noqa: N803
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tile_of_rows(num_rows, BLOCK_ROWS: tl.constexpr):
+    """A program's matrix, its rows, and which of them are inside; tiles of one matrix after those of another."""
+    tiles = tl.cdiv(num_rows, BLOCK_ROWS)
+    matrix = (tl.program_id(0) // tiles).to(tl.int64)
+    rows = tl.program_id(0) % tiles * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    return matrix, rows.to(tl.int64), rows < num_rows
+
+
+@triton.jit
+def vector(start, places, inside):
+    """A part of a vector, in float32; 0 outside."""
+    return tl.load(start + places, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def sum_of_rows(tile, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+    """In two steps: rounding errors grow with the terms of one step, wherever those are added one after the other."""
+    return tl.sum(tl.sum(tl.reshape(tile, (BLOCK_ROWS // 8, 8, BLOCK_COLUMNS)), axis=1), axis=0)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def fold_forward(
+    weight, bias, scale, shift, folded, folded_bias, weight_matrix, weight_row, num_rows,
+    WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """``folded = weight * scale`` and ``folded_bias = bias + weight shift``; what is not there is None.
+
+    Program: whole rows, so that their products with ``shift`` are summed on chip.
+    """
+    matrix, rows, inside = tile_of_rows(num_rows, BLOCK_ROWS)
+    total = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    for first in range(0, WIDTH, BLOCK_COLUMNS):
+        columns = first + tl.arange(0, BLOCK_COLUMNS)
+        mask = inside[:, None] & (columns < WIDTH)[None, :]
+        places = matrix * weight_matrix + rows[:, None] * weight_row + columns[None, :]
+        tile = tl.load(weight + places, mask=mask, other=0.0).to(tl.float32)
+        if shift is not None:
+            total += tl.sum(tile * vector(shift + matrix * WIDTH, columns, columns < WIDTH)[None, :], axis=1)
+        if scale is not None:
+            tile *= vector(scale + matrix * WIDTH, columns, columns < WIDTH)[None, :]
+        places = (matrix * num_rows + rows)[:, None] * WIDTH + columns[None, :]
+        tl.store(folded + places, tile.to(folded.dtype.element_ty), mask=mask)
+    if folded_bias is not None:
+        if bias is not None:
+            total += vector(bias + matrix * num_rows, rows, inside)
+        tl.store(folded_bias + matrix * num_rows + rows, total.to(folded_bias.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def fold_backward(
+    dfolded, dfolded_bias, weight, scale, shift, dweight, dscale, dshift,
+    dfolded_matrix, dfolded_row, weight_matrix, weight_row, num_rows,
+    WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """``dweight = dfolded * scale + dfolded_bias shift^T``, and sums over a tile's rows for ``dscale`` and ``dshift``.
+
+    Program (tile of rows, tile of columns). The sums, ``(n * tiles of rows, WIDTH)`` in float32, are those of
+    ``dfolded * weight`` and of ``dfolded_bias * weight``. Gradients that are not wanted are None; what only they need
+    is not loaded.
+    """
+    matrix, rows, inside = tile_of_rows(num_rows, BLOCK_ROWS)
+    columns = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    mask = inside[:, None] & (columns < WIDTH)[None, :]
+    places = matrix * dfolded_matrix + rows[:, None] * dfolded_row + columns[None, :]
+    gradient = tl.load(dfolded + places, mask=mask, other=0.0).to(tl.float32)
+    if shift is not None:
+        bias_gradient = vector(dfolded_bias + matrix * num_rows, rows, inside)
+    if (dscale is not None) or (dshift is not None):
+        places = matrix * weight_matrix + rows[:, None] * weight_row + columns[None, :]
+        tile = tl.load(weight + places, mask=mask, other=0.0).to(tl.float32)
+        sums = tl.program_id(0).to(tl.int64) * WIDTH + columns
+        if dscale is not None:
+            total = sum_of_rows(gradient * tile, BLOCK_ROWS, BLOCK_COLUMNS)
+            tl.store(dscale + sums, total, mask=columns < WIDTH)
+        if dshift is not None:
+            total = sum_of_rows(bias_gradient[:, None] * tile, BLOCK_ROWS, BLOCK_COLUMNS)
+            tl.store(dshift + sums, total, mask=columns < WIDTH)
+    if dweight is not None:
+        if scale is not None:
+            gradient *= vector(scale + matrix * WIDTH, columns, columns < WIDTH)[None, :]
+        if shift is not None:
+            gradient += bias_gradient[:, None] * vector(shift + matrix * WIDTH, columns, columns < WIDTH)[None, :]
+        places = (matrix * num_rows + rows)[:, None] * WIDTH + columns[None, :]
+        tl.store(dweight + places, gradient.to(dweight.dtype.element_ty), mask=mask)

@@ -1,0 +1,21 @@
+"""The fold in plain PyTorch: the specification."""
+
+import torch
+from torch import Tensor
+
+from crossmae_kernels.common.autocast import cast_optional, without_autocast
+
+
+@without_autocast
+def fold_norm(
+    weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """See ``crossmae_kernels.fold_norm``; arguments are taken as checked."""
+    if norm_bias is not None:
+        # Not a matrix product: its gradients would be rounded where the backward pass runs, or is compiled, under
+        # autocast.
+        shift = (weight * norm_bias.unsqueeze(-2)).sum(-1)
+        bias = shift if bias is None else bias + shift
+    if norm_weight is not None:
+        weight = weight * norm_weight.unsqueeze(-2)
+    return weight.to(dtype), cast_optional(bias, dtype)

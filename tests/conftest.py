@@ -28,3 +28,8 @@ NEEDED = {
 collect_ignore = [
     path for path, modules in NEEDED.items() if not all(importlib.util.find_spec(module) for module in modules)
 ]
+
+
+def pytest_configure(config):
+    # Triton 3.6's interpreter, with NumPy < 2.4.
+    config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim > 0:DeprecationWarning")

@@ -8,11 +8,6 @@ import torch
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def pytest_configure(config):
-    # Triton 3.6's interpreter, with NumPy < 2.4.
-    config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim > 0:DeprecationWarning")
-
-
 @pytest.fixture
 def interpreter():
     """For tests of what only the interpreter shows."""

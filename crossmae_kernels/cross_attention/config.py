@@ -51,7 +51,7 @@ def tiles(kernel: Kernel, queries: int, keys: int, head_width: int, element_size
     if kernel == "short_forward":
         return Tiles(min(32 if wide else 64, padded(queries)), block_k, 8 if wide else 4, 1 if wide else 2)
     if kernel == "short_backward":
-        most = 16 if wide else 64 if block_k * width <= 64 * 32 else 32
+        most = 16 if wide else 32
         warps = 8 if wide or block_k > 64 or width > 64 else 4
         return Tiles(min(most, padded(queries)), block_k, warps, 1 if wide else 2)
     if wide:

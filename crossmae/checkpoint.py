@@ -153,6 +153,7 @@ def _filled(
         for name, tensor in state_dict.items()
     }
     model.load_state_dict(copies, assign=True)
+    model.register_pixel_statistics()
     return model
 
 

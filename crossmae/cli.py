@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -> None:
     """One option for each parameter of a function; of a parameter that is a dataclass, one for each field."""
-    kinds = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
+    kinds: list[Any] = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
     if Recipe in kinds:
         command.add_argument("--recipe", action=_RecipeFiles, help="recipes by name, or files of settings, joined by +")
     flags = [
@@ -131,12 +131,14 @@ def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -
 
 def _arguments(function: Callable[..., int | None], options: Any) -> dict[str, Any]:
     """Options back to the function's arguments."""
-    return {
-        p.name: p.annotation(**{name: options[name] for name in signature(p.annotation).parameters})
-        if is_dataclass(p.annotation)
-        else options[p.name]
-        for p in signature(function).parameters.values()
-    }
+    arguments: dict[str, Any] = {}
+    for name, parameter in signature(function).parameters.items():
+        if is_dataclass(parameter.annotation):
+            make: Callable[..., Any] = parameter.annotation
+            arguments[name] = make(**{field: options[field] for field in signature(make).parameters})
+        else:
+            arguments[name] = options[name]
+    return arguments
 
 
 def _description(docstring: str) -> str:

@@ -68,7 +68,15 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse what cannot be run, naming every setting that is wrong."""
         wrong = []
-        for name in ("epochs", "batch_size", "steps", "micro_batch", "learning_rate", "base_learning_rate", "clip_norm"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "steps",
+            "micro_batch",
+            "learning_rate",
+            "base_learning_rate",
+            "clip_norm",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 wrong.append(f"{name} must be positive, got {value}")
@@ -77,9 +85,9 @@ class Recipe:
         if self.weight_decay < 0:
             wrong.append(f"weight_decay must not be negative, got {self.weight_decay}")
         for name in ("mask_ratio", "prediction_ratio"):
-            for value in ends(getattr(self, name)):
-                if value is not None and not 0 < value < 1:
-                    wrong.append(f"{name} must lie in (0, 1), got {value}")
+            ratio = getattr(self, name)
+            if ratio is not None and not all(0 < between(ratio, end) < 1 for end in (0, 1)):
+                wrong.append(f"{name} must lie in (0, 1), got {ratio}")
         if wrong:
             raise ValueError("recipe: " + "; ".join(wrong))
 
@@ -93,9 +101,10 @@ class Recipe:
         return json.dumps(asdict(self), indent=2)
 
 
-def ends(ratio: Ratio | None) -> tuple[float | None, float | None]:
-    """First and last value of a ratio over a run."""
-    return ratio if isinstance(ratio, tuple) else (ratio, ratio)
+def between(ratio: Ratio, share: float) -> float:
+    """A ratio after a share of the run."""
+    first, last = ratio if isinstance(ratio, tuple) else (ratio, ratio)
+    return first + share * (last - first)
 
 
 @dataclass(frozen=True)

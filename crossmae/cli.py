@@ -1,5 +1,6 @@
 """The command line: ``crossmae <command> --help``."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
@@ -8,7 +9,7 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from crossmae.training.recipe import Recipe, RunOptions, recipe_files
+from crossmae.training.recipe import Recipe, RunOptions, read_recipes
 
 
 def flops(figure: str = "flops.png") -> None:
@@ -92,8 +93,7 @@ class _RecipeFiles(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Apply each of those joined by +, in order."""
-        for file in recipe_files(values.split("+")):
-            super().__call__(parser, cfg, file, option_string)
+        super().__call__(parser, cfg, json.dumps(read_recipes(values.split("+"))), option_string)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,11 +133,9 @@ def _arguments(function: Callable[..., int | None], options: Any) -> dict[str, A
     """Options back to the function's arguments."""
     arguments: dict[str, Any] = {}
     for name, parameter in signature(function).parameters.items():
-        if is_dataclass(parameter.annotation):
-            make: Callable[..., Any] = parameter.annotation
-            arguments[name] = make(**{field: options[field] for field in signature(make).parameters})
-        else:
-            arguments[name] = options[name]
+        make = parameter.annotation
+        fields = signature(make).parameters if is_dataclass(parameter.annotation) else ()
+        arguments[name] = make(**{field: options[field] for field in fields}) if fields else options[name]
     return arguments
 
 

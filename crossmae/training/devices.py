@@ -1,6 +1,7 @@
 """Devices and processes, on Lightning Fabric: launch, precision, DDP, and FSDP2 for models that one device cannot hold."""
 
 import os
+import warnings
 from typing import Literal
 
 import torch
@@ -73,6 +74,8 @@ def _strategy(options: RunOptions, processes: int) -> str | FabricStrategy:
 
 def _shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Shard the encoder block by block, and the decoder as a whole: its keys and values are projected all at once."""
+    # A caution for callers that write into a module's output; nothing here does.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     data_parallel = mesh["data_parallel"]
     for part in module.modules():
         if isinstance(part, MaskedAutoencoder):

@@ -152,16 +152,35 @@ class RunOptions:
             raise ValueError("run: " + "; ".join(wrong))
 
 
-def recipe_files(names: list[str]) -> list[str]:
-    """Paths of recipes given by name or by path.
+def read_recipes(names: list[str]) -> dict[str, Any]:
+    """Settings of recipes given by name or as YAML or JSON files; of two that set the same, the later one counts.
 
-    Raises FileNotFoundError for what is neither, with the names there are.
+    Raises:
+        FileNotFoundError: for what is neither a name nor a file, with the names there are.
+        ValueError: for a file that holds no settings.
     """
-    files = []
+    import yaml
+
+    settings: dict[str, Any] = {}
     for name in names:
         path = RECIPES / f"{name}.yaml" if (RECIPES / f"{name}.yaml").is_file() else Path(name)
         if not path.is_file():
             there_are = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
             raise FileNotFoundError(f"there is no recipe and no file {name!r}; recipes are {there_are}")
-        files.append(str(path))
-    return files
+        try:
+            read = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no YAML file: {error}") from error
+        if not isinstance(read, dict):
+            raise ValueError(f"{path} must hold settings by name, got {type(read).__name__}")
+        settings = _merged(settings, read)
+    return settings
+
+
+def _merged(settings: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Settings within settings are merged too."""
+    merged = dict(settings)
+    for name, value in later.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merged(merged[name], value) if both else value
+    return merged

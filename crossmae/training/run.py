@@ -53,9 +53,9 @@ def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
     if options.dry_run:
         print(describe(plan))
         return None
+    fabric = make_fabric(recipe, options)
     folder = Path(options.out)
     _check_folder(folder, options)
-    fabric = make_fabric(recipe, options)
     fabric.launch()
     return Run(plan, options, folder, images, fabric).to_its_end()
 

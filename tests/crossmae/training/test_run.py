@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -11,6 +10,7 @@ import time
 import pytest
 import torch
 from pretraining import into, losses, small, weights
+from processes import start
 
 import crossmae
 from crossmae.training import run as run_module
@@ -82,29 +82,15 @@ def test_a_signal_stops_a_run_which_goes_on_as_if_it_had_not(uninterrupted, tmp_
     assert same(tmp_path, uninterrupted[0])
 
 
-def train_alone(recipe, options):
-    """What a process of its own does; one thread, since forked processes and OpenMP's pools do not mix."""
-    torch.set_num_threads(1)
-    pretrain(recipe, options)
-
-
 def test_killed_at_random_steps_ten_times(tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["crossmae.training.run", "crossmae.training.evaluation", "sklearn.datasets"])
     recipe = small(steps=60)
-
-    def started(folder):
-        process = context.Process(target=train_alone, args=(recipe, into(folder)))
-        process.start()
-        return process
-
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = started(whole)
+    process = start(pretrain, recipe, into(whole))
     process.join()
     assert process.exitcode == 0
     chance, kills = random.Random(0), 0
     while kills < 10:
-        process = started(killed)
+        process = start(pretrain, recipe, into(killed))
         target = max(losses(killed), default=0) + chance.randrange(1, 6)
         while process.is_alive() and max(losses(killed), default=-1) < target:
             time.sleep(0.002)
@@ -114,7 +100,7 @@ def test_killed_at_random_steps_ten_times(tmp_path):
         kills += process.exitcode == -signal.SIGKILL
         assert process.exitcode in (0, -signal.SIGKILL)
         assert max(losses(killed), default=0) < 59 or kills == 10
-    process = started(killed)
+    process = start(pretrain, recipe, into(killed))
     process.join()
     assert process.exitcode == 0
     assert losses(killed) == losses(whole)

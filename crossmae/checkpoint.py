@@ -159,10 +159,15 @@ def _filled(
 
 def save(model: MaskedAutoencoder, path: str | os.PathLike[str]) -> None:
     """Write model and configuration to one safetensors file; an existing file is replaced whole or not at all."""
+    save_state(model.state_dict(), model.config, path)
+
+
+def save_state(state_dict: Mapping[str, Tensor], config: Config, path: str | os.PathLike[str]) -> None:
+    """As ``save``, for a model whose tensors were gathered from elsewhere."""
     from safetensors.torch import save_file
 
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    metadata = {_CONFIG_KEY: json.dumps(model.config.to_dict())}
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in state_dict.items()}
+    metadata = {_CONFIG_KEY: json.dumps(config.to_dict())}
     with replacing(path) as beside:
         save_file(tensors, beside, metadata=metadata)
 

@@ -2,9 +2,13 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from inspect import signature
+from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from crossmae.training.recipe import Recipe, RunOptions, recipe_files
 
 
 def flops(figure: str = "flops.png") -> None:
@@ -44,6 +48,19 @@ def demo(out: str = "demo", steps: int = 600) -> None:
     run(out, steps)
 
 
+def pretrain(recipe: Recipe, options: RunOptions) -> None:
+    """Pretrain an encoder on images.
+
+    Takes a folder of images (nested or flat; train/ and val/ as ImageNet has them), WebDataset shards or a bundled set,
+    and writes the model, checkpoints to go on from, curves and pictures into a folder. On all accelerators of this
+    machine or, started by torchrun, of many.
+    """
+    from crossmae.training.run import pretrain as run
+
+    if run(recipe, options) is not None:
+        print(f"The model: {options.out}/model.safetensors, for crossmae.load.")
+
+
 def check(json: bool = False, interpret: bool = False) -> int:
     """Check every op on this machine against float64.
 
@@ -60,12 +77,23 @@ _COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
     "check": (check, "crossmae check --interpret"),
     "demo": (demo, "crossmae demo --out demo"),
     "flops": (flops, "crossmae flops --figure flops.png"),
+    "pretrain": (pretrain, "crossmae pretrain --recipe vit_base+gamma25 --data.source my_pictures --out run"),
 }
 
 _FLAGS = {
+    "dry_run": "print the plan and do nothing",
     "interpret": "run the kernels on the CPU, in Triton's interpreter",
     "json": "one list of records instead of a table",
 }
+
+
+class _RecipeFiles(ActionConfigFile):
+    """Files of settings, which may also be named by the name of a recipe."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Apply each of those joined by +, in order."""
+        for file in recipe_files(values.split("+")):
+            super().__call__(parser, cfg, file, option_string)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,17 +102,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subcommands(required=True)
     for name, (function, example) in _COMMANDS.items():
         command = ArgumentParser(description=_description(function.__doc__ or ""), epilog=f"Example: {example}")
-        flags = [p.name for p in signature(function).parameters.values() if p.annotation is bool]
-        command.add_function_arguments(function, as_group=False, skip=set(flags))
-        for flag in flags:
-            command.add_argument(f"--{flag}", action="store_true", help=_FLAGS[flag])
+        _add_options(command, function)
         commands.add_subcommand(name, command, help=(function.__doc__ or "").partition("\n")[0])
-    chosen = parser.parse_args(arguments)
     try:
-        return _COMMANDS[chosen.subcommand][0](**chosen[chosen.subcommand]) or 0
+        chosen = parser.parse_args(arguments)
+        function = _COMMANDS[chosen.subcommand][0]
+        return function(**_arguments(function, parser.instantiate(chosen)[chosen.subcommand])) or 0
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"crossmae {chosen.subcommand}: {error}", file=sys.stderr)
+        print(f"crossmae {(arguments or sys.argv[1:])[0]}: {error}", file=sys.stderr)
         return 1
+
+
+def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -> None:
+    """One option for each parameter of a function; of a parameter that is a dataclass, one for each field."""
+    kinds = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
+    if Recipe in kinds:
+        command.add_argument("--recipe", action=_RecipeFiles, help="recipes by name, or files of settings, joined by +")
+    flags = [
+        p.name for part in kinds or [function] for p in signature(part).parameters.values() if p.annotation is bool
+    ]
+    for kind in kinds:
+        command.add_class_arguments(kind, skip=set(flags))
+    if not kinds:
+        command.add_function_arguments(function, as_group=False, skip=set(flags))
+    for flag in flags:
+        command.add_argument(f"--{flag}", action="store_true", help=_FLAGS[flag])
+
+
+def _arguments(function: Callable[..., int | None], options: Any) -> dict[str, Any]:
+    """Options back to the function's arguments."""
+    return {
+        p.name: p.annotation(**{name: options[name] for name in signature(p.annotation).parameters})
+        if is_dataclass(p.annotation)
+        else options[p.name]
+        for p in signature(function).parameters.values()
+    }
 
 
 def _description(docstring: str) -> str:

@@ -106,11 +106,11 @@ class MaskedAutoencoder(nn.Module):
         return self.encoder.encode(images, *self._statistics(images))
 
     def normalized(self, images: Tensor) -> Tensor:
-        """uint8 images ``(B, C, H, W)`` as the model sees them, float32; floating-point images as they are."""
-        mean, std = self._statistics(images)
-        if mean is None or std is None:
+        """Raw images ``(B, C, H, W)`` as the model sees them: uint8, or floating point in shares of full scale."""
+        if self.pixel_mean is None or self.pixel_std is None:
             return images
-        return (images.to(mean.dtype) / 255 - mean[:, None, None]) / std[:, None, None]
+        shares = images.to(self.pixel_mean.dtype) / (255 if images.dtype == torch.uint8 else 1)
+        return (shares - self.pixel_mean[:, None, None]) / self.pixel_std[:, None, None]
 
     def _statistics(self, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Mean and standard deviation of each channel, float32, for images that are still to be normalised."""

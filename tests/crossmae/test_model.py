@@ -279,6 +279,7 @@ def test_images_as_bytes_give_what_normalised_images_give(normalize_targets):
     mean, std = (torch.tensor(values)[:, None, None] for values in ((0.2, 0.5, 0.7), (0.1, 0.3, 0.2)))
     normalized = (images / 255 - mean) / std
     torch.testing.assert_close(model.normalized(images), normalized)
+    torch.testing.assert_close(model.normalized(images / 255), normalized)
     masking = random_masking(2, 64)
     out, expected = model(images, masking=masking), model(normalized, masking=masking)
     torch.testing.assert_close(out.prediction, expected.prediction)

@@ -178,7 +178,8 @@ def load(
     """The model of a checkpoint file: ours, CrossMAE's release or MAE's, recognised by its content.
 
     Args:
-        path: a safetensors file, or one written by ``torch.save``.
+        path: a safetensors file, one written by ``torch.save``, or a folder that holds a ``model.safetensors``, such
+            as that of a training run.
         image_size: interpolate the position embeddings, in 2-D, for images of this size; the checkpoint's own
             unless given.
         arguments: constructor arguments of the release (see ``from_release``) that its file does not tell, such as
@@ -189,6 +190,8 @@ def load(
         ValueError: if the file is no checkpoint, is torn, or holds other tensors than the model has.
     """
     path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint file {path}")
     tensors, metadata, training_arguments = _read(path)

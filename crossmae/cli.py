@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
@@ -74,17 +74,52 @@ def check(json: bool = False, interpret: bool = False) -> int:
     return run(["--json"] * json + ["--interpret"] * interpret)
 
 
+def reconstruct(
+    images: list[str],
+    checkpoint: str,
+    mask_ratio: float = 0.75,
+    seed: int = 0,
+    out: str = "reconstruction.png",
+    statistics: Literal["visible", "true"] = "visible",
+    mixing: str | None = None,
+    blocks: bool = False,
+    norm_pix_loss: bool = False,
+) -> None:
+    """Draw images, what the encoder sees of them, and the model's reconstruction.
+
+    One row per image, of any size: each is scaled to cover the model's image size and cropped at its centre. Hides
+    random patches, another choice for every image and seed, and decodes all of them. Prints the loss on them, and
+    where brightness and contrast come from if the model was trained on normalised pixels.
+
+    Args:
+        checkpoint: a checkpoint file of this package or of CrossMAE's or MAE's release, or the folder of a run.
+        mask_ratio: share of patches to hide.
+        seed: of the masks.
+        out: where to write the picture.
+        statistics: brightness and contrast of normalised pixels: interpolated between the visible patches, or the
+            hidden patches' true ones, which leaks them.
+        mixing: where to write the learned mixing weights as a heat map; not drawn unless given.
+    """
+    from crossmae.reconstruct_command import run
+
+    run(images, checkpoint, mask_ratio, seed, out, statistics, mixing, blocks, norm_pix_loss)
+
+
 _COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
     "check": (check, "crossmae check --interpret"),
     "demo": (demo, "crossmae demo --out demo"),
     "flops": (flops, "crossmae flops --figure flops.png"),
     "pretrain": (pretrain, "crossmae pretrain --recipe vit_base+gamma25 --data.source my_pictures --out run"),
+    "reconstruct": (reconstruct, "crossmae reconstruct cat.jpg --checkpoint model.safetensors"),
 }
 
-_FLAGS = {
+_HELP = {
+    "blocks": "also draw the reconstruction as it stands behind each decoder block",
     "dry_run": "print the plan and do nothing",
+    "images": "pictures, TIFF files or .npy arrays",
     "interpret": "run the kernels on the CPU, in Triton's interpreter",
     "json": "one list of records instead of a table",
+    "norm_pix_loss": "the model was trained on normalised pixels, for a release's checkpoint that does not tell",
 }
 
 
@@ -114,8 +149,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -> None:
+<<<<<<< HEAD
+    """One option for each parameter of a function; of a parameter that is a dataclass, one for each field.
+
+    A list of files is given without the name of an option.
+    """
+    kinds = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
+=======
     """One option for each parameter of a function; of a parameter that is a dataclass, one for each field."""
     kinds: list[Any] = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
+>>>>>>> main
     if Recipe in kinds:
         command.add_argument("--recipe", action=_RecipeFiles, help="recipes by name, or files of settings, joined by +")
     flags = [
@@ -124,9 +167,12 @@ def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -
     for kind in kinds:
         command.add_class_arguments(kind, skip=set(flags))
     if not kinds:
-        command.add_function_arguments(function, as_group=False, skip=set(flags))
+        several = [p.name for p in signature(function).parameters.values() if p.annotation == list[str]]
+        for name in several:
+            command.add_argument(name, nargs="+", help=_HELP[name])
+        command.add_function_arguments(function, as_group=False, skip={*flags, *several})
     for flag in flags:
-        command.add_argument(f"--{flag}", action="store_true", help=_FLAGS[flag])
+        command.add_argument(f"--{flag}", action="store_true", help=_HELP[flag])
 
 
 def _arguments(function: Callable[..., int | None], options: Any) -> dict[str, Any]:

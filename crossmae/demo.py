@@ -17,7 +17,7 @@ from crossmae.flops import decoder_macs
 from crossmae.masking import Masking, random_masking
 from crossmae.measure import interleaved_medians
 from crossmae.model import MaskedAutoencoder, create_model
-from crossmae.reconstruction import reconstruct
+from crossmae.reconstruction import reconstruct, visible_part
 from crossmae.training.data import LabelledImages, digits
 from crossmae.training.pretrain import Pretraining, pretrain
 from crossmae.training.probe import evaluate, features, knn_accuracy
@@ -157,17 +157,11 @@ def _reconstructions(runs: dict[str, Run], images: Tensor) -> dict[str, Tensor]:
     masking = random_masking(
         len(images), config.patches, MASK_RATIO, MASK_RATIO, generator=torch.Generator().manual_seed(0)
     )
-    columns = {"original": images, "masked (75 %)": _masked(images, masking, runs["MAE"].model)}
+    columns = {"original": images, "masked (75 %)": visible_part(images, masking, config)}
     for name, run in runs.items():
         prediction = run.model.eval()(images, masking=masking).prediction
         columns[name] = reconstruct(images, prediction, masking, run.model.config)
     return columns
-
-
-def _masked(images: Tensor, masking: Masking, model: MaskedAutoencoder) -> Tensor:
-    """The images with NaN where nothing is visible."""
-    nothing = images.new_full((*masking.predicted_ids.shape, model.config.patch_values), float("nan"))
-    return reconstruct(images, nothing, masking, model.config)
 
 
 def _report(

@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -27,10 +27,8 @@ from crossmae.flops import decoder_macs
 from crossmae.measure import interleaved_medians
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.data.config import DataConfig
-from crossmae.training.data.batches import Batch
-from crossmae.training.data.evaluation import evaluation_loader, labelled
+from crossmae.training.evaluation import baseline_accuracies
 from crossmae.training.monitor import LOG, read_log
-from crossmae.training.probe import LabelledFeatures, accuracies, encoder_features, pixel_features
 from crossmae.training.recipe import Recipe, RunOptions
 from crossmae.training.run import opened, pretrain
 
@@ -139,20 +137,14 @@ def _final(folder: Path, steps: int) -> dict[str, float] | None:
     return {name: entries[-1][name] for name in ("knn", "linear")} if entries else None
 
 
-def _baselines(task: str, seeds: int) -> dict[str, Any]:
-    """Accuracies of raw pixels, and of encoders as they are initialised."""
+def _baselines(task: str, seeds: int) -> dict[str, list[dict[str, float]]]:
+    """Accuracies of raw pixels, which no seed changes, and of untrained encoders."""
     recipe, images = opened(recipe_of(VARIANTS[1], task, 0, 1))
-    sets = labelled(images, ALL_IMAGES)
-    assert sets is not None
-
-    def both(features: Callable[[Iterable[Batch]], LabelledFeatures]) -> dict[str, float]:
-        return accuracies(*(features(evaluation_loader(part, BATCH, 0)) for part in (sets.training, sets.test)))
-
-    untrained = []
-    for seed in range(seeds):
-        torch.manual_seed(seed)
-        untrained.append(both(functools.partial(encoder_features, MaskedAutoencoder(recipe.config()))))
-    return {"raw pixels": [both(pixel_features)], "untrained encoder": untrained}
+    found = [baseline_accuracies(images, recipe.config(), seed, ALL_IMAGES) for seed in range(seeds)]
+    return {
+        "raw pixels": [found[0]["raw pixels"]],
+        "untrained encoder": [accuracies["untrained encoder"] for accuracies in found],
+    }
 
 
 def _costs(task: str) -> dict[str, dict[str, float]]:

@@ -149,16 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -> None:
-<<<<<<< HEAD
     """One option for each parameter of a function; of a parameter that is a dataclass, one for each field.
 
     A list of files is given without the name of an option.
     """
-    kinds = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
-=======
-    """One option for each parameter of a function; of a parameter that is a dataclass, one for each field."""
     kinds: list[Any] = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
->>>>>>> main
     if Recipe in kinds:
         command.add_argument("--recipe", action=_RecipeFiles, help="recipes by name, or files of settings, joined by +")
     flags = [

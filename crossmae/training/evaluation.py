@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Subset
 
+from crossmae.config import Config
 from crossmae.figures import draw_mixing_weights, draw_reconstructions
 from crossmae.masking import random_masking
 from crossmae.model import MaskedAutoencoder
@@ -12,7 +13,7 @@ from crossmae.reconstruction import reconstruction_columns
 from crossmae.training.data.dataset import ImageDataset, Sample
 from crossmae.training.data.evaluation import evaluation_loader, labelled
 from crossmae.training.plan import Plan
-from crossmae.training.probe import LabelledFeatures, accuracies, encoder_features
+from crossmae.training.probe import LabelledFeatures, accuracies, encoder_features, pixel_features
 
 PICTURES = 6
 BATCH = 128
@@ -51,9 +52,7 @@ class Evaluation:
         images = model.normalized(raw.to(parameter.device)).to(parameter.dtype)
         mask_ratio, _ = self._plan.ratios(step - 1)
         noise = torch.rand(count, config.patches, generator=torch.Generator().manual_seed(0))
-        masking = random_masking(
-            count, config.patches, mask_ratio, mask_ratio, noise=noise, device=parameter.device
-        )
+        masking = random_masking(count, config.patches, mask_ratio, mask_ratio, noise=noise, device=parameter.device)
         training = model.training
         columns = reconstruction_columns(model.eval(), images, model(images, masking=masking), blocks=True)
         model.train(training)
@@ -64,3 +63,24 @@ class Evaluation:
             files.append(folder / f"mixing-{step:08d}.png")
             draw_mixing_weights(model.state_dict()["decoder.mixing.weight"], config.feature_maps, files[1])
         return files
+
+
+def baseline_accuracies(
+    images: ImageDataset, config: Config, seed: int, probe_images: int = 5000
+) -> dict[str, dict[str, float]]:
+    """Accuracies of raw pixels and of an encoder as it is initialised, to compare a run of that seed with.
+
+    Raises ValueError if the images have no labels.
+    """
+    sets = labelled(images, probe_images)
+    if sets is None:
+        raise ValueError("the images have no labels to tell features by")
+    torch.manual_seed(seed)
+    untrained = MaskedAutoencoder(config)
+    parts = (sets.training, sets.test)
+    return {
+        "raw pixels": accuracies(*(pixel_features(evaluation_loader(part, BATCH, 0)) for part in parts)),
+        "untrained encoder": accuracies(
+            *(encoder_features(untrained, evaluation_loader(part, BATCH, 0)) for part in parts)
+        ),
+    }

@@ -18,7 +18,7 @@ from crossmae.masking import Masking, random_masking
 from crossmae.measure import interleaved_medians
 from crossmae.model import MaskedAutoencoder, create_model
 from crossmae.reconstruction import reconstruct
-from crossmae.training.data import LabelledImages, digits
+from crossmae.training.data import LabelledImages, standardised
 from crossmae.training.pretrain import Pretraining, pretrain
 from crossmae.training.probe import evaluate, features, knn_accuracy
 
@@ -45,7 +45,7 @@ def run(out: str, steps: int) -> None:
         raise ValueError(f"steps must be at least {EVALUATIONS}, got {steps}")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    train, test = digits()
+    train, test = standardised("digits")
     print(
         f"{len(train.labels)} digits to train on, {len(test.labels)} held out; {torch.get_num_threads()} CPU threads."
     )

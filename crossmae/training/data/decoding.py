@@ -61,7 +61,7 @@ def decode(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             array, orientation = _read(data, channels, at_least)
-        return _upright(_with_channels(_scaled(array, dtype), channels), orientation)
+        return _upright(with_channels(_scaled(array, dtype), channels), orientation)
     # Parsers of broken files raise anything: struct.error, IndexError, SyntaxError, zlib.error, MemoryError ...
     except Exception as error:
         raise UnreadableImage(f"{name} cannot be read: {str(error) or type(error).__name__}") from error
@@ -214,14 +214,21 @@ def _scaled(array: _Array, dtype: torch.dtype) -> Tensor:
         if not np.isfinite(array).all():
             raise ValueError("it holds values that are not finite")
         array = array.astype(np.float32)
-    elif dtype == torch.float32:
-        array = (array / np.float64(np.iinfo(array.dtype).max)).astype(np.float32)
-    elif array.dtype != np.uint8:
+    elif array.dtype != np.uint8 and dtype == torch.uint8:
         array = np.rint(array * (255 / np.iinfo(array.dtype).max)).astype(np.uint8)
-    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+    elif array.dtype != np.uint8:
+        array = (array / np.float64(np.iinfo(array.dtype).max)).astype(np.float32)
+    image = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+    return in_dtype(image, dtype)
 
 
-def _with_channels(image: Tensor, channels: int) -> Tensor:
+def in_dtype(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """8 bits as shares of 255 if ``dtype`` is a float."""
+    return image.to(dtype) / 255 if dtype.is_floating_point and not image.is_floating_point() else image
+
+
+def with_channels(image: Tensor, channels: int) -> Tensor:
+    """Greyscale ``(1, H, W)`` as RGB, RGB as greyscale; raises ValueError for any other change."""
     if len(image) == channels:
         return image
     if (len(image), channels) == (1, 3):

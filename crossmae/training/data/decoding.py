@@ -43,6 +43,8 @@ def decode(
     there are as many as were asked for, else the first is read. Greyscale becomes RGB and RGB greyscale as needed,
     where alpha is dropped; any other number of channels must be the file's.
 
+    PNGs of 16 bits and several channels have their upper 8 bits read, and are refused as ``torch.float32``.
+
     Args:
         source: path, or the content of a file.
         name: what error messages call it.
@@ -60,14 +62,14 @@ def decode(
         data = source.read_bytes() if isinstance(source, Path) else source
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            array, orientation = _read(data, channels, at_least)
+            array, orientation = _read(data, channels, dtype, at_least)
         return _upright(with_channels(_scaled(array, dtype), channels), orientation)
     # Parsers of broken files raise anything: struct.error, IndexError, SyntaxError, zlib.error, MemoryError ...
     except Exception as error:
         raise UnreadableImage(f"{name} cannot be read: {str(error) or type(error).__name__}") from error
 
 
-def _read(data: bytes, channels: int, at_least: tuple[int, int] | None) -> tuple[_Array, int]:
+def _read(data: bytes, channels: int, dtype: torch.dtype, at_least: tuple[int, int] | None) -> tuple[_Array, int]:
     """An array ``(H, W, C)`` as the file holds it, and its orientation as EXIF numbers them."""
     if not data:
         raise ValueError("the file is empty")
@@ -75,8 +77,10 @@ def _read(data: bytes, channels: int, at_least: tuple[int, int] | None) -> tuple
         return _numpy(data, channels), 1
     if data.startswith(_TIFF):
         return _tiff(data, channels, at_least)
-    if data.startswith(_PNG) and data[24:25] == b"\x10" and data[25:26] in (b"\2", b"\4", b"\6"):
-        return _deep_png(data, channels), 1
+    if dtype != torch.uint8 and data.startswith(_PNG) and data[24:25] == b"\x10" and data[25:26] != b"\0":
+        raise ValueError(
+            "it is a PNG of 16 bits and several channels, of which Pillow keeps 8 bits; TIFF keeps them all"
+        )
     return _picture(data, channels, at_least)
 
 
@@ -130,16 +134,6 @@ def _orientation(image: "Image.Image") -> int:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a picture is no worse for broken notes
         return 1
-
-
-def _deep_png(data: bytes, channels: int) -> _Array:
-    """Colour of 16 bits per channel, of which Pillow would keep 8."""
-    from torchvision.io import ImageReadMode, decode_png
-
-    _check_size(*(int.from_bytes(data[start : start + 4], "big") for start in (20, 16)))
-    content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    array = decode_png(content, ImageReadMode.UNCHANGED, apply_exif_orientation=True).permute(1, 2, 0).numpy()
-    return array[..., :-1] if array.shape[2] in (2, 4) and channels in (1, 3) else array
 
 
 def _tiff(data: bytes, channels: int, at_least: tuple[int, int] | None) -> tuple[_Array, int]:

@@ -144,7 +144,8 @@ def _tiff(data: bytes, channels: int, at_least: tuple[int, int] | None) -> tuple
         page, series = file.pages.first, file.series[0]
         bits, samples, inverted = page.bitspersample, page.samplesperpixel, page.photometric == PHOTOMETRIC.MINISWHITE
         other = {axis: size for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "YXS"}
-        stack = next((axis for axis, size in other.items() if samples == 1 and size == channels > 1), None)
+        pages = other if "C" not in other else ["C"]
+        stack = next((axis for axis in pages if samples == 1 and other[axis] == channels > 1), None)
         deep = samples == 1 and page.dtype in (np.uint16, np.float32) and not inverted
         if channels in (1, 3) and stack is None and (deep or (bits <= 8 and samples <= 4)):
             return _picture(data, channels, at_least)

@@ -20,7 +20,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 NEEDED = {
     "crossmae/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", "sklearn", "tqdm"),
     "crossmae/test_imports.py": ("jsonargparse", "tabulate"),
-    "crossmae/test_training.py": ("PIL", "sklearn"),
+    "crossmae/test_training.py": ("torchvision", "braceexpand", "sklearn"),
+    "crossmae/training/data": ("torchvision", "tifffile", "braceexpand", "webdataset", "sklearn", "skimage"),
     "benchmarks/test_decode_report.py": ("matplotlib",),
     "benchmarks/test_runs.py": ("matplotlib",),
     "benchmarks/test_suites.py": ("pytest_benchmark",),

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from crossmae.cli import main
-from crossmae.training.data import LabelledImages, digits
+from crossmae.training.data import LabelledImages, standardised
 
 
 @pytest.mark.parametrize("command", ["check", "demo", "flops", "reconstruct"])
@@ -49,9 +49,9 @@ def test_unknown_words_are_refused(arguments, capsys):
 
 
 def test_demo_in_a_few_steps(tmp_path, capsys, monkeypatch):
-    train, test = digits()
+    train, test = standardised("digits")
     few = [LabelledImages(part.images[:150], part.labels[:150]) for part in (train, test)]
-    monkeypatch.setattr("crossmae.demo.digits", lambda: few)
+    monkeypatch.setattr("crossmae.demo.standardised", lambda name: few)
     monkeypatch.setattr("crossmae.demo.BASE_BATCH", 1)
     assert main(["demo", "--steps", "4", "--out", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out

@@ -1,13 +1,12 @@
-"""Data, schedule, loop and probes."""
+"""Schedule, loop and probes."""
 
 import math
 
 import pytest
 import torch
-from PIL import Image
 
 import crossmae
-from crossmae.training.data import digits, image_folder
+from crossmae.training.data import standardised
 from crossmae.training.pretrain import Pretraining, parameter_groups, pretrain
 from crossmae.training.probe import evaluate, features, knn_accuracy, linear_accuracy
 from crossmae.training.schedule import cosine_with_warmup
@@ -16,19 +15,6 @@ from crossmae.training.schedule import cosine_with_warmup
 def tiny():
     torch.manual_seed(0)
     return crossmae.create_model("crossmae_vit_tiny_patch4", channels=1, encoder_depth=2, decoder_depth=2)
-
-
-def test_digits():
-    train, test = digits()
-    assert train.images.shape == (1347, 1, 32, 32)
-    assert test.images.shape == (450, 1, 32, 32)
-    assert train.labels.bincount(minlength=10).min() > 120
-    torch.testing.assert_close(train.images.mean().item(), 0.0, rtol=0, atol=1e-4)
-    torch.testing.assert_close(train.images.std().item(), 1.0, rtol=1e-4, atol=0)
-    assert {tuple(i.flatten().tolist()) for i in train.images}.isdisjoint(
-        tuple(i.flatten().tolist()) for i in test.images
-    )
-    assert torch.equal(digits()[1].labels, test.labels)
 
 
 def test_schedule():
@@ -49,7 +35,7 @@ def test_no_decay_on_biases_and_norms():
 
 
 def test_pretraining_learns_and_repeats():
-    train, _ = digits()
+    train, _ = standardised("digits")
     plan = Pretraining(steps=40, batch_size=32, learning_rate=3e-3, warmup_steps=4, prediction_ratio=0.25)
     runs = []
     for _ in range(2):
@@ -79,7 +65,7 @@ def test_probes_tell_signal_from_noise():
 
 
 def test_features_do_not_depend_on_the_batch_and_need_no_gradient():
-    model, (train, test) = tiny(), digits()
+    model, (train, test) = tiny(), standardised("digits")
     whole, parts = features(model, test.images[:7]), features(model, test.images[:7], batch_size=3)
     torch.testing.assert_close(whole, parts)
     assert not whole.requires_grad
@@ -87,49 +73,3 @@ def test_features_do_not_depend_on_the_batch_and_need_no_gradient():
     knn, linear = evaluate(train.images.flatten(1), test.images.flatten(1), train, test)
     assert 0.9 < knn < 1
     assert 0.9 < linear < 1
-
-
-def picture(path, colour, size=(20, 10)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
-
-
-def test_a_folder_of_pictures(tmp_path):
-    picture(tmp_path / "b" / "red.png", (250, 0, 0))
-    picture(tmp_path / "a.jpg", (100, 100, 100), size=(9, 33))
-    Image.new("L", (8, 8), 100).save(tmp_path / "c.png")
-    images = image_folder(tmp_path, (8, 12))
-    assert images.shape == (3, 3, 8, 12)
-    torch.testing.assert_close(images.mean().item(), 0.0, rtol=0, atol=1e-5)
-    torch.testing.assert_close(images.std().item(), 1.0, rtol=1e-5, atol=0)
-    torch.testing.assert_close(images[0], images[2])  # in the order of paths: the two greys, red between
-    assert images[1, 0].min() > images[1, 1].max()
-    assert image_folder(tmp_path, (8, 8), channels=1).shape == (3, 1, 8, 8)
-
-
-def test_cropping_keeps_the_centre(tmp_path):
-    wide = Image.new("L", (30, 10), 0)
-    wide.paste(255, (10, 0, 20, 10))
-    wide.save(tmp_path / "wide.png")
-    picture(tmp_path / "z.png", (0, 0, 0))
-    images = image_folder(tmp_path, (10, 10), channels=1)
-    assert (images[0] > 0).all()
-    assert (images[1] < 0).all()
-
-
-def test_what_is_no_folder_of_pictures_is_refused(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"there is no picture in .*empty"):
-        image_folder(tmp_path / "empty", (8, 8))
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
-        image_folder(tmp_path / "nowhere", (8, 8))
-    picture(tmp_path / "fine.png", (1, 2, 3))
-    with pytest.raises(NotADirectoryError, match=r"fine.png is a file"):
-        image_folder(tmp_path / "fine.png", (8, 8))
-    with pytest.raises(ValueError, match=r"channels must be 1 .* got 2"):
-        image_folder(tmp_path, (8, 8), channels=2)
-    for name, content in (("notes.txt", b"not an image"), ("torn.png", (tmp_path / "fine.png").read_bytes()[:40])):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name} is no picture that can be read"):
-            image_folder(tmp_path, (8, 8))
-        (tmp_path / name).unlink()

@@ -43,6 +43,8 @@ def decode(
     there are as many as were asked for, else the first is read. Greyscale becomes RGB and RGB greyscale as needed,
     where alpha is dropped; any other number of channels must be the file's.
 
+    PNGs of 16 bits and several channels have their upper 8 bits read, and are refused as ``torch.float32``.
+
     Args:
         source: path, or the content of a file.
         name: what error messages call it.
@@ -60,14 +62,14 @@ def decode(
         data = source.read_bytes() if isinstance(source, Path) else source
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            array, orientation = _read(data, channels, at_least)
-        return _upright(_with_channels(_scaled(array, dtype), channels), orientation)
+            array, orientation = _read(data, channels, dtype, at_least)
+        return _upright(with_channels(_scaled(array, dtype), channels), orientation)
     # Parsers of broken files raise anything: struct.error, IndexError, SyntaxError, zlib.error, MemoryError ...
     except Exception as error:
         raise UnreadableImage(f"{name} cannot be read: {str(error) or type(error).__name__}") from error
 
 
-def _read(data: bytes, channels: int, at_least: tuple[int, int] | None) -> tuple[_Array, int]:
+def _read(data: bytes, channels: int, dtype: torch.dtype, at_least: tuple[int, int] | None) -> tuple[_Array, int]:
     """An array ``(H, W, C)`` as the file holds it, and its orientation as EXIF numbers them."""
     if not data:
         raise ValueError("the file is empty")
@@ -75,8 +77,10 @@ def _read(data: bytes, channels: int, at_least: tuple[int, int] | None) -> tuple
         return _numpy(data, channels), 1
     if data.startswith(_TIFF):
         return _tiff(data, channels, at_least)
-    if data.startswith(_PNG) and data[24:25] == b"\x10" and data[25:26] in (b"\2", b"\4", b"\6"):
-        return _deep_png(data, channels), 1
+    if dtype != torch.uint8 and data.startswith(_PNG) and data[24:25] == b"\x10" and data[25:26] != b"\0":
+        raise ValueError(
+            "it is a PNG of 16 bits and several channels, of which Pillow keeps 8 bits; TIFF keeps them all"
+        )
     return _picture(data, channels, at_least)
 
 
@@ -132,16 +136,6 @@ def _orientation(image: "Image.Image") -> int:
         return 1
 
 
-def _deep_png(data: bytes, channels: int) -> _Array:
-    """Colour of 16 bits per channel, of which Pillow would keep 8."""
-    from torchvision.io import ImageReadMode, decode_png
-
-    _check_size(*(int.from_bytes(data[start : start + 4], "big") for start in (20, 16)))
-    content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    array = decode_png(content, ImageReadMode.UNCHANGED, apply_exif_orientation=True).permute(1, 2, 0).numpy()
-    return array[..., :-1] if array.shape[2] in (2, 4) and channels in (1, 3) else array
-
-
 def _tiff(data: bytes, channels: int, at_least: tuple[int, int] | None) -> tuple[_Array, int]:
     """TIFF: by Pillow, which knows more compressions, where it keeps all that there is; else by tifffile."""
     from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffFile
@@ -150,7 +144,8 @@ def _tiff(data: bytes, channels: int, at_least: tuple[int, int] | None) -> tuple
         page, series = file.pages.first, file.series[0]
         bits, samples, inverted = page.bitspersample, page.samplesperpixel, page.photometric == PHOTOMETRIC.MINISWHITE
         other = {axis: size for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "YXS"}
-        stack = next((axis for axis, size in other.items() if samples == 1 and size == channels > 1), None)
+        pages = other if "C" not in other else ["C"]
+        stack = next((axis for axis in pages if samples == 1 and other[axis] == channels > 1), None)
         deep = samples == 1 and page.dtype in (np.uint16, np.float32) and not inverted
         if channels in (1, 3) and stack is None and (deep or (bits <= 8 and samples <= 4)):
             return _picture(data, channels, at_least)
@@ -214,14 +209,21 @@ def _scaled(array: _Array, dtype: torch.dtype) -> Tensor:
         if not np.isfinite(array).all():
             raise ValueError("it holds values that are not finite")
         array = array.astype(np.float32)
-    elif dtype == torch.float32:
-        array = (array / np.float64(np.iinfo(array.dtype).max)).astype(np.float32)
-    elif array.dtype != np.uint8:
+    elif array.dtype != np.uint8 and dtype == torch.uint8:
         array = np.rint(array * (255 / np.iinfo(array.dtype).max)).astype(np.uint8)
-    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+    elif array.dtype != np.uint8:
+        array = (array / np.float64(np.iinfo(array.dtype).max)).astype(np.float32)
+    image = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+    return in_dtype(image, dtype)
 
 
-def _with_channels(image: Tensor, channels: int) -> Tensor:
+def in_dtype(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """8 bits as shares of 255 if ``dtype`` is a float."""
+    return image.to(dtype) / 255 if dtype.is_floating_point and not image.is_floating_point() else image
+
+
+def with_channels(image: Tensor, channels: int) -> Tensor:
+    """Greyscale ``(1, H, W)`` as RGB, RGB as greyscale; raises ValueError for any other change."""
     if len(image) == channels:
         return image
     if (len(image), channels) == (1, 3):

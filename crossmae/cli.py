@@ -1,5 +1,6 @@
 """The command line: ``crossmae <command> --help``."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
@@ -8,7 +9,7 @@ from typing import Any, Literal
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from crossmae.training.recipe import Recipe, RunOptions, recipe_files
+from crossmae.training.recipe import Recipe, RunOptions, read_recipes
 
 
 def flops(figure: str = "flops.png") -> None:
@@ -127,8 +128,7 @@ class _RecipeFiles(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Apply each of those joined by +, in order."""
-        for file in recipe_files(values.split("+")):
-            super().__call__(parser, cfg, file, option_string)
+        super().__call__(parser, cfg, json.dumps(read_recipes(values.split("+"))), option_string)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,7 +153,7 @@ def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -
 
     A list of files is given without the name of an option.
     """
-    kinds = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
+    kinds: list[Any] = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
     if Recipe in kinds:
         command.add_argument("--recipe", action=_RecipeFiles, help="recipes by name, or files of settings, joined by +")
     flags = [
@@ -172,12 +172,12 @@ def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -
 
 def _arguments(function: Callable[..., int | None], options: Any) -> dict[str, Any]:
     """Options back to the function's arguments."""
-    return {
-        p.name: p.annotation(**{name: options[name] for name in signature(p.annotation).parameters})
-        if is_dataclass(p.annotation)
-        else options[p.name]
-        for p in signature(function).parameters.values()
-    }
+    arguments: dict[str, Any] = {}
+    for name, parameter in signature(function).parameters.items():
+        make = parameter.annotation
+        fields = signature(make).parameters if is_dataclass(parameter.annotation) else ()
+        arguments[name] = make(**{field: options[field] for field in fields}) if fields else options[name]
+    return arguments
 
 
 def _description(docstring: str) -> str:

@@ -1,9 +1,10 @@
 """Checkpoints of a run: folders that are whole or not there, read only if nothing in them has changed.
 
-``checkpoints/step-00001234/`` holds ``model.safetensors``, as ``crossmae.load`` takes it, ``training.pt`` (the optimizer's
-state and the loss scale) and ``manifest.json`` (step, score, and size and checksum of the other two). Everything else
-that a run depends on is a function of recipe and step. States are whole and named by parameter, whatever the number of
-devices and however they share the model, so a run goes on with others.
+``checkpoints/step-00001234/`` holds ``model.safetensors``, as ``crossmae.load`` takes it, ``training.pt`` (the
+optimizer's state and the loss scale) and ``manifest.json`` (step, score, and size and checksum of the other two).
+Everything else that a run depends on is a function of recipe and step: order, augmentation, masks, learning rate.
+States are whole and named by parameter, whatever the number of devices and however they share the model, so a run goes
+on with others.
 """
 
 import json
@@ -12,6 +13,7 @@ import shutil
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,7 +102,7 @@ def restore(stepper: Stepper, path: Path) -> None:
     """Put the state of a checkpoint that passed ``verify`` into ``stepper``."""
     from safetensors.torch import load_file
 
-    state = {_PREFIX + name: tensor for name, tensor in load_file(path / MODEL).items()}
+    state: dict[str, Any] = {_PREFIX + name: tensor for name, tensor in load_file(path / MODEL).items()}
     training = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
     whole = StateDictOptions(full_state_dict=True)
     set_model_state_dict(stepper.module, state, options=whole)
@@ -137,8 +139,8 @@ def verify(path: Path, config: Config) -> None:
         raise ValueError(f"{path} belongs to another model: {'; '.join(other)}")
 
 
-def _states(stepper: Stepper) -> tuple[dict[str, Tensor], dict[str, object]]:
-    model = get_model_state_dict(stepper.module, options=_WHOLE)
+def _states(stepper: Stepper) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    model: dict[str, Any] = get_model_state_dict(stepper.module, options=_WHOLE)
     optimizer = get_optimizer_state_dict(stepper.module, stepper.optimizer, options=_WHOLE)
     named = {name.removeprefix(_PREFIX): tensor for name, tensor in model.items()}
     return named, {"optimizer": optimizer, "precision": stepper.fabric.strategy.precision.state_dict()}

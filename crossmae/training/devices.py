@@ -1,19 +1,26 @@
 """Devices and processes, on Lightning Fabric: launch, precision, DDP, and FSDP2 for models that one device cannot hold."""
 
 import os
+import warnings
+from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 from lightning_fabric.strategies import Strategy as FabricStrategy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.recipe import Recipe, RunOptions
 
-_PRECISIONS = {"bfloat16": "bf16-mixed", "float16": "16-mixed", "float32": "32-true", "float64": "32-true"}
+_PRECISIONS: dict[str, Literal["bf16-mixed", "16-mixed", "32-true"]] = {
+    "bfloat16": "bf16-mixed",
+    "float16": "16-mixed",
+    "float32": "32-true",
+    "float64": "32-true",
+}
 
 
 def make_fabric(recipe: Recipe, options: RunOptions) -> Fabric:
@@ -34,6 +41,13 @@ def make_fabric(recipe: Recipe, options: RunOptions) -> Fabric:
         strategy=_strategy(options, devices * nodes),
         precision=_PRECISIONS[recipe.precision],
     )
+
+
+def over_devices(fabric: Fabric, tensor: Tensor, how: Literal["mean", "sum"]) -> Tensor:
+    """Mean or sum of a tensor on all devices; all must call."""
+    reduced = fabric.all_reduce(tensor, reduce_op=how)
+    assert isinstance(reduced, Tensor)
+    return reduced
 
 
 def processes(options: RunOptions) -> int:
@@ -60,10 +74,13 @@ def _strategy(options: RunOptions, processes: int) -> str | FabricStrategy:
 
 def _shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Shard the encoder block by block, and the decoder as a whole: its keys and values are projected all at once."""
+    # A caution for callers that write into a module's output; nothing here does.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     data_parallel = mesh["data_parallel"]
     for part in module.modules():
         if isinstance(part, MaskedAutoencoder):
             for block in part.encoder.blocks:
                 fully_shard(block, mesh=data_parallel)
             fully_shard(part.decoder, mesh=data_parallel)
-    return fully_shard(module, mesh=data_parallel)
+    fully_shard(module, mesh=data_parallel)
+    return module

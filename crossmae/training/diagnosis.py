@@ -48,18 +48,22 @@ def watched(model: nn.Module, found: list[str]) -> Iterator[None]:
     """
     found += [f"the parameter {name}" for name, tensor in model.named_parameters() if not _finite(tensor.detach())]
 
-    def watch(name: str, module: nn.Module) -> list[RemovableHandle]:
-        def after_forward(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if not _finite(output):
-                found.append(f"the output of {name}")
-
-        def after_backward(module: nn.Module, grad_input: Any, grad_output: Any) -> None:
-            if not _finite(grad_output):
+    def watch(name: str, module: nn.Module) -> RemovableHandle:
+        def after_backward(gradient: Tensor) -> None:
+            if not _finite(gradient):
                 found.append(f"the gradient of the output of {name}")
 
-        return [module.register_forward_hook(after_forward), module.register_full_backward_hook(after_backward)]
+        def after_forward(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            outputs = output if isinstance(output, (tuple, list)) else [output]
+            for tensor in (part for part in outputs if isinstance(part, Tensor)):
+                if not _finite(tensor):
+                    found.append(f"the output of {name}")
+                if tensor.requires_grad:
+                    tensor.register_hook(after_backward)
 
-    handles = [handle for name, module in model.named_modules() if name for handle in watch(name, module)]
+        return module.register_forward_hook(after_forward)
+
+    handles = [watch(name, module) for name, module in model.named_modules() if name]
     try:
         yield
     finally:
@@ -67,10 +71,5 @@ def watched(model: nn.Module, found: list[str]) -> Iterator[None]:
             handle.remove()
 
 
-def _finite(value: Any) -> bool:
-    """Whether all numbers in nested tensors are finite."""
-    if isinstance(value, Tensor):
-        return bool(torch.isfinite(value).all())
-    if isinstance(value, (tuple, list)):
-        return all(_finite(part) for part in value)
-    return True
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())

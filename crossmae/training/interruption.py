@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
+from crossmae.training.devices import over_devices
+
 
 class Interruption:
     """Within its context, a signal to stop is noted; a second SIGINT stops at once."""
@@ -37,4 +39,5 @@ class Interruption:
             return self._noted
         if not at_interval:
             return False
-        return bool(self._fabric.all_reduce(torch.tensor(float(self._noted), device=self._fabric.device), reduce_op="sum") > 0)
+        noted = torch.tensor(float(self._noted), device=self._fabric.device)
+        return bool(over_devices(self._fabric, noted, "sum") > 0)

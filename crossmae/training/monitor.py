@@ -3,7 +3,8 @@
 import json
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ LOG = "log.jsonl"
 class Monitor:
     """Writes ``log.jsonl`` and TensorBoard's files into the run's folder and keeps a line on the screen.
 
-    Of a run that goes on from step ``first``, what was logged from there on is dropped: it happens again.
+    A line of the log is one of three: a step and its loss; a number of steps and the seconds that training took until
+    then, with learning rate, images per second and memory; a number of steps and accuracies of the features. Of a run
+    that goes on from step ``first``, what was logged from there on is dropped: it happens again.
     """
 
     def __init__(self, folder: Path, plan: Plan, first: int) -> None:
@@ -28,24 +31,26 @@ class Monitor:
 
         self._plan = plan
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
-        _drop_from(folder / LOG, first)
+        earlier = _kept_until(folder / LOG, first)
         self._log = (folder / LOG).open("a")
         self._line = tqdm(total=plan.steps, initial=first, desc=plan.recipe.model, unit="step", mininterval=1)
-        self._last = first, time.perf_counter()
+        self._step, self._begun = first, time.perf_counter()
+        self._seconds = max((entry["seconds"] for entry in earlier if "seconds" in entry), default=0.0)
 
     def losses(self, losses: Losses) -> None:
         """Note the losses of an interval."""
         for step, loss in enumerate(losses.values, start=losses.first):
             self._write({"step": step, "loss": loss})
-        self._log.flush()
         step, now = losses.first + len(losses.values), time.perf_counter()
-        rate = (step - self._last[0]) * self._plan.recipe.batch_size / max(now - self._last[1], 1e-9)
-        self._last = step, now
+        rate = (step - self._step) * self._plan.recipe.batch_size / max(now - self._begun, 1e-9)
+        self._seconds += now - self._begun
+        self._step, self._begun = step, now
         loss, learning_rate = sum(losses.values) / len(losses.values), self._plan.learning_rate(step - 1)
         memory = _memory_in_use() / 2**30
-        self.scalars(
-            step, {"loss": loss, "learning_rate": learning_rate, "images_per_second": rate, "memory_gib": memory}
-        )
+        curves = {"learning_rate": learning_rate, "images_per_second": rate, "memory_gib": memory}
+        self._write({"step": step, "seconds": self._seconds, **curves})
+        self._log.flush()
+        self.scalars(step, {"loss": loss, **curves})
         self._line.set_postfix_str(f"loss {loss:.4f}, lr {learning_rate:.2e}, {rate:,.0f} images/s, {memory:.1f} GiB")
         self._line.update(step - self._line.n)
 
@@ -73,9 +78,12 @@ class Monitor:
         """Print a line above the progress line."""
         self._line.write(text)
 
-    def pause(self) -> "Pause":
+    @contextmanager
+    def pause(self) -> Iterator[None]:
         """A context whose time does not count as training's."""
-        return Pause(self)
+        begun = time.perf_counter()
+        yield
+        self._begun += time.perf_counter() - begun
 
     def close(self) -> None:
         """Finish the files and the line."""
@@ -85,20 +93,6 @@ class Monitor:
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         self._log.write(json.dumps(entry) + "\n")
-
-
-class Pause:
-    """Time that is not training's."""
-
-    def __init__(self, monitor: Monitor) -> None:
-        self._monitor = monitor
-
-    def __enter__(self) -> None:
-        self._begun = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        step, last = self._monitor._last
-        self._monitor._last = step, last + time.perf_counter() - self._begun
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -113,11 +107,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _drop_from(path: Path, first: int) -> None:
-    """Keep entries of steps before ``first``; accuracies belong to a number of steps and losses to the step itself."""
-    entries = [e for e in read_log(path) if e["step"] < first or ("loss" not in e and e["step"] == first)]
+def _kept_until(path: Path, first: int) -> list[dict[str, Any]]:
+    """Drop what a log has of step ``first`` and later; the entries that are left."""
+    entries = [e for e in read_log(path) if e["step"] < first or (e["step"] == first and "loss" not in e)]
     with replacing(path) as beside:
         beside.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return entries
 
 
 def _memory_in_use() -> int:

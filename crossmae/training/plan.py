@@ -12,7 +12,7 @@ from crossmae.flops import decoder_macs
 from crossmae.masking import mask_counts
 from crossmae.measure import bytes_saved_for_backward
 from crossmae.model import MaskedAutoencoder
-from crossmae.training.recipe import Recipe, ends
+from crossmae.training.recipe import Recipe, between
 from crossmae.training.schedule import cosine_with_warmup
 
 GIB = 2**30
@@ -56,14 +56,11 @@ class Plan:
 
 def ratios(recipe: Recipe, config: Config, share: float) -> tuple[float, float]:
     """Mask ratio and prediction ratio after a share of the run."""
-    first, last = ends(recipe.mask_ratio)
-    assert first is not None and last is not None
     # Rounded, so that the counts of patches are those of a number that a person would write.
-    mask_ratio = round(first + share * (last - first), 4)
-    first, last = ends(recipe.prediction_ratio)
-    if first is None or last is None:
+    mask_ratio = round(between(recipe.mask_ratio, share), 4)
+    if recipe.prediction_ratio is None:
         return mask_ratio, mask_ratio if config.decoder == "mae" else min(0.25, mask_ratio)
-    return mask_ratio, round(first + share * (last - first), 4)
+    return mask_ratio, round(between(recipe.prediction_ratio, share), 4)
 
 
 def make_plan(recipe: Recipe, images: int, devices: int) -> Plan:
@@ -128,7 +125,10 @@ def describe(plan: Plan) -> str:
         ("precision", f"{recipe.precision}, {recipe.execution}"),
         ("parameters, gradients, AdamW", f"{16 * parameters / GIB:.2f} GiB, over all devices if sharded"),
         ("kept for the backward pass", f"{kept / GIB:.2f} GiB on each device (reference operations)"),
-        ("decoder, forward", f"{macs / 1e9:,.3g} GMAC per image; MAE of the same depth {decoder_macs(mae) / macs:.2f} x"),
+        (
+            "decoder, forward",
+            f"{macs / 1e9:,.3g} GMAC per image; MAE of the same depth {decoder_macs(mae) / macs:.2f} x",
+        ),
     ]
     return tabulate(rows, tablefmt="plain", disable_numparse=True)
 

@@ -7,6 +7,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from crossmae.training.devices import over_devices
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -55,7 +57,7 @@ class LossReader:
     def _send(self) -> None:
         losses = torch.stack(self._collected)
         if self._fabric.world_size > 1:
-            losses = self._fabric.all_reduce(losses, reduce_op="mean")
+            losses = over_devices(self._fabric, losses, "mean")
         event = None
         if losses.is_cuda:
             host = torch.empty(losses.shape, dtype=losses.dtype, pin_memory=True)

@@ -68,7 +68,15 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse what cannot be run, naming every setting that is wrong."""
         wrong = []
-        for name in ("epochs", "batch_size", "steps", "micro_batch", "learning_rate", "base_learning_rate", "clip_norm"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "steps",
+            "micro_batch",
+            "learning_rate",
+            "base_learning_rate",
+            "clip_norm",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 wrong.append(f"{name} must be positive, got {value}")
@@ -77,9 +85,9 @@ class Recipe:
         if self.weight_decay < 0:
             wrong.append(f"weight_decay must not be negative, got {self.weight_decay}")
         for name in ("mask_ratio", "prediction_ratio"):
-            for value in ends(getattr(self, name)):
-                if value is not None and not 0 < value < 1:
-                    wrong.append(f"{name} must lie in (0, 1), got {value}")
+            ratio = getattr(self, name)
+            if ratio is not None and not all(0 < between(ratio, end) < 1 for end in (0, 1)):
+                wrong.append(f"{name} must lie in (0, 1), got {ratio}")
         if wrong:
             raise ValueError("recipe: " + "; ".join(wrong))
 
@@ -93,9 +101,10 @@ class Recipe:
         return json.dumps(asdict(self), indent=2)
 
 
-def ends(ratio: Ratio | None) -> tuple[float | None, float | None]:
-    """First and last value of a ratio over a run."""
-    return ratio if isinstance(ratio, tuple) else (ratio, ratio)
+def between(ratio: Ratio, share: float) -> float:
+    """A ratio after a share of the run."""
+    first, last = ratio if isinstance(ratio, tuple) else (ratio, ratio)
+    return first + share * (last - first)
 
 
 @dataclass(frozen=True)
@@ -143,16 +152,35 @@ class RunOptions:
             raise ValueError("run: " + "; ".join(wrong))
 
 
-def recipe_files(names: list[str]) -> list[str]:
-    """Paths of recipes given by name or by path.
+def read_recipes(names: list[str]) -> dict[str, Any]:
+    """Settings of recipes given by name or as YAML or JSON files; of two that set the same, the later one counts.
 
-    Raises FileNotFoundError for what is neither, with the names there are.
+    Raises:
+        FileNotFoundError: for what is neither a name nor a file, with the names there are.
+        ValueError: for a file that holds no settings.
     """
-    files = []
+    import yaml
+
+    settings: dict[str, Any] = {}
     for name in names:
         path = RECIPES / f"{name}.yaml" if (RECIPES / f"{name}.yaml").is_file() else Path(name)
         if not path.is_file():
             there_are = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
             raise FileNotFoundError(f"there is no recipe and no file {name!r}; recipes are {there_are}")
-        files.append(str(path))
-    return files
+        try:
+            read = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no YAML file: {error}") from error
+        if not isinstance(read, dict):
+            raise ValueError(f"{path} must hold settings by name, got {type(read).__name__}")
+        settings = _merged(settings, read)
+    return settings
+
+
+def _merged(settings: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Settings within settings are merged too."""
+    merged = dict(settings)
+    for name, value in later.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merged(merged[name], value) if both else value
+    return merged

@@ -53,9 +53,9 @@ def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
     if options.dry_run:
         print(describe(plan))
         return None
+    fabric = make_fabric(recipe, options)
     folder = Path(options.out)
     _check_folder(folder, options)
-    fabric = make_fabric(recipe, options)
     fabric.launch()
     return Run(plan, options, folder, images, fabric).to_its_end()
 
@@ -85,19 +85,8 @@ class Run:
 
     def to_its_end(self) -> MaskedAutoencoder:
         """Go on from where the folder is, until the last step or a signal to stop."""
-        chosen = self._fabric.broadcast(self._newest_good() if self._fabric.is_global_zero else None)
-        if chosen is not None:
-            restore(self._stepper, chosen)
-        if self._fabric.is_global_zero:
-            self._monitor = Monitor(self._folder, self._plan, self._stepper.step)
-            self._monitor.say(describe(self._plan))
-            with replacing(self._folder / "recipe.json") as beside:
-                beside.write_text(self._plan.recipe.to_json())
-            if chosen is not None:
-                self._monitor.say(f"Going on from {chosen}.")
         try:
-            if chosen is None:
-                self._save(None)  # what a diagnosis can start from; and a disk that is full is known at once
+            self._begin()
             self._train()
         except NonFiniteLossError as error:
             raise RuntimeError(self._explained(error)) from None
@@ -105,6 +94,18 @@ class Run:
             if self._monitor is not None:
                 self._monitor.close()
         return self._stepper.model
+
+    def _begin(self) -> None:
+        chosen = self._fabric.broadcast(self._newest_good() if self._fabric.is_global_zero else None)
+        if chosen is not None:
+            restore(self._stepper, chosen)
+        if self._fabric.is_global_zero:
+            self._monitor = Monitor(self._folder, self._plan, self._stepper.step)
+            self._monitor.say(describe(self._plan) if chosen is None else f"Going on from {chosen}.")
+            with replacing(self._folder / "recipe.json") as beside:
+                beside.write_text(self._plan.recipe.to_json())
+        if chosen is None:
+            self._save(None)  # what a diagnosis can start from; and a disk that is full is known at once
 
     def _train(self) -> None:
         plan, stepper, options = self._plan, self._stepper, self._options
@@ -221,7 +222,8 @@ class Run:
 
     def _explained(self, error: NonFiniteLossError) -> str:
         """What went wrong first, found by going back to the last checkpoint, which stays as it is."""
-        newest = self._fabric.broadcast(self._newest_good() if self._fabric.is_global_zero else None)
+        newest: Path | None = self._fabric.broadcast(self._newest_good() if self._fabric.is_global_zero else None)
+        assert newest is not None  # a run that was not given one has written its own
         restore(self._stepper, newest)
         if self._monitor is not None:
             self._monitor.say(f"The loss of step {error.step} is not finite; looking for the reason from {newest} on.")

@@ -1,15 +1,18 @@
 """One optimizer step: what happens to a model between two batches, and nothing that waits for the device."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.data import Batch
+from crossmae.training.devices import over_devices
 from crossmae.training.plan import Plan
 
 
@@ -39,7 +42,7 @@ class Stepper:
         self.plan, self.fabric, self.step = plan, fabric, 0
         self.model = model.double() if recipe.precision == "float64" else model
         self.module = PretrainingLoss(self.model)
-        called: nn.Module = self.module
+        called: Any = self.module
         if recipe.execution != "eager":
             called = torch.compile(called, mode="reduce-overhead" if recipe.execution == "graphs" else "default")
         self.loss = fabric.setup_module(called)
@@ -49,7 +52,9 @@ class Stepper:
             betas=recipe.betas,
             fused=True,
         )
-        self._steps = fabric.setup_optimizers(self.optimizer)
+        steps = fabric.setup_optimizers(self.optimizer)
+        assert isinstance(steps, _FabricOptimizer)  # of one optimizer, one
+        self._steps = steps
         self.loss.train()
 
     def take(self, batches: Iterator[Batch]) -> Tensor:
@@ -69,9 +74,7 @@ class Stepper:
                 fabric.backward(loss / plan.accumulation)
             losses.append(loss.detach())
         if plan.recipe.clip_norm is not None:
-            fabric.clip_gradients(
-                self.loss, self._steps, max_norm=plan.recipe.clip_norm, error_if_nonfinite=False
-            )
+            fabric.clip_gradients(self.loss, self._steps, max_norm=plan.recipe.clip_norm, error_if_nonfinite=False)
         self._steps.step()
         self._steps.zero_grad()
         self.step += 1
@@ -81,7 +84,7 @@ class Stepper:
         """Whether all parameters are, on all devices; waits for them."""
         local = [p.to_local() if isinstance(p, DTensor) else p for p in self.module.parameters()]
         bad = torch.stack([(~torch.isfinite(p.detach())).any() for p in local]).any()
-        return not bool(self.fabric.all_reduce(bad.float(), reduce_op="sum"))
+        return not bool(over_devices(self.fabric, bad.float(), "sum"))
 
     def whole_model(self) -> MaskedAutoencoder | None:
         """The model with all of its parameters on the first device, None on the others; every device must call."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from crossmae.training.data import Batch
+from crossmae.training.data.batches import Batch
 from crossmae.training.step import Stepper
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crossmae.config import Config, named_config
-from crossmae.training.data import DataConfig
+from crossmae.training.data.config import DataConfig
 
 Precision = Literal["bfloat16", "float16", "float32", "float64"]
 Execution = Literal["eager", "compile", "graphs"]

@@ -12,7 +12,11 @@ from lightning_fabric import Fabric
 from crossmae.files import replacing
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.checkpoints import Checkpoints, restore, verify
-from crossmae.training.data import Batch, GlobalBatches, ImageDataset, loader, open_images, pixel_statistics
+from crossmae.training.data.batches import Batch, loader
+from crossmae.training.data.dataset import ImageDataset
+from crossmae.training.data.opening import open_images
+from crossmae.training.data.sampling import GlobalBatches
+from crossmae.training.data.statistics import pixel_statistics
 from crossmae.training.devices import make_fabric, processes
 from crossmae.training.diagnosis import NonFiniteLossError, diagnosed
 from crossmae.training.evaluation import Evaluation
@@ -44,11 +48,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
         print(f"No images are given: planned for the {IMAGENET_IMAGES:,} of ImageNet-1k.")
         print(describe(make_plan(recipe, IMAGENET_IMAGES, processes(options))))
         return None
-    config = recipe.config()
-    images = open_images(recipe.data, config.channels, config.image_size, config.patches, recipe.seed)
-    if recipe.data.mean is None or recipe.data.std is None:
-        mean, std = pixel_statistics(images)
-        recipe = replace(recipe, data=replace(recipe.data, mean=mean, std=std))
+    recipe, images = opened(recipe)
     plan = make_plan(recipe, len(images), processes(options))
     if options.dry_run:
         print(describe(plan))
@@ -58,6 +58,16 @@ def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
     _check_folder(folder, options)
     fabric.launch()
     return Run(plan, options, folder, images, fabric).to_its_end()
+
+
+def opened(recipe: Recipe) -> tuple[Recipe, ImageDataset]:
+    """A recipe's images, and the recipe with their mean and standard deviation where it has none."""
+    config = recipe.config()
+    images = open_images(recipe.data, config.channels, config.image_size, config.patches, recipe.seed)
+    if recipe.data.mean is None or recipe.data.std is None:
+        mean, std = pixel_statistics(images.images)
+        recipe = replace(recipe, data=replace(recipe.data, mean=mean, std=std))
+    return recipe, images
 
 
 def _check_folder(folder: Path, options: RunOptions) -> None:
@@ -78,10 +88,11 @@ class Run:
         self._checkpoints = Checkpoints(folder / "checkpoints", options.keep_last, keep_every)
         torch.manual_seed(plan.recipe.seed)
         self._stepper = Stepper(MaskedAutoencoder(plan.config), plan, fabric)
-        self._evaluation = Evaluation(images, plan, options)
+        self._evaluation = Evaluation(images, plan, options.probe_images)
         self._monitor: Monitor | None = None
         self._unreadable: set[str] = set()
         self._recent: list[float] = []
+        self._knn: float | None = None
 
     def to_its_end(self) -> MaskedAutoencoder:
         """Go on from where the folder is, until the last step or a signal to stop."""
@@ -142,7 +153,7 @@ class Run:
             seed=plan.recipe.seed,
             start_step=self._stepper.step,
             rank=self._fabric.global_rank,
-            world_size=self._fabric.world_size,
+            world=self._fabric.world_size,
             accumulation=plan.accumulation,
         )
         for batch in loader(self._images, order, data.workers, self._fabric.device):
@@ -175,7 +186,7 @@ class Run:
         """What makes a checkpoint the best: accuracy where there are labels, else a low loss since the last one."""
         recent, self._recent = self._recent, []
         if self._evaluation.has_labels:
-            return self._evaluation.knn if probed else None
+            return self._knn if probed else None
         return -sum(recent) / len(recent) if recent else None
 
     def _save(self, score: float | None) -> None:
@@ -193,7 +204,9 @@ class Run:
         model = self._stepper.whole_model()
         if self._monitor is not None and model is not None:
             with self._monitor.pause(), self._fabric.autocast():
-                self._monitor.probe(self._stepper.step, self._evaluation.probe(model))
+                found = self._evaluation.probe(model)
+            self._knn = found["knn"]
+            self._monitor.probe(self._stepper.step, found)
 
     def _draw(self) -> None:
         model = self._stepper.whole_model()

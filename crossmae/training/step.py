@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 
 from crossmae.model import MaskedAutoencoder
-from crossmae.training.data import Batch
+from crossmae.training.data.batches import Batch
 from crossmae.training.devices import over_devices
 from crossmae.training.plan import Plan
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from crossmae.training.data import DataConfig
+from crossmae.training.data.config import DataConfig
 from crossmae.training.monitor import LOG, read_log
 from crossmae.training.recipe import Recipe, RunOptions
 

@@ -9,7 +9,7 @@ from pretraining import small
 
 from crossmae.cli import main
 from crossmae.masking import mask_counts
-from crossmae.training.data import DataConfig
+from crossmae.training.data.config import DataConfig
 from crossmae.training.plan import make_plan
 from crossmae.training.recipe import RECIPES, Recipe, RunOptions, read_recipes
 

@@ -125,6 +125,17 @@ def test_any_size_is_covered_and_cropped_at_the_centre(tmp_path):
     assert (drawn(out) == torch.tensor([255, 255, 0])[:, None, None]).all()
 
 
+def test_resizing_leaves_black_black_and_white_white(tmp_path):
+    _, saved = checkpoint(tmp_path / "model.safetensors", channels=1)
+    half = np.zeros((96, 96), np.uint8)
+    half[:, 45:] = 255
+    Image.fromarray(half).save(tmp_path / "half.png")
+    out = tmp_path / "out.png"
+    assert main(["reconstruct", str(tmp_path / "half.png"), "--checkpoint", saved, "--out", str(out)]) == 0
+    assert (drawn(out)[..., :10] == 0).all()
+    assert (drawn(out)[..., 20:] == 255).all()
+
+
 def test_five_channels_show_the_first_three(tmp_path, capsys):
     _, saved = checkpoint(tmp_path / "model.safetensors", channels=5)
     pixels = torch.randint(0, 256, (5, 32, 32), dtype=torch.uint8)

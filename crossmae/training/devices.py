@@ -1,4 +1,4 @@
-"""Devices and processes, on Lightning Fabric: launch, precision, DDP, and FSDP2 for models that one device cannot hold."""
+"""Devices and processes, on Lightning Fabric: launch, precision, DDP, and FSDP2 for models too large for a device."""
 
 import os
 import warnings

@@ -1,4 +1,4 @@
-"""Where a loss that is not finite comes from: the steps since the last good checkpoint once more, the bad one watched."""
+"""Where a loss that is not finite comes from: steps since the last good checkpoint once more, the bad one watched."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

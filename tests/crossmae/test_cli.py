@@ -5,7 +5,7 @@ import re
 import pytest
 
 from crossmae.cli import main
-from crossmae.training.data import LabelledImages, standardised
+from crossmae.training.data.bundled import LabelledImages, standardised
 
 
 @pytest.mark.parametrize("command", ["check", "demo", "flops", "reconstruct"])

@@ -3,12 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
-from crossmae.training.data.augmentation import Augmentation
-from crossmae.training.data.dataset import ImageDataset, Images
-from crossmae.training.data.sources import find_sources
-
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -28,7 +22,7 @@ class DataConfig:
         workers: processes that load images, for each training process; 0 loads between the steps.
     """
 
-    source: str
+    source: str | None = None
     evaluation: str | None = None
     crop_scale: tuple[float, float] | None = (0.2, 1.0)
     flip: bool = True
@@ -51,29 +45,3 @@ class DataConfig:
             raise ValueError(f"std must be positive, got {self.std}")
         if self.workers < 0:
             raise ValueError(f"workers must not be negative, got {self.workers}")
-
-
-def open_images(
-    config: DataConfig, channels: int, image_size: tuple[int, int], patches: int, seed: int = 0
-) -> ImageDataset:
-    """Find the images of a run; nothing is decoded yet.
-
-    Args:
-        config: where they are and what is done to them.
-        channels, image_size, patches: the model's number of channels, (H, W) and number of patches.
-        seed: of crops, flips and masks.
-
-    Raises:
-        FileNotFoundError, NotADirectoryError, PermissionError, ValueError: if there are none.
-    """
-    if config.mean is not None and len(config.mean) != channels:
-        raise ValueError(f"mean and std must have one value for each of {channels} channels, got {config.mean}")
-    found = find_sources(config.source, config.evaluation)
-    options = (channels, image_size, getattr(torch, config.dtype), config.strict)
-    return ImageDataset(
-        images=Images(found.training, *options),
-        augmentation=Augmentation(image_size, config.crop_scale, config.flip),
-        patches=patches,
-        seed=seed,
-        evaluation=None if found.evaluation is None else Images(found.evaluation, *options),
-    )

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
 from pictures import animation, encoded, npy, random_pixels, smooth, tiff
+from PIL import Image, ImageOps
 
 from crossmae.training.data import decoding
 from crossmae.training.data.decoding import UnreadableImage, decode

@@ -168,8 +168,8 @@ def report(record: Mapping[str, Any], out: Path) -> None:
     """Write ``study.md`` and ``study.png`` from what was measured."""
     text = (
         f"{record['steps']} steps of {record['batch']} images, {record['seeds']} seeds, mean and standard deviation in "
-        f"percent; PyTorch {record['torch']} on a CPU. kNN and linear probe on frozen features of held-out images. A step "
-        "is the forward and backward pass of the whole model, timed in turn with MAE's.\n"
+        f"percent; PyTorch {record['torch']} on a CPU. kNN and linear probe on frozen features of held-out images. A "
+        "step is the forward and backward pass of the whole model, timed in turn with MAE's.\n"
     )
     headers = ["", "kNN", "linear probe", "decoder MMAC per image", "MAE / it, MACs", "MAE / it, time of a step"]
     for task in record["costs"]:
@@ -182,7 +182,9 @@ def report(record: Mapping[str, Any], out: Path) -> None:
 
 
 def _rows(record: Mapping[str, Any], task: str) -> list[tuple[str, ...]]:
-    rows = [(name, *_spread(runs), "", "", "") for name, runs in record["baselines"][task].items()]
+    rows: list[tuple[str, ...]] = [
+        (name, *_spread(runs), "", "", "") for name, runs in record["baselines"][task].items()
+    ]
     costs = record["costs"][task]
     mae = costs[VARIANTS[0].name]
     for name, cost in costs.items():

@@ -66,7 +66,9 @@ def run(out: str, steps: int) -> None:
         folder / "learning.png",
     )
     draw_reconstructions(_reconstructions(models, images), folder / "reconstructions.png")
-    quality = [(name, accuracies["knn"], accuracies["linear"], None) for name, accuracies in levels.items()]
+    quality: list[tuple[str, float, float, float | None]] = [
+        (name, accuracies["knn"], accuracies["linear"], None) for name, accuracies in levels.items()
+    ]
     for name, log in logs.items():
         probe = [entry for entry in log if "knn" in entry][-1]
         seconds = [entry["seconds"] for entry in log if "seconds" in entry][-1]

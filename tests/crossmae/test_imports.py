@@ -35,6 +35,26 @@ def test_imports_nothing_heavy_beyond_torch():
     assert new - set(sys.stdlib_module_names) <= {"crossmae", "crossmae_kernels", "torch", "numpy"}
 
 
+def test_commands_but_training_need_none_of_its_packages():
+    blocked = [
+        "torchvision",
+        "lightning_fabric",
+        "tensorboard",
+        "sklearn",
+        "skimage",
+        "tqdm",
+        "tifffile",
+        "braceexpand",
+    ]
+    code = BLOCK.format(blocked=blocked) + (
+        "from crossmae.cli import main\n"
+        "for words in (['pretrain', '--help'], ['check', '--help']):\n"
+        "    try: main(words)\n"
+        "    except SystemExit as stop: print(stop.code)\n"
+    )
+    assert fresh(code).splitlines().count("0") == 2
+
+
 @pytest.mark.parametrize("missing", ["matplotlib"])
 def test_drawing_without_matplotlib_says_what_to_install(missing, tmp_path):
     code = BLOCK.format(blocked=[missing]) + (

@@ -1,0 +1,61 @@
+"""Features and what they tell."""
+
+import pytest
+import torch
+from pretraining import small
+
+import crossmae
+from crossmae.training.data.evaluation import evaluation_loader, labelled
+from crossmae.training.evaluation import baseline_accuracies
+from crossmae.training.probe import LabelledFeatures, encoder_features, knn_accuracy, linear_accuracy
+from crossmae.training.run import opened
+
+
+def test_probes_tell_signal_from_noise():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3
+    noise = torch.randn(300, 8, generator=generator)
+    signal = noise + 6 * torch.nn.functional.one_hot(labels, 8)
+
+    def parts(values):
+        return LabelledFeatures(values[:200], labels[:200]), LabelledFeatures(values[200:], labels[200:])
+
+    for accuracy in (knn_accuracy, linear_accuracy):
+        assert accuracy(*parts(signal)) > 0.97
+        assert accuracy(*parts(noise)) < 0.55
+
+
+def test_features_do_not_depend_on_the_batch_and_leave_the_model_alone():
+    recipe, images = opened(small())
+    model = crossmae.MaskedAutoencoder(recipe.config()).train()
+    part = labelled(images, 14).training
+    whole, parts = (encoder_features(model, evaluation_loader(part, size, 0)) for size in (14, 3))
+    torch.testing.assert_close(whole.values, parts.values)
+    assert torch.equal(whole.labels, parts.labels)
+    assert whole.values.shape == (14, 96)
+    assert not whole.values.requires_grad
+    assert model.training
+    raw = torch.stack([part[i].image for i in range(14)])
+    expected = model.eval().encode(raw)[:, 1:].mean(dim=1)
+    torch.testing.assert_close(whole.values, expected)
+    assert len(set(map(tuple, whole.values.tolist()))) == 14
+
+
+def test_baselines():
+    recipe, images = opened(small())
+    levels = baseline_accuracies(images, recipe.config(), seed=0)
+    assert 0.9 < levels["raw pixels"]["knn"] < 1
+    assert 0.9 < levels["raw pixels"]["linear"] < 1
+    assert 0.5 < levels["untrained encoder"]["knn"] < levels["raw pixels"]["knn"]
+    assert baseline_accuracies(images, recipe.config(), seed=0) == levels
+    assert baseline_accuracies(images, recipe.config(), seed=1) != levels
+
+
+def test_images_without_labels_have_no_baselines(tmp_path):
+    from PIL import Image
+
+    for shade in range(3):
+        Image.new("L", (40, 40), 80 * shade).save(tmp_path / f"{shade}.png")
+    recipe, images = opened(small(data=type(small().data)(source=str(tmp_path), workers=0), batch_size=2))
+    with pytest.raises(ValueError, match="no labels"):
+        baseline_accuracies(images, recipe.config(), seed=0)

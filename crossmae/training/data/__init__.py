@@ -2,7 +2,7 @@
 
 from crossmae.training.data.augmentation import Augmentation
 from crossmae.training.data.batches import Batch, loader
-from crossmae.training.data.bundled import LabelledImages, bundled, standardised
+from crossmae.training.data.bundled import LabelledImages, bundled_set, standardised
 from crossmae.training.data.config import DataConfig, open_images
 from crossmae.training.data.dataset import ImageDataset, Images, Sample
 from crossmae.training.data.decoding import UnreadableImage, decode
@@ -23,7 +23,7 @@ __all__ = [
     "Sample",
     "Sources",
     "UnreadableImage",
-    "bundled",
+    "bundled_set",
     "decode",
     "evaluation_loader",
     "find_sources",

@@ -56,7 +56,7 @@ def messy_folder(folder, images=60):
         "animated.webp": animation("WEBP"),
         "animated.png": animation("PNG"),
         "wide.jpg": encoded(Image.new("L", (20_000, 300), 90), "JPEG"),
-        "wide.png": encoded(Image.new("1", (20_000, 20_000)), "PNG"),
+        "wide.png": encoded(Image.new("1", (20_000, 5_000)), "PNG"),
         "deep.png": encoded(random_pixels(4, 48, 64, dtype=np.uint16), "PNG"),
         "deep.tif": tiff(random_pixels(5, 48, 64, 3, dtype=np.uint16), photometric="rgb"),
         "array.npy": npy(random_pixels(6, 3, 48, 64)),

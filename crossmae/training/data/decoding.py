@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 2**30  # of a picture; Pillow's own limit would refuse photographs 20,000 pixels wide
+GAP = 2  # between a reduced picture and the size that was asked for, so that resizing still decides on its looks
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601, as Pillow has it
 
 _PNG, _NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
@@ -51,8 +52,8 @@ def decode(
         channels: to return.
         dtype: ``torch.uint8``: 8 bits as they are, other unsigned integers scaled to 0 ... 255 and rounded; or
             ``torch.float32``: unsigned integers as shares of their full scale, floats as they are.
-        at_least: height and width that suffice. A JPEG may be returned reduced by 2, 4 or 8, both sides no smaller than
-            the larger of the two, for a fraction of the cost; others come in full.
+        at_least: height and width that suffice. A picture of 8 bits comes reduced by a whole number where both sides
+            stay ``GAP`` times the larger of the two, a JPEG for a fraction of the cost; others come in full.
 
     Raises:
         UnreadableImage: if it cannot be read, has other channels, more than ``MAX_PIXELS``, floats for ``torch.uint8``,
@@ -98,14 +99,14 @@ def _picture(data: bytes, channels: int, at_least: tuple[int, int] | None) -> tu
             Image.MAX_IMAGE_PIXELS = limit
     with image:
         _check_size(image.height, image.width)
-        if at_least is not None:
-            image.draft(image.mode, (max(at_least), max(at_least)))
+        enough = GAP * max(at_least) if at_least else max(image.size)
+        image.draft(image.mode, (enough, enough))
         image.load()
-        return _pixels(image, channels), _orientation(image)
+        return _pixels(image, channels, max(1, min(image.size) // enough)), _orientation(image)
 
 
-def _pixels(image: "Image.Image", channels: int) -> _Array:
-    """A loaded picture as ``(H, W, C)``."""
+def _pixels(image: "Image.Image", channels: int, reduction: int) -> _Array:
+    """A loaded picture as ``(H, W, C)``, of greyscale with one channel."""
     mode = image.mode
     if mode.startswith(("I", "F")):
         array = np.array(image)
@@ -114,19 +115,20 @@ def _pixels(image: "Image.Image", channels: int) -> _Array:
         if array.min() < 0 or array.max() > 65535:  # 32 bits that hold 16, as of PNM
             raise ValueError("it holds integers of 32 bits per pixel; 8 and 16 are read")
         return array.astype(np.uint16)[..., None]
+    grey = mode in ("1", "L", "LA", "La")
     if mode == "RGBX":
-        own, wanted = 4, "RGBX"
+        own, wanted = 4, mode
+    elif channels in (1, 3):
+        own, wanted = channels, "L" if grey or channels == 1 else "RGB"
     else:
-        own = (1 if mode in ("1", "L", "LA", "La") else 3) + image.has_transparency_data
-        wanted = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}.get(channels, mode)
-        if channels in (1, 3):
-            own = channels
+        own = (1 if grey else 3) + image.has_transparency_data
+        wanted = "LA" if grey else "RGBA"
     if own != channels:
         raise _mismatch(own, channels)
     if mode in ("La", "RGBa"):  # colours multiplied by alpha
         image = image.convert(mode.upper())
-    array = np.array(image.convert(wanted))
-    return array.reshape(*array.shape[:2], channels)
+    array = np.array(image.convert(wanted).reduce(reduction))
+    return array.reshape(*array.shape[:2], -1)
 
 
 def _orientation(image: "Image.Image") -> int:

@@ -9,7 +9,7 @@ import glob
 import json
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +136,14 @@ def _samples(path: Path) -> list[_Sample]:
         ) from error
     samples: list[_Sample] = []
     for parts in found.values():
-        image = next((parts[e] for e in parts if os.path.splitext(e)[1] in EXTENSIONS or e in EXTENSIONS), None)
+        image = _first(parts, EXTENSIONS)
         if image is not None:
-            samples.append((image, next((parts[e] for e in LABELS if e in parts), None)))
+            samples.append((image, _first(parts, LABELS)))
     return samples
+
+
+def _first(parts: dict[str, _Member], extensions: Collection[str]) -> _Member | None:
+    """By the whole extension, or else, as of ``seg.png``, by its last part."""
+    whole = [part for extension, part in parts.items() if extension in extensions]
+    ends = [part for extension, part in parts.items() if os.path.splitext(extension[1:])[1] in extensions]
+    return next(iter(whole + ends), None)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossmae.training.data.bundled import BUNDLED, bundled
+from crossmae.training.data.bundled import BUNDLED, bundled_set
 from crossmae.training.data.folders import image_files
 from crossmae.training.data.shards import expanded, shards
 from crossmae.training.data.source import Source
@@ -34,11 +34,11 @@ def find_sources(where: str, evaluation: str | None = None) -> Sources:
     Raises:
         FileNotFoundError, NotADirectoryError, PermissionError, ValueError: if there is nothing to read.
     """
-    found = Sources(*bundled(where)) if where in BUNDLED else _at_path(where)
+    found = Sources(*bundled_set(where)) if where in BUNDLED else _at_path(where)
     if evaluation is None:
         return found
     if evaluation in BUNDLED:
-        return Sources(found.training, bundled(evaluation)[1])
+        return Sources(found.training, bundled_set(evaluation)[1])
     other = _at_path(evaluation, found.training.classes)
     return Sources(found.training, other.evaluation or other.training)
 

@@ -1,0 +1,57 @@
+"""The bundled images."""
+
+import pytest
+import torch
+
+from crossmae.training.data.bundled import BUNDLED, CONTRAST, GREY, bundled_set, standardised
+from crossmae.training.data.sources import find_sources
+from crossmae.training.probe import knn_accuracy
+
+
+def test_digits():
+    train, test = standardised("digits")
+    assert train.images.shape == (1347, 1, 32, 32)
+    assert test.images.shape == (450, 1, 32, 32)
+    assert train.labels.bincount(minlength=10).min() > 120
+    torch.testing.assert_close(train.images.mean().item(), 0.0, rtol=0, atol=1e-4)
+    torch.testing.assert_close(train.images.std().item(), 1.0, rtol=1e-4, atol=0)
+    assert {tuple(i.flatten().tolist()) for i in train.images}.isdisjoint(
+        tuple(i.flatten().tolist()) for i in test.images
+    )
+    images = bundled_set("digits")[0].images
+    assert images.dtype == torch.uint8
+    assert (images.min(), images.max()) == (0, 255)
+
+
+def test_photographs():
+    train, test = bundled_set("photographs")
+    assert train.images.shape == (3800, 3, 32, 32)
+    assert test.images.shape == (950, 3, 32, 32)
+    assert train.labels.bincount().tolist() == [200] * 19
+    assert test.labels.bincount().tolist() == [50] * 19
+    crops = (train.images.float() - GREY) / CONTRAST
+    half = 0.5 / CONTRAST  # of a step
+    inside = ((train.images > 0) & (train.images < 255)).flatten(1).all(1)  # of which nothing was cut off
+    assert 0.7 < inside.float().mean() < 1
+    torch.testing.assert_close(
+        crops[inside].mean((1, 2, 3)), torch.zeros(int(inside.sum())), rtol=0, atol=0.5 / CONTRAST
+    )
+    torch.testing.assert_close(crops[inside].std((1, 2, 3)), torch.ones(int(inside.sum())), rtol=0, atol=half)
+
+
+def test_photographs_are_told_apart_by_pixels_as_well_as_facts_say():
+    train, test = standardised("photographs")
+    accuracy = knn_accuracy(train.images.flatten(1), train.labels, test.images.flatten(1), test.labels)
+    assert 0.38 < accuracy < 0.48
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_sets_are_sources(name):
+    found = find_sources(name)
+    grey = found.training.load(3, 1, torch.float32)
+    assert grey.shape == (1, 32, 32)
+    assert 0 <= grey.min() < grey.max() <= 1
+    assert found.training.load(3, 3, torch.uint8).shape == (3, 32, 32)
+    assert found.evaluation.labelled
+    assert len({found.evaluation.label(i) for i in range(len(found.evaluation))}) == len(found.evaluation.classes)
+    assert find_sources("digits", "photographs").evaluation.classes[0] == "astronaut"

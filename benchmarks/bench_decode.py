@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.plain import plain_decode
+from benchmarks.release import release_decode
 from crossmae.decoder import CrossDecoder
 from crossmae.flops import decoder_flops_of_paper, decoder_macs
 from crossmae.masking import Masking, random_masking
@@ -45,7 +45,7 @@ SMALL_FORM = [
     MAE,
     *(Contender("CrossMAE", 12, ratio) for ratio in (0.25, 0.5, 0.75)),
     *(Contender("CrossMAE", blocks, 0.25) for blocks in (1, 4, 8)),
-    Contender("CrossMAE, plain", 12, 0.25),
+    Contender("CrossMAE, release", 12, 0.25),
 ]
 CONTENDERS = SMALL_FORM + [
     pytest.param(Contender("CrossMAE", blocks, ratio), marks=pytest.mark.full)
@@ -80,9 +80,9 @@ def forward_of(contender: Contender) -> Callable[[], Tensor]:
     ]
 
     decode: Callable[[list[Tensor], Masking], Tensor] = decoder
-    if contender.decoder == "CrossMAE, plain":
+    if contender.decoder == "CrossMAE, release":
         assert isinstance(decoder, CrossDecoder)
-        decode = functools.partial(plain_decode, decoder)
+        decode = functools.partial(release_decode, decoder)
 
     def forward() -> Tensor:
         with precision():

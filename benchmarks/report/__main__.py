@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import records
-from benchmarks.report import decode, runs
+from benchmarks.report import decode, pictures, runs
 from benchmarks.report.compare import comparison
 from benchmarks.report.markdown import insert
 from benchmarks.report.reading import run_of
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (folder / records.FILE).is_file():
         run = records.read(folder)
         _write(folder / "report.md", runs.tables(run))
-        for path in runs.draw(run, folder):
+        for path in pictures.draw(run, folder):
             print(f"Picture: {path}")
         return 0
     contenders, where = decode.read(folder / "decode.json")

@@ -39,9 +39,12 @@ def _of_pytest_benchmark(content: dict[str, Any]) -> Run:
         if "suite" in info:
             # Quartiles stand for the quantiles that pytest-benchmark does not keep.
             times = {"median": stats["median"], "p20": stats["q1"], "p80": stats["q3"], "rounds": stats["rounds"]}
+            largest = info.get("largest")
             key = (info[name] for name in ("suite", "problem", "contender", "direction"))
             record = Record(*key)
             record.status, record.date, record.dtype = records.MEASURED, content["datetime"], info["dtype"]
-            record.about, record.times = info["about"], {"call": times}
+            record.about, record.largest = info["about"], largest
+            # A search for the largest batch takes a time that says nothing.
+            record.times = {} if largest is not None else {"call": times}
             run.put([record])
     return run

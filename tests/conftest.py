@@ -18,6 +18,9 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # A machine to check kernels on may have PyTorch, Triton and pytest alone; what needs more is left out there.
 NEEDED = {
+    "crossmae/test_accelerate.py": ("safetensors",),
+    "crossmae/test_checkpoint.py": ("safetensors",),
+    "crossmae/test_golden.py": ("safetensors",),
     "crossmae/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", "sklearn", "tqdm"),
     "crossmae/test_imports.py": ("jsonargparse", "tabulate"),
     "crossmae/test_training.py": ("PIL", "sklearn"),

@@ -1,6 +1,7 @@
 """``python -m benchmarks.report``."""
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (folder / records.FILE).is_file():
         run = records.read(folder)
         _write(folder / "report.md", runs.tables(run))
+        if importlib.util.find_spec("matplotlib") is None:
+            print("No pictures: they need matplotlib")
+            return 0
         for path in pictures.draw(run, folder):
             print(f"Picture: {path}")
         return 0

@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import LogLocator
-
 from benchmarks.problem import BOTH, STEP
 from benchmarks.records import Record, Run
 from benchmarks.report.runs import OURS, ratio
@@ -107,7 +105,7 @@ def _decode_cost(run: Run, points: Sequence[Record], path: Path) -> None:
 
 def _plain_numbers(axis: Any) -> None:
     """Ticks of a logarithmic axis as 1, 2, 5, 10 instead of powers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.get_major_locator().set_params(subs=(1, 2, 5))
     axis.set_major_formatter("{x:,g}")
     axis.set_minor_formatter("")
 

@@ -292,7 +292,31 @@ def test_a_stage_without_time_is_not_reached(tmp_path):
     assert records.read(tmp_path).stages["mixing"].status == records.NOT_REACHED
 
 
+BARE = """
+import sys
+sys.modules |= dict.fromkeys(
+    "numpy matplotlib tabulate safetensors jsonargparse tqdm PIL sklearn yaml pytest_benchmark xdist timm".split()
+)
+import benchmarks.first_call, benchmarks.gpu, pytest
+from benchmarks.problem import form_named
+from benchmarks.suites import SUITES, problems
+for suite in SUITES:
+    for problem in problems(suite, form_named("full")):
+        assert problem.contenders
+sys.exit(pytest.main(["-m", "gpu", "--collect-only", "-qq", "-p", "no:cacheprovider"]))
+"""
+
+
+def test_torch_triton_and_pytest_are_all_that_is_needed():
+    environment = os.environ | {"PYTHONPATH": str(records.ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-c", BARE]
+    done = subprocess.run(command, cwd=records.ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "tests/crossmae_kernels/mlp" in done.stdout
+
+
 def test_rehearsal_goes_the_whole_way_and_a_second_call_has_nothing_to_do(tmp_path, capfd):
+    pytest.importorskip("numpy", reason="Triton's interpreter needs it")
     command = [sys.executable, "-m", "benchmarks.gpu", str(tmp_path), "--rehearse", "--minutes", "60"]
     command += ["--stages", "ceilings", "mixing"]
     environment = os.environ | {"PYTHONPATH": str(records.ROOT), "OMP_NUM_THREADS": "1"}

@@ -8,6 +8,13 @@ from benchmarks import records
 from benchmarks.records import Record, Run
 
 
+def newest(results: Path) -> Path | None:
+    """The folder below with the latest run on a GPU; None if there is none."""
+    runs = [(records.read(file.parent).machine, file.parent) for file in results.glob(f"*/{records.FILE}")]
+    of_gpus = [(machine["date"], folder) for machine, folder in runs if machine.get("cuda")]
+    return max(of_gpus, default=(None, None))[1]
+
+
 def run_of(path: Path) -> Run:
     """The run in a folder, or in a JSON file of pytest-benchmark."""
     if (path / records.FILE).is_file():

@@ -25,6 +25,12 @@ def tables(run: Run) -> str:
     return "\n".join(part for part in parts if part)
 
 
+def digest(run: Run, folder: str) -> str:
+    """What a README says of the run in ``folder``: its goals and its most telling picture."""
+    picture = f"![Time of decoding against its arithmetic]({folder}/decode_cost.png)"
+    return f"{_goals(run).rstrip()}\n\nAll of it: [{folder}/report.md]({folder}/report.md).\n\n{picture}\n"
+
+
 def _goals(run: Run) -> str:
     rows = [
         [

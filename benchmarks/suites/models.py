@@ -117,7 +117,12 @@ def model_problem(
     return _problem(
         suite,
         form,
-        {"decoder": "MAE" if family == "mae" else "CrossMAE", "model": model_name(size), "predicts": prediction_ratio},
+        {
+            "part": "whole model",
+            "decoder": "MAE" if family == "mae" else "CrossMAE",
+            "model": model_name(size),
+            "predicts": prediction_ratio,
+        },
         batch,
         arguments,
         module=lambda: _model(config, form.device),

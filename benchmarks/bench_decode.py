@@ -59,7 +59,7 @@ def precision() -> contextlib.AbstractContextManager[object]:
     return torch.autocast("cuda", torch.bfloat16) if DEVICE.type == "cuda" else contextlib.nullcontext()
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)  # the one at hand and MAE's
 def model_of(contender: Contender) -> MaskedAutoencoder:
     """The model whose decoder competes; its encoder does not run."""
     torch.manual_seed(0)
@@ -67,7 +67,7 @@ def model_of(contender: Contender) -> MaskedAutoencoder:
     return create_model(name, decoder_depth=contender.blocks).to(DEVICE)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)  # the one at hand and MAE's
 def forward_of(contender: Contender) -> Callable[[], Tensor]:
     """A call of the decoder on random feature maps."""
     model = model_of(contender)

@@ -34,30 +34,31 @@ def search(fits: Callable[[int], bool], first: int, most: int) -> tuple[int, int
 
 
 def fits(problem: Problem, solver: Solver, device: torch.device) -> bool:
-    """Whether two steps do, of which the first makes the optimizer's state; nothing is left of them."""
-    assert solver.optimizer is not None
+    """Whether a step does, beside the optimizer's state, which stays; of the step nothing is left."""
+    optimizer = solver.optimizer
+    assert optimizer is not None
+    has_state, steps = bool(optimizer.state), []
     try:
-        _two_steps(problem, solver, device)
+        steps += passes(problem, solver, STEP, device)
+        for _ in range(1 if has_state else 2):
+            steps[0]()
+        wait_for_device()
         answer = True
     except Exception as failure:  # its traceback holds tensors, and is gone when memory is emptied below
         if not out_of_memory(failure):
             raise
         answer = False
-    solver.optimizer.zero_grad(set_to_none=True)
-    solver.optimizer.state.clear()  # half of it may be there
+    steps.clear()
+    optimizer.zero_grad(set_to_none=True)
+    if not (answer or has_state):
+        optimizer.state.clear()  # half of it may be there
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return answer
 
 
-def _two_steps(problem: Problem, solver: Solver, device: torch.device) -> None:
-    (step,) = passes(problem, solver, STEP, device)
-    for _ in range(2):
-        step()
-    wait_for_device()
-
-
 def out_of_memory(failure: Exception) -> bool:
-    """Whether memory was asked for that is not there, on a device or on the host."""
-    return isinstance(failure, torch.OutOfMemoryError) or "allocate memory" in str(failure)
+    """Whether memory was asked for that is not there, by PyTorch or by a library, on a device or on the host."""
+    words = ("out of memory", "allocate memory", "ALLOC_FAILED")
+    return isinstance(failure, torch.OutOfMemoryError) or any(word in str(failure) for word in words)

@@ -204,16 +204,21 @@ def _problem(
     graphed: Callable[[Any], Callable[..., Any]] | None = None,
     constants: frozenset[str] = frozenset(),
 ) -> Problem:
-    def solver(call: Callable[[Any], Callable[..., Any]], implementation: Implementation, **more: Any) -> Solver:
+    def solver(
+        call: Callable[[Any], Callable[..., Any]],
+        implementation: Implementation,
+        no_graph: str = "",
+        differentiates: bool = False,
+    ) -> Solver:
         built = module()
-        if STEP in work:  # a step changes the weights, so everybody has their own
+        if STEP in work or differentiates:  # who changes weights or gradients has their own
             built = copy.deepcopy(built)
         parameters = tuple(built.parameters())
         optimizer = None
         if STEP in work:
             on_cuda = form.device.type == "cuda"
             optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), fused=on_cuda, capturable=on_cuda)
-        return Solver(call(built), implementation, parameters, optimizer, **more)
+        return Solver(call(built), implementation, parameters, optimizer, no_graph, differentiates)
 
     def exact() -> Solver:
         double = copy.deepcopy(module()).double()

@@ -1,5 +1,6 @@
 """Every suite but ``decode`` under pytest-benchmark: calls from Python, each contender checked first."""
 
+import time
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from crossmae.measure import wait_for_device
 from crossmae_kernels.common.implementation import REFUSAL
 
 FORM = form_named("short" if torch.cuda.is_available() else "small")
-ROUNDS = 20 if FORM.device.type == "cuda" else 5
+# Rounds at least, and at most as long as they fit into so many seconds.
+ROUNDS, MOST_ROUNDS, SECONDS = 20 if FORM.device.type == "cuda" else 5, 50, 0.3
 
 CASES = [
     pytest.param(case, id=f"{suite}: {case[0].label}: {case[1]}, {case[2]}")
@@ -59,7 +61,10 @@ def test_suite(benchmark: Any, case: Case) -> None:
             first()
             wait_for_device()
 
-        benchmark.pedantic(run, rounds=ROUNDS, warmup_rounds=1)
+        begun = time.perf_counter()
+        run()
+        rounds = SECONDS / (time.perf_counter() - begun)
+        benchmark.pedantic(run, rounds=int(max(ROUNDS, min(rounds, MOST_ROUNDS))), warmup_rounds=1)
     benchmark.extra_info.update(
         suite=record.suite,
         problem=record.problem,

@@ -52,7 +52,9 @@ def _suite(run: Run, found: Sequence[Record], path: Path) -> None:
         axis.set_yticks(range(len(lines)), lines if axis is axes[0] else [""] * len(lines), fontsize=7)
         axis.tick_params(axis="x", labelsize=7)
         axis.grid(alpha=0.3)
-        if axis is not axes[1] and values:
+        if not values:
+            axis.set_xticks([])
+        elif axis is not axes[1]:
             axis.set_xscale("log")
             _plain_numbers(axis.xaxis)
     axes[0].axvline(1, color="grey", linestyle="--")
@@ -81,7 +83,7 @@ def _decode_cost(run: Run, points: Sequence[Record], path: Path) -> None:
         place = _gmacs(record), record.time["median"] / record.about["batch"] * 1e6
         series[record.about["decoder"], record.contender].append(place)
         if (record.about["decoder"], record.contender) == ("CrossMAE", OURS):
-            text = f"{record.about['blocks']} blocks, {record.about['predicts']:g}"
+            text = f"{record.about['blocks']}, {record.about['predicts']:g}"
             axis.annotate(text, place, xytext=(0, -11), textcoords="offset points", fontsize=6, ha="center")
     names = list(dict.fromkeys(contender for _, contender in series))
     for (decoder, contender), places in series.items():

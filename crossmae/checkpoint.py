@@ -153,15 +153,21 @@ def _filled(
         for name, tensor in state_dict.items()
     }
     model.load_state_dict(copies, assign=True)
+    model.register_pixel_statistics()
     return model
 
 
 def save(model: MaskedAutoencoder, path: str | os.PathLike[str]) -> None:
     """Write model and configuration to one safetensors file; an existing file is replaced whole or not at all."""
+    save_state(model.state_dict(), model.config, path)
+
+
+def save_state(state_dict: Mapping[str, Tensor], config: Config, path: str | os.PathLike[str]) -> None:
+    """As ``save``, for a model whose tensors were gathered from elsewhere."""
     from safetensors.torch import save_file
 
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    metadata = {_CONFIG_KEY: json.dumps(model.config.to_dict())}
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in state_dict.items()}
+    metadata = {_CONFIG_KEY: json.dumps(config.to_dict())}
     with replacing(path) as beside:
         save_file(tensors, beside, metadata=metadata)
 
@@ -172,7 +178,8 @@ def load(
     """The model of a checkpoint file: ours, CrossMAE's release or MAE's, recognised by its content.
 
     Args:
-        path: a safetensors file, or one written by ``torch.save``.
+        path: a safetensors file, one written by ``torch.save``, or a folder that holds a ``model.safetensors``, such
+            as that of a training run.
         image_size: interpolate the position embeddings, in 2-D, for images of this size; the checkpoint's own
             unless given.
         arguments: constructor arguments of the release (see ``from_release``) that its file does not tell, such as
@@ -183,6 +190,8 @@ def load(
         ValueError: if the file is no checkpoint, is torn, or holds other tensors than the model has.
     """
     path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint file {path}")
     tensors, metadata, training_arguments = _read(path)

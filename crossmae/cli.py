@@ -1,10 +1,15 @@
 """The command line: ``crossmae <command> --help``."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from inspect import signature
+from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from crossmae.training.recipe import Recipe, RunOptions, read_recipes
 
 
 def flops(figure: str = "flops.png") -> None:
@@ -44,6 +49,19 @@ def demo(out: str = "demo", steps: int = 600) -> None:
     run(out, steps)
 
 
+def pretrain(recipe: Recipe, options: RunOptions) -> None:
+    """Pretrain an encoder on images.
+
+    Takes a folder of images (nested or flat; train/ and val/ as ImageNet has them), WebDataset shards or a bundled set,
+    and writes the model, checkpoints to go on from, curves and pictures into a folder. On all accelerators of this
+    machine or, started by torchrun, of many.
+    """
+    from crossmae.training.run import pretrain as run
+
+    if run(recipe, options) is not None:
+        print(f"The model: {options.out}/model.safetensors, for crossmae.load.")
+
+
 def check(json: bool = False, interpret: bool = False) -> int:
     """Check every op on this machine against float64.
 
@@ -56,16 +74,61 @@ def check(json: bool = False, interpret: bool = False) -> int:
     return run(["--json"] * json + ["--interpret"] * interpret)
 
 
+def reconstruct(
+    images: list[str],
+    checkpoint: str,
+    mask_ratio: float = 0.75,
+    seed: int = 0,
+    out: str = "reconstruction.png",
+    statistics: Literal["visible", "true"] = "visible",
+    mixing: str | None = None,
+    blocks: bool = False,
+    norm_pix_loss: bool = False,
+) -> None:
+    """Draw images, what the encoder sees of them, and the model's reconstruction.
+
+    One row per image, of any size: each is scaled to cover the model's image size and cropped at its centre. Hides
+    random patches, another choice for every image and seed, and decodes all of them. Prints the loss on them, and
+    where brightness and contrast come from if the model was trained on normalised pixels.
+
+    Args:
+        checkpoint: a checkpoint file of this package or of CrossMAE's or MAE's release, or the folder of a run.
+        mask_ratio: share of patches to hide.
+        seed: of the masks.
+        out: where to write the picture.
+        statistics: brightness and contrast of normalised pixels: interpolated between the visible patches, or the
+            hidden patches' true ones, which leaks them.
+        mixing: where to write the learned mixing weights as a heat map; not drawn unless given.
+    """
+    from crossmae.reconstruct_command import run
+
+    run(images, checkpoint, mask_ratio, seed, out, statistics, mixing, blocks, norm_pix_loss)
+
+
 _COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
     "check": (check, "crossmae check --interpret"),
     "demo": (demo, "crossmae demo --out demo"),
     "flops": (flops, "crossmae flops --figure flops.png"),
+    "pretrain": (pretrain, "crossmae pretrain --recipe vit_base+gamma25 --data.source my_pictures --out run"),
+    "reconstruct": (reconstruct, "crossmae reconstruct cat.jpg --checkpoint model.safetensors"),
 }
 
-_FLAGS = {
+_HELP = {
+    "blocks": "also draw the reconstruction as it stands behind each decoder block",
+    "dry_run": "print the plan and do nothing",
+    "images": "pictures, TIFF files or .npy arrays",
     "interpret": "run the kernels on the CPU, in Triton's interpreter",
     "json": "one list of records instead of a table",
+    "norm_pix_loss": "the model was trained on normalised pixels, for a release's checkpoint that does not tell",
 }
+
+
+class _RecipeFiles(ActionConfigFile):
+    """Files of settings, which may also be named by the name of a recipe."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Apply each of those joined by +, in order."""
+        super().__call__(parser, cfg, json.dumps(read_recipes(values.split("+"))), option_string)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,17 +137,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subcommands(required=True)
     for name, (function, example) in _COMMANDS.items():
         command = ArgumentParser(description=_description(function.__doc__ or ""), epilog=f"Example: {example}")
-        flags = [p.name for p in signature(function).parameters.values() if p.annotation is bool]
-        command.add_function_arguments(function, as_group=False, skip=set(flags))
-        for flag in flags:
-            command.add_argument(f"--{flag}", action="store_true", help=_FLAGS[flag])
+        _add_options(command, function)
         commands.add_subcommand(name, command, help=(function.__doc__ or "").partition("\n")[0])
-    chosen = parser.parse_args(arguments)
     try:
-        return _COMMANDS[chosen.subcommand][0](**chosen[chosen.subcommand]) or 0
+        chosen = parser.parse_args(arguments)
+        function = _COMMANDS[chosen.subcommand][0]
+        return function(**_arguments(function, parser.instantiate(chosen)[chosen.subcommand])) or 0
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"crossmae {chosen.subcommand}: {error}", file=sys.stderr)
+        print(f"crossmae {(arguments or sys.argv[1:])[0]}: {error}", file=sys.stderr)
         return 1
+
+
+def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -> None:
+    """One option for each parameter of a function; of a parameter that is a dataclass, one for each field.
+
+    A list of files is given without the name of an option.
+    """
+    kinds: list[Any] = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
+    if Recipe in kinds:
+        command.add_argument("--recipe", action=_RecipeFiles, help="recipes by name, or files of settings, joined by +")
+    flags = [
+        p.name for part in kinds or [function] for p in signature(part).parameters.values() if p.annotation is bool
+    ]
+    for kind in kinds:
+        command.add_class_arguments(kind, skip=set(flags))
+    if not kinds:
+        several = [p.name for p in signature(function).parameters.values() if p.annotation == list[str]]
+        for name in several:
+            command.add_argument(name, nargs="+", help=_HELP[name])
+        command.add_function_arguments(function, as_group=False, skip={*flags, *several})
+    for flag in flags:
+        command.add_argument(f"--{flag}", action="store_true", help=_HELP[flag])
+
+
+def _arguments(function: Callable[..., int | None], options: Any) -> dict[str, Any]:
+    """Options back to the function's arguments."""
+    arguments: dict[str, Any] = {}
+    for name, parameter in signature(function).parameters.items():
+        make = parameter.annotation
+        fields = signature(make).parameters if is_dataclass(parameter.annotation) else ()
+        arguments[name] = make(**{field: options[field] for field in fields}) if fields else options[name]
+    return arguments
 
 
 def _description(docstring: str) -> str:

@@ -18,6 +18,10 @@ class Config:
     (inter-block attention). None means no inter-block attention: all attend to the normalised output of the last
     encoder block. MAE's decoder always uses that one.
 
+    ``pixel_mean`` and ``pixel_std``, one value per channel, are what the model's images are normalised with: uint8
+    images as ``(pixel / 255 - mean) / std``. A model that has them takes uint8 images as they are. None: it takes
+    floating-point images that were normalised before.
+
     The last fields say how a model runs, and leave its parameters as they are: ``drop_path`` is the rate, rising to
     this from 0 along the encoder's depth, at which an image skips a residual branch while training (stochastic depth,
     arXiv 1603.09382); ``gradient_checkpointing`` computes blocks again in the backward pass instead of keeping what
@@ -39,6 +43,8 @@ class Config:
     feature_maps: tuple[int, ...] | None = None
     decoder_self_attention: bool = False
     normalize_targets: bool = True
+    pixel_mean: tuple[float, ...] | None = None
+    pixel_std: tuple[float, ...] | None = None
     drop_path: float = 0.0
     gradient_checkpointing: bool = False
     hidden_layer: Hidden = "recompute"
@@ -91,6 +97,14 @@ class Config:
                     "feature_maps must be ascending and distinct, at least one, "
                     f"each in [0, encoder_depth = {self.encoder_depth}], got {maps}"
                 )
+        for name in ("pixel_mean", "pixel_std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.channels:
+                wrong.append(f"{name} must have one value for each of {self.channels} channels, got {values}")
+        if (self.pixel_mean is None) != (self.pixel_std is None):
+            wrong.append(f"pixel_mean and pixel_std come together, got {self.pixel_mean} and {self.pixel_std}")
+        elif self.pixel_std is not None and min(self.pixel_std) <= 0:
+            wrong.append(f"pixel_std must be positive, got {self.pixel_std}")
         if self.decoder == "mae" and (self.feature_maps is not None or self.decoder_self_attention):
             wrong.append("feature_maps and decoder_self_attention belong to decoder='crossmae', got decoder='mae'")
         return wrong
@@ -119,8 +133,9 @@ class Config:
         """The inverse of ``to_dict``, also after a trip through JSON."""
         values = dict(values)
         values["image_size"] = tuple(values["image_size"])
-        if values.get("feature_maps") is not None:
-            values["feature_maps"] = tuple(values["feature_maps"])
+        for name in ("feature_maps", "pixel_mean", "pixel_std"):
+            if values.get(name) is not None:
+                values[name] = tuple(values[name])
         return cls(**values)
 
 
@@ -176,6 +191,4 @@ def named_config(name: str, image_size: int | Sequence[int] | None = None, **ove
     if family == "crossmae" and "feature_maps" not in overrides:
         depth = values.get("encoder_depth", Config.encoder_depth)
         values["feature_maps"] = tuple(range(depth + 1))
-    if values.get("feature_maps") is not None:
-        values["feature_maps"] = tuple(values["feature_maps"])
-    return Config(**values)
+    return Config.from_dict({"image_size": Config.image_size, **values})

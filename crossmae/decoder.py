@@ -68,6 +68,10 @@ class CrossDecoder(nn.Module):
         for block, keys_and_values in zip(self.blocks, self.keys_and_values(maps), strict=True):
             x = run_block(block, self.config.gradient_checkpointing, x, keys_and_values, ids)
             ids = None  # from the second block on the rows are there
+        return self.pixels(x, masking)
+
+    def pixels(self, x: Tensor, masking: Masking) -> Tensor:
+        """The residual stream ``(B, Q, D)`` behind any block, of queries ``masking`` names -> patches ``(B, Q, P)``."""
         return ck.norm_linear(x, self.head.weight, self.head.bias, self.norm.weight, self.norm.bias, self.norm.eps)
 
     def keys_and_values(self, maps: list[Tensor]) -> tuple[Tensor, ...]:

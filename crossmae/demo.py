@@ -1,15 +1,13 @@
 """The main job in small: CrossMAE against MAE on real pictures, with the same encoder and the same images."""
 
 import functools
-import time
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from tabulate import tabulate
 from torch import Tensor
-from tqdm import tqdm
 
 from crossmae.figures import draw_learning, draw_reconstructions
 from crossmae.files import replacing
@@ -17,64 +15,64 @@ from crossmae.flops import decoder_macs
 from crossmae.masking import Masking, random_masking
 from crossmae.measure import interleaved_medians
 from crossmae.model import MaskedAutoencoder, create_model
-from crossmae.reconstruction import reconstruct
-from crossmae.training.data import LabelledImages, digits
-from crossmae.training.pretrain import Pretraining, pretrain
-from crossmae.training.probe import evaluate, features, knn_accuracy
+from crossmae.reconstruction import denormalized, reconstruct, visible_part
+from crossmae.training.data.config import DataConfig
+from crossmae.training.data.dataset import ImageDataset
+from crossmae.training.evaluation import baseline_accuracies
+from crossmae.training.monitor import LOG, read_log
+from crossmae.training.recipe import Recipe, RunOptions
+from crossmae.training.run import opened, pretrain
 
 MASK_RATIO = 0.75
-PREDICTION_RATIOS = {"CrossMAE": 0.25, "MAE": MASK_RATIO}
+PREDICTION_RATIOS = {"MAE": MASK_RATIO, "CrossMAE": 0.25}
+BATCH = 128
 EVALUATIONS = 4  # of the features, while training
 PICTURES = 6
 BASE_BATCH = 8  # of ViT-B, for the decoders' times
 
 
-@dataclass
-class Run:
-    """What one pretraining left behind."""
-
-    model: MaskedAutoencoder
-    losses: list[float] = field(default_factory=list)
-    knn: dict[int, float] = field(default_factory=dict)
-    seconds: float = 0.0
-
-
 def run(out: str, steps: int) -> None:
-    """Pretrain, evaluate, measure and draw; leaves two pictures and ``results.md`` in the folder ``out``."""
+    """Pretrain, evaluate, measure and draw; leaves two pictures and ``results.md`` in the folder ``out``.
+
+    The runs themselves are left in folders beside them, anew each time.
+    """
     if steps < EVALUATIONS:
         raise ValueError(f"steps must be at least {EVALUATIONS}, got {steps}")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    train, test = digits()
-    print(
-        f"{len(train.labels)} digits to train on, {len(test.labels)} held out; {torch.get_num_threads()} CPU threads."
-    )
-
-    pixels = evaluate(train.images.flatten(1), test.images.flatten(1), train, test)
-    untrained = _accuracies(_tiny("crossmae"), train, test)
-    runs = {name: _pretrained(name, train, test, steps) for name in ("MAE", "CrossMAE")}
-    trained = {name: _accuracies(run.model, train, test) for name, run in runs.items()}
-    print("Measuring the decoders, tiny and ViT-B ...")
-    decode = _decode_cost({name: run.model for name, run in runs.items()}, batch=128)
+    models, logs = {}, {}
+    for name in PREDICTION_RATIOS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        recipe, images = opened(_recipe(name, steps))
+        every = steps // EVALUATIONS / (len(images) // BATCH)
+        options = RunOptions(
+            out=str(folder / name), save_every=steps, probe_every=every, pictures_every=steps, resume="never"
+        )
+        model = pretrain(recipe, options)
+        assert model is not None  # it was no dry run
+        models[name], logs[name] = model, read_log(folder / name / LOG)
+    print("Comparing with raw pixels and an untrained encoder, measuring the decoders ...")
+    levels = baseline_accuracies(images, models["CrossMAE"].config, recipe.seed)
+    decode = _decode_cost(models, batch=BATCH)
     decode_base = _decode_cost(
         {"MAE": create_model("mae_vit_base_patch16"), "CrossMAE": create_model("crossmae_vit_base_patch16")},
         batch=BASE_BATCH,
     )
 
     draw_learning(
-        {name: run.losses for name, run in runs.items()},
-        {name: run.knn for name, run in runs.items()},
-        {"raw pixels": pixels[0], "untrained encoder": untrained[0]},
+        {name: [entry["loss"] for entry in log if "loss" in entry] for name, log in logs.items()},
+        {name: {entry["step"]: entry["knn"] for entry in log if "knn" in entry} for name, log in logs.items()},
+        {name: accuracies["knn"] for name, accuracies in levels.items()},
         folder / "learning.png",
     )
-    draw_reconstructions(_reconstructions(runs, test.images[:PICTURES]), folder / "reconstructions.png")
-    quality = [
-        ("raw pixels", *pixels, None),
-        ("untrained encoder", *untrained, None),
-        *((f"{name} encoder", *trained[name], runs[name].seconds) for name in runs),
-    ]
+    draw_reconstructions(_reconstructions(models, images), folder / "reconstructions.png")
+    quality = [(name, accuracies["knn"], accuracies["linear"], None) for name, accuracies in levels.items()]
+    for name, log in logs.items():
+        probe = [entry for entry in log if "knn" in entry][-1]
+        seconds = [entry["seconds"] for entry in log if "seconds" in entry][-1]
+        quality.append((f"{name} encoder", probe["knn"], probe["linear"], seconds))
     report = _report(
-        quality, [("tiny, batch 128", decode), (f"ViT-B/16, 224 px, batch {BASE_BATCH}", decode_base)], steps
+        quality, [(f"tiny, batch {BATCH}", decode), (f"ViT-B/16, 224 px, batch {BASE_BATCH}", decode_base)], steps
     )
     print("\n" + report)
     with replacing(folder / "results.md") as beside:
@@ -82,50 +80,23 @@ def run(out: str, steps: int) -> None:
     print(f"Pictures and table: {folder}/reconstructions.png, {folder}/learning.png, {folder}/results.md")
 
 
-def _tiny(family: str) -> MaskedAutoencoder:
-    """The tiny model for greyscale images; both families start from the same encoder weights.
+def _recipe(name: str, steps: int) -> Recipe:
+    """The tiny model on greyscale digits; both families start from the same encoder weights and see the same batches.
 
     It predicts plain pixels: much of a scanned digit is blank, and a blank patch, normalised, is rounding noise.
     """
-    torch.manual_seed(0)
-    return create_model(f"{family}_vit_tiny_patch4", channels=1, normalize_targets=False)
-
-
-def _accuracies(model: MaskedAutoencoder, train: LabelledImages, test: LabelledImages) -> tuple[float, float]:
-    return evaluate(features(model, train.images), features(model, test.images), train, test)
-
-
-def _pretrained(name: str, train: LabelledImages, test: LabelledImages, steps: int) -> Run:
-    result = Run(_tiny(name.lower()))
-    plan = Pretraining(
-        steps=steps,
-        batch_size=128,
-        learning_rate=2e-3,
-        warmup_steps=max(1, steps // 10),
+    return Recipe(
+        model=f"{name.lower()}_vit_tiny_patch4",
+        model_options={"channels": 1, "normalize_targets": False},
+        data=DataConfig(source="digits", crop_scale=None, flip=False, workers=0),
         mask_ratio=MASK_RATIO,
         prediction_ratio=PREDICTION_RATIOS[name],
+        steps=steps,
+        batch_size=BATCH,
+        learning_rate=2e-3,
+        warmup=0.1,
+        precision="float32",
     )
-    with tqdm(total=steps, desc=f"pretraining {name}", unit="step", mininterval=1) as progress:
-        begun = time.perf_counter()
-
-        def after_step(step: int, loss: float) -> None:
-            nonlocal begun
-            result.losses.append(loss)
-            progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            progress.update()
-            if step % (steps // EVALUATIONS) == 0:
-                result.seconds += time.perf_counter() - begun
-                train_features, test_features = (
-                    features(result.model, train.images),
-                    features(result.model, test.images),
-                )
-                result.knn[step] = knn_accuracy(train_features, train.labels, test_features, test.labels)
-                result.model.train()
-                begun = time.perf_counter()
-
-        pretrain(result.model, train.images, plan, after_step)
-        result.seconds += time.perf_counter() - begun
-    return result
 
 
 def _decode_cost(models: dict[str, MaskedAutoencoder], batch: int) -> dict[str, tuple[int, float]]:
@@ -148,26 +119,21 @@ def _decode_step(model: MaskedAutoencoder, maps: list[Tensor], masking: Masking)
 
 
 @torch.no_grad()
-def _reconstructions(runs: dict[str, Run], images: Tensor) -> dict[str, Tensor]:
+def _reconstructions(models: dict[str, MaskedAutoencoder], images: ImageDataset) -> dict[str, Tensor]:
     """Columns of pictures: the images, what the encoder saw, and what each model makes of it.
 
     All masked patches are decoded, also by the model that was trained on a third of them: queries are independent.
     """
-    config = runs["MAE"].model.config
+    config, shown = models["MAE"].config, images.evaluation or images.images
+    normalized = models["MAE"].normalized(torch.stack([shown[i].image for i in range(PICTURES)]))
     masking = random_masking(
-        len(images), config.patches, MASK_RATIO, MASK_RATIO, generator=torch.Generator().manual_seed(0)
+        PICTURES, config.patches, MASK_RATIO, MASK_RATIO, generator=torch.Generator().manual_seed(0)
     )
-    columns = {"original": images, "masked (75 %)": _masked(images, masking, runs["MAE"].model)}
-    for name, run in runs.items():
-        prediction = run.model.eval()(images, masking=masking).prediction
-        columns[name] = reconstruct(images, prediction, masking, run.model.config)
-    return columns
-
-
-def _masked(images: Tensor, masking: Masking, model: MaskedAutoencoder) -> Tensor:
-    """The images with NaN where nothing is visible."""
-    nothing = images.new_full((*masking.predicted_ids.shape, model.config.patch_values), float("nan"))
-    return reconstruct(images, nothing, masking, model.config)
+    columns = {"original": normalized, "masked (75 %)": visible_part(normalized, masking, config)}
+    for name, model in models.items():
+        prediction = model.eval()(normalized, masking=masking).prediction
+        columns[name] = reconstruct(normalized, prediction, masking, model.config)
+    return {name: denormalized(pictures, config) for name, pictures in columns.items()}
 
 
 def _report(

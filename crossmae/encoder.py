@@ -29,9 +29,9 @@ class PatchEmbedding(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.xavier_uniform_(self.weight.view(width, -1))
 
-    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
-        """Images ``(B, C, H, W)`` and ids ``(B, V)`` -> ``(B, V, E)``."""
-        patches = ck.gather_patches(images, ids, self.patch_size)
+    def forward(self, images: Tensor, ids: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
+        """Images ``(B, C, H, W)`` and ids ``(B, V)`` -> ``(B, V, E)``; ``mean`` and ``std`` for uint8 images."""
+        patches = ck.gather_patches(images, ids, self.patch_size, mean, std)
         return nn.functional.linear(patches, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
 
 
@@ -56,9 +56,14 @@ class Encoder(nn.Module):
         self.norm = layer_norm(width) if config.feature_maps is None else nn.Identity()
         self.blocks.apply(initialize)
 
-    def forward(self, images: Tensor, visible_ids: Tensor) -> list[Tensor]:
-        """Images ``(B, C, H, W)``, ids ``(B, V)`` -> the chosen maps, each ``(B, V + 1, E)``, class token first."""
-        x = self._tokens(images, visible_ids)
+    def forward(
+        self, images: Tensor, visible_ids: Tensor, mean: Tensor | None = None, std: Tensor | None = None
+    ) -> list[Tensor]:
+        """Images ``(B, C, H, W)``, ids ``(B, V)`` -> the chosen maps, each ``(B, V + 1, E)``, class token first.
+
+        ``mean`` and ``std`` ``(C,)`` are for uint8 images, as ``crossmae_kernels.gather_patches`` takes them.
+        """
+        x = self._tokens(images, visible_ids, mean, std)
         maps = [x]
         for block in self.blocks:
             x = run_block(block, self.config.gradient_checkpointing, x)
@@ -66,15 +71,15 @@ class Encoder(nn.Module):
         chosen = self.config.feature_maps
         return [self.norm(x)] if chosen is None else [maps[index] for index in chosen]
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
         """Final features ``(B, L + 1, E)``, class token first, of all patches of images ``(B, C, H, W)``."""
         patches = self.positions.shape[1] - 1
-        x = self._tokens(images, torch.arange(patches, device=images.device).expand(len(images), -1))
+        x = self._tokens(images, torch.arange(patches, device=images.device).expand(len(images), -1), mean, std)
         for block in self.blocks:
             x = run_block(block, self.config.gradient_checkpointing, x)
         return self.norm(x)
 
-    def _tokens(self, images: Tensor, ids: Tensor) -> Tensor:
-        patches = residual_stream(self.patch_embed(images, ids) + self.positions[0, 1:][ids], self.config)
+    def _tokens(self, images: Tensor, ids: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
+        patches = residual_stream(self.patch_embed(images, ids, mean, std) + self.positions[0, 1:][ids], self.config)
         class_token = (self.cls_token + self.positions[:, :1]).to(patches.dtype)
         return torch.cat([class_token.expand(len(patches), -1, -1), patches], dim=1)

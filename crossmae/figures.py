@@ -4,12 +4,20 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from crossmae.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# Of grids of pictures, in pixels: small pictures are enlarged to about this size; space between them; title; its font.
+PICTURE_PIXELS = 160
+GAP = 4
+TITLE = 24
+FONT = 13
+HALF_LEVEL = 0.5 / 255
 
 
 def new_figure(rows: int, columns: int, width: float, height: float) -> "tuple[Figure, Any]":
@@ -29,20 +37,64 @@ def write_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
 
 
 def draw_reconstructions(columns: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """A grid of pictures: one column per name, one row per image; each column ``(N, C, H, W)``, one or three channels.
+    """A grid of pictures: one column per name, one row per image; each column ``(N, C, H, W)``, floating point.
 
-    All pictures of a row share one brightness scale, that of its first. NaN is drawn as grey: what was hidden.
+    Every pixel is drawn as it is, or enlarged to a square of whole pixels where pictures are small. One channel is
+    grey, three and more are red, green and blue (others are not shown); of two the first is drawn, grey. A row whose
+    first picture lies in [0, 1], give or take half a grey level, is drawn from 0, black, to 1, white; any other from
+    the lowest to the highest value of its first picture. NaN is drawn as grey: what was hidden.
     """
-    rows = len(next(iter(columns.values())))
-    figure, axes = new_figure(rows, len(columns), 1.5 * len(columns), 1.55 * rows + 0.3)
+    from PIL import Image, ImageDraw
+
+    originals = next(iter(columns.values()))
+    height, width = originals.shape[2:]
+    scale = max(1, PICTURE_PIXELS // max(height, width))
+    height, width = height * scale, width * scale
+    canvas = Image.new("RGB", (GAP + len(columns) * (width + GAP), TITLE + len(originals) * (height + GAP)), "white")
+    drawing = ImageDraw.Draw(canvas)
     for column, (name, images) in enumerate(columns.items()):
-        axes[0, column].set_title(name, fontsize=8)
-        for row, image in enumerate(images):
-            first = next(iter(columns.values()))[row]
-            low, high = float(first.min()), float(first.max())
-            pixels = ((image.detach() - low) / (high - low)).clamp(0, 1).permute(1, 2, 0).cpu().nan_to_num(0.5)
-            axes[row, column].imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axes[row, column].set_axis_off()
+        left = GAP + column * (width + GAP)
+        drawing.text((left + width / 2, TITLE / 2), name, fill="black", anchor="mm", font_size=FONT)
+        for row, (image, original) in enumerate(zip(images, originals, strict=True)):
+            picture = Image.fromarray(_drawable(image, original).numpy())
+            enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
+            canvas.paste(enlarged, (left, TITLE + row * (height + GAP)))
+    with replacing(path) as beside:
+        canvas.save(beside, format="png")
+
+
+def _drawable(image: Tensor, original: Tensor) -> Tensor:
+    """An image ``(C, H, W)`` as red, green and blue ``(H, W, 3)``, uint8, on the brightness scale of another."""
+    low, high = float(original.min()), float(original.max())
+    if low > -HALF_LEVEL and high < 1 + HALF_LEVEL:
+        low, high = 0.0, 1.0
+    channels = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    shares = ((channels.detach().float().cpu() - low) / max(high - low, 1e-9)).clamp(0, 1).nan_to_num(0.5)
+    return (255 * shares).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+
+
+def draw_mixing_weights(weight: Tensor, feature_map_indices: Sequence[int], path: str | os.PathLike[str]) -> None:
+    """A heat map of what each decoder block attends to: red is added, blue subtracted, white left out.
+
+    A LayerNorm follows every mix, so within a row the proportions count and between rows nothing does.
+
+    Args:
+        weight: ``(n, k)``, decoder blocks by feature maps: ``model.decoder.mixing.weight``.
+        feature_map_indices: which map each column stands for, ``model.config.feature_maps``; 0 is the encoder's input.
+        path: where to write the PNG.
+    """
+    blocks, maps = weight.shape
+    figure, axes = new_figure(1, 1, 1.8 + 0.28 * maps, 0.8 + 0.28 * blocks)
+    axis = axes[0, 0]
+    largest = float(weight.detach().abs().max())
+    heat = axis.imshow(weight.detach().float().cpu().numpy(), cmap="RdBu_r", vmin=-largest, vmax=largest)
+    axis.set_xticks(range(maps), feature_map_indices, fontsize=7)
+    axis.set_yticks(range(blocks), range(1, blocks + 1), fontsize=7)
+    axis.set_xlabel("feature map (0: encoder's input)", fontsize=8)
+    axis.set_ylabel("decoder block", fontsize=8)
+    bar = figure.colorbar(heat, ax=axis)
+    bar.set_label("mixing weight", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     write_figure(figure, path)
 
 

@@ -48,6 +48,10 @@ class SelfDecoder(nn.Module):
         x = residual_stream(x, self.config)
         for block in self.blocks:
             x = run_block(block, self.config.gradient_checkpointing, x)
+        return self.pixels(x, masking)
+
+    def pixels(self, x: Tensor, masking: Masking) -> Tensor:
+        """The residual stream ``(B, L + 1, D)`` behind any block -> the patches to predict ``(B, Q, P)``."""
         norm, head = self.norm, self.head
         patches = ck.norm_linear(x, head.weight, head.bias, norm.weight, norm.bias, norm.eps)[:, 1:]
         return patches.gather(1, _rows(masking.predicted_ids, patches))

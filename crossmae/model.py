@@ -27,11 +27,24 @@ class Output:
 class MaskedAutoencoder(nn.Module):
     """A masked autoencoder with CrossMAE's or MAE's decoder, as ``config.decoder`` says."""
 
+    pixel_mean: Tensor | None
+    pixel_std: Tensor | None
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = SelfDecoder(config) if config.decoder == "mae" else CrossDecoder(config)
+        self.register_pixel_statistics()
+
+    def register_pixel_statistics(self) -> None:
+        """Put the configuration's pixel statistics on the default device.
+
+        They are not part of the state: the configuration tells them, and the releases' state dicts do not hold them.
+        """
+        for name in ("pixel_mean", "pixel_std"):
+            values = getattr(self.config, name)
+            self.register_buffer(name, None if values is None else torch.tensor(values), persistent=False)
 
     def forward(
         self,
@@ -46,7 +59,8 @@ class MaskedAutoencoder(nn.Module):
         """Mask, encode, decode, compare.
 
         Args:
-            images: ``(B, C, H, W)``, of the size and channels of the configuration.
+            images: ``(B, C, H, W)``, of the size and channels of the configuration, floating point or, for a model
+                that knows its ``pixel_mean`` and ``pixel_std``, uint8.
             mask_ratio: share of patches hidden from the encoder.
             prediction_ratio: share of all patches to predict; 0.25 (at most ``mask_ratio``) for CrossMAE and
                 ``mask_ratio`` for MAE unless given.
@@ -73,26 +87,50 @@ class MaskedAutoencoder(nn.Module):
             masking = masking.checked(self.config.patches)
             if len(masking.visible_ids) != len(images):
                 raise ValueError(f"masking must be for {len(images)} images, got one for {len(masking.visible_ids)}")
-        prediction = self.decoder(self.encoder(images, masking.visible_ids), masking)
+        mean, std = self._statistics(images)
+        prediction = self.decoder(self.encoder(images, masking.visible_ids, mean, std), masking)
         loss = ck.patch_loss(
-            prediction, images, masking.predicted_ids, self.config.patch_size, self.config.normalize_targets
+            prediction,
+            images,
+            masking.predicted_ids,
+            self.config.patch_size,
+            self.config.normalize_targets,
+            mean,
+            std,
         )
         return Output(loss, prediction, masking)
 
     def encode(self, images: Tensor) -> Tensor:
         """Features of unmasked images ``(B, C, H, W)`` for downstream use: ``(B, L + 1, E)``, class token first."""
         self._check(images)
-        return self.encoder.encode(images)
+        return self.encoder.encode(images, *self._statistics(images))
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Raw images ``(B, C, H, W)`` as the model sees them: uint8, or floating point in shares of full scale."""
+        if self.pixel_mean is None or self.pixel_std is None:
+            return images
+        shares = images.to(self.pixel_mean.dtype) / (255 if images.dtype == torch.uint8 else 1)
+        return (shares - self.pixel_mean[:, None, None]) / self.pixel_std[:, None, None]
+
+    def _statistics(self, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Mean and standard deviation of each channel, float32, for images that are still to be normalised."""
+        if images.dtype != torch.uint8 or self.pixel_mean is None or self.pixel_std is None:
+            return None, None
+        return self.pixel_mean.float(), self.pixel_std.float()
 
     def _check(self, images: Tensor) -> None:
         """Refuse what is no batch of images for this model."""
         config = self.config
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor, got {type(images).__name__}")
-        if not images.dtype.is_floating_point:
-            raise TypeError(f"images must be floating point, got {images.dtype}; convert and normalise them first")
-        own = self.encoder.patch_embed.weight.dtype
-        if images.dtype != own and not torch.is_autocast_enabled(images.device.type):
+        own, autocast = self.encoder.patch_embed.weight.dtype, torch.is_autocast_enabled(images.device.type)
+        normalizes = self.pixel_mean is not None and (own == torch.float32 or autocast)
+        if not images.dtype.is_floating_point and not (images.dtype == torch.uint8 and normalizes):
+            raise TypeError(
+                f"images must be floating point, got {images.dtype}; normalise them first (uint8 images go as they are "
+                "into float32 models whose configuration has pixel_mean and pixel_std)"
+            )
+        if images.dtype not in (own, torch.uint8) and not autocast:
             raise TypeError(f"images must be {own} like the model, got {images.dtype}")
         expected = (config.channels, *config.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:

@@ -9,9 +9,64 @@ from torch import Tensor
 import crossmae_kernels as ck
 from crossmae.config import Config
 from crossmae.masking import Masking
+from crossmae.model import MaskedAutoencoder, Output
 from crossmae_kernels.patches.config import VARIANCE_EPS
 
 Statistics = Literal["visible", "true"]
+
+
+@torch.no_grad()
+def reconstruction_columns(
+    model: MaskedAutoencoder, images: Tensor, output: Output, statistics: Statistics = "visible", blocks: bool = False
+) -> dict[str, Tensor]:
+    """What a model makes of images, column by column, for ``figures.draw_reconstructions``.
+
+    Args:
+        model: in evaluation mode.
+        images: ``(B, C, H, W)``, normalised.
+        output: ``model(images, ...)``, of any mask.
+        statistics: see ``reconstruct``.
+        blocks: also the prediction as it stands behind each decoder block but the last (see ``block_predictions``).
+
+    Returns:
+        Pictures ``(B, C, H, W)`` by name: "original", "masked" (NaN where nothing is visible), with ``blocks``
+        "after block 1" and so on, "reconstruction". Shares of full scale if the model has pixel statistics.
+    """
+    config, masking = model.config, output.masking
+    predictions = {"reconstruction": output.prediction}
+    if blocks:
+        *earlier, _ = block_predictions(model, model.encoder(images, masking.visible_ids), masking)
+        predictions = {f"after block {place}": patches for place, patches in enumerate(earlier, start=1)} | predictions
+    columns = {"original": images, "masked": visible_part(images, masking, config)}
+    for name, prediction in predictions.items():
+        columns[name] = reconstruct(images, prediction, masking, config, statistics)
+    return {name: denormalized(pictures, config) for name, pictures in columns.items()}
+
+
+@torch.no_grad()
+def block_predictions(model: MaskedAutoencoder, maps: list[Tensor], masking: Masking) -> list[Tensor]:
+    """The prediction as it stands behind each decoder block: final norm and head, applied early to the residual stream.
+
+    For language models this is known as the logit lens (nostalgebraist, 2020). The head was trained on the last
+    block's output alone, so early predictions are what the later blocks start from, not the best that could be read
+    from the stream.
+
+    Args:
+        model: with CrossMAE's or MAE's decoder.
+        maps: ``model.encoder(images, masking.visible_ids)``.
+        masking: ids of visible patches and of those to predict.
+
+    Returns:
+        As many ``(B, Q, P)`` as there are decoder blocks; the last is the model's prediction.
+    """
+    streams: list[Tensor] = []
+    hooks = [block.register_forward_hook(lambda _, __, x: streams.append(x)) for block in model.decoder.blocks]
+    try:
+        model.decoder(maps, masking)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [model.decoder.pixels(x, masking) for x in streams]
 
 
 def reconstruct(
@@ -58,6 +113,21 @@ def reconstruct(
     patches = patches.scatter(1, masking.visible_ids[:, :, None].expand_as(visible), visible)
     patches = patches.scatter(1, masking.predicted_ids[:, :, None].expand_as(predicted), predicted)
     return to_images(patches, config)
+
+
+def visible_part(images: Tensor, masking: Masking, config: Config) -> Tensor:
+    """Images ``(B, C, H, W)``, floating point, with NaN in all patches but the visible ones."""
+    visible = ck.gather_patches(images, masking.visible_ids, config.patch_size)
+    patches = visible.new_full((len(images), config.patches, config.patch_values), float("nan"))
+    return to_images(patches.scatter(1, masking.visible_ids[:, :, None].expand_as(visible), visible), config)
+
+
+def denormalized(images: Tensor, config: Config) -> Tensor:
+    """Normalised images ``(..., C, H, W)`` as shares of full scale; as they are without pixel statistics."""
+    if config.pixel_mean is None or config.pixel_std is None:
+        return images
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (config.pixel_mean, config.pixel_std))
+    return images * std + mean
 
 
 def to_images(patches: Tensor, config: Config) -> Tensor:

@@ -1,41 +1,70 @@
 """How good frozen features are: nearest neighbours and a linear classifier on top."""
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from crossmae.model import MaskedAutoencoder
-from crossmae.training.data import LabelledImages
+from crossmae.training.data.batches import Batch
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """Features ``(N, E)``, float32, and labels ``(N,)``, int64, on the CPU."""
+
+    values: Tensor
+    labels: Tensor
+
+
+def encoder_features(model: MaskedAutoencoder, batches: Iterable[Batch]) -> LabelledFeatures:
+    """Average over patch tokens of the encoder's output; nothing is masked. Leaves the model's mode as it is."""
+    device, training = next(model.parameters()).device, model.training
+
+    def average(images: Tensor) -> Tensor:
+        return model.encode(model.normalized(images.to(device)))[:, 1:].mean(dim=1)
+
+    model.eval()
+    try:
+        return _features(average, batches)
+    finally:
+        model.train(training)
+
+
+def pixel_features(batches: Iterable[Batch]) -> LabelledFeatures:
+    """The pixels themselves, to compare with."""
+    return _features(lambda images: images.flatten(1), batches)
 
 
 @torch.no_grad()
-def features(model: MaskedAutoencoder, images: Tensor, batch_size: int = 256) -> Tensor:
-    """Average over patch tokens of the encoder's output, ``(N, E)``; nothing is masked."""
-    model.eval()
-    return torch.cat([model.encode(batch)[:, 1:].mean(dim=1) for batch in images.split(batch_size)])
+def _features(feature: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> LabelledFeatures:
+    parts = [(feature(batch.images).float().cpu(), batch.labels) for batch in batches]
+    values, labels = zip(*parts, strict=True)
+    return LabelledFeatures(torch.cat(values), torch.cat(labels))
 
 
-def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, neighbours: int = 5) -> float:
-    """Share of test features ``(M, E)`` that their nearest training features ``(N, E)`` by cosine classify right."""
+def accuracies(train: LabelledFeatures, test: LabelledFeatures) -> dict[str, float]:
+    """Share of test features that those of the training set classify right: by kNN and by a linear probe."""
+    return {"knn": knn_accuracy(train, test), "linear": linear_accuracy(train, test)}
+
+
+def knn_accuracy(train: LabelledFeatures, test: LabelledFeatures, neighbours: int = 5) -> float:
+    """By the majority of the nearest training features, by cosine after standardising each dimension."""
     from sklearn.neighbors import KNeighborsClassifier
 
-    scale, shift = torch.std_mean(train, dim=0)
-    known, asked = (((x - shift) / (scale + 1e-6)).numpy() for x in (train, test))
-    classifier = KNeighborsClassifier(neighbours, metric="cosine").fit(known, train_labels.numpy())
-    return float(classifier.score(asked, test_labels.numpy()))
+    scale, shift = torch.std_mean(train.values, dim=0)
+    known, asked = (((part.values - shift) / (scale + 1e-6)).numpy() for part in (train, test))
+    classifier = KNeighborsClassifier(min(neighbours, len(known)), metric="cosine").fit(known, train.labels.numpy())
+    return float(classifier.score(asked, test.labels.numpy()))
 
 
-def linear_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
-    """Share of test features ``(M, E)`` that logistic regression on standardised training features classifies right."""
+def linear_accuracy(train: LabelledFeatures, test: LabelledFeatures) -> float:
+    """By logistic regression on standardised features."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    classifier.fit(train.numpy(), train_labels.numpy())
-    return float(classifier.score(test.numpy(), test_labels.numpy()))
-
-
-def evaluate(train: Tensor, test: Tensor, train_set: LabelledImages, test_set: LabelledImages) -> tuple[float, float]:
-    """kNN and linear-probe accuracy of features of a training and a test set."""
-    arguments = (train, train_set.labels, test, test_set.labels)
-    return knn_accuracy(*arguments), linear_accuracy(*arguments)
+    classifier.fit(train.values.numpy(), train.labels.numpy())
+    return float(classifier.score(test.values.numpy(), test.labels.numpy()))

@@ -5,10 +5,10 @@ import re
 import pytest
 
 from crossmae.cli import main
-from crossmae.training.data import LabelledImages, digits
+from crossmae.training.data.bundled import LabelledImages, standardised
 
 
-@pytest.mark.parametrize("command", ["check", "demo", "flops"])
+@pytest.mark.parametrize("command", ["check", "demo", "flops", "reconstruct"])
 def test_help_tells_what_a_command_does_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -22,7 +22,7 @@ def test_help_lists_the_commands(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert {"check", "demo", "flops"} <= set(text.split())
+    assert {"check", "demo", "flops", "reconstruct"} <= set(text.split())
 
 
 def test_flops_prints_the_table_and_draws_it(tmp_path, capsys):
@@ -49,9 +49,9 @@ def test_unknown_words_are_refused(arguments, capsys):
 
 
 def test_demo_in_a_few_steps(tmp_path, capsys, monkeypatch):
-    train, test = digits()
+    train, test = standardised("digits")
     few = [LabelledImages(part.images[:150], part.labels[:150]) for part in (train, test)]
-    monkeypatch.setattr("crossmae.demo.digits", lambda: few)
+    monkeypatch.setattr("crossmae.demo.standardised", lambda name: few)
     monkeypatch.setattr("crossmae.demo.BASE_BATCH", 1)
     assert main(["demo", "--steps", "4", "--out", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out

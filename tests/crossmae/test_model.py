@@ -262,3 +262,50 @@ def test_autocast_and_compilation_agree_with_eager(name):
     torch.testing.assert_close(result, loss, rtol=1e-5, atol=0)
     result.backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def with_statistics(**overrides):
+    torch.manual_seed(0)
+    statistics = {"pixel_mean": (0.2, 0.5, 0.7), "pixel_std": (0.1, 0.3, 0.2)}
+    model = crossmae.create_model(
+        "crossmae_vit_tiny_patch4", encoder_depth=2, decoder_depth=2, **statistics, **overrides
+    )
+    return model, torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("normalize_targets", [True, False])
+def test_images_as_bytes_give_what_normalised_images_give(normalize_targets):
+    model, images = with_statistics(normalize_targets=normalize_targets)
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.2, 0.5, 0.7), (0.1, 0.3, 0.2)))
+    normalized = (images / 255 - mean) / std
+    torch.testing.assert_close(model.normalized(images), normalized)
+    torch.testing.assert_close(model.normalized(images / 255), normalized)
+    masking = random_masking(2, 64)
+    out, expected = model(images, masking=masking), model(normalized, masking=masking)
+    torch.testing.assert_close(out.prediction, expected.prediction)
+    torch.testing.assert_close(out.loss, expected.loss)
+    torch.testing.assert_close(model.encode(images), model.encode(normalized))
+
+
+def test_pixel_statistics_are_configuration_and_not_state(tmp_path):
+    model, images = with_statistics()
+    assert not any("pixel" in name for name in model.state_dict())
+    crossmae.save(model, tmp_path / "model.safetensors")
+    loaded = crossmae.load(tmp_path / "model.safetensors")
+    assert loaded.config == model.config
+    assert torch.equal(loaded.encode(images), model.encode(images))
+    with pytest.raises(TypeError, match=r"got torch.uint8; normalise them first"):
+        model.double()(images)
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        ({"pixel_mean": (0.5,), "pixel_std": (1.0, 1.0, 1.0)}, r"pixel_mean must have one value for each of 3"),
+        ({"pixel_mean": (0.5, 0.5, 0.5)}, r"pixel_mean and pixel_std come together"),
+        ({"pixel_mean": (0.5, 0.5, 0.5), "pixel_std": (1.0, 0.0, 1.0)}, r"pixel_std must be positive"),
+    ],
+)
+def test_wrong_pixel_statistics(statistics, message):
+    with pytest.raises(ValueError, match=message):
+        crossmae.create_model("crossmae_vit_tiny_patch4", **statistics)

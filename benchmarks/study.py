@@ -1,0 +1,245 @@
+"""A small study: what decoders cost and what their encoders learn, over several seeds.
+
+``python -m benchmarks.study --out study`` pretrains every variant on every task with every seed, one after the other or
+``--jobs`` at a time, goes on where it was stopped, times a training step of all variants side by side, and writes
+``study.json`` (everything that was measured), ``study.md`` and ``study.png``.
+"""
+
+import argparse
+import functools
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+from crossmae.figures import new_figure, write_figure
+from crossmae.files import replacing
+from crossmae.flops import decoder_macs
+from crossmae.measure import interleaved_medians
+from crossmae.model import MaskedAutoencoder
+from crossmae.training.data.config import DataConfig
+from crossmae.training.evaluation import baseline_accuracies
+from crossmae.training.monitor import LOG, read_log
+from crossmae.training.recipe import Recipe, RunOptions
+from crossmae.training.run import opened, pretrain
+
+STEPS, BATCH = 600, 128
+ALL_IMAGES = 100_000
+ROUNDS = 15
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A decoder, by what differs from the tiny CrossMAE."""
+
+    name: str
+    family: str = "crossmae"
+    prediction_ratio: float = 0.25
+    inter_block: bool = True
+    self_attention: bool = False
+
+
+VARIANTS = (
+    Variant("MAE", family="mae", prediction_ratio=0.75),
+    Variant("CrossMAE, .25"),
+    Variant("CrossMAE, .75", prediction_ratio=0.75),
+    Variant("CrossMAE, .25, one map", inter_block=False),
+    Variant("CrossMAE, .75, one map", prediction_ratio=0.75, inter_block=False),
+    Variant("CrossMAE, .25, with self-attention", self_attention=True),
+)
+
+TASKS: dict[str, dict[str, Any]] = {
+    # Much of a scanned digit is blank, and a blank patch, normalised, is rounding noise.
+    "digits": {"channels": 1, "normalize_targets": False},
+    "photographs": {"channels": 3},
+}
+
+
+def recipe_of(variant: Variant, task: str, seed: int, steps: int) -> Recipe:
+    """The run of one variant on one task: the tiny models, which all have the same encoder."""
+    options = dict(TASKS[task])
+    if variant.family == "crossmae":
+        options["decoder_self_attention"] = variant.self_attention
+        if not variant.inter_block:
+            options["feature_maps"] = None
+    return Recipe(
+        model=f"{variant.family}_vit_tiny_patch4",
+        model_options=options,
+        data=DataConfig(source=task, crop_scale=None, flip=False, workers=0),
+        prediction_ratio=variant.prediction_ratio,
+        steps=steps,
+        batch_size=BATCH,
+        learning_rate=2e-3,
+        warmup=0.1,
+        precision="float32",
+        seed=seed,
+    )
+
+
+def study(out: Path, seeds: int, steps: int, jobs: int) -> None:
+    """Run what has not been run, measure, and write the report."""
+    out.mkdir(parents=True, exist_ok=True)
+    runs = [(variant, task, seed) for seed in range(seeds) for task in TASKS for variant in VARIANTS]
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(functools.partial(_one, out=out, steps=steps, threads=threads), runs))
+    record = {
+        "steps": steps,
+        "batch": BATCH,
+        "torch": torch.__version__,
+        "seeds": seeds,
+        "runs": [
+            {**asdict(variant), "task": task, "seed": seed, **result}
+            for (variant, task, seed), result in zip(runs, found, strict=True)
+        ],
+        "baselines": {task: _baselines(task, seeds) for task in TASKS},
+        "costs": {task: _costs(task) for task in TASKS},
+    }
+    with replacing(out / "study.json") as beside:
+        beside.write_text(json.dumps(record, indent=1))
+    report(record, out)
+
+
+def _one(run: tuple[Variant, str, int], out: Path, steps: int, threads: int) -> dict[str, float]:
+    """Accuracies at the end of one run, which is taken up where it was."""
+    torch.set_num_threads(threads)
+    variant, task, seed = run
+    folder = out / "runs" / f"{task}-{seed}-{variant.name.replace(', ', '-').replace(' ', '-')}"
+    done = _final(folder, steps)
+    if done is None:
+        never = 10.0 * steps
+        options = RunOptions(
+            out=str(folder),
+            save_every=30,
+            keep_last=1,
+            probe_every=never,
+            probe_images=ALL_IMAGES,
+            pictures_every=never,
+        )
+        pretrain(recipe_of(variant, task, seed, steps), options)
+        done = _final(folder, steps)
+    assert done is not None
+    return done
+
+
+def _final(folder: Path, steps: int) -> dict[str, float] | None:
+    """Accuracies after the last step, if there are any."""
+    entries = [e for e in read_log(folder / LOG) if "knn" in e and e["step"] == steps]
+    return {name: entries[-1][name] for name in ("knn", "linear")} if entries else None
+
+
+def _baselines(task: str, seeds: int) -> dict[str, list[dict[str, float]]]:
+    """Accuracies of raw pixels, which no seed changes, and of untrained encoders."""
+    recipe, images = opened(recipe_of(VARIANTS[1], task, 0, 1))
+    found = [baseline_accuracies(images, recipe.config(), seed, ALL_IMAGES) for seed in range(seeds)]
+    return {
+        "raw pixels": [found[0]["raw pixels"]],
+        "untrained encoder": [accuracies["untrained encoder"] for accuracies in found],
+    }
+
+
+def _costs(task: str) -> dict[str, dict[str, float]]:
+    """Of each variant: MACs of its decoder per image, and seconds of a training step's forward and backward pass."""
+    steps, macs = {}, {}
+    for variant in VARIANTS:
+        config = replace(recipe_of(variant, task, 0, 1).config(), pixel_mean=None, pixel_std=None)
+        model, images = MaskedAutoencoder(config), torch.randn(BATCH, config.channels, *config.image_size)
+        steps[variant.name] = functools.partial(_step, model, images, variant.prediction_ratio)
+        macs[variant.name] = decoder_macs(config, variant.prediction_ratio)
+    seconds = interleaved_medians(steps, ROUNDS)
+    return {name: {"decoder_macs": macs[name], "step_seconds": seconds[name]} for name in steps}
+
+
+def _step(model: MaskedAutoencoder, images: Tensor, prediction_ratio: float) -> None:
+    model.zero_grad(set_to_none=True)
+    model(images, 0.75, prediction_ratio).loss.backward()
+
+
+def report(record: Mapping[str, Any], out: Path) -> None:
+    """Write ``study.md`` and ``study.png`` from what was measured."""
+    text = (
+        f"{record['steps']} steps of {record['batch']} images, {record['seeds']} seeds, mean and standard deviation in "
+        f"percent; PyTorch {record['torch']} on a CPU. kNN and linear probe on frozen features of held-out images. A step "
+        "is the forward and backward pass of the whole model, timed in turn with MAE's.\n"
+    )
+    headers = ["", "kNN", "linear probe", "decoder MMAC per image", "MAE / it, MACs", "MAE / it, time of a step"]
+    for task in record["costs"]:
+        text += f"\n**{task}**\n\n"
+        text += tabulate(_rows(record, task), headers=headers, tablefmt="github", disable_numparse=True) + "\n"
+    with replacing(out / "study.md") as beside:
+        beside.write_text(text)
+    _draw(record, out / "study.png")
+    print(text)
+
+
+def _rows(record: Mapping[str, Any], task: str) -> list[tuple[str, ...]]:
+    rows = [(name, *_spread(runs), "", "", "") for name, runs in record["baselines"][task].items()]
+    costs = record["costs"][task]
+    mae = costs[VARIANTS[0].name]
+    for name, cost in costs.items():
+        rows.append(
+            (
+                name,
+                *_spread(_runs(record, task, name)),
+                f"{cost['decoder_macs'] / 1e6:.2f}",
+                f"{mae['decoder_macs'] / cost['decoder_macs']:.2f}",
+                f"{mae['step_seconds'] / cost['step_seconds']:.2f}",
+            )
+        )
+    return rows
+
+
+def _runs(record: Mapping[str, Any], task: str, name: str) -> list[Mapping[str, Any]]:
+    return [run for run in record["runs"] if run["task"] == task and run["name"] == name]
+
+
+def _spread(runs: Sequence[Mapping[str, float]]) -> tuple[str, str]:
+    """Mean and standard deviation of both accuracies; of a single run the value."""
+    cells = []
+    for what in ("knn", "linear"):
+        values = [100 * run[what] for run in runs]
+        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        cells.append(f"{statistics.mean(values):.1f}{spread}")
+    return cells[0], cells[1]
+
+
+def _draw(record: Mapping[str, Any], path: Path) -> None:
+    """Accuracy against decode compute: a point for every run, a larger one for the mean."""
+    figure, axes = new_figure(len(record["costs"]), 2, 11, 3.6 * len(record["costs"]))
+    for row, task in zip(axes, record["costs"], strict=True):
+        for axis, what, title in zip(row, ("knn", "linear"), ("kNN", "linear probe"), strict=True):
+            for place, (name, cost) in enumerate(record["costs"][task].items()):
+                values = [100 * run[what] for run in _runs(record, task, name)]
+                compute = [cost["decoder_macs"] / 1e6]
+                axis.plot(compute * len(values), values, ".", color=f"C{place}", alpha=0.4)
+                axis.plot(compute, [statistics.mean(values)], "o", color=f"C{place}", label=name)
+            for style, (name, runs) in zip(("--", ":"), record["baselines"][task].items(), strict=True):
+                level = statistics.mean(100 * run[what] for run in runs)
+                axis.axhline(level, color="grey", linestyle=style, label=name)
+            axis.set(title=f"{task}, {title}", xlabel="decoder MMAC per image", ylabel="accuracy, %")
+    axes[0][1].legend(fontsize=7)
+    write_figure(figure, path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--out", default="study", help="folder of the runs and of the report")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each run")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
+    chosen = parser.parse_args(arguments)
+    study(Path(chosen.out), chosen.seeds, chosen.steps, chosen.jobs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Checkpoints of a run: folders that are whole or not there, read only if nothing in them has changed.
+
+``checkpoints/step-00001234/`` holds ``model.safetensors``, as ``crossmae.load`` takes it, ``training.pt`` (the
+optimizer's state and the loss scale) and ``manifest.json`` (step, score, and size and checksum of the other two).
+Everything else that a run depends on is a function of recipe and step: order, augmentation, masks, learning rate.
+States are whole and named by parameter, whatever the number of devices and however they share the model, so a run goes
+on with others.
+"""
+
+import json
+import os
+import shutil
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from crossmae.checkpoint import save_state
+from crossmae.config import Config
+from crossmae.files import replacing
+from crossmae.training.step import Stepper
+
+MODEL, TRAINING, MANIFEST = "model.safetensors", "training.pt", "manifest.json"
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_PREFIX = "model."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is there, by its manifest; ``score`` is higher for a better one, or None."""
+
+    path: Path
+    step: int
+    score: float | None
+
+
+class Checkpoints:
+    """The checkpoints of one run's folder."""
+
+    def __init__(self, folder: Path, keep_last: int, keep_every: int | None) -> None:
+        self.folder, self._keep_last, self._keep_every = folder, keep_last, keep_every
+
+    def there(self) -> list[Checkpoint]:
+        """Checkpoints with a manifest that can be read, oldest first."""
+        found = []
+        for path in self.folder.glob("step-*"):
+            try:
+                manifest = json.loads((path / MANIFEST).read_text())
+                found.append(Checkpoint(path, int(manifest["step"]), manifest["score"]))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+    def write(self, stepper: Stepper, score: float | None) -> Path:
+        """Write the state after ``stepper.step`` steps, on every device's call; then drop what is not to be kept.
+
+        Raises OSError, on the first device alone, with everything as it was.
+        """
+        model, training = _states(stepper)
+        path = self.folder / f"step-{stepper.step:08d}"
+        if stepper.fabric.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            beside = self.folder / f".{path.name}.{os.getpid()}"
+            try:
+                beside.mkdir()
+                save_state(model, stepper.plan.config, beside / MODEL)
+                torch.save(training, beside / TRAINING)
+                manifest = {"step": stepper.step, "score": score, "files": _files(beside)}
+                (beside / MANIFEST).write_text(json.dumps(manifest, indent=2))
+                _to_disk(beside)
+                shutil.rmtree(path, ignore_errors=True)
+                beside.rename(path)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+            _link(path / MODEL, self.folder.parent / MODEL)
+            self._drop()
+        return path
+
+    def _drop(self) -> None:
+        """Remove all but the last, the best and the periodic ones, and what killed runs left."""
+        there = self.there()
+        scored = [checkpoint for checkpoint in there if checkpoint.score is not None]
+        kept = {checkpoint.path for checkpoint in there[-self._keep_last :]}
+        kept |= {max(scored, key=lambda checkpoint: checkpoint.score or 0.0).path} if scored else set()
+        if self._keep_every:
+            kept |= {checkpoint.path for checkpoint in there if checkpoint.step % self._keep_every == 0}
+        for path in [c.path for c in there if c.path not in kept] + list(self.folder.glob(".step-*")):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def restore(stepper: Stepper, path: Path) -> None:
+    """Put the state of a checkpoint that passed ``verify`` into ``stepper``."""
+    from safetensors.torch import load_file
+
+    state: dict[str, Any] = {_PREFIX + name: tensor for name, tensor in load_file(path / MODEL).items()}
+    training = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
+    whole = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(stepper.module, state, options=whole)
+    set_optimizer_state_dict(stepper.module, stepper.optimizer, training["optimizer"], options=whole)
+    stepper.fabric.strategy.precision.load_state_dict(training["precision"])
+    stepper.step = json.loads((path / MANIFEST).read_text())["step"]
+
+
+def verify(path: Path, config: Config) -> None:
+    """Refuse a checkpoint whose files are not as they were written, or not of a model of this configuration.
+
+    Raises ValueError, with what is wrong.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        int(manifest["step"])
+        expected = manifest["files"]
+        found = _files(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no checkpoint of a run, or is damaged: {error}") from error
+    changed = sorted(name for name in (MODEL, TRAINING) if found.get(name) != expected.get(name))
+    if changed:
+        raise ValueError(f"{path} is damaged: {', '.join(changed)} differs from what was written")
+    try:
+        with safe_open(path / MODEL, framework="pt") as opened:
+            theirs = json.loads(opened.metadata()["crossmae_config"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path / MODEL} is no model of this package: {error}") from error
+    ours = json.loads(json.dumps(config.to_dict()))
+    other = [f"{name} {theirs.get(name)}, here {ours[name]}" for name in ours if theirs.get(name) != ours[name]]
+    if other:
+        raise ValueError(f"{path} belongs to another model: {'; '.join(other)}")
+
+
+def _states(stepper: Stepper) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    model: dict[str, Any] = get_model_state_dict(stepper.module, options=_WHOLE)
+    optimizer = get_optimizer_state_dict(stepper.module, stepper.optimizer, options=_WHOLE)
+    named = {name.removeprefix(_PREFIX): tensor for name, tensor in model.items()}
+    return named, {"optimizer": optimizer, "precision": stepper.fabric.strategy.precision.state_dict()}
+
+
+def _files(folder: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of the files of a checkpoint."""
+    sums = {}
+    for name in (MODEL, TRAINING):
+        checksum = size = 0
+        with (folder / name).open("rb") as file:
+            while part := file.read(1 << 24):
+                checksum, size = zlib.crc32(part, checksum), size + len(part)
+        sums[name] = [size, checksum]
+    return sums
+
+
+def _to_disk(folder: Path) -> None:
+    """Let the files of a folder survive a power failure."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _link(newest: Path, path: Path) -> None:
+    """``path`` is the newest model: the same file, or a copy where the file system has no links."""
+    with replacing(path) as beside:
+        try:
+            os.link(newest, beside)
+        except OSError:
+            shutil.copyfile(newest, beside)

@@ -1,0 +1,81 @@
+"""Samples in batches, by worker processes."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from crossmae.training.data.dataset import Sample
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images ``(B, C, H, W)``, noise ``(B, L)``, labels ``(B,)``, and what was unreadable; see ``Sample``."""
+
+    images: Tensor
+    noise: Tensor
+    labels: Tensor
+    unreadable: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """On another device; from pinned memory without waiting for it."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """In page-locked memory; PyTorch's loader calls it."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(move(self.images), move(self.noise), move(self.labels), self.unreadable)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples, stacked."""
+    return Batch(
+        torch.stack([sample.image for sample in samples]),
+        torch.stack([sample.noise for sample in samples]),
+        torch.tensor([sample.label for sample in samples]),
+        tuple(name for sample in samples for name in sample.unreadable),
+    )
+
+
+def loader(
+    dataset: Dataset[Sample], batches: Sampler[Any] | Sequence[Any], workers: int, device: torch.device | str = "cpu"
+) -> "DataLoader[Batch]":
+    """Batches as ``batches`` lists them, made by ``workers`` processes (0: by this one), pinned for a CUDA device."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.device(device).type == "cuda",
+        persistent_workers=workers > 0,
+        worker_init_fn=_obey_parent_alone,
+        multiprocessing_context=_start_method() if workers > 0 else None,
+    )
+
+
+def _start_method() -> str:
+    """Forked workers share the index of the data set and start at once; see docs/design.md."""
+    return "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+def _obey_parent_alone(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach workers too, but a step under way needs them: the parent ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_exit_when_parent_says, daemon=True).start()
+
+
+def _exit_when_parent_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

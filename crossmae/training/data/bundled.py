@@ -1,0 +1,117 @@
+"""Real images that come with Python packages, for trials and studies: no download."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from typing_extensions import override
+
+from crossmae.training.data.decoding import in_dtype, with_channels
+from crossmae.training.data.source import Source
+
+BUNDLED = ("digits", "photographs")
+
+# Of scikit-image, those in its wheel.
+PHOTOGRAPHS = [
+    *("astronaut", "brick", "camera", "cat", "cell", "clock", "coffee", "coins", "grass", "gravel"),
+    *("hubble_deep_field", "immunohistochemistry", "moon", "page", "retina", "rocket", "text"),
+]
+CROP = 32
+TRAINING_CROPS, TEST_CROPS = 200, 50  # of each photograph
+TRAINING_SHARE = 0.6  # of a photograph's width, from the left
+GREY, CONTRAST = 127.5, 42.5  # mean and standard deviation of a crop in 8 bits: three deviations to either side fit
+
+
+class ImagesInMemory(Source):
+    """Images ``(N, C, H, W)``, uint8, and labels ``(N,)``."""
+
+    labelled = True
+
+    def __init__(self, images: Tensor, labels: Tensor, classes: tuple[str, ...]):
+        self.images, self.labels, self.classes = images, labels, classes
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @override
+    def load(self, index: int, channels: int, dtype: torch.dtype, at_least: tuple[int, int] | None = None) -> Tensor:
+        return in_dtype(with_channels(self.images[index], channels), dtype)
+
+    @override
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Standardised images ``(N, C, H, W)``, float32, and labels ``(N,)``, int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def bundled(name: str) -> tuple[ImagesInMemory, ImagesInMemory]:
+    """Training and test part of a bundled set.
+
+    - "digits": scikit-learn's 1,797 scanned handwritten digits, greyscale, enlarged from 8 to 32 pixels; a quarter of
+      each class is held out. Digits must not be mirrored or cropped.
+    - "photographs": RGB crops of 32 pixels from 19 photographs of scikit-image and scikit-learn, each crop standardised
+      by itself; the label is the photograph. Training crops lie in its left 60 %, test crops in its right 40 %.
+    """
+    return {"digits": _digits, "photographs": _photographs}[name]()
+
+
+def standardised(name: str) -> tuple[LabelledImages, LabelledImages]:
+    """Training and test part of a bundled set, with the training part's mean and standard deviation taken off."""
+    training, test = bundled(name)
+    spread, mean = torch.std_mean(training.images.float(), dim=(0, 2, 3), keepdim=True)
+    train_set, test_set = (LabelledImages((p.images.float() - mean) / spread, p.labels) for p in (training, test))
+    return train_set, test_set
+
+
+@lru_cache(1)
+def _digits() -> tuple[ImagesInMemory, ImagesInMemory]:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    scans = load_digits()
+    images = torch.from_numpy(scans.images).float()[:, None] * (255 / 16)
+    images = F.interpolate(images, scale_factor=4, mode="bilinear", align_corners=False).round().to(torch.uint8)
+    labels = torch.from_numpy(scans.target).long()
+    training, test = train_test_split(torch.arange(len(labels)), test_size=0.25, stratify=labels, random_state=0)
+    classes = tuple(str(name) for name in scans.target_names)
+    return ImagesInMemory(images[training], labels[training], classes), ImagesInMemory(
+        images[test], labels[test], classes
+    )
+
+
+@lru_cache(1)
+def _photographs() -> tuple[ImagesInMemory, ImagesInMemory]:
+    from skimage import data
+    from sklearn.datasets import load_sample_images
+
+    pictures = {name: getattr(data, name)() for name in PHOTOGRAPHS}
+    samples = load_sample_images()
+    pictures |= {
+        name.partition(".")[0]: picture for name, picture in zip(["china", "flower"], samples.images, strict=True)
+    }
+    rng = np.random.default_rng(0)
+    parts = []
+    for share, crops in (((0.0, TRAINING_SHARE), TRAINING_CROPS), ((TRAINING_SHARE, 1.0), TEST_CROPS)):
+        images = []
+        for picture in pictures.values():
+            coloured = np.broadcast_to(picture if picture.ndim == 3 else picture[..., None], (*picture.shape[:2], 3))
+            height, width = picture.shape[:2]
+            left, right = (round(end * width) for end in share)
+            for _ in range(crops):
+                y, x = rng.integers(height - CROP + 1), rng.integers(left, right - CROP + 1)
+                crop = coloured[y : y + CROP, x : x + CROP].astype(np.float64)
+                crop = (crop - crop.mean()) / (crop.std() + 1e-6)
+                images.append(np.clip(np.rint(GREY + CONTRAST * crop), 0, 255).astype(np.uint8))
+        labels = torch.arange(len(pictures)).repeat_interleave(crops)
+        stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+        parts.append(ImagesInMemory(stacked, labels, tuple(pictures)))
+    return parts[0], parts[1]

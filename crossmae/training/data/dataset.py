@@ -1,0 +1,93 @@
+"""Images to train on, and the same images as they are for evaluation."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from crossmae.training.data import randomness
+from crossmae.training.data.augmentation import Augmentation, centred
+from crossmae.training.data.decoding import UnreadableImage
+from crossmae.training.data.source import Source
+
+MAX_UNREADABLE = 100  # in a row, after which it is the data set that is at fault
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image as the model takes it.
+
+    Attributes:
+        image: ``(C, H, W)``, uint8 or float32, not normalised.
+        noise: ``(L,)``, float32 in [0, 1): the patches' order for the mask; empty where nothing is masked.
+        label: class, -1 if unknown.
+        unreadable: names and reasons of images in whose place this one came.
+    """
+
+    image: Tensor
+    noise: Tensor
+    label: int
+    unreadable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Images(Dataset[Sample]):
+    """Images of a source by index, all of one size, nothing random about them.
+
+    An image that cannot be read is replaced by the next one that can, or raises UnreadableImage if ``strict``.
+    """
+
+    source: Source
+    channels: int
+    image_size: tuple[int, int]
+    dtype: torch.dtype = torch.uint8
+    strict: bool = False
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, label, unreadable = self.read(index, self.image_size)
+        return Sample(centred(image, self.image_size), torch.empty(0), label, unreadable)
+
+    def read(self, index: int, at_least: tuple[int, int]) -> tuple[Tensor, int, tuple[str, ...]]:
+        """An image of its own size, its label, and what was unreadable from ``index`` on to it."""
+        unreadable: list[str] = []
+        for step in range(min(MAX_UNREADABLE, len(self.source))):
+            place = (index + step) % len(self.source)
+            try:
+                image = self.source.load(place, self.channels, self.dtype, at_least)
+                return image, self.source.label(place), tuple(unreadable)
+            except UnreadableImage as error:
+                if self.strict:
+                    raise
+                unreadable.append(str(error))
+        raise UnreadableImage(f"{len(unreadable)} images in a row cannot be read; the first: {unreadable[0]}")
+
+
+@dataclass(frozen=True)
+class ImageDataset(Dataset[Sample]):
+    """Images to train on, by (epoch, index).
+
+    Crop, flip and mask noise are functions of seed, epoch and index alone, so they are the same for any number of
+    workers and processes and after any resumption.
+    """
+
+    images: Images
+    augmentation: Augmentation
+    patches: int
+    seed: int = 0
+    evaluation: Images | None = field(default=None)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample:
+        epoch, index = place
+        rng = randomness.of_sample(self.seed, epoch, index)
+        noise = torch.from_numpy(rng.random(self.patches, dtype="float32"))
+        image, label, unreadable = self.images.read(index, self.augmentation.at_least)
+        with randomness.torch_seeded(int(rng.integers(2**63))):
+            image = self.augmentation(image)
+        return Sample(image, noise, label, unreadable)

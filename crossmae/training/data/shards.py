@@ -1,0 +1,142 @@
+"""WebDataset shards: tar files in which a sample is the members that share a name up to its first dot.
+
+Their members are found once and read by offset, so that shards are shuffled globally and resumed exactly, as folders
+are. That asks for a file system with random access, local or of a cluster; object stores that only stream are not
+served.
+"""
+
+import glob
+import json
+import os
+import tarfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from crossmae.training.data.decoding import UnreadableImage, decode
+from crossmae.training.data.folders import EXTENSIONS
+from crossmae.training.data.names import Names
+from crossmae.training.data.source import Source
+
+LABELS = (".cls", ".json")
+
+
+@dataclass(frozen=True)
+class _Member:
+    """Where the content of a tar's member lies, in bytes."""
+
+    name: str
+    offset: int
+    size: int
+
+
+_Sample = tuple[_Member, _Member | None]  # image, label
+
+
+class Shards(Source):
+    """Images in tar files, with labels where a .cls (an integer) or a .json (key "label" or "cls") lies beside them."""
+
+    def __init__(self, paths: Sequence[Path], samples: Sequence[Sequence[_Sample]]):
+        self.paths = Names(map(str, paths))
+        flat = [sample for shard in samples for sample in shard]
+        self.names = Names(image.name for image, _ in flat)
+        self.label_names = Names(label.name if label else "" for _, label in flat)
+        self._shard = np.repeat(np.arange(len(paths)), [len(shard) for shard in samples])
+        self._image = np.array([(image.offset, image.size) for image, _ in flat], np.int64)
+        self._label = np.array([(label.offset, label.size) if label else (0, 0) for _, label in flat], np.int64)
+        first = next((i for i, name in enumerate(self.label_names) if name), None)
+        self.labelled = first is not None and self.label(first) >= 0
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @override
+    def load(self, index: int, channels: int, dtype: torch.dtype, at_least: tuple[int, int] | None = None) -> Tensor:
+        name = self._shown(index, self.names[index])
+        return decode(self._read(index, self._image, name), name, channels, dtype, at_least)
+
+    @override
+    def label(self, index: int) -> int:
+        name = self.label_names[index]
+        if not name:
+            return -1
+        content = self._read(index, self._label, name)
+        try:
+            fields = json.loads(content) if name.lower().endswith(".json") else {"label": content}
+            return int(fields.get("label", fields.get("cls", -1)))
+        except (ValueError, TypeError, AttributeError):  # a caption, for example
+            return -1
+
+    def _read(self, index: int, table: "npt.NDArray[np.int64]", name: str) -> bytes:
+        offset, size = map(int, table[index])
+        try:
+            with open(self.paths[int(self._shard[index])], "rb") as shard:
+                shard.seek(offset)
+                return shard.read(size)
+        except OSError as error:
+            raise UnreadableImage(f"{name} cannot be read: {error}") from error
+
+    def _shown(self, index: int, member: str) -> str:
+        return os.fsencode(f"{self.paths[int(self._shard[index])]}/{member}").decode(errors="backslashreplace")
+
+
+def expanded(pattern: str) -> list[Path]:
+    """Shards that a pattern with braces and wildcards names, in order; all must exist.
+
+    Raises:
+        FileNotFoundError: if one is missing, or none matches.
+    """
+    from braceexpand import braceexpand
+
+    paths: list[Path] = []
+    for name in braceexpand(pattern):
+        matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+        paths += map(Path, matches)
+    missing = [path for path in paths if not path.is_file()]
+    if missing or not paths:
+        what = f"{missing[0]}, one of {len(missing)} missing shards of" if missing else "file that matches"
+        raise FileNotFoundError(f"there is no {what} {pattern!r}")
+    return paths
+
+
+def shards(paths: Sequence[Path]) -> Shards:
+    """Find all samples of some tar files.
+
+    Raises:
+        ValueError: if a shard is damaged or compressed, a label is no integer, or there is no image at all.
+    """
+    with ThreadPoolExecutor(8) as pool:  # a file system far away answers several at a time
+        samples = list(pool.map(_samples, paths))
+    if not any(samples):
+        raise ValueError(f"there is no image in {len(paths)} shards from {paths[0]} on")
+    return Shards(paths, samples)
+
+
+def _samples(path: Path) -> list[_Sample]:
+    found: dict[str, dict[str, _Member]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                folder, _, file = member.name.rpartition("/")
+                if not member.isfile() or file.startswith("."):
+                    continue
+                stem, _, extension = file.partition(".")
+                place = _Member(member.name, member.offset_data, member.size)
+                found.setdefault(f"{folder}/{stem}", {})[f".{extension.lower()}"] = place
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"shard {path} is damaged, or compressed, which leaves no way to read from its middle: {error}"
+        ) from error
+    samples: list[_Sample] = []
+    for parts in found.values():
+        image = next((parts[e] for e in parts if os.path.splitext(e)[1] in EXTENSIONS or e in EXTENSIONS), None)
+        if image is not None:
+            samples.append((image, next((parts[e] for e in LABELS if e in parts), None)))
+    return samples

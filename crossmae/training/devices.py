@@ -1,0 +1,86 @@
+"""Devices and processes, on Lightning Fabric: launch, precision, DDP, and FSDP2 for models too large for a device."""
+
+import os
+import warnings
+from typing import Literal
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
+from lightning_fabric.strategies import Strategy as FabricStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+from crossmae.model import MaskedAutoencoder
+from crossmae.training.recipe import Recipe, RunOptions
+
+_PRECISIONS: dict[str, Literal["bf16-mixed", "16-mixed", "32-true"]] = {
+    "bfloat16": "bf16-mixed",
+    "float16": "16-mixed",
+    "float32": "32-true",
+    "float64": "32-true",
+}
+
+
+def make_fabric(recipe: Recipe, options: RunOptions) -> Fabric:
+    """One process of the run on each device; under torchrun and SLURM the processes that are there.
+
+    float64 is a matter of the model alone (Fabric's own would refuse to shard it).
+
+    Raises:
+        ValueError: if the precision and the strategy do not go together.
+    """
+    if options.strategy == "fsdp" and recipe.precision == "float16":
+        raise ValueError("float16 cannot be sharded (its loss scale is not shared); take bfloat16 or strategy=ddp")
+    devices, nodes = _devices(options)
+    return Fabric(
+        accelerator="auto" if torch.accelerator.is_available() else "cpu",
+        devices=devices,
+        num_nodes=nodes,
+        strategy=_strategy(options, devices * nodes),
+        precision=_PRECISIONS[recipe.precision],
+    )
+
+
+def over_devices(fabric: Fabric, tensor: Tensor, how: Literal["mean", "sum"]) -> Tensor:
+    """Mean or sum of a tensor on all devices; all must call."""
+    reduced = fabric.all_reduce(tensor, reduce_op=how)
+    assert isinstance(reduced, Tensor)
+    return reduced
+
+
+def processes(options: RunOptions) -> int:
+    """How many devices a run would take."""
+    devices, nodes = _devices(options)
+    return devices * nodes
+
+
+def _devices(options: RunOptions) -> tuple[int, int]:
+    """Devices of a host, and hosts: those of torchrun where it started us."""
+    local, world = (int(os.environ.get(name, 0)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if local:
+        return local, world // local
+    return options.devices or (torch.accelerator.device_count() if torch.accelerator.is_available() else 1), 1
+
+
+def _strategy(options: RunOptions, processes: int) -> str | FabricStrategy:
+    if options.strategy == "fsdp":
+        return ModelParallelStrategy(_shard, data_parallel_size=processes, tensor_parallel_size=1)
+    if options.strategy == "ddp" or processes > 1:
+        return DDPStrategy(gradient_as_bucket_view=True)
+    return "auto"
+
+
+def _shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """Shard the encoder block by block, and the decoder as a whole: its keys and values are projected all at once."""
+    # A caution for callers that write into a module's output; nothing here does.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
+    data_parallel = mesh["data_parallel"]
+    for part in module.modules():
+        if isinstance(part, MaskedAutoencoder):
+            for block in part.encoder.blocks:
+                fully_shard(block, mesh=data_parallel)
+            fully_shard(part.decoder, mesh=data_parallel)
+    fully_shard(module, mesh=data_parallel)
+    return module

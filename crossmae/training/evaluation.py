@@ -1,0 +1,86 @@
+"""What a run's features are worth while it trains, and pictures of what its model sees."""
+
+from pathlib import Path
+
+import torch
+from torch.utils.data import Subset
+
+from crossmae.config import Config
+from crossmae.figures import draw_mixing_weights, draw_reconstructions
+from crossmae.masking import random_masking
+from crossmae.model import MaskedAutoencoder
+from crossmae.reconstruction import reconstruction_columns
+from crossmae.training.data.dataset import ImageDataset, Sample
+from crossmae.training.data.evaluation import evaluation_loader, labelled
+from crossmae.training.plan import Plan
+from crossmae.training.probe import LabelledFeatures, accuracies, encoder_features, pixel_features
+
+PICTURES = 6
+BATCH = 128
+
+
+class Evaluation:
+    """The images that a run is evaluated on: labelled ones for probes, and a few for pictures, always the same."""
+
+    def __init__(self, images: ImageDataset, plan: Plan, probe_images: int) -> None:
+        self._plan = plan
+        self._sets = labelled(images, probe_images)
+        self._shown = images.images if images.evaluation is None else images.evaluation
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is anything to probe with."""
+        return self._sets is not None
+
+    def probe(self, model: MaskedAutoencoder) -> dict[str, float]:
+        """Accuracy of kNN and of a linear probe on the encoder's frozen features."""
+        assert self._sets is not None
+        return accuracies(self._features(model, self._sets.training), self._features(model, self._sets.test))
+
+    def _features(self, model: MaskedAutoencoder, images: "Subset[Sample]") -> LabelledFeatures:
+        return encoder_features(model, evaluation_loader(images, BATCH, self._plan.recipe.data.workers))
+
+    @torch.no_grad()
+    def draw(self, model: MaskedAutoencoder, step: int, folder: Path) -> list[Path]:
+        """Pictures of reconstructions, behind every decoder block, and of the mixing weights; their files.
+
+        All masked patches are decoded, whatever the run predicts: queries are independent.
+        """
+        config, count = self._plan.config, min(PICTURES, len(self._shown))
+        raw = torch.stack([self._shown[i * len(self._shown) // count].image for i in range(count)])
+        parameter = next(model.parameters())
+        images = model.normalized(raw.to(parameter.device)).to(parameter.dtype)
+        mask_ratio, _ = self._plan.ratios(step - 1)
+        noise = torch.rand(count, config.patches, generator=torch.Generator().manual_seed(0))
+        masking = random_masking(count, config.patches, mask_ratio, mask_ratio, noise=noise, device=parameter.device)
+        training = model.training
+        columns = reconstruction_columns(model.eval(), images, model(images, masking=masking), blocks=True)
+        model.train(training)
+        folder.mkdir(exist_ok=True)
+        files = [folder / f"reconstructions-{step:08d}.png"]
+        draw_reconstructions(columns, files[0])
+        if config.feature_maps is not None:
+            files.append(folder / f"mixing-{step:08d}.png")
+            draw_mixing_weights(model.state_dict()["decoder.mixing.weight"], config.feature_maps, files[1])
+        return files
+
+
+def baseline_accuracies(
+    images: ImageDataset, config: Config, seed: int, probe_images: int = 5000
+) -> dict[str, dict[str, float]]:
+    """Accuracies of raw pixels and of an encoder as it is initialised, to compare a run of that seed with.
+
+    Raises ValueError if the images have no labels.
+    """
+    sets = labelled(images, probe_images)
+    if sets is None:
+        raise ValueError("the images have no labels to tell features by")
+    torch.manual_seed(seed)
+    untrained = MaskedAutoencoder(config)
+    parts = (sets.training, sets.test)
+    return {
+        "raw pixels": accuracies(*(pixel_features(evaluation_loader(part, BATCH, 0)) for part in parts)),
+        "untrained encoder": accuracies(
+            *(encoder_features(untrained, evaluation_loader(part, BATCH, 0)) for part in parts)
+        ),
+    }

@@ -1,0 +1,43 @@
+"""Being asked to stop: SIGTERM and SIGINT are noted, and answered between two steps."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from crossmae.training.devices import over_devices
+
+
+class Interruption:
+    """Within its context, a signal to stop is noted; a second SIGINT stops at once."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self._fabric, self._noted = fabric, False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._noted and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._noted = True
+
+    def agreed(self, at_interval: bool) -> bool:
+        """Whether all processes stop now. Several agree at intervals only, since asking each other takes time."""
+        if self._fabric.world_size == 1:
+            return self._noted
+        if not at_interval:
+            return False
+        noted = torch.tensor(float(self._noted), device=self._fabric.device)
+        return bool(over_devices(self._fabric, noted, "sum") > 0)

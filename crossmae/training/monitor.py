@@ -1,0 +1,122 @@
+"""What a run shows of itself: a progress line, TensorBoard, and a log of plain lines to compare runs with."""
+
+import json
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from crossmae.files import replacing
+from crossmae.training.plan import Plan
+from crossmae.training.readback import Losses
+
+LOG = "log.jsonl"
+
+
+class Monitor:
+    """Writes ``log.jsonl`` and TensorBoard's files into the run's folder and keeps a line on the screen.
+
+    A line of the log is one of three: a step and its loss; a number of steps and the seconds that training took until
+    then, with learning rate, images per second and memory; a number of steps and accuracies of the features. Of a run
+    that goes on from step ``first``, what was logged from there on is dropped: it happens again.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, first: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._plan = plan
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+        earlier = _kept_until(folder / LOG, first)
+        self._log = (folder / LOG).open("a")
+        self._line = tqdm(total=plan.steps, initial=first, desc=plan.recipe.model, unit="step", mininterval=1)
+        self._step, self._begun = first, time.perf_counter()
+        self._seconds = max((entry["seconds"] for entry in earlier if "seconds" in entry), default=0.0)
+
+    def losses(self, losses: Losses) -> None:
+        """Note the losses of an interval."""
+        for step, loss in enumerate(losses.values, start=losses.first):
+            self._write({"step": step, "loss": loss})
+        step, now = losses.first + len(losses.values), time.perf_counter()
+        rate = (step - self._step) * self._plan.recipe.batch_size / max(now - self._begun, 1e-9)
+        self._seconds += now - self._begun
+        self._step, self._begun = step, now
+        loss, learning_rate = sum(losses.values) / len(losses.values), self._plan.learning_rate(step - 1)
+        memory = _memory_in_use() / 2**30
+        curves = {"learning_rate": learning_rate, "images_per_second": rate, "memory_gib": memory}
+        self._write({"step": step, "seconds": self._seconds, **curves})
+        self._log.flush()
+        self.scalars(step, {"loss": loss, **curves})
+        self._line.set_postfix_str(f"loss {loss:.4f}, lr {learning_rate:.2e}, {rate:,.0f} images/s, {memory:.1f} GiB")
+        self._line.update(step - self._line.n)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Curves for TensorBoard."""
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def probe(self, step: int, accuracies: Mapping[str, float]) -> None:
+        """Note accuracies of the features."""
+        self._write({"step": step, **accuracies})
+        self._log.flush()
+        self.scalars(step, {f"probe/{name}": value for name, value in accuracies.items()})
+        self.say(f"step {step:,}: " + ", ".join(f"{name} {value:.1%}" for name, value in accuracies.items()))
+
+    def picture(self, step: int, path: Path) -> None:
+        """Show a picture file in TensorBoard too."""
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            self._board.add_image(path.stem, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress line."""
+        self._line.write(text)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """A context whose time does not count as training's."""
+        begun = time.perf_counter()
+        yield
+        self._begun += time.perf_counter() - begun
+
+    def close(self) -> None:
+        """Finish the files and the line."""
+        self._line.close()
+        self._log.close()
+        self._board.close()
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        self._log.write(json.dumps(entry) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The entries of a run's log; a last line that a killed run left unfinished is none."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    entries = []
+    for line in lines:
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return entries
+
+
+def _kept_until(path: Path, first: int) -> list[dict[str, Any]]:
+    """Drop what a log has of step ``first`` and later; the entries that are left."""
+    entries = [e for e in read_log(path) if e["step"] < first or (e["step"] == first and "loss" not in e)]
+    with replacing(path) as beside:
+        beside.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return entries
+
+
+def _memory_in_use() -> int:
+    """Bytes: the most that was allocated on the accelerator, or the most that the process had in memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,150 @@
+"""A recipe worked out for given data and devices: counts, learning rates, ratios, and what it will cost."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from tabulate import tabulate
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from crossmae.config import Config
+from crossmae.flops import decoder_macs
+from crossmae.masking import mask_counts
+from crossmae.measure import bytes_saved_for_backward
+from crossmae.model import MaskedAutoencoder
+from crossmae.training.recipe import Recipe, between
+from crossmae.training.schedule import cosine_with_warmup
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All numbers of a run; steps count from 0, and a step is one of the optimizer."""
+
+    recipe: Recipe
+    config: Config
+    images: int
+    devices: int
+    steps_per_epoch: int
+    steps: int
+    micro_batch: int
+    accumulation: int
+    peak_learning_rate: float
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps over which the learning rate rises."""
+        return round(self.recipe.warmup * self.steps)
+
+    def learning_rate(self, step: int) -> float:
+        """Of one step."""
+        return self.peak_learning_rate * cosine_with_warmup(step, self.steps, self.warmup_steps)
+
+    def ratios(self, step: int) -> tuple[float, float]:
+        """Mask ratio and prediction ratio of one step."""
+        return ratios(self.recipe, self.config, step // self.steps_per_epoch / self._last_epoch)
+
+    @property
+    def _last_epoch(self) -> int:
+        return max(1, math.ceil(self.steps / self.steps_per_epoch) - 1)
+
+    def interval(self, epochs: float) -> int:
+        """A number of epochs in steps, at least one."""
+        return max(1, round(epochs * self.steps_per_epoch))
+
+
+def ratios(recipe: Recipe, config: Config, share: float) -> tuple[float, float]:
+    """Mask ratio and prediction ratio after a share of the run."""
+    # Rounded, so that the counts of patches are those of a number that a person would write.
+    mask_ratio = round(between(recipe.mask_ratio, share), 4)
+    if recipe.prediction_ratio is None:
+        return mask_ratio, mask_ratio if config.decoder == "mae" else min(0.25, mask_ratio)
+    return mask_ratio, round(between(recipe.prediction_ratio, share), 4)
+
+
+def make_plan(recipe: Recipe, images: int, devices: int) -> Plan:
+    """Work a recipe out for a number of images and of devices.
+
+    Raises:
+        ValueError: if batch, devices, ratios and images do not fit each other.
+    """
+    config = recipe.config()
+    if recipe.batch_size > images:
+        raise ValueError(f"batch_size must be at most the number of images {images}, got {recipe.batch_size}")
+    for share in (0.0, 1.0):
+        mask_counts(config.patches, *ratios(recipe, config, share))
+    if recipe.batch_size % devices:
+        raise ValueError(f"batch_size must be a multiple of the number of devices {devices}, got {recipe.batch_size}")
+    accumulation = _accumulation(recipe.batch_size // devices, recipe.micro_batch)
+    steps_per_epoch = images // recipe.batch_size
+    mask_ratio, prediction_ratio = ratios(recipe, config, 0.0)
+    scaled = recipe.base_learning_rate * prediction_ratio / mask_ratio * recipe.batch_size / 256
+    return Plan(
+        recipe=recipe,
+        config=config,
+        images=images,
+        devices=devices,
+        steps_per_epoch=steps_per_epoch,
+        steps=recipe.steps or max(1, round(recipe.epochs * steps_per_epoch)),
+        micro_batch=recipe.batch_size // devices // accumulation,
+        accumulation=accumulation,
+        peak_learning_rate=scaled if recipe.learning_rate is None else recipe.learning_rate,
+    )
+
+
+def _accumulation(images: int, most: int | None) -> int:
+    """Micro-batches that a device's images of a step are cut into: the fewest equal ones of at most ``most``."""
+    return next(parts for parts in range(1, images + 1) if images % parts == 0 and images // parts <= (most or images))
+
+
+def describe(plan: Plan) -> str:
+    """The plan for a person to read, predicted memory and decode compute included."""
+    recipe, config = plan.recipe, plan.config
+    mask_ratio, prediction_ratio = plan.ratios(0)
+    visible, predicted = mask_counts(config.patches, mask_ratio, prediction_ratio)
+    parameters, kept = _memory(plan)
+    last_ratios = plan.ratios(plan.steps - 1)
+    changing = "" if last_ratios == plan.ratios(0) else f", at the end {last_ratios[0]:g} and {last_ratios[1]:g}"
+    macs = decoder_macs(config, prediction_ratio, mask_ratio)
+    mae = Config.from_dict(
+        {**config.to_dict(), "decoder": "mae", "feature_maps": None, "decoder_self_attention": False}
+    )
+    rows = [
+        ("model", f"{recipe.model}, {parameters / 1e6:,.1f} M parameters"),
+        ("images", f"{plan.images:,} of {config.image_size[0]} x {config.image_size[1]}, {config.channels} channels"),
+        ("patches", f"{config.patches} of {config.patch_size} px: {visible} seen, {predicted} predicted"),
+        ("ratios", f"mask {mask_ratio:g}, prediction {prediction_ratio:g}{changing}"),
+        (
+            "batch",
+            f"{recipe.batch_size:,} = {plan.devices} device(s) x {plan.accumulation} micro-batch(es) "
+            f"x {plan.micro_batch:,}",
+        ),
+        ("steps", f"{plan.steps:,} = {plan.steps / plan.steps_per_epoch:,.4g} epochs of {plan.steps_per_epoch:,}"),
+        ("learning rate", f"{plan.peak_learning_rate:.3g} at its peak, after {plan.warmup_steps:,} steps"),
+        ("precision", f"{recipe.precision}, {recipe.execution}"),
+        ("parameters, gradients, AdamW", f"{16 * parameters / GIB:.2f} GiB, over all devices if sharded"),
+        ("kept for the backward pass", f"{kept / GIB:.2f} GiB on each device (reference operations)"),
+        (
+            "decoder, forward",
+            f"{macs / 1e9:,.3g} GMAC per image; MAE of the same depth {decoder_macs(mae) / macs:.2f} x",
+        ),
+    ]
+    return tabulate(rows, tablefmt="plain", disable_numparse=True)
+
+
+def _memory(plan: Plan) -> tuple[int, int]:
+    """Number of parameters, and bytes that a micro-batch keeps for the backward pass, on tensors without data."""
+    config = plan.config
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(plan.recipe.precision)
+    with FakeTensorMode():
+        model = MaskedAutoencoder(config)
+        images = torch.empty(plan.micro_batch, config.channels, *config.image_size)
+
+        def forward() -> object:
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                return model(images, *plan.ratios(0))
+
+        kept = bytes_saved_for_backward(forward, model)
+    wide = 2 if plan.recipe.precision == "float64" else 1
+    return sum(p.numel() for p in model.parameters()), wide * kept

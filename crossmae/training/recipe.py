@@ -1,0 +1,186 @@
+"""What a pretraining run is: typed settings, which YAML files and the command line fill in."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from crossmae.config import Config, named_config
+from crossmae.training.data.config import DataConfig
+
+Precision = Literal["bfloat16", "float16", "float32", "float64"]
+Execution = Literal["eager", "compile", "graphs"]
+Strategy = Literal["auto", "ddp", "fsdp"]
+Ratio = float | tuple[float, float]
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that the result of a run depends on.
+
+    A ratio that is a pair goes from its first value to its second over the run, linearly and epoch by epoch.
+
+    Args:
+        model: name of the model; see ``crossmae.list_models``.
+        image_size: side of square images in pixels, or height and width; the model's own unless given.
+        model_options: any other field of ``crossmae.Config``, such as ``decoder_depth``.
+        data: the images.
+        mask_ratio: share of patches hidden from the encoder.
+        prediction_ratio: share of all patches to predict; ``mask_ratio`` for MAE, else 0.25 unless given.
+        epochs: passes over the images.
+        steps: length in optimizer steps instead of epochs.
+        batch_size: images of an optimizer step, over all devices and micro-batches.
+        micro_batch: most images that a device takes at a time; gradients of several are accumulated where needed.
+        base_learning_rate: peak for 256 images with all masked patches predicted. The peak of a run is this
+            x prediction ratio / mask ratio x batch size / 256 (CrossMAE, appendix A).
+        learning_rate: peak as it is, instead.
+        warmup: share of the run over which the learning rate rises from 0 to its peak.
+        weight_decay: AdamW's, for all parameters but biases and norms.
+        betas: AdamW's.
+        clip_norm: largest norm of the gradient; longer ones are scaled down to it.
+        precision: bfloat16 and float16 are autocast with float32 parameters; float16 scales its loss.
+        execution: how the model runs; ``compile`` is torch.compile, ``graphs`` the same with CUDA graphs.
+        seed: of initialisation, order, augmentation and masks.
+    """
+
+    model: str = "crossmae_vit_base_patch16"
+    image_size: int | tuple[int, int] | None = None
+    model_options: dict[str, Any] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    mask_ratio: Ratio = 0.75
+    prediction_ratio: Ratio | None = None
+    epochs: float = 800
+    steps: int | None = None
+    batch_size: int = 4096
+    micro_batch: int | None = None
+    base_learning_rate: float = 1.5e-4
+    learning_rate: float | None = None
+    warmup: float = 0.05
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float | None = None
+    precision: Precision = "bfloat16"
+    execution: Execution = "eager"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run, naming every setting that is wrong."""
+        wrong = []
+        for name in (
+            "epochs",
+            "batch_size",
+            "steps",
+            "micro_batch",
+            "learning_rate",
+            "base_learning_rate",
+            "clip_norm",
+        ):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                wrong.append(f"{name} must be positive, got {value}")
+        if not 0 <= self.warmup < 1:
+            wrong.append(f"warmup must be a share of the run in [0, 1), got {self.warmup}")
+        if self.weight_decay < 0:
+            wrong.append(f"weight_decay must not be negative, got {self.weight_decay}")
+        for name in ("mask_ratio", "prediction_ratio"):
+            ratio = getattr(self, name)
+            if ratio is not None and not all(0 < between(ratio, end) < 1 for end in (0, 1)):
+                wrong.append(f"{name} must lie in (0, 1), got {ratio}")
+        if wrong:
+            raise ValueError("recipe: " + "; ".join(wrong))
+
+    def config(self) -> Config:
+        """The model's configuration, with the pixel statistics of the data."""
+        options = {"pixel_mean": self.data.mean, "pixel_std": self.data.std, **self.model_options}
+        return named_config(self.model, self.image_size, **options)
+
+    def to_json(self) -> str:
+        """A file that ``crossmae pretrain --recipe`` takes."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def between(ratio: Ratio, share: float) -> float:
+    """A ratio after a share of the run."""
+    first, last = ratio if isinstance(ratio, tuple) else (ratio, ratio)
+    return first + share * (last - first)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run goes and what it shows of itself; its result does not depend on these. Intervals are in epochs.
+
+    Args:
+        out: folder of the run; made if it is missing.
+        resume: ``auto`` goes on from the newest good checkpoint of the folder, ``never`` wants a folder without any;
+            or the folder of a checkpoint, of any run, to go on from.
+        strategy: ``ddp`` copies the model to every device, ``fsdp`` shards it (FSDP2).
+        devices: number of devices on this host; all there are unless given, one process on a CPU.
+        dry_run: print the plan and do nothing.
+        log_every: steps between two readings of the loss.
+        save_every: epochs between checkpoints.
+        keep_last: how many of them to keep, the best aside.
+        keep_every: epochs between checkpoints to keep for good; none unless given.
+        probe_every: epochs between evaluations of the features by kNN and a linear probe, where there are labels.
+        probe_images: most images of a probe's training set and of its test set.
+        pictures_every: epochs between pictures of reconstructions and mixing weights.
+    """
+
+    out: str = "pretraining"
+    resume: str = "auto"
+    strategy: Strategy = "auto"
+    devices: int | None = None
+    dry_run: bool = False
+    log_every: int = 20
+    save_every: float = 1
+    keep_last: int = 2
+    keep_every: float | None = None
+    probe_every: float = 20
+    probe_images: int = 5000
+    pictures_every: float = 20
+
+    def __post_init__(self) -> None:
+        """Refuse intervals that are none."""
+        names = ("log_every", "save_every", "keep_last", "keep_every", "probe_every", "probe_images", "pictures_every")
+        wrong = [
+            f"{name} must be positive, got {getattr(self, name)}"
+            for name in (*names, "devices")
+            if getattr(self, name) is not None and not getattr(self, name) > 0
+        ]
+        if wrong:
+            raise ValueError("run: " + "; ".join(wrong))
+
+
+def read_recipes(names: list[str]) -> dict[str, Any]:
+    """Settings of recipes given by name or as YAML or JSON files; of two that set the same, the later one counts.
+
+    Raises:
+        FileNotFoundError: for what is neither a name nor a file, with the names there are.
+        ValueError: for a file that holds no settings.
+    """
+    import yaml
+
+    settings: dict[str, Any] = {}
+    for name in names:
+        path = RECIPES / f"{name}.yaml" if (RECIPES / f"{name}.yaml").is_file() else Path(name)
+        if not path.is_file():
+            there_are = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
+            raise FileNotFoundError(f"there is no recipe and no file {name!r}; recipes are {there_are}")
+        try:
+            read = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no YAML file: {error}") from error
+        if not isinstance(read, dict):
+            raise ValueError(f"{path} must hold settings by name, got {type(read).__name__}")
+        settings = _merged(settings, read)
+    return settings
+
+
+def _merged(settings: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Settings within settings are merged too."""
+    merged = dict(settings)
+    for name, value in later.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merged(merged[name], value) if both else value
+    return merged

@@ -1,0 +1,244 @@
+"""A pretraining run from its recipe to an encoder: what happens when, and what happens when something goes wrong."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+
+from crossmae.files import replacing
+from crossmae.model import MaskedAutoencoder
+from crossmae.training.checkpoints import Checkpoints, restore, verify
+from crossmae.training.data.batches import Batch, loader
+from crossmae.training.data.dataset import ImageDataset
+from crossmae.training.data.opening import open_images
+from crossmae.training.data.sampling import GlobalBatches
+from crossmae.training.data.statistics import pixel_statistics
+from crossmae.training.devices import make_fabric, processes
+from crossmae.training.diagnosis import NonFiniteLossError, diagnosed
+from crossmae.training.evaluation import Evaluation
+from crossmae.training.interruption import Interruption
+from crossmae.training.monitor import Monitor
+from crossmae.training.plan import Plan, describe, make_plan
+from crossmae.training.readback import Losses, LossReader
+from crossmae.training.recipe import Recipe, RunOptions
+from crossmae.training.step import Stepper
+
+IMAGENET_IMAGES = 1_281_167
+
+
+def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
+    """Pretrain as the recipe says, into the folder of the options.
+
+    The folder then holds ``model.safetensors`` (the newest), ``checkpoints/``, ``recipe.json``, ``log.jsonl``,
+    ``tensorboard/``, ``pictures/`` and, if there were any, the names of images that could not be read.
+
+    Returns:
+        The model, on the device that trained it; None after a dry run. A run that was asked to stop by SIGTERM or
+        SIGINT returns what it has.
+
+    Raises:
+        ValueError, OSError: if recipe, images or folder are not fit for a run, before any work.
+        RuntimeError: if a loss is not finite, with the tensor that was first, or no checkpoint can be gone on from.
+    """
+    if options.dry_run and not recipe.data.source:
+        print(f"No images are given: planned for the {IMAGENET_IMAGES:,} of ImageNet-1k.")
+        print(describe(make_plan(recipe, IMAGENET_IMAGES, processes(options))))
+        return None
+    recipe, images = opened(recipe)
+    plan = make_plan(recipe, len(images), processes(options))
+    if options.dry_run:
+        print(describe(plan))
+        return None
+    fabric = make_fabric(recipe, options)
+    folder = Path(options.out)
+    _check_folder(folder, options)
+    fabric.launch()
+    return Run(plan, options, folder, images, fabric).to_its_end()
+
+
+def opened(recipe: Recipe) -> tuple[Recipe, ImageDataset]:
+    """A recipe's images, and the recipe with their mean and standard deviation where it has none."""
+    config = recipe.config()
+    images = open_images(recipe.data, config.channels, config.image_size, config.patches, recipe.seed)
+    if recipe.data.mean is None or recipe.data.std is None:
+        mean, std = pixel_statistics(images.images)
+        recipe = replace(recipe, data=replace(recipe.data, mean=mean, std=std))
+    return recipe, images
+
+
+def _check_folder(folder: Path, options: RunOptions) -> None:
+    """Refuse a folder that cannot be written to, or that holds another run which must not go on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"there is no permission to write into the folder {folder}")
+    if options.resume == "never" and any((folder / "checkpoints").glob("step-*")):
+        raise ValueError(f"{folder} holds checkpoints of a run; take another folder, or resume=auto to go on with it")
+
+
+class Run:
+    """A run on one process's device, from the checkpoint it goes on from to its last step."""
+
+    def __init__(self, plan: Plan, options: RunOptions, folder: Path, images: ImageDataset, fabric: Fabric) -> None:
+        self._plan, self._options, self._folder, self._images, self._fabric = plan, options, folder, images, fabric
+        keep_every = None if options.keep_every is None else plan.interval(options.keep_every)
+        self._checkpoints = Checkpoints(folder / "checkpoints", options.keep_last, keep_every)
+        torch.manual_seed(plan.recipe.seed)
+        self._stepper = Stepper(MaskedAutoencoder(plan.config), plan, fabric)
+        self._evaluation = Evaluation(images, plan, options.probe_images)
+        self._monitor: Monitor | None = None
+        self._unreadable: set[str] = set()
+        self._recent: list[float] = []
+        self._knn: float | None = None
+
+    def to_its_end(self) -> MaskedAutoencoder:
+        """Go on from where the folder is, until the last step or a signal to stop."""
+        try:
+            self._begin()
+            self._train()
+        except NonFiniteLossError as error:
+            raise RuntimeError(self._explained(error)) from None
+        finally:
+            if self._monitor is not None:
+                self._monitor.close()
+        return self._stepper.model
+
+    def _begin(self) -> None:
+        chosen = self._fabric.broadcast(self._newest_good() if self._fabric.is_global_zero else None)
+        if chosen is not None:
+            restore(self._stepper, chosen)
+        if self._fabric.is_global_zero:
+            self._monitor = Monitor(self._folder, self._plan, self._stepper.step)
+            self._monitor.say(describe(self._plan) if chosen is None else f"Going on from {chosen}.")
+            with replacing(self._folder / "recipe.json") as beside:
+                beside.write_text(self._plan.recipe.to_json())
+        if chosen is None:
+            self._save(None)  # what a diagnosis can start from; and a disk that is full is known at once
+
+    def _train(self) -> None:
+        plan, stepper, options = self._plan, self._stepper, self._options
+        reader = LossReader(self._fabric, options.log_every)
+        batches = self._batches()
+        save, probe, pictures = map(plan.interval, (options.save_every, options.probe_every, options.pictures_every))
+        with Interruption(self._fabric) as interruption:
+            stopping = False
+            while stepper.step < plan.steps and not stopping:
+                self._note(reader.add(stepper.step, stepper.take(batches)))
+                step = stepper.step
+                stopping = interruption.agreed(step % options.log_every == 0)
+                last = step == plan.steps
+                probing = self._evaluation.has_labels and (step % probe == 0 or last)
+                saving = step % save == 0 or last or stopping or probing
+                if saving:
+                    for losses in reader.flush():
+                        self._note(losses)
+                if probing:
+                    self._probe()
+                if saving:
+                    self._save(self._score(probing))
+                if step % pictures == 0 or last:
+                    self._draw()
+        if self._monitor is not None and stopping:
+            self._monitor.say(f"Stopped after step {stepper.step:,}, as asked; resume=auto goes on from there.")
+
+    def _batches(self) -> Iterator[Batch]:
+        """This device's batches from the next step on."""
+        plan, data = self._plan, self._plan.recipe.data
+        order = GlobalBatches(
+            len(self._images),
+            plan.recipe.batch_size,
+            seed=plan.recipe.seed,
+            start_step=self._stepper.step,
+            rank=self._fabric.global_rank,
+            world=self._fabric.world_size,
+            accumulation=plan.accumulation,
+        )
+        for batch in loader(self._images, order, data.workers, self._fabric.device):
+            self._report(batch.unreadable)
+            yield batch
+
+    def _report(self, unreadable: tuple[str, ...]) -> None:
+        """Log names of images that could not be read, each once."""
+        new = [name for name in dict.fromkeys(unreadable) if name not in self._unreadable]
+        if not new:
+            return
+        self._unreadable.update(new)
+        rank = f"-{self._fabric.global_rank}" if self._fabric.world_size > 1 else ""
+        with (self._folder / f"unreadable{rank}.txt").open("a") as log:
+            log.writelines(f"{name}\n" for name in new)
+        if self._monitor is not None:
+            self._monitor.say(f"{len(self._unreadable):,} images could not be read so far, the last: {new[-1]}")
+
+    def _note(self, losses: Losses | None) -> None:
+        if losses is None:
+            return
+        bad = losses.first_bad_step()
+        if bad is not None:
+            raise NonFiniteLossError(bad)
+        self._recent += losses.values
+        if self._monitor is not None:
+            self._monitor.losses(losses)
+
+    def _score(self, probed: bool) -> float | None:
+        """What makes a checkpoint the best: accuracy where there are labels, else a low loss since the last one."""
+        recent, self._recent = self._recent, []
+        if self._evaluation.has_labels:
+            return self._knn if probed else None
+        return -sum(recent) / len(recent) if recent else None
+
+    def _save(self, score: float | None) -> None:
+        """Write a checkpoint; a disk that is full or gone is reported, and training goes on."""
+        if not self._stepper.is_finite():
+            raise NonFiniteLossError(self._stepper.step)
+        try:
+            self._checkpoints.write(self._stepper, score)
+        except OSError as error:
+            if self._stepper.step in (0, self._plan.steps):
+                raise
+            warnings.warn(f"no checkpoint of step {self._stepper.step}: {error}; the one before is kept", stacklevel=2)
+
+    def _probe(self) -> None:
+        model = self._stepper.whole_model()
+        if self._monitor is not None and model is not None:
+            with self._monitor.pause(), self._fabric.autocast():
+                found = self._evaluation.probe(model)
+            self._knn = found["knn"]
+            self._monitor.probe(self._stepper.step, found)
+
+    def _draw(self) -> None:
+        model = self._stepper.whole_model()
+        if self._monitor is not None and model is not None:
+            with self._monitor.pause():
+                for picture in self._evaluation.draw(model, self._stepper.step, self._folder / "pictures"):
+                    self._monitor.picture(self._stepper.step, picture)
+
+    def _newest_good(self) -> Path | None:
+        """The checkpoint to go on from, or None where there is none; damaged and foreign ones are passed over."""
+        if self._options.resume not in ("auto", "never"):
+            verify(Path(self._options.resume), self._plan.config)
+            return Path(self._options.resume)
+        refused = []
+        for checkpoint in reversed(self._checkpoints.there()):
+            try:
+                verify(checkpoint.path, self._plan.config)
+            except ValueError as error:
+                refused.append(str(error))
+                warnings.warn(f"not going on from it: {error}", stacklevel=2)
+            else:
+                return checkpoint.path
+        if refused:
+            raise RuntimeError(f"no checkpoint of {self._folder} can be gone on from: {'; '.join(refused)}")
+        return None
+
+    def _explained(self, error: NonFiniteLossError) -> str:
+        """What went wrong first, found by going back to the last checkpoint, which stays as it is."""
+        newest: Path | None = self._fabric.broadcast(self._newest_good() if self._fabric.is_global_zero else None)
+        assert newest is not None  # a run that was not given one has written its own
+        restore(self._stepper, newest)
+        if self._monitor is not None:
+            self._monitor.say(f"The loss of step {error.step} is not finite; looking for the reason from {newest} on.")
+        why = diagnosed(self._stepper, self._batches(), error.step)
+        return f"{error}: {why}; the last good checkpoint is {newest}"

@@ -1,0 +1,201 @@
+"""Every kind of file against what was written into it."""
+
+import numpy as np
+import pytest
+import torch
+from pictures import animation, encoded, npy, random_pixels, smooth, tiff
+from PIL import Image, ImageOps
+
+from crossmae.training.data import decoding
+from crossmae.training.data.decoding import UnreadableImage, decode
+
+RGB = random_pixels(0, 20, 30, 3)
+DEEP = random_pixels(1, 20, 30, 3, dtype=np.uint16)
+EIGHT = np.rint(DEEP / 257).astype(np.uint8)
+
+
+def pixels(content, channels=3, dtype=torch.uint8, **options):
+    image = decode(content, "it", channels, dtype, **options)
+    assert image.dtype == dtype
+    return image.permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "PPM"])
+def test_colours_are_as_they_were(form):
+    content = encoded(RGB, form)
+    assert (pixels(content) == RGB).all()
+    np.testing.assert_allclose(pixels(content, dtype=torch.float32), RGB / 255, rtol=0, atol=1e-7)
+    grey = RGB @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(pixels(content, channels=1)[..., 0] - grey).max() <= 1
+
+
+def test_a_path_is_as_good_as_its_content(tmp_path):
+    (tmp_path / "no_extension").write_bytes(encoded(RGB, "PNG"))
+    assert (pixels(tmp_path / "no_extension") == RGB).all()
+
+
+MODES = {"PNG": "1 L LA P RGBA", "TIFF": "1 L LA P RGBA CMYK YCbCr", "JPEG": "1 L CMYK YCbCr"}
+
+
+@pytest.mark.parametrize(("form", "mode"), [(form, mode) for form, modes in MODES.items() for mode in modes.split()])
+def test_other_modes_become_rgb(form, mode):
+    picture = Image.fromarray(smooth(0, 20, 30)).convert(mode)
+    expected = np.array(picture.convert("RGB"), int)
+    options = {"quality": 95, "subsampling": 0} if form == "JPEG" else {}
+    difference = np.abs(pixels(encoded(picture, form, **options)) - expected)
+    assert difference.mean() < 4 if form == "JPEG" else difference.max() == 0
+
+
+def test_alpha_is_a_channel_if_four_are_asked_for():
+    alpha = random_pixels(2, 20, 30, 4)
+    assert (pixels(encoded(alpha, "PNG"), 4) == alpha).all()
+    assert (pixels(encoded(alpha, "PNG"), 3) == alpha[..., :3]).all()
+    assert (pixels(tiff(alpha, photometric="rgb", extrasamples=["unassalpha"])) == alpha[..., :3]).all()
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame(form):
+    options = {"lossless": True} if form == "WEBP" else {}
+    first, found = smooth(0, 30, 40).astype(int), pixels(animation(form, **options))
+    assert np.abs(found - first).max() <= (40 if form == "GIF" else 0)  # a palette
+    assert np.abs(found - smooth(1, 30, 40).astype(int)).mean() > 40
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_upright(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = {form: encoded(RGB, form, exif=exif) for form in ("PNG", "JPEG", "TIFF")}
+    content["deep"] = tiff(DEEP, photometric="rgb", extratags=[(0x0112, 3, 1, orientation, True)])
+    for form in content:
+        # Pillow's own way round, on the picture as it lies in the file.
+        lying = Image.fromarray(EIGHT if form == "deep" else pixels(encoded(RGB, form)))
+        lying.getexif()[0x0112] = orientation
+        assert (pixels(content[form]) == np.array(ImageOps.exif_transpose(lying))).all(), form
+
+
+def test_notes_that_are_broken_do_no_harm():
+    content = encoded(RGB, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\xff\xff")
+    assert (pixels(content) == pixels(encoded(RGB, "JPEG"))).all()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tiff(DEEP, photometric="rgb"),
+        tiff(DEEP, photometric="rgb", compression="zlib", byteorder=">"),
+        tiff(np.moveaxis(DEEP, 2, 0), photometric="rgb", planarconfig="separate"),
+        tiff(np.moveaxis(DEEP, 2, 0), photometric="minisblack"),  # pages
+        npy(DEEP),
+        npy(DEEP.astype(">u2")),
+        npy(np.moveaxis(DEEP, 2, 0)),
+        npy(np.asfortranarray(DEEP)),
+    ],
+)
+def test_16_bits(content):
+    assert (pixels(content) == EIGHT).all()
+    np.testing.assert_allclose(pixels(content, dtype=torch.float32), DEEP / 65535, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM", "JPEG2000"])
+def test_16_bits_of_grey(form):
+    grey = DEEP[..., 0]
+    options = {"irreversible": False} if form == "JPEG2000" else {}
+    found = pixels(encoded(grey, form, **options), dtype=torch.float32)
+    np.testing.assert_allclose(found, np.repeat(grey[..., None] / 65535, 3, 2), rtol=0, atol=1e-7)
+    assert (pixels(encoded(grey, form, **options), 1)[..., 0] == EIGHT[..., 0]).all()
+
+
+def test_white_may_be_zero():
+    content = tiff(65535 - DEEP[..., 0], photometric="miniswhite")
+    assert (pixels(content, 1)[..., 0] == EIGHT[..., 0]).all()
+
+
+@pytest.mark.parametrize("channels", [2, 5, 13])
+def test_many_channels(channels):
+    planes = random_pixels(3, channels, 20, 30)
+    for content in (
+        tiff(planes, photometric="minisblack", planarconfig="separate"),
+        tiff(np.moveaxis(planes, 0, 2), photometric="minisblack", planarconfig="contig"),
+        tiff(planes, photometric="minisblack"),
+        tiff(np.stack([planes, planes + 1]), imagej=True, metadata={"axes": "TCYX"}),
+        npy(planes),
+        npy(np.moveaxis(planes, 0, 2)),
+    ):
+        assert (decode(content, "it", channels).numpy() == planes).all()
+        with pytest.raises(UnreadableImage, match=r"it cannot be read: its .*7"):
+            decode(content, "it", 7)
+
+
+def test_floats_stay_as_they_are():
+    values = np.random.default_rng(0).normal(size=(20, 30)).astype(np.float32)
+    for content in (npy(values), npy(values.astype(np.float64)), tiff(values), tiff(values, compression="zlib")):
+        assert (pixels(content, 1, torch.float32)[..., 0] == values).all()
+        with pytest.raises(UnreadableImage, match="it holds floats, which are read as float32"):
+            decode(content, "it", 1)
+    values[3, 4] = np.inf
+    with pytest.raises(UnreadableImage, match="not finite"):
+        decode(npy(values), "it", 1, torch.float32)
+
+
+def test_wide_jpegs_come_reduced():
+    wide = np.array(Image.fromarray(smooth(0, 400, 20_000)))
+    content = encoded(wide, "JPEG")
+    reduced = decode(content, "it", 3, at_least=(90, 100))
+    assert reduced.shape == (3, 100, 5000)
+    assert decode(content, "it", 3, at_least=(100, 101)).shape == (3, 200, 10_000)
+    assert decode(content, "it", 3).shape == (3, 400, 20_000)
+    exact = wide.reshape(100, 4, 5000, 4, 3).mean(axis=(1, 3))
+    assert np.abs(reduced.permute(1, 2, 0).numpy() - exact).mean() < 3
+
+
+def test_pictures_beyond_pillows_limit_are_read_and_its_limit_stays():
+    limit = Image.MAX_IMAGE_PIXELS
+    content = encoded(Image.new("1", (20_000, 10_000), 1), "PNG")
+    assert decode(content, "it", 1).shape == (1, 10_000, 20_000)
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_the_size_has_a_limit(monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 599)
+    for content in (encoded(RGB, "PNG"), encoded(RGB, "JPEG"), tiff(DEEP, photometric="rgb"), npy(RGB)):
+        with pytest.raises(UnreadableImage, match="20 x 30 pixels; up to 599 are read"):
+            decode(content, "it", 3)
+
+
+DEEP_PNG = (  # 1 x 1, 16 bits per channel, RGB
+    b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x10\x02\x00\x00\x00"
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"hello", "its format is not known"),
+        (encoded(RGB, "PNG")[:200], "truncated"),
+        (encoded(RGB, "JPEG")[:100], "."),
+        (tiff(DEEP, photometric="rgb")[:400], "."),
+        (tiff(RGB)[:200], "."),
+        (npy(RGB)[:50], "EOF"),
+        (npy(RGB)[:300], "EOF"),
+        (npy(np.array([["a", 1]], object)), "allow_pickle"),
+        (npy(RGB.astype(np.int64)), "it holds int64; unsigned integers"),
+        (npy(RGB[0, 0]), r"its shape is \(3,\)"),
+        (npy(RGB[:0]), "0 x 30 pixels"),
+        (random_pixels(5, 1000).tobytes(), "not known"),
+    ],
+)
+def test_what_cannot_be_read_says_why(content, reason):
+    with pytest.raises(UnreadableImage, match=rf"some/name\.jpg cannot be read: .*{reason}"):
+        decode(content, "some/name.jpg", 3)
+
+
+def test_what_cannot_be_kept_is_refused():
+    with pytest.raises(UnreadableImage, match="16 bits and several channels"):
+        decode(DEEP_PNG, "it", 3, torch.float32)
+
+
+def test_a_missing_file_is_unreadable(tmp_path):
+    with pytest.raises(UnreadableImage, match=r"nothing cannot be read: .*No such file"):
+        decode(tmp_path / "nothing", "nothing", 3)

@@ -1,0 +1,240 @@
+"""Whole runs: what they leave, how they go on, and what they survive."""
+
+import errno
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from pretraining import into, losses, small, weights
+from processes import start
+
+import crossmae
+from crossmae.training import run as run_module
+from crossmae.training.checkpoints import Checkpoints
+from crossmae.training.monitor import read_log
+from crossmae.training.run import pretrain
+from crossmae.training.step import Stepper
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    model = pretrain(small(), into(folder))
+    return folder, model
+
+
+def same(folder, other):
+    ours, theirs = weights(folder), weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def steps_kept(folder):
+    return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").iterdir())
+
+
+def test_what_a_run_leaves(uninterrupted):
+    folder, model = uninterrupted
+    assert list(losses(folder)) == list(range(12))
+    loaded = crossmae.load(folder / "model.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+    assert loaded.config.pixel_mean is not None
+    summaries = [entry for entry in read_log(folder / "log.jsonl") if "seconds" in entry]
+    assert [entry["step"] for entry in summaries][-1] == 12
+    assert [entry["seconds"] for entry in summaries] == sorted(entry["seconds"] for entry in summaries)
+    assert json.loads((folder / "recipe.json").read_text())["steps"] == 12
+    assert list((folder / "tensorboard").iterdir())
+    pictures = {path.name for path in (folder / "pictures").iterdir()}
+    assert any(name.startswith("reconstructions") for name in pictures)
+    assert any(name.startswith("mixing") for name in pictures)
+    (probe,) = [entry for entry in read_log(folder / "log.jsonl") if "knn" in entry]
+    assert 0 <= probe["knn"] <= 1
+    assert 0 <= probe["linear"] <= 1
+
+
+def test_a_run_learns(tmp_path):
+    pretrain(small(steps=40, learning_rate=3e-3, batch_size=32), into(tmp_path, save_every=1000))
+    values = list(losses(tmp_path).values())
+    assert sum(values[-5:]) < 0.8 * sum(values[:5])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_a_run_which_goes_on_as_if_it_had_not(uninterrupted, tmp_path, monkeypatch, number):
+    take = Stepper.take
+
+    def signalled(stepper, batches):
+        if stepper.step == 6:
+            os.kill(os.getpid(), number)
+        return take(stepper, batches)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patched:
+        patched.setattr(Stepper, "take", signalled)
+        pretrain(small(), into(tmp_path))
+    assert signal.getsignal(number) is before
+    assert list(losses(tmp_path)) == list(range(7))
+    assert max(steps_kept(tmp_path)) == 7
+    pretrain(small(), into(tmp_path))
+    assert losses(tmp_path) == losses(uninterrupted[0])
+    assert same(tmp_path, uninterrupted[0])
+
+
+def test_killed_at_random_steps_ten_times(tmp_path):
+    recipe = small(steps=60)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start(pretrain, recipe, into(whole))
+    process.join()
+    assert process.exitcode == 0
+    chance, kills = random.Random(0), 0
+    while kills < 10:
+        process = start(pretrain, recipe, into(killed))
+        target = max(losses(killed), default=0) + chance.randrange(1, 6)
+        while process.is_alive() and max(losses(killed), default=-1) < target:
+            time.sleep(0.002)
+        time.sleep(chance.random() * 0.03)
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        assert process.exitcode in (0, -signal.SIGKILL)
+        assert max(losses(killed), default=0) < 59 or kills == 10
+    process = start(pretrain, recipe, into(killed))
+    process.join()
+    assert process.exitcode == 0
+    assert losses(killed) == losses(whole)
+    assert same(killed, whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over(uninterrupted, tmp_path):
+    pretrain(small(steps=6), into(tmp_path))
+    assert steps_kept(tmp_path)[-2:] == [4, 6]
+    torn = tmp_path / "checkpoints" / "step-00000006" / "training.pt"
+    content = bytearray(torn.read_bytes())
+    content[len(content) // 2] ^= 1
+    torn.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"step-00000006 is damaged: training.pt differs"):
+        pretrain(small(steps=6), into(tmp_path))
+    assert list(losses(tmp_path)) == list(range(6))
+    for path in (tmp_path / "checkpoints").glob("step-*"):
+        (path / "model.safetensors").write_bytes(b"torn")
+    with (
+        pytest.warns(UserWarning, match="not going on from it"),
+        pytest.raises(RuntimeError, match=r"no checkpoint of .* can be gone on from"),
+    ):
+        pretrain(small(), into(tmp_path))
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path):
+    pretrain(small(steps=2), into(tmp_path / "one"))
+    other = small(model_options={**small().model_options, "decoder_depth": 1})
+    checkpoint = tmp_path / "one" / "checkpoints" / "step-00000002"
+    with pytest.raises(ValueError, match=r"belongs to another model: decoder_depth 2, here 1"):
+        pretrain(other, into(tmp_path / "two", resume=str(checkpoint)))
+    with pytest.raises(ValueError, match="is no checkpoint of a run"):
+        pretrain(other, into(tmp_path / "two", resume=str(tmp_path)))
+    with pytest.raises(ValueError, match="holds checkpoints of a run"):
+        pretrain(small(), into(tmp_path / "one", resume="never"))
+
+
+def test_a_full_disk_is_reported_and_costs_one_checkpoint(uninterrupted, tmp_path, monkeypatch):
+    save = torch.save
+
+    def full(state, path, **options):
+        if "step-00000004" in str(path):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, path, **options)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.warns(UserWarning, match=r"no checkpoint of step 4: .*No space left on device"):
+        pretrain(small(), into(tmp_path, keep_last=20))
+    assert steps_kept(tmp_path) == [0, 2, 6, 8, 10, 12]
+    assert same(tmp_path, uninterrupted[0])
+
+
+def test_what_is_kept(tmp_path):
+    options = into(tmp_path, keep_last=2, keep_every=4 / 84, probe_every=6 / 84)
+    pretrain(small(), options)
+    assert {0, 4, 8, 10, 12} <= set(steps_kept(tmp_path))
+    there = Checkpoints(tmp_path / "checkpoints", 1, None).there()
+    scores = {checkpoint.step: checkpoint.score for checkpoint in there}
+    knn = {entry["step"]: entry["knn"] for entry in read_log(tmp_path / "log.jsonl") if "knn" in entry}
+    assert set(knn) == {6, 12}
+    assert scores[12] == knn[12]
+    best = max(knn, key=knn.get)
+    assert best in scores
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_first_tensor(tmp_path, monkeypatch):
+    from crossmae.blocks import Mlp
+
+    forward, take = Mlp.forward, Stepper.take
+    now = [None, None]
+
+    def noted(stepper, batches):
+        now[:] = [stepper.step, stepper.model.encoder.blocks[1].mlp]
+        return take(stepper, batches)
+
+    def overflowing(mlp, x, norm):
+        result = forward(mlp, x, norm)
+        return result * torch.inf if now[0] == 7 and mlp is now[1] else result
+
+    monkeypatch.setattr(Stepper, "take", noted)
+    monkeypatch.setattr(Mlp, "forward", overflowing)
+    with pytest.raises(RuntimeError) as failure:
+        pretrain(small(), into(tmp_path))
+    message = str(failure.value)
+    assert "the loss of step 7 is not finite" in message
+    assert "first tensor that is not finite is the output of model.encoder.blocks.1.mlp, in step 7" in message
+    assert "last good checkpoint is" in message
+    assert "step-00000006" in message
+    assert max(steps_kept(tmp_path)) == 6
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path).values())
+
+
+def test_a_gradient_that_is_not_finite_is_found_in_the_step_that_made_it(tmp_path, monkeypatch):
+    backward = run_module.Fabric.backward
+    steps = []  # one entry a step; nine are taken before the loss is read, and taken again then
+
+    def poisoned(fabric, loss, **arguments):
+        steps.append(None)
+        scale = torch.inf if len(steps) in (6, 9 + 6) else 1.0
+        backward(fabric, loss * scale, **arguments)
+
+    monkeypatch.setattr(run_module.Fabric, "backward", poisoned)
+    with pytest.raises(RuntimeError, match=r"not finite is the gradient of the output of model.*, in step 5"):
+        pretrain(small(), into(tmp_path, save_every=1000))
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
+    for name, micro_batch in (("whole", None), ("parts", 4)):
+        recipe = small(steps=4, precision="float64", micro_batch=micro_batch)
+        pretrain(recipe, into(tmp_path / name))
+    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    assert all(abs(whole[step] - parts[step]) < 1e-12 for step in whole)
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.allclose(a[name], b[name], rtol=0, atol=1e-10) for name in a)
+
+
+def test_ratios_may_change_on_the_way(tmp_path):
+    recipe = small(steps=4, batch_size=1347 // 2, prediction_ratio=(0.25, 0.5), mask_ratio=(0.5, 0.75))
+    model = pretrain(recipe, into(tmp_path))
+    assert len(losses(tmp_path)) == 4
+    assert model.config.patches == 64
+
+
+@pytest.mark.parametrize("settings", [{"clip_norm": 0.1}, {"precision": "bfloat16"}])
+def test_other_ways_to_train(uninterrupted, tmp_path, settings):
+    pretrain(small(steps=6, **settings), into(tmp_path))
+    theirs = losses(uninterrupted[0])
+    differences = [abs(loss - theirs[step]) for step, loss in losses(tmp_path).items()]
+    assert 0 < max(differences) < 0.2
+
+
+def test_no_folder_to_write_to_is_said_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        pretrain(small(), into(tmp_path / "file" / "run"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -21,7 +21,13 @@ Key = TypeVar("Key")
 
 def tables(run: Run) -> str:
     """Goals, ceilings and a table for each suite, in Markdown; each names the machine."""
-    parts = [_goals(run), _ceilings(run), *(_suite(run, suite) for suite in SUITES), _largest(run), _first_calls(run)]
+    parts = [_goals(run), _ceilings(run), suites(run), _first_calls(run)]
+    return "\n".join(part for part in parts if part)
+
+
+def suites(run: Run) -> str:
+    """A table for each suite, and the largest batches."""
+    parts = [*(_suite(run, suite) for suite in SUITES), _largest(run)]
     return "\n".join(part for part in parts if part)
 
 

@@ -292,11 +292,14 @@ def test_a_stage_without_time_is_not_reached(tmp_path):
     assert records.read(tmp_path).stages["mixing"].status == records.NOT_REACHED
 
 
-BARE = """
+# What else this package or its tests ask for.
+OTHERS = """
+    numpy matplotlib tabulate safetensors jsonargparse tqdm PIL sklearn skimage yaml lightning_fabric webdataset
+    torchvision tifffile braceexpand tensorboard pytest_benchmark xdist
+"""
+BARE = f"""
 import sys
-sys.modules |= dict.fromkeys(
-    "numpy matplotlib tabulate safetensors jsonargparse tqdm PIL sklearn yaml pytest_benchmark xdist timm".split()
-)
+sys.modules |= dict.fromkeys({OTHERS.split()})
 import benchmarks.first_call, benchmarks.gpu, pytest
 from benchmarks.problem import form_named
 from benchmarks.suites import SUITES, problems

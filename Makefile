@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # two cores take 2 to 6 s; with spin counts of 300 and 3000 it takes 0.18 and 0.26 s, and 0.11 s when alone, as ever.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint bench gpu readme clean
+.PHONY: demo test lint bench record gpu readme clean
 
 demo: $(VENV)/.ready
 	$(BIN)/crossmae demo
@@ -27,6 +27,12 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m pytest benchmarks/bench_decode.py benchmarks/bench_suites.py -m "$(FORM)" \
 		--benchmark-json=bench/decode.json --benchmark-quiet -v
 	$(BIN)/python -m benchmarks.report bench
+
+# The record of a CPU that README.md shows, made anew; some minutes, and nothing else may run.
+record: $(VENV)/.ready
+	$(BIN)/python -m pytest benchmarks/bench_decode.py -m "not full" \
+		--benchmark-json=benchmarks/results/decode.json --benchmark-quiet
+	$(MAKE) readme
 
 # Checks, tuning and every suite on an NVIDIA GPU within nine minutes, with the Python at hand: PyTorch, Triton and
 # pytest are all it needs. Again, and it goes on where it ended; `make gpu GPU=--full` takes as long as it takes.

@@ -60,6 +60,10 @@ class Checks:
             self._found[key] = self._judge.check(name, solver)
         return self._found[key]
 
+    def forget(self) -> None:
+        """Drop what the last problem's judge holds, but no verdict."""
+        self._judge = None
+
 
 class Judge:
     """Judges the contenders of one problem."""

@@ -17,16 +17,19 @@ from pathlib import Path
 import torch
 
 from benchmarks import records
-from benchmarks.ceilings import bound, measure_ceilings
+from benchmarks.ceilings import Ceilings, bound, measure_ceilings
 from benchmarks.checking import Checks, WrongError
+from benchmarks.largest_batch import largest_batch, out_of_memory
 from benchmarks.problem import (
     BOTH,
     FORWARD,
+    LARGEST,
     STEP,
     Direction,
     Form,
     MissingError,
     Problem,
+    Solver,
     form_named,
     gradients,
     upstream_of,
@@ -44,17 +47,26 @@ START_ANEW = 3
 
 Case = tuple[Problem, str, Direction]
 
+# Whose largest batch is searched: a compiler or a graph would begin anew with every batch that is tried.
+SEARCHED = ("reference", "fused", "release")
+
 
 def cases(suite: str, form: Form) -> list[Case]:
-    """Everything that a suite measures: backward passes first, which is where goals are set."""
+    """Everything that a suite measures, the most important first.
+
+    Forward passes alone come last: goals are set for both. Before that, and within that, what is compiled comes last,
+    since it takes long.
+    """
     found = problems(suite, form)
-    return [
+    all_cases: list[Case] = [
         (problem, name, direction)
-        for direction in (STEP, BOTH, FORWARD)
+        for direction in (STEP, BOTH, LARGEST, FORWARD)
         for problem in found
         if direction in problem.work
         for name in problem.contenders
+        if direction != LARGEST or name in SEARCHED
     ]
+    return sorted(all_cases, key=lambda case: (case[2] == FORWARD, "compiled" in case[1]))
 
 
 def planned(case: Case) -> Record:
@@ -112,29 +124,40 @@ def attempt(case: Case, form: Form, run: Run, checks: Checks) -> Record:
     try:
         solver = problem.contenders[name]()
         record.check = dataclasses.asdict(checks.check(problem, name, solver))
-        found = measure(problem, solver, direction, form.device, form.seconds)
+        if direction == LARGEST:
+            checks.forget()
+            record.largest, too_large = largest_batch(problem, solver, form.device, form.most_images)
+            record.reason = f"{too_large} do not fit" if too_large else "more were not tried"
+        else:
+            _time(record, case, solver, form, run.ceilings)
+        record.status = records.MEASURED
     except WrongError as wrong:
         record.status, record.reason = records.WRONG, str(wrong)
     except Exception as failure:
         record.status, record.reason = _why(failure, name in problem.ours)
-    else:
-        record.status, record.memory, record.no_graph = records.MEASURED, found.memory, found.no_graph
-        record.times = {"call": dataclasses.asdict(found.call)}
-        if found.graph is not None:
-            record.times["graph"] = dataclasses.asdict(found.graph)
-        least = bound(problem.work[direction], record.dtype, run.ceilings)
-        if least is not None and record.time is not None:
-            record.roofline = least / record.time["median"]
     gc.collect()
     if form.device.type == "cuda" and usable(form.device):
         torch.cuda.empty_cache()
     return record
 
 
+def _time(record: Record, case: Case, solver: Solver, form: Form, ceilings: Ceilings) -> None:
+    """Write times and memory of a contender into its record."""
+    problem, _, direction = case
+    found = measure(problem, solver, direction, form.device, form.seconds)
+    record.memory, record.no_graph = found.memory, found.no_graph
+    record.times = {"call": dataclasses.asdict(found.call)}
+    if found.graph is not None:
+        record.times["graph"] = dataclasses.asdict(found.graph)
+    least = bound(problem.work[direction], record.dtype, ceilings)
+    if least is not None and record.time is not None:
+        record.roofline = least / record.time["median"]
+
+
 def _why(failure: Exception, ours: bool) -> tuple[str, str]:
     """Status and reason of an exception."""
     reason = " ".join(str(failure).split())[:500] or type(failure).__name__
-    if isinstance(failure, torch.OutOfMemoryError) or "allocate memory" in reason:
+    if out_of_memory(failure):
         return records.OUT_OF_MEMORY, reason
     if isinstance(failure, MissingError | ImportError) or REFUSAL in reason:
         return records.MISSING, reason.split(REFUSAL)[-1]
@@ -155,8 +178,10 @@ def usable(device: torch.device) -> bool:
 
 def outcome(record: Record) -> str:
     """A measurement in some words."""
-    if record.status != records.MEASURED or record.time is None:
+    if record.status != records.MEASURED:
         return f"{record.status}: {record.reason}"
+    if record.time is None:
+        return f"{record.largest} images; {record.reason}"
     share = "" if record.roofline is None else f", {record.roofline:.0%} of the roofline"
     kind = "graph" if "graph" in record.times else "call"
     return f"{record.time['median'] * 1e3:.3f} ms ({kind}){share}"

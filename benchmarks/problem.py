@@ -9,11 +9,12 @@ from torch import Tensor
 
 from crossmae_kernels.common.implementation import Implementation, default_implementation
 
-Direction = Literal["forward", "forward + backward", "step"]
+Direction = Literal["forward", "forward + backward", "step", "largest batch"]
 
 FORWARD: Direction = "forward"
 BOTH: Direction = "forward + backward"
 STEP: Direction = "step"
+LARGEST: Direction = "largest batch"
 
 # Arguments of a batch, by name, drawn with a generator: ``arguments(batch, random)``.
 Arguments = dict[str, Tensor]
@@ -42,6 +43,8 @@ class Form:
     """Arguments of ``torch.compile`` by the name that a compiled contender carries."""
     seconds: float
     """How long one measurement goes on, once its least number of rounds is done."""
+    most_images: int
+    """Where the search for the largest batch ends, if memory does not end it before."""
 
     @property
     def full(self) -> bool:
@@ -54,15 +57,13 @@ def form_named(name: str) -> Form:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     paper = ("base_patch16", "large_patch16", "huge_patch14", "small_patch16")
     default: dict[str, Any] = {"dynamic": False}
-    tuned = {**default, "mode": "max-autotune-no-cudagraphs"}
+    both = {"compiled": default, "compiled, max-autotune": {**default, "mode": "max-autotune-no-cudagraphs"}}
     forms = (
         # The compiler's front end alone: what it generates for a CPU says nothing of a GPU.
-        Form("tiny", cpu, torch.float32, ("tiny_patch4",), (2,), {"compiled": {"backend": "eager"}}, 0),
-        Form("small", cpu, torch.float32, ("base_patch16",), (4,), {}, 0),
-        Form("short", cuda, torch.bfloat16, paper[:1], (1024, 256), {"compiled": default}, 0.25),
-        Form(
-            "full", cuda, torch.bfloat16, paper, (1024, 256), {"compiled": default, "compiled, max-autotune": tuned}, 1
-        ),
+        Form("tiny", cpu, torch.float32, ("tiny_patch4",), (2,), {"compiled": {"backend": "eager"}}, 0, 5),
+        Form("small", cpu, torch.float32, ("base_patch16",), (4,), {}, 0, 2),
+        Form("short", cuda, torch.bfloat16, paper[:1], (1024, 256), {"compiled": default}, 0.25, 2**16),
+        Form("full", cuda, torch.bfloat16, paper, (1024, 256), both, 1, 2**16),
     )
     by_name: dict[str, Form] = {form.name: form for form in forms}
     if name not in by_name:
@@ -90,8 +91,10 @@ class Solver:
     """Differentiated beside the arguments."""
     optimizer: torch.optim.Optimizer | None = None
     """Steps at the end of a ``step``."""
-    synchronizes: str = ""
-    """Why it cannot be captured in a CUDA graph; empty where it can."""
+    no_graph: str = ""
+    """Why it is not captured in a CUDA graph to be timed; empty where it is."""
+    differentiates: bool = False
+    """Whether a call returns its scalar and the gradients of all parameters, with nothing left to autograd."""
 
     def __call__(self, arguments: Arguments) -> Any:
         """Solve the problem for these arguments."""
@@ -182,12 +185,16 @@ def gradients(solver: Solver, arguments: Arguments, upstream: Tensor | None) -> 
     to clear.
     """
     result = solver(arguments)
+    if solver.differentiates:
+        return result
     given = upstream if upstream is None or isinstance(result, Tensor) else upstream.unbind()
     return result, list(torch.autograd.grad(result, differentiated(solver, arguments), given, materialize_grads=True))
 
 
 def upstream_of(solver: Solver, arguments: Arguments, seed: int) -> Tensor | None:
     """A random gradient of the outputs; None for a scalar."""
+    if solver.differentiates:
+        return None
     with torch.no_grad():
         found = joined(solver(arguments))
     return Random(found.device, seed).normal(*found.shape, dtype=found.dtype) if found.ndim else None

@@ -51,6 +51,8 @@ class Record:
     flops: float = 0.0
     roofline: float | None = None
     """Least time on this machine over the time taken."""
+    largest: int | None = None
+    """The most images whose step fits, where they were searched."""
     check: dict[str, Any] = field(default_factory=dict)
     """The result nearest to its budget, and its share of that."""
 

@@ -53,7 +53,7 @@ class Measurement:
     no_graph: str
     """That reason; empty where nobody has a graph."""
     memory: int | None
-    """Most bytes that the pass allocates beyond its arguments; None on a CPU."""
+    """Most bytes that the pass allocates beyond its arguments; None on a CPU and of a graph."""
 
 
 def measure(
@@ -64,10 +64,11 @@ def measure(
     for _ in range(2 if seconds else 1):
         sets[0]()
     wait_for_device()
-    memory = _memory(sets[0]) if device.type == "cuda" else None
+    # What a graph allocates is its own from the capture on.
+    memory = _memory(sets[0]) if device.type == "cuda" and not solver.differentiates else None
     call = Times.of(_rounds(_cycled(sets), seconds))
-    if device.type != "cuda" or solver.synchronizes:
-        return Measurement(call, None, solver.synchronizes if device.type == "cuda" else "", memory)
+    if device.type != "cuda" or solver.no_graph:
+        return Measurement(call, None, solver.no_graph if device.type == "cuda" else "", memory)
     try:
         graph = capture(lambda: [run() for run in sets])
     except Exception as failure:  # its time as a call stands

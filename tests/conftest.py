@@ -18,9 +18,17 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # A machine to check kernels on may have PyTorch, Triton and pytest alone; what needs more is left out there.
 NEEDED = {
+    "crossmae/test_accelerate.py": ("safetensors",),
+    "crossmae/test_checkpoint.py": ("safetensors",),
+    "crossmae/test_golden.py": ("safetensors",),
+    "crossmae/test_figures.py": ("numpy", "PIL", "matplotlib"),
+    "crossmae/test_reconstruct_command.py": ("numpy", "PIL", "matplotlib", "jsonargparse"),
     "crossmae/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", "sklearn", "tqdm"),
     "crossmae/test_imports.py": ("jsonargparse", "tabulate"),
     "crossmae/test_training.py": ("torchvision", "braceexpand", "sklearn"),
+    "crossmae/training/test_distributed.py": ("safetensors", "yaml"),
+    "crossmae/training/test_recipe.py": ("safetensors", "yaml"),
+    "crossmae/training/test_run.py": ("safetensors", "yaml"),
     "crossmae/training/data": ("torchvision", "tifffile", "braceexpand", "webdataset", "sklearn", "skimage"),
     "benchmarks/test_decode_report.py": ("matplotlib",),
     "benchmarks/test_runs.py": ("matplotlib",),

@@ -1,15 +1,16 @@
 """``python -m benchmarks.report``."""
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import records
-from benchmarks.report import decode, runs
+from benchmarks.report import decode, pictures, runs
 from benchmarks.report.compare import comparison
 from benchmarks.report.markdown import insert
-from benchmarks.report.reading import run_of
+from benchmarks.report.reading import newest, run_of
 from crossmae.files import replacing
 
 
@@ -28,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--against", type=Path, metavar="BEFORE", help="compare with the records of an earlier commit")
     parser.add_argument(
-        "--readme", type=Path, help="put the tables, demo.md's too, into this file; the picture into docs/"
+        "--readme",
+        type=Path,
+        help="put the tables, demo.md's and those of the newest GPU below too, into this file; the picture into docs/",
     )
     options = parser.parse_args(argv)
     folder = options.folder
@@ -38,21 +41,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(bool(slower))
     if (folder / records.FILE).is_file():
         run = records.read(folder)
-        _write(folder / "report.md", runs.tables(run))
-        for path in runs.draw(run, folder):
-            print(f"Picture: {path}")
+        drawn = []
+        if importlib.util.find_spec("matplotlib") is None:
+            print("No pictures: they need matplotlib")
+        else:
+            drawn = pictures.draw(run, folder)
+        shown = [f"![{path.stem}]({path.name})\n" for path in drawn]
+        _write(folder / "report.md", "\n".join([runs.tables(run), *shown]))
         return 0
     contenders, where = decode.read(folder / "decode.json")
     text = decode.table(contenders, where)
     if options.readme:
         insert(options.readme, "decode", text)
         insert(options.readme, "demo", (folder / "demo.md").read_text())
+        insert(options.readme, "gpu", _of_gpu(folder, options.readme.parent))
         decode.draw(contenders, where, options.readme.parent / "docs" / "decode.png")
         return 0
-    _write(folder / "decode.md", text)
+    # The decoders' own table says more than that of their suite.
+    others = run_of(folder / "decode.json")
+    others.records = {key: record for key, record in others.records.items() if record.suite != "decode"}
+    _write(folder / "decode.md", f"{text}\n{runs.suites(others)}")
     decode.draw(contenders, where, folder / "decode.png")
     print(f"Picture: {folder}/decode.png")
     return 0
+
+
+def _of_gpu(results: Path, root: Path) -> str:
+    folder = newest(results)
+    if folder is None:
+        return "Nothing is measured yet.\n"
+    return runs.digest(records.read(folder), folder.resolve().relative_to(root.resolve()).as_posix())
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,7 +6,6 @@ touch: less than that the same code shows against itself.
 
 from dataclasses import dataclass
 
-from benchmarks import records
 from benchmarks.records import Record, Run
 from benchmarks.report import markdown
 
@@ -49,7 +48,7 @@ def changes(before: Run, after: Run) -> list[Change]:
     return [
         Change(before.records[key], record)
         for key, record in after.records.items()
-        if key in before.records and {record.status, before.records[key].status} == {records.MEASURED}
+        if key in before.records and record.times and before.records[key].times
     ]
 
 
@@ -62,7 +61,7 @@ def comparison(before: Run, after: Run) -> tuple[str, list[Change]]:
         if change.verdict
     ]
     headers = ["suite", "problem", "contender", "direction", "time after / before", "verdict"]
-    lost = [key for key, r in before.records.items() if r.status == records.MEASURED and key not in after.records]
+    lost = [key for key, r in before.records.items() if r.times and key not in after.records]
     text = f"Before: {before.where}\nAfter: {after.where}\n\n{len(found)} measured in both, {len(rows)} changed"
     text += f", {len(lost)} measured before only.\n"
     if rows:

@@ -73,7 +73,7 @@ def draw(contenders: dict[tuple[str, int, float], dict[str, dict[str, Any]]], wh
         axis.annotate(
             name,
             (point["macs_ratio"], speedup(point)),
-            xytext=(-7 if right else 7, -3 if decoder != "CrossMAE, plain" else -12),
+            xytext=(-7 if right else 7, -3 if decoder in ("CrossMAE", "MAE") else -12),
             textcoords="offset points",
             ha="right" if right else "left",
             fontsize=8,

@@ -8,6 +8,13 @@ from benchmarks import records
 from benchmarks.records import Record, Run
 
 
+def newest(results: Path) -> Path | None:
+    """The folder below with the latest run on a GPU; None if there is none."""
+    runs = [(records.read(file.parent).machine, file.parent) for file in results.glob(f"*/{records.FILE}")]
+    of_gpus = [(machine["date"], folder) for machine, folder in runs if machine.get("cuda")]
+    return max(of_gpus, default=(None, None))[1]
+
+
 def run_of(path: Path) -> Run:
     """The run in a folder, or in a JSON file of pytest-benchmark."""
     if (path / records.FILE).is_file():
@@ -39,9 +46,12 @@ def _of_pytest_benchmark(content: dict[str, Any]) -> Run:
         if "suite" in info:
             # Quartiles stand for the quantiles that pytest-benchmark does not keep.
             times = {"median": stats["median"], "p20": stats["q1"], "p80": stats["q3"], "rounds": stats["rounds"]}
+            largest = info.get("largest")
             key = (info[name] for name in ("suite", "problem", "contender", "direction"))
             record = Record(*key)
             record.status, record.date, record.dtype = records.MEASURED, content["datetime"], info["dtype"]
-            record.about, record.times = info["about"], {"call": times}
+            record.about, record.largest = info["about"], largest
+            # A search for the largest batch takes a time that says nothing.
+            record.times = {} if largest is not None else {"call": times}
             run.put([record])
     return run

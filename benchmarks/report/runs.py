@@ -1,17 +1,18 @@
-"""Tables and pictures of a run of ``benchmarks.gpu``. What was not measured is an empty cell, with its reason below."""
+"""Tables of a run of ``benchmarks.gpu``. What was not measured is an empty cell, with its reason below.
 
-import collections
+The time that the roofline allows is known before anything is measured: it stands beside the outcome, as a prediction.
+"""
+
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from benchmarks import records
-from benchmarks.problem import BOTH, FORWARD, STEP
+from benchmarks.ceilings import bound
+from benchmarks.problem import BOTH, FORWARD, LARGEST, STEP, Work
 from benchmarks.records import Record, Run
 from benchmarks.report import markdown
 from benchmarks.report.goals import goals
 from benchmarks.suites import SUITES
-from crossmae.figures import new_figure, write_figure
 
 OURS = "fused"
 
@@ -20,8 +21,20 @@ Key = TypeVar("Key")
 
 def tables(run: Run) -> str:
     """Goals, ceilings and a table for each suite, in Markdown; each names the machine."""
-    parts = [_goals(run), _ceilings(run), *(_suite(run, suite) for suite in SUITES), _first_calls(run)]
+    parts = [_goals(run), _ceilings(run), suites(run), _first_calls(run)]
     return "\n".join(part for part in parts if part)
+
+
+def suites(run: Run) -> str:
+    """A table for each suite, and the largest batches."""
+    parts = [*(_suite(run, suite) for suite in SUITES), _largest(run)]
+    return "\n".join(part for part in parts if part)
+
+
+def digest(run: Run, folder: str) -> str:
+    """What a README says of the run in ``folder``: its goals and its most telling picture."""
+    picture = f"![Time of decoding against its arithmetic]({folder}/decode_cost.png)"
+    return f"{_goals(run).rstrip()}\n\nAll of it: [{folder}/report.md]({folder}/report.md).\n\n{picture}\n"
 
 
 def _goals(run: Run) -> str:
@@ -40,9 +53,9 @@ def _goals(run: Run) -> str:
 def _ceilings(run: Run) -> str:
     if not run.ceilings:
         return ""
-    rows = [["copy, GB/s", f"{run.ceilings['copy'] / 1e9:,.0f}"]]
+    rows = [["copy, GB/s", f"{run.ceilings['copy'] / 1e9:,.4g}"]]
     rows += [
-        [f"product, {name}, TFLOP/s", f"{rate / 1e12:,.1f}"] for name, rate in run.ceilings.items() if name != "copy"
+        [f"product, {name}, TFLOP/s", f"{rate / 1e12:,.3g}"] for name, rate in run.ceilings.items() if name != "copy"
     ]
     return _titled("Ceilings, as measured", run, markdown.table(["", "at most"], rows))
 
@@ -52,30 +65,49 @@ def _suite(run: Run, suite: str) -> str:
     found = [r for r in run.records.values() if r.suite == suite and r.direction in (FORWARD, BOTH, STEP)]
     if not found:
         return ""
+    both = "step" if suite == "step" else "fwd + bwd"
+    headers = ["problem", "contender", "forward, ms", f"{both} at least, ms", f"{both}, ms", "share of roofline"]
+    headers += [f"{both} as a call, ms", "it / fused", "peak memory, MiB", "images per s"]
     rows = []
-    for (problem, contender), by_direction in _grouped(found, lambda r: (r.problem, r.contender)):
-        directions = {r.direction: r for r in by_direction if r.status == records.MEASURED}
+    together = [r for _, of_problem in _grouped(found, lambda r: r.problem) for r in of_problem]
+    for (problem, contender), by_direction in _grouped(together, lambda r: (r.problem, r.contender)):
+        directions = {r.direction: r for r in by_direction}
         main = directions.get(BOTH) or directions.get(STEP)
-        ours = run.records.get((suite, problem, OURS, main.direction)) if main else None
         rows.append(
             [
                 problem,
                 contender,
                 _milliseconds(directions.get(FORWARD)),
+                _predicted(run, main),
                 _milliseconds(main),
-                _milliseconds(main, "call"),
-                _ratio(main, ours),
                 "" if main is None or main.roofline is None else f"{main.roofline:.0%}",
+                _milliseconds(main, "call"),
+                "" if main is None or (factor := ratio(run, main)) is None else f"{factor:.3g}",
                 "" if main is None or main.memory is None else f"{main.memory / 2**20:,.0f}",
-                _images_per_second(main) if suite == "step" else None,
+                _images_per_second(main),
             ]
         )
-    both = "step" if suite == "step" else "fwd + bwd"
-    headers = ["problem", "contender", "forward, ms", f"{both}, ms", f"{both} as a call, ms"]
-    headers += ["it / fused", "share of roofline", "peak memory, MiB", "images per s"]
-    rows = [[cell for cell in row if cell is not None] for row in rows]
-    text = markdown.table(headers[: len(rows[0])], rows)
+    wanted = [i for i, head in enumerate(headers) if head != ("forward, ms" if suite == "step" else "images per s")]
+    text = markdown.table([headers[i] for i in wanted], [[row[i] for i in wanted] for row in rows])
     return _titled(suite, run, "\n".join([text, *_missing(found)]))
+
+
+def _largest(run: Run) -> str:
+    """The largest batch of a training step, for each contender."""
+    found = [r for r in run.records.values() if r.direction == LARGEST]
+    if not found:
+        return ""
+    rows = [
+        [
+            r.problem.rpartition(", batch")[0],
+            r.contender,
+            "" if r.largest is None else f"{r.largest:,}",
+            r.reason if r.status == records.MEASURED else "",
+        ]
+        for r in found
+    ]
+    text = markdown.table(["step of", "contender", "images that fit", "beyond"], rows)
+    return _titled("largest batch", run, "\n".join([text, *_missing(found)]))
 
 
 def _first_calls(run: Run) -> str:
@@ -94,13 +126,16 @@ def _titled(title: str, run: Run, text: str) -> str:
 def _missing(found: Iterable[Record]) -> list[str]:
     """Lines for what is not measured, by reason."""
     absent = [r for r in found if r.status != records.MEASURED]
-    lines = [
-        f"- {status}: {'; '.join(dict.fromkeys(f'{r.contender} ({r.problem})' for r in group))}. {reason}".rstrip()
-        for (status, reason), group in _grouped(absent, lambda r: (r.status, r.reason))
-    ]
+    lines = []
+    for (status, reason), group in _grouped(absent, lambda r: (r.status, r.reason)):
+        who = []
+        for contender, of_contender in _grouped(group, lambda r: r.contender):
+            first, *others = dict.fromkeys(r.problem for r in of_contender)
+            who.append(f"{contender} ({first}{f' and {len(others)} more' if others else ''})")
+        lines.append(f"- {status}: {'; '.join(who)}. {reason}".rstrip())
     for reason in dict.fromkeys(r.no_graph for r in found if r.no_graph):
         contenders = dict.fromkeys(r.contender for r in found if r.no_graph == reason)
-        lines.append(f"- \\* as a call, no graph holds it: {', '.join(contenders)}. {reason}")
+        lines.append(f"- \\* a call's time, not a graph's: {', '.join(contenders)}. {reason}")
     return ["", *lines] if lines else []
 
 
@@ -119,71 +154,22 @@ def _milliseconds(record: Record | None, kind: str = "") -> str:
     return f"{seconds * 1e3:,.3f}" + ("" if kind or "graph" in record.times or not record.no_graph else "*")
 
 
-def _ratio(record: Record | None, ours: Record | None) -> str:
-    if record is None or ours is None or ours.status != records.MEASURED:
-        return ""
+def _predicted(run: Run, record: Record | None) -> str:
+    """What the roofline says that the work takes at the least."""
+    least = None if record is None else bound(Work(record.bytes, record.flops), record.dtype, run.ceilings)
+    return f"{least * 1e3:,.3f}" if least else ""
+
+
+def ratio(run: Run, record: Record) -> float | None:
+    """Its time over that of the kernels, by the same clock; None where one of them was not measured."""
+    ours = run.records.get((record.suite, record.problem, OURS, record.direction))
+    if ours is None or not ours.times or not record.times:
+        return None
     kind = "graph" if "graph" in record.times and "graph" in ours.times else "call"
-    return f"{record.times[kind]['median'] / ours.times[kind]['median']:.2f}"
+    return record.times[kind]["median"] / ours.times[kind]["median"]
 
 
 def _images_per_second(record: Record | None) -> str:
     if record is None or record.time is None:
         return ""
     return f"{record.about['batch'] / record.time['median']:,.0f}"
-
-
-def draw(run: Run, folder: Path) -> list[Path]:
-    """The pictures that the run has numbers for; their files."""
-    measured = [r for r in run.records.values() if r.status == records.MEASURED and r.direction in (BOTH, STEP)]
-    drawn = []
-    ratios = {
-        f"{r.suite}: {r.problem}: {r.contender}": float(text)
-        for r in measured
-        if r.contender != OURS and (text := _ratio(r, run.records.get((r.suite, r.problem, OURS, r.direction))))
-    }
-    shares = {f"{r.suite}: {r.problem}": r.roofline for r in measured if r.contender == OURS and r.roofline is not None}
-    memory = {f"{r.suite}: {r.problem}: {r.contender}": r.memory / 2**20 for r in measured if r.memory is not None}
-    for name, title, values in (
-        ("speedup", "Time of a contender / time of the kernels", ratios),
-        ("roofline", "Least time / time of the kernels", shares),
-        ("memory", "Peak memory beyond the arguments, MiB", memory),
-    ):
-        if values:
-            drawn.append(folder / f"{name}.png")
-            _bars(values, f"{title}, forward + backward\n{run.where}", drawn[-1])
-    points = [r for r in measured if r.suite == "decode"]
-    if points:
-        drawn.append(folder / "decode_cost.png")
-        _decode_cost(points, run.where, drawn[-1])
-    return drawn
-
-
-def _bars(values: dict[str, float], title: str, path: Path) -> None:
-    figure, axes = new_figure(1, 1, 10, 1.5 + 0.2 * len(values))
-    axis = axes[0, 0]
-    bars = axis.barh(range(len(values)), list(values.values()))
-    axis.bar_label(bars, [f"{value:,.2f}" for value in values.values()], fontsize=6)
-    axis.set_yticks(range(len(values)), list(values), fontsize=6)
-    axis.invert_yaxis()
-    axis.set_title(title, fontsize=7)
-    write_figure(figure, path)
-
-
-def _decode_cost(points: list[Record], where: str, path: Path) -> None:
-    """Time of an image against its multiply-accumulates, of both decoders."""
-    figure, axes = new_figure(1, 1, 7.5, 5.2)
-    axis = axes[0, 0]
-    series = collections.defaultdict[str, list[tuple[float, float]]](list)
-    for record in points:
-        assert record.time is not None
-        # The record's work is a forward and a backward pass: three times the products of a forward pass.
-        macs = record.flops / 6 / record.about["batch"]
-        series[f"{record.about['decoder']}, {record.contender}"].append(
-            (macs / 1e9, record.time["median"] / record.about["batch"] * 1e6)
-        )
-    for name, values in series.items():
-        axis.plot(*zip(*sorted(values), strict=True), marker="s" if name.startswith("MAE") else "o", label=name)
-    axis.set(xscale="log", yscale="log", xlabel="GMAC per image, forward", ylabel="forward + backward, µs per image")
-    axis.set_title(f"Decoding\n{where}", fontsize=8)
-    axis.legend(fontsize=7)
-    write_figure(figure, path)

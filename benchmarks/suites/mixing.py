@@ -1,13 +1,13 @@
 """Mixing of encoder feature maps and its norm, without the affine, which the next linear layer takes in.
 
-The formulation in common use stacks the maps on the last axis and norms strided slices of their mix.
+The release's formulation stacks the maps on the last axis and norms strided slices of their mix.
 """
 
 from torch import Tensor
 
 import crossmae_kernels as ck
-from benchmarks.plain import plain_mixing
 from benchmarks.problem import Arguments, Form, Problem, Random, Solver, Work, compiled
+from benchmarks.release import release_mixing
 from benchmarks.suites.ops import op_problem
 from benchmarks.suites.shapes import EPS, model_name, shape_of
 
@@ -28,8 +28,8 @@ def _mixing(form: Form, size: str, batch: int) -> Problem:
     def mix(weight: Tensor, **by_name: Tensor) -> Tensor:
         return ck.mix_feature_maps(list(by_name.values()), weight, eps=EPS)
 
-    def plain() -> Solver:
-        return Solver(lambda weight, **by_name: plain_mixing(list(by_name.values()), weight, EPS))
+    def release() -> Solver:
+        return Solver(lambda weight, **by_name: release_mixing(list(by_name.values()), weight, EPS))
 
     one = batch * tokens * width * form.dtype.itemsize
     flops = 2.0 * maps * mixes * batch * tokens * width
@@ -43,5 +43,5 @@ def _mixing(form: Form, size: str, batch: int) -> Problem:
         forward=Work((maps + mixes) * one, flops),
         # The maps and the gradient of the mixes are read, the gradient of the maps is written.
         backward=Work((2 * maps + mixes) * one, 2 * flops),
-        others={"stack and linear": plain, **compiled(form, "stack and linear", plain)},
+        others={"release": release, **compiled(form, "release", release)},
     )

@@ -1,4 +1,4 @@
-"""Whole models and their decoders as problems: what ``decode``, ``launch`` and ``step`` share."""
+"""Decoders and whole models as problems: what ``decode``, ``launch`` and ``step`` share."""
 
 import contextlib
 import copy
@@ -9,13 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.plain import SYNCHRONIZES, plain_decode, plain_model_loss
-from benchmarks.problem import BOTH, FORWARD, STEP, Arguments, Form, Problem, Random, Solver, Work, compiled
+import crossmae
+from benchmarks.problem import (
+    BOTH,
+    FORWARD,
+    LARGEST,
+    STEP,
+    Arguments,
+    Direction,
+    Form,
+    MissingError,
+    Problem,
+    Random,
+    Solver,
+    Work,
+    compiled,
+)
+from benchmarks.release import SYNCHRONIZES, release_decode, release_model_loss
 from benchmarks.suites.shapes import MASK_RATIO, config_of, model_name
 from crossmae.config import Config
 from crossmae.flops import decoder_macs
 from crossmae.masking import Masking, mask_counts
-from crossmae.model import MaskedAutoencoder
+from crossmae.model import MaskedAutoencoder, Output
+from crossmae_kernels.common.implementation import Implementation
 
 
 def decode_problem(
@@ -27,7 +43,7 @@ def decode_problem(
     blocks: int = 12,
     prediction_ratio: float = 0.25,
     image_size: int | None = None,
-    plain: bool = False,
+    release: bool = False,
 ) -> Problem:
     """The decoder on random float32 feature maps, which is what an encoder hands out under autocast."""
     config = config_of(form, f"{family}_vit_{size}", image_size, decoder_depth=blocks)
@@ -62,13 +78,21 @@ def decode_problem(
         arguments,
         module=lambda: _model(config, form.device).decoder,
         ours=lambda decoder: functools.partial(decode, decoder),
-        plain=(lambda decoder: functools.partial(decode, functools.partial(plain_decode, decoder))) if plain else None,
+        release=(lambda decoder: functools.partial(decode, functools.partial(release_decode, decoder)))
+        if release
+        else None,
         work={FORWARD: Work(moved, flops), BOTH: Work(3 * moved, 3 * flops)},
     )
 
 
-def step_problem(form: Form, size: str, batch: int, family: str = "crossmae", plain: bool = False) -> Problem:
-    """A whole pretraining step on random images: masks are given, AdamW updates every parameter."""
+def model_problem(
+    suite: str, form: Form, size: str, batch: int, directions: tuple[Direction, ...], family: str = "crossmae"
+) -> Problem:
+    """A whole model on random images with given masks.
+
+    ``directions`` may hold ``BOTH``, a forward and a backward pass; or ``STEP``, where AdamW then updates every
+    parameter, and ``LARGEST``.
+    """
     config = config_of(form, f"{family}_vit_{size}")
     prediction_ratio = 0.25 if family == "crossmae" else MASK_RATIO
     visible, predicted = mask_counts(config.patches, MASK_RATIO, prediction_ratio)
@@ -82,22 +106,62 @@ def step_problem(form: Form, size: str, batch: int, family: str = "crossmae", pl
         with autocast(form) if images.dtype == torch.float32 else contextlib.nullcontext():
             return by(images, Masking(visible, predicted, config.patches))
 
-    def ours(model: Any) -> Callable[..., Tensor]:
+    def ours(model: MaskedAutoencoder) -> Callable[..., Tensor]:
         return functools.partial(loss, lambda images, masking: model(images, masking=masking).loss)
 
+    def release(model: MaskedAutoencoder) -> Callable[..., Tensor]:
+        return functools.partial(loss, functools.partial(release_model_loss, model))
+
     macs = _encoder_macs(config, visible) + decoder_macs(config, prediction_ratio)
+    work = Work(0, 6.0 * batch * macs)
     return _problem(
-        "step",
+        suite,
         form,
-        {"decoder": "MAE" if family == "mae" else "CrossMAE", "model": model_name(size), "predicts": prediction_ratio},
+        {
+            "part": "whole model",
+            "decoder": "MAE" if family == "mae" else "CrossMAE",
+            "model": model_name(size),
+            "predicts": prediction_ratio,
+        },
         batch,
         arguments,
         module=lambda: _model(config, form.device),
         ours=ours,
-        plain=(lambda model: functools.partial(loss, functools.partial(plain_model_loss, model))) if plain else None,
-        work={STEP: Work(0, 6.0 * batch * macs)},
+        release=release if family == "crossmae" else None,
+        graphed=lambda model: _graphed(model, form),
+        work={direction: Work(0, 0) if direction == LARGEST else work for direction in directions},
         constants=frozenset({"images"}),
     )
+
+
+class GraphedLoss:
+    """``crossmae.graphed`` on masks that are given; a batch of another size is captured anew."""
+
+    def __init__(self, model: MaskedAutoencoder, form: Form) -> None:
+        self.model, self.form = model, form
+        self._replay: Callable[[Tensor], Output] | None = None
+
+    def __call__(self, images: Tensor, visible: Tensor, predicted: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The loss and every parameter's gradient, which the next call overwrites."""
+        if self._replay is None or len(self._masking.visible_ids) != len(images):
+            self._capture(images, visible, predicted)
+            assert self._replay is not None
+        self._masking.visible_ids.copy_(visible)
+        self._masking.predicted_ids.copy_(predicted)
+        return self._replay(images).loss, self._gradients
+
+    def _capture(self, images: Tensor, visible: Tensor, predicted: Tensor) -> None:
+        self._masking = Masking(visible.clone(), predicted.clone(), self.model.config.patches)
+        with torch.enable_grad(), autocast(self.form):
+            self._replay = crossmae.graphed(self.model, images, masking=self._masking)
+        gradients = [parameter.grad for parameter in self.model.parameters()]
+        self._gradients = [gradient for gradient in gradients if gradient is not None]
+
+
+def _graphed(model: MaskedAutoencoder, form: Form) -> GraphedLoss:
+    if form.device.type != "cuda":
+        raise MissingError("CUDA graphs need a CUDA device")
+    return GraphedLoss(model, form)
 
 
 def autocast(form: Form) -> contextlib.AbstractContextManager[object]:
@@ -135,20 +199,26 @@ def _problem(
     arguments: Callable[[int, Random], Arguments],
     module: Callable[[], Any],
     ours: Callable[[Any], Callable[..., Tensor]],
-    plain: Callable[[Any], Callable[..., Tensor]] | None,
-    work: dict[Any, Work],
+    release: Callable[[Any], Callable[..., Tensor]] | None,
+    work: dict[Direction, Work],
+    graphed: Callable[[Any], Callable[..., Any]] | None = None,
     constants: frozenset[str] = frozenset(),
 ) -> Problem:
-    def solver(call: Callable[[Any], Callable[..., Tensor]], implementation: Any, synchronizes: str = "") -> Solver:
+    def solver(
+        call: Callable[[Any], Callable[..., Any]],
+        implementation: Implementation,
+        no_graph: str = "",
+        differentiates: bool = False,
+    ) -> Solver:
         built = module()
-        if STEP in work:  # a step changes the weights, so everybody has their own
+        if STEP in work or differentiates:  # who changes weights or gradients has their own
             built = copy.deepcopy(built)
         parameters = tuple(built.parameters())
         optimizer = None
         if STEP in work:
             on_cuda = form.device.type == "cuda"
             optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), fused=on_cuda, capturable=on_cuda)
-        return Solver(call(built), implementation, parameters, optimizer, synchronizes)
+        return Solver(call(built), implementation, parameters, optimizer, no_graph, differentiates)
 
     def exact() -> Solver:
         double = copy.deepcopy(module()).double()
@@ -159,12 +229,16 @@ def _problem(
         "reference": reference,
         "fused": functools.partial(solver, ours, "triton"),
     }
-    if plain is not None:
-        by_plain = functools.partial(solver, plain, "reference", SYNCHRONIZES)
-        contenders["plain"] = by_plain
+    if graphed is not None:
+        contenders["fused, graphed"] = functools.partial(
+            solver, graphed, "triton", no_graph="it is a graph", differentiates=True
+        )
+    if release is not None:
+        by_release = functools.partial(solver, release, "reference", no_graph=SYNCHRONIZES)
+        contenders["release"] = by_release
     contenders |= compiled(form, "reference", reference)
-    if plain is not None:
-        contenders |= compiled(form, "plain", by_plain)
+    if release is not None:
+        contenders |= compiled(form, "release", by_release)
     return Problem(
         suite=suite,
         about=about,
@@ -172,7 +246,7 @@ def _problem(
         dtype=form.dtype,
         arguments=arguments,
         contenders=contenders,
-        ours=frozenset({"reference", "fused"}),
+        ours=frozenset({"reference", "fused", "fused, graphed"} & contenders.keys()),
         exact=exact,
         work=work,
         constants=constants,

@@ -1,6 +1,6 @@
 """Gathering visible patches, and the loss on predicted ones.
 
-The formulation in common use cuts the whole image into patches and then drops most of them.
+The release's formulation cuts the whole image into patches and then drops most of them.
 """
 
 from functools import partial
@@ -8,8 +8,8 @@ from functools import partial
 from torch import Tensor
 
 import crossmae_kernels as ck
-from benchmarks.plain import SYNCHRONIZES, plain_gather, plain_loss
 from benchmarks.problem import Arguments, Form, Problem, Random, Solver, Work, compiled
+from benchmarks.release import SYNCHRONIZES, release_gather, release_loss
 from benchmarks.suites.ops import op_problem
 from benchmarks.suites.shapes import model_name, shape_of
 
@@ -27,8 +27,8 @@ def _gather(form: Form, size: str, batch: int) -> Problem:
         images = random.normal(batch, config.channels, *config.image_size, dtype=form.dtype)
         return {"images": images, "ids": random.ids(batch, visible, config.patches)}
 
-    def plain() -> Solver:
-        return Solver(partial(plain_gather, patch_size=patch))
+    def release() -> Solver:
+        return Solver(partial(release_gather, patch_size=patch))
 
     rows = batch * visible * config.patch_values * form.dtype.itemsize
     image = batch * config.patches * config.patch_values * form.dtype.itemsize
@@ -41,7 +41,7 @@ def _gather(form: Form, size: str, batch: int) -> Problem:
         partial(ck.gather_patches, patch_size=patch),
         forward=Work(2 * rows, 0),
         backward=Work(rows + image, 0),
-        others={"whole image": plain, **compiled(form, "whole image", plain)},
+        others={"release": release, **compiled(form, "release", release)},
     )
 
 
@@ -60,8 +60,8 @@ def _loss(form: Form, size: str, batch: int) -> Problem:
     def loss(prediction: Tensor, images: Tensor, ids: Tensor) -> Tensor:
         return ck.patch_loss(prediction, images, ids, patch, normalize=True, reduction="none")
 
-    def plain() -> Solver:
-        return Solver(partial(plain_loss, patch_size=patch), synchronizes=SYNCHRONIZES)
+    def release() -> Solver:
+        return Solver(partial(release_loss, patch_size=patch), no_graph=SYNCHRONIZES)
 
     rows = batch * predicted * config.patch_values * form.dtype.itemsize
     return op_problem(
@@ -73,6 +73,6 @@ def _loss(form: Form, size: str, batch: int) -> Problem:
         loss,
         forward=Work(2 * rows, 0),
         backward=Work(rows, 0),
-        others={"whole image": plain, **compiled(form, "whole image", plain)},
+        others={"release": release, **compiled(form, "release", release)},
         constants=frozenset({"images"}),
     )

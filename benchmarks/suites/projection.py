@@ -1,27 +1,76 @@
-"""The linear layers around attention, with the norm in front or the residual behind."""
+"""The linear layers around attention: keys and values of all blocks, norm and linear, linear and residual."""
 
 from collections.abc import Callable
 from functools import partial
 
+from torch import Tensor
+
 import crossmae_kernels as ck
-from benchmarks.problem import Arguments, Form, Problem, Random, Work
+from benchmarks.problem import Arguments, Form, Problem, Random, Solver, Work, compiled
+from benchmarks.release import release_projections
 from benchmarks.suites.ops import op_problem
 from benchmarks.suites.shapes import EPS, model_name, shape_of
 
 
 def problems(form: Form) -> list[Problem]:
-    """Query projection, output projection and head of a decoder, for each model and batch."""
+    """Keys and values, query projection, output projection and head of a decoder, for each model and batch."""
     found = []
     for size in form.sizes:
         config, _, queries = shape_of(form, size)
         width = config.decoder_width
         for batch in form.batches:
             found += [
+                _keys_and_values(form, size, batch),
                 _norm_linear(form, size, batch, "query", queries, width, width),
                 _linear_residual(form, size, batch, queries, width),
                 _norm_linear(form, size, batch, "head", queries, width, config.patch_values),
             ]
     return found
+
+
+def _keys_and_values(form: Form, size: str, batch: int) -> Problem:
+    config, tokens, _ = shape_of(form, size)
+    maps, blocks = len(config.feature_maps or ()), config.decoder_depth
+    inner, outer = config.encoder_width, 2 * config.decoder_width
+
+    def arguments(batch: int, random: Random) -> Arguments:
+        drawn = {f"map_{index}": random.normal(batch, tokens, inner, dtype=form.dtype) for index in range(maps)}
+        return drawn | {
+            "mixing_weight": random.normal(blocks, maps, dtype=form.dtype, scale=maps**-0.5),
+            "norm_weight": random.normal(blocks, inner, dtype=form.dtype),
+            "norm_bias": random.normal(blocks, inner, dtype=form.dtype),
+            "weight": random.normal(blocks, outer, inner, dtype=form.dtype, scale=inner**-0.5),
+            "bias": random.normal(blocks, outer, dtype=form.dtype),
+        }
+
+    def by(project: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+        def call(
+            mixing_weight: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, **maps: Tensor
+        ) -> tuple[Tensor, ...]:
+            per_block = (norm_weight, norm_bias, weight.unbind(), bias.unbind())
+            return project(list(maps.values()), mixing_weight, *per_block, EPS)
+
+        return call
+
+    def release() -> Solver:
+        return Solver(by(release_projections))
+
+    rows = batch * tokens
+    read = (rows * maps * inner + blocks * outer * inner) * form.dtype.itemsize
+    written = rows * blocks * outer * form.dtype.itemsize
+    flops = 2.0 * rows * blocks * inner * (outer + maps)
+    return op_problem(
+        "projection",
+        form,
+        {"model": model_name(size), "problem": f"keys and values, {maps} maps to {blocks} of {outer}"},
+        batch,
+        arguments,
+        by(ck.project_feature_maps),
+        forward=Work(read + written, flops),
+        # Maps, weights and the gradient of the results are read, the gradients of maps and weights written.
+        backward=Work(2 * read + written, 2 * flops),
+        others={"release": release, **compiled(form, "release", release)},
+    )
 
 
 def _norm_linear(form: Form, size: str, batch: int, name: str, queries: int, inner: int, outer: int) -> Problem:

@@ -25,6 +25,11 @@ def shape_of(form: Form, size: str, image_size: int | None = None) -> tuple[Conf
     return config, visible + 1, predicted
 
 
+def model_sizes(form: Form) -> tuple[str, ...]:
+    """Whole models that are measured; on a CPU a step of a larger one takes seconds."""
+    return ("small_patch16",) if form.name == "small" else form.sizes
+
+
 def model_name(size: str) -> str:
     """``base_patch16`` -> ``ViT-B/16``."""
     scale, patch = size.split("_patch")

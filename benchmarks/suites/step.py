@@ -1,16 +1,16 @@
-"""A whole pretraining step: encoder, decoder, loss, both backward, AdamW."""
+"""A whole pretraining step: encoder, decoder, loss, both backward, AdamW; and the largest batch that memory holds."""
 
-from benchmarks.problem import Form, Problem
-from benchmarks.suites.models import step_problem
+from benchmarks.problem import LARGEST, STEP, Form, Problem
+from benchmarks.suites.models import model_problem
+from benchmarks.suites.shapes import model_sizes
 
 
 def problems(form: Form) -> list[Problem]:
-    """CrossMAE and MAE; in the full form in batches that end where memory does."""
-    batches = {"tiny": (2,), "small": (2,), "short": (256,), "full": (256, 512, 1024, 2048, 4096)}[form.name]
-    sizes = ("small_patch16",) if form.name == "small" else form.sizes
+    """CrossMAE and MAE; the search for the largest batch begins at the first."""
+    first, *more = {"tiny": (2,), "small": (2,), "short": (256,), "full": (256, 512, 1024, 2048)}[form.name]
     return [
-        step_problem(form, size, batch, family, plain=family == "crossmae")
-        for size in sizes
-        for batch in batches
+        model_problem("step", form, size, batch, (STEP, LARGEST) if batch == first else (STEP,), family)
+        for size in model_sizes(form)
+        for batch in (first, *more)
         for family in ("crossmae", "mae")
     ]

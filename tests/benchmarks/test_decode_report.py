@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.records import Run, write
 from benchmarks.report import decode
 from benchmarks.report.__main__ import main
 from benchmarks.report.markdown import insert
@@ -55,13 +56,25 @@ def test_readme_gets_the_tables_and_keeps_its_words(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(
         "before\n<!-- decode: x -->\nold\n<!-- /decode -->\nmiddle\n<!-- demo: x -->\n<!-- /demo -->\nafter\n"
+        "<!-- gpu: x -->\n<!-- /gpu -->\n"
     )
-    for _ in range(2):
+    for gpu in ("Nothing is measured yet.\n", None):
         main([str(tmp_path), "--readme", str(readme)])
         text = readme.read_text()
         assert text.startswith("before\n<!-- decode: x -->\nViT-B/16")
-        assert text.endswith("<!-- /decode -->\nmiddle\n<!-- demo: x -->\ndemo table\n<!-- /demo -->\nafter\n")
+        middle, end = text.split("<!-- gpu: x -->\n")
+        assert middle.endswith("<!-- /decode -->\nmiddle\n<!-- demo: x -->\ndemo table\n<!-- /demo -->\nafter\n")
         assert "old" not in text
+        if gpu is not None:
+            assert end == f"{gpu}<!-- /gpu -->\n"
+            for name, date, cuda in (("a", "2026-02-01", "13.0"), ("b", "2026-01-01", "13.0"), ("c", "2026-03-01", "")):
+                (tmp_path / name).mkdir()
+                machine = {"device": f"device {name}", "commit": "0", "date": date, "cuda": cuda}
+                write(Run(machine), tmp_path / name)
+        else:  # the newest of those of GPUs
+            assert "device a; cuda 13.0; commit 0; 2026-02-01" in end
+            assert "| decoder, batch 1024: share of the roofline" in end
+            assert "[a/report.md](a/report.md)" in end
 
 
 def test_missing_records_and_places_are_named(tmp_path):

@@ -1,5 +1,6 @@
 """The one command for a GPU, rehearsed; and what becomes of the rest when something goes wrong."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,10 +10,28 @@ import time
 import pytest
 import torch
 
+import crossmae
 from benchmarks import gpu, measure, records
 from benchmarks.gpu import Session, run_together
-from benchmarks.problem import BOTH, FORWARD, MissingError, Problem, Solver, Work, form_named
+from benchmarks.largest_batch import search
+from benchmarks.problem import (
+    BOTH,
+    FORWARD,
+    LARGEST,
+    STEP,
+    MissingError,
+    Problem,
+    Solver,
+    Work,
+    form_named,
+    gradients,
+    upstream_of,
+)
 from benchmarks.records import Record, Run
+from benchmarks.report import runs
+from benchmarks.suites.models import GraphedLoss, model_problem
+from crossmae.masking import Masking
+from crossmae.model import Output
 
 FORM = form_named("tiny")
 
@@ -45,13 +64,13 @@ def raising(error):
 
 @pytest.fixture
 def folder(tmp_path):
-    records.write(Run({"commit": "c", "device": "d", "form": "tiny"}), tmp_path)
+    records.write(Run({"commit": "c", "device": "d", "form": "tiny", "date": "2026-01-02"}), tmp_path)
     return tmp_path
 
 
-def run_suite(folder, monkeypatch, problem, until=float("inf")):
+def run_suite(folder, monkeypatch, problem, until=float("inf"), form=FORM):
     monkeypatch.setattr(measure, "problems", lambda suite, form: [problem])
-    assert measure.run_suite(folder, "mixing", FORM, until) == 0
+    assert measure.run_suite(folder, "mixing", form, until) == 0
     return {(r.contender, r.direction): r for r in records.read(folder).records.values()}
 
 
@@ -83,6 +102,106 @@ def test_whatever_goes_wrong_leaves_the_others_alone(folder, monkeypatch):
         assert "of what is allowed" in status["wrong"][1]
     for record in found.values():
         assert bool(record.times) == (record.status == records.MEASURED)
+
+
+@pytest.mark.parametrize("most", [1, 7, 4096])
+@pytest.mark.parametrize("first", [1, 2, 256])
+@pytest.mark.parametrize("limit", [0, 1, 2, 5, 255, 256, 257, 1000, 10_000])
+def test_largest_batch_is_found_to_a_sixteenth(first, most, limit):
+    tried = []
+
+    def fits(batch):
+        tried.append(batch)
+        return batch <= limit
+
+    good, bad = search(fits, first, most)
+    assert good <= limit
+    assert good in {*tried, 0}
+    if bad is None:
+        assert good == most
+    else:
+        assert limit < bad <= most
+        assert bad in tried
+        assert bad - good <= max(1, good / 16)
+    assert len(tried) == len(set(tried)) <= 20
+
+
+def searched(call):
+    """Steps of a sum of products with a weight, from four images on."""
+
+    def solver(dtype=torch.float32):
+        weight = torch.ones(3, dtype=dtype, requires_grad=True)
+        return Solver(lambda x: call(x) * weight.sum(), parameters=(weight,), optimizer=torch.optim.AdamW([weight]))
+
+    return dataclasses.replace(
+        problem_of(),
+        contenders={"reference": solver},
+        exact=lambda: solver(torch.float64),
+        work={direction: Work(0, 1) for direction in (STEP, LARGEST)},
+        constants=frozenset({"x"}),
+    )
+
+
+def test_search_for_the_largest_batch_survives_memory_and_is_recorded(folder, monkeypatch):
+    def no_more_than_nine(x):
+        if len(x) > 9:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x.square().sum()
+
+    form = dataclasses.replace(FORM, most_images=100)
+    found = run_suite(folder, monkeypatch, searched(no_more_than_nine), form=form)
+    record = found["reference", LARGEST]
+    assert (record.status, record.largest, record.reason) == (records.MEASURED, 9, "10 do not fit")
+    assert found["reference", STEP].times
+    text = runs.tables(records.read(folder)).split("### largest batch")[1]
+    cells = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]
+    assert cells == ["squares", "reference", "9", "10 do not fit"]
+
+
+def test_another_failure_of_the_search_is_a_failure(folder, monkeypatch):
+    def wrong_beyond_four(x):
+        if len(x) > 4:
+            raise RuntimeError("illegal instruction")
+        return x.square().sum()
+
+    found = run_suite(folder, monkeypatch, searched(wrong_beyond_four))
+    record = found["reference", LARGEST]
+    assert (record.status, record.largest, record.reason) == (records.FAILED, None, "RuntimeError: illegal instruction")
+
+
+def captured(model, sample, masking):
+    """What a capture does, without a device: everything stays where it was and only its numbers change."""
+    images = sample.clone()
+    model.zero_grad(set_to_none=True)
+    model(images, masking=masking).loss.backward()
+    places = [parameter.grad for parameter in model.parameters()]
+
+    def replay(batch):
+        images.copy_(batch)
+        output = model(images, masking=masking)
+        for place, gradient in zip(places, torch.autograd.grad(output.loss, list(model.parameters())), strict=True):
+            place.copy_(gradient)
+        return Output(output.loss.detach(), output.prediction.detach(), masking)
+
+    return replay
+
+
+@pytest.mark.parametrize("family", ["crossmae", "mae"])
+def test_graphed_steps_take_new_images_masks_and_batches(monkeypatch, family):
+    monkeypatch.setattr(crossmae, "graphed", captured)
+    model = crossmae.create_model(f"{family}_vit_tiny_patch4", image_size=16, decoder_depth=1)
+    parameters = tuple(model.parameters())
+    graphed = Solver(GraphedLoss(model, FORM), parameters=parameters, differentiates=True)
+    problem = model_problem("launch", FORM, "tiny_patch4", 3, (BOTH,), family)
+    for seed, batch in ((0, 2), (1, 3), (2, 3), (3, 2)):
+        arguments = problem.draw(batch, seed, FORM.device)
+        loss, found = gradients(graphed, arguments, upstream_of(graphed, arguments, seed))
+        masking = Masking(arguments["visible"], arguments["predicted"])
+        exact = model(arguments["images"], masking=masking).loss
+        torch.testing.assert_close(loss, exact)
+        for ours, theirs in zip(found, torch.autograd.grad(exact, parameters), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        model.zero_grad(set_to_none=True)  # as the timed step does
 
 
 def test_ours_keep_to_a_stricter_budget_than_others(folder, monkeypatch):
@@ -173,13 +292,41 @@ def test_a_stage_without_time_is_not_reached(tmp_path):
     assert records.read(tmp_path).stages["mixing"].status == records.NOT_REACHED
 
 
+# What else this package or its tests ask for.
+OTHERS = """
+    numpy matplotlib tabulate safetensors jsonargparse tqdm PIL sklearn skimage yaml lightning_fabric webdataset
+    torchvision tifffile braceexpand tensorboard pytest_benchmark xdist
+"""
+BARE = f"""
+import sys
+sys.modules |= dict.fromkeys({OTHERS.split()})
+import benchmarks.first_call, benchmarks.gpu, pytest
+from benchmarks.problem import form_named
+from benchmarks.suites import SUITES, problems
+for suite in SUITES:
+    for problem in problems(suite, form_named("full")):
+        assert problem.contenders
+sys.exit(pytest.main(["-m", "gpu", "--collect-only", "-qq", "-p", "no:cacheprovider"]))
+"""
+
+
+def test_torch_triton_and_pytest_are_all_that_is_needed():
+    environment = os.environ | {"PYTHONPATH": str(records.ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-c", BARE]
+    done = subprocess.run(command, cwd=records.ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "tests/crossmae_kernels/mlp" in done.stdout
+
+
 def test_rehearsal_goes_the_whole_way_and_a_second_call_has_nothing_to_do(tmp_path, capfd):
-    command = [sys.executable, "-m", "benchmarks.gpu", str(tmp_path), "--rehearse", "--stages", "ceilings", "launch"]
+    pytest.importorskip("numpy", reason="Triton's interpreter needs it")
+    command = [sys.executable, "-m", "benchmarks.gpu", str(tmp_path), "--rehearse", "--minutes", "60"]
+    command += ["--stages", "ceilings", "mixing"]
     environment = os.environ | {"PYTHONPATH": str(records.ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     run = records.read(tmp_path)
     assert done.returncode == 1, done.stderr  # other stages were not asked for
-    assert {run.stages[name].status for name in ("ceilings", "launch")} == {gpu.DONE}, done.stdout
+    assert {run.stages[name].status for name in ("ceilings", "mixing")} == {gpu.DONE}, done.stdout
     assert "- decode: not reached." in (tmp_path / "summary.md").read_text()
     fused = [r for r in run.records.values() if r.contender == "fused"]
     assert len(fused) == 2
@@ -191,5 +338,5 @@ def test_rehearsal_goes_the_whole_way_and_a_second_call_has_nothing_to_do(tmp_pa
     assert run.machine["interpreted"]
     assert json.loads((tmp_path / "records.json").read_text())["ceilings"]["copy"] > 0
 
-    gpu.main([str(tmp_path), "--rehearse", "--stages", "ceilings", "launch"])
+    gpu.main([str(tmp_path), "--rehearse", "--stages", "ceilings", "mixing"])
     assert capfd.readouterr().out.count("done before") == 2

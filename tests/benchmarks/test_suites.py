@@ -41,5 +41,5 @@ def test_a_suite_runs_under_pytest_benchmark(tmp_path):
     assert done.returncode == 0, done.stdout
     content = json.loads((tmp_path / "found.json").read_text())
     found = {b["extra_info"]["contender"]: b["extra_info"] for b in content["benchmarks"]}
-    assert found.keys() >= {"reference", "whole image"}
-    assert "of what is allowed" in found["whole image"]["check"]
+    assert found.keys() >= {"reference", "release"}
+    assert "of what is allowed" in found["release"]["check"]

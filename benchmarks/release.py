@@ -1,11 +1,13 @@
-"""CrossMAE in the formulation that is in use today, on the same weights: what ours has to beat.
+"""CrossMAE as its release formulates it and people use it today, on the same weights: what ours has to beat.
+
+Written from its described behaviour, not from its code.
 
 All patches are embedded and most then dropped. Feature maps are stacked on the last axis, every decoder block norms a
 strided slice of their mix. All mask tokens are laid out and the predicted ones selected by a boolean mask, and every
 block projects every query. Target patches are made of the whole image. Under autocast the residual stream is float32.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from crossmae.model import MaskedAutoencoder
 SYNCHRONIZES = "selects by a boolean mask, and the host waits to learn how many"
 
 
-def plain_decode(decoder: CrossDecoder, maps: list[Tensor], masking: Masking) -> Tensor:
+def release_decode(decoder: CrossDecoder, maps: list[Tensor], masking: Masking) -> Tensor:
     """The same as ``decoder(maps, masking)`` for a decoder with inter-block attention and no self-attention."""
     assert decoder.mixing is not None
     batch, patches = len(maps[0]), decoder.positions.shape[1] - 1
@@ -36,13 +38,31 @@ def plain_decode(decoder: CrossDecoder, maps: list[Tensor], masking: Masking) ->
     return decoder.head(decoder.norm(x))
 
 
-def plain_mixing(maps: list[Tensor], weight: Tensor, eps: float) -> tuple[Tensor, ...]:
+def release_mixing(maps: list[Tensor], weight: Tensor, eps: float) -> tuple[Tensor, ...]:
     """``mix_feature_maps`` without an affine, one mix ``(B, K, E)`` for each decoder block."""
     mixed = F.linear(torch.stack(maps, dim=-1), weight)
     return tuple(F.layer_norm(features, features.shape[-1:], eps=eps) for features in mixed.unbind(-1))
 
 
-def plain_encode(encoder: Encoder, images: Tensor, masking: Masking) -> list[Tensor]:
+def release_projections(
+    maps: list[Tensor],
+    mixing_weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    eps: float,
+) -> tuple[Tensor, ...]:
+    """``project_feature_maps``, block by block."""
+    mixed = F.linear(torch.stack(maps, dim=-1), mixing_weight)
+    layers = zip(mixed.unbind(-1), norm_weight, norm_bias, weights, biases, strict=True)
+    return tuple(
+        F.linear(F.layer_norm(features, features.shape[-1:], scale, shift, eps), weight, bias)
+        for features, scale, shift, weight, bias in layers
+    )
+
+
+def release_encode(encoder: Encoder, images: Tensor, masking: Masking) -> list[Tensor]:
     """The same as ``encoder(images, masking.visible_ids)`` for an encoder that hands out feature maps."""
     assert encoder.config.feature_maps is not None
     embed = encoder.patch_embed
@@ -62,13 +82,13 @@ def plain_encode(encoder: Encoder, images: Tensor, masking: Masking) -> list[Ten
     return [maps[index] for index in encoder.config.feature_maps]
 
 
-def plain_gather(images: Tensor, ids: Tensor, patch_size: int) -> Tensor:
+def release_gather(images: Tensor, ids: Tensor, patch_size: int) -> Tensor:
     """``gather_patches``, from patches of the whole image."""
     patches = _patchify(images, patch_size)
     return patches.gather(1, ids[:, :, None].expand(-1, -1, patches.shape[-1]))
 
 
-def plain_loss(prediction: Tensor, images: Tensor, ids: Tensor, patch_size: int) -> Tensor:
+def release_loss(prediction: Tensor, images: Tensor, ids: Tensor, patch_size: int) -> Tensor:
     """``patch_loss`` of each predicted patch ``(B, Q)`` to normalised targets, ids ascending."""
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     target = _patchify(images, patch_size).to(dtype)
@@ -77,12 +97,12 @@ def plain_loss(prediction: Tensor, images: Tensor, ids: Tensor, patch_size: int)
     return (prediction.to(dtype) - _select(target, ids, target.shape[1])).square().mean(dim=-1)
 
 
-def plain_model_loss(model: MaskedAutoencoder, images: Tensor, masking: Masking) -> Tensor:
+def release_model_loss(model: MaskedAutoencoder, images: Tensor, masking: Masking) -> Tensor:
     """The loss of ``model(images, masking=masking)`` for a model that normalises its targets."""
     decoder = model.decoder
     assert isinstance(decoder, CrossDecoder)
-    prediction = plain_decode(decoder, plain_encode(model.encoder, images, masking), masking)
-    return plain_loss(prediction, images, masking.predicted_ids, model.config.patch_size).mean()
+    prediction = release_decode(decoder, release_encode(model.encoder, images, masking), masking)
+    return release_loss(prediction, images, masking.predicted_ids, model.config.patch_size).mean()
 
 
 def _patchify(images: Tensor, patch_size: int) -> Tensor:

@@ -27,8 +27,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """``(B, T, D)`` -> ``(B, T, D)``."""
         qkv = ck.norm_linear(x, self.qkv.weight, self.qkv.bias, norm.weight, norm.bias, norm.eps)
-        query, key, value = qkv.chunk(3, dim=-1)
-        attended = ck.cross_attention(query, key, value, self.heads)
+        attended = ck.self_attention_qkvpacked(qkv, self.heads)
         return ck.linear_residual(attended, self.proj.weight, self.proj.bias, residual=x)
 
 
@@ -48,8 +47,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, norm: nn.LayerNorm, keys_and_values: Tensor, ids: Tensor | None = None) -> Tensor:
         """Queries ``(B, Q, D)``, or table ``(N, D)`` and ids ``(B, Q)``; ``(B, K, 2 D)`` -> ``(B, Q, D)``."""
         query = ck.norm_linear(x, self.q.weight, self.q.bias, norm.weight, norm.bias, norm.eps)
-        key, value = keys_and_values.chunk(2, dim=-1)
-        attended = ck.cross_attention(query, key, value, self.heads, query_ids=ids)
+        attended = ck.cross_attention_kvpacked(query, keys_and_values, self.heads, query_ids=ids)
         return ck.linear_residual(attended, self.proj.weight, self.proj.bias, residual=x, residual_ids=ids)
 
 

@@ -5,7 +5,7 @@ serves a call: ``"auto"``, ``"triton"`` or ``"reference"``; an explicit choice n
 """
 
 from crossmae_kernels.common.folding import fold_norm
-from crossmae_kernels.cross_attention import cross_attention
+from crossmae_kernels.cross_attention import cross_attention, cross_attention_kvpacked, self_attention_qkvpacked
 from crossmae_kernels.feature_mixing import mix_feature_maps
 from crossmae_kernels.feature_projection import project_feature_maps
 from crossmae_kernels.mlp import mlp
@@ -14,6 +14,7 @@ from crossmae_kernels.projection import linear_residual, norm_linear
 
 __all__ = [
     "cross_attention",
+    "cross_attention_kvpacked",
     "fold_norm",
     "gather_patches",
     "linear_residual",
@@ -22,4 +23,5 @@ __all__ = [
     "norm_linear",
     "patch_loss",
     "project_feature_maps",
+    "self_attention_qkvpacked",
 ]

@@ -7,6 +7,7 @@ from crossmae_kernels.common.implementation import Implementation, choose
 from crossmae_kernels.common.machine import dtype_refusals, machine_refusals
 from crossmae_kernels.cross_attention import ops, reference
 from crossmae_kernels.cross_attention.config import WIDEST_HEAD
+from crossmae_kernels.cross_attention.packing import unpacked, width_of
 
 
 def cross_attention(
@@ -27,7 +28,7 @@ def cross_attention(
 
     Args:
         query: queries ``(B, Q, D)``, or a table ``(N, D)`` of which ``query_ids`` picks the rows.
-        key: ``(B, K, D)``; may be a slice of a joint K/V projection. Heads lie side by side in the last dimension.
+        key: ``(B, K, D)``. Heads lie side by side in the last dimension.
         value: ``(B, K, D)``.
         num_heads: number of heads; divides ``D``.
         query_ids: int64 or int32 ``(B, Q)`` rows of the table, each in ``[0, N)``; only with a table.
@@ -42,29 +43,96 @@ def cross_attention(
         RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("cross_attention")
+    _check_query(checks, query, query_ids)
+    checks.tensor("key", key, "B K D")
+    checks.tensor("value", value, "B K D")
+    _check_heads(checks, num_heads, checks.size("D"))
+    checks.that(checks.size("K") > 0, "key must hold at least one key, got 0")
+    return _attend(checks, query, key, value, num_heads, query_ids, scale, impl)
+
+
+def cross_attention_kvpacked(
+    query: Tensor,
+    key_value: Tensor,
+    num_heads: int,
+    query_ids: Tensor | None = None,
+    scale: float | None = None,
+    impl: Implementation = "auto",
+) -> Tensor:
+    """``cross_attention`` to keys and values side by side in one tensor, as a joint projection leaves them.
+
+    With kernels their gradient comes as one tensor too, which slices of ``key_value`` would have concatenated.
+
+    Args:
+        query: as in ``cross_attention``.
+        key_value: ``(B, K, 2 D)``, keys first.
+        num_heads: as in ``cross_attention``, and so are the others, results and errors.
+    """
+    checks = ArgumentChecks("cross_attention_kvpacked")
+    _check_query(checks, query, query_ids)
+    checks.tensor("key_value", key_value, f"B K {2 * checks.size('D')}")
+    _check_heads(checks, num_heads, checks.size("D"))
+    checks.that(checks.size("K") > 0, "key_value must hold at least one key, got 0")
+    return _attend(checks, query, key_value, None, num_heads, query_ids, scale, impl)
+
+
+def self_attention_qkvpacked(
+    query_key_value: Tensor, num_heads: int, scale: float | None = None, impl: Implementation = "auto"
+) -> Tensor:
+    """``cross_attention`` of tokens to themselves; with kernels the gradient comes as one tensor too.
+
+    Args:
+        query_key_value: ``(B, T, 3 D)``: queries, keys and values side by side, as a joint projection leaves them.
+        num_heads: as in ``cross_attention``, and so are the others and the errors.
+
+    Returns:
+        ``(B, T, D)``.
+    """
+    checks = ArgumentChecks("self_attention_qkvpacked")
+    checks.tensor("query_key_value", query_key_value, "B T W")
+    width = checks.size("W")
+    checks.that(width % 3 == 0, f"query_key_value must hold three tensors of one width, got {width} columns")
+    _check_heads(checks, num_heads, width // 3)
+    checks.that(checks.size("T") > 0, "query_key_value must hold at least one token, got 0")
+    return _attend(checks, query_key_value, None, None, num_heads, None, scale, impl)
+
+
+def _check_query(checks: ArgumentChecks, query: Tensor, query_ids: Tensor | None) -> None:
     if query_ids is None:
         checks.tensor("query", query, "B Q D")
     else:
         checks.tensor("query", query, "N D")
         checks.ids("query_ids", query_ids, "B Q", limit=checks.size("N"))
-    checks.tensor("key", key, "B K D")
-    checks.tensor("value", value, "B K D")
-    width, keys = checks.size("D"), checks.size("K")
+
+
+def _check_heads(checks: ArgumentChecks, num_heads: int, width: int) -> None:
     checks.that(
         num_heads > 0 and width % max(num_heads, 1) == 0,
         f"num_heads must divide the width {width}, got {num_heads}",
     )
-    checks.that(keys > 0, "key must hold at least one key, got 0")
+
+
+def _attend(
+    checks: ArgumentChecks,
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
+    num_heads: int,
+    query_ids: Tensor | None,
+    scale: float | None,
+    impl: Implementation,
+) -> Tensor:
+    """Refuse what the checks found, or serve the call; packed tensors are as in ``packing``."""
     checks.raise_if_any()
-    if choose("cross_attention", impl, refusals(key, num_heads), worthwhile=key.is_cuda) == "reference":
-        return reference.cross_attention(query, key, value, num_heads, query_ids, scale)
+    reasons = refusals(query, width_of(query, key) // num_heads)
+    if choose(checks.op, impl, reasons, worthwhile=query.is_cuda) == "reference":
+        return reference.cross_attention(*unpacked(query, key, value), num_heads, query_ids, scale)
     return ops.cross_attention(query, key, value, num_heads, query_ids, scale)
 
 
-def refusals(key: Tensor, num_heads: int) -> list[str]:
-    """Every reason why the kernels cannot serve a call with these keys."""
-    reasons = machine_refusals(key.device) + dtype_refusals(key)
-    head_width = key.shape[-1] // num_heads
+def refusals(query: Tensor, head_width: int) -> list[str]:
+    """Every reason why the kernels cannot serve a call with such queries and heads."""
+    reasons = machine_refusals(query.device) + dtype_refusals(query)
     if head_width > WIDEST_HEAD:
         reasons.append(f"kernels take heads of up to {WIDEST_HEAD} channels, these have {head_width}")
     return reasons

@@ -10,6 +10,7 @@ backward pass so that no program adds to what another one wrote.
 Conventions: a *row* is a query, tiles are ``(queries, keys)`` or ``(rows, head width)``; ``scale_log2`` is
 ``scale * log2(e)``, so that ``exp2`` gives the softmax. Everything that lies outside of a tensor reads as 0. With
 ``ids`` the queries are rows of a table; a row whose id is outside of the table is never read and comes out as NaN.
+Images of a gradient follow one another; its rows may lie further apart, beside those of another gradient.
 """
 
 # Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
@@ -107,7 +108,7 @@ def short_forward(
 @triton.jit(do_not_specialize=COUNTS)
 def short_backward(
     q, k, v, ids, dout, dq, dk, dv,
-    q_batch, q_row, k_batch, k_row, v_batch, v_row, ids_batch, dout_batch, dout_row,
+    q_batch, q_row, k_batch, k_row, v_batch, v_row, ids_batch, dout_batch, dout_row, dq_row, dkv_row,
     num_queries, num_keys, table_rows, scale, scale_log2,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
@@ -118,7 +119,6 @@ def short_backward(
     """
     image = (tl.program_id(0) // HEADS).to(tl.int64)
     column = (tl.program_id(0) % HEADS) * HEAD_DIM
-    grad_row = HEADS * HEAD_DIM
     q += image * q_batch + column
     k += image * k_batch + column
     v += image * v_batch + column
@@ -149,14 +149,14 @@ def short_backward(
                 dk_tile = tl.dot(dscores, q_tile, dk_tile, input_precision="ieee")
             if dq is not None:
                 dq_tile = tl.dot(tl.trans(dscores), k_tile, input_precision="ieee") * scale
-                dq_image = dq + image * num_queries * grad_row + column
-                store_rows(dq_image, rows, grad_row, inside, dq_tile, HEAD_DIM, BLOCK_D)
+                dq_image = dq + image * num_queries * dq_row + column
+                store_rows(dq_image, rows, dq_row, inside, dq_tile, HEAD_DIM, BLOCK_D)
     if dk is not None:
-        dk += image * num_keys * grad_row + column
-        store_rows(dk, keys, grad_row, keys < num_keys, dk_tile * scale, HEAD_DIM, BLOCK_D)
+        dk += image * num_keys * dkv_row + column
+        store_rows(dk, keys, dkv_row, keys < num_keys, dk_tile * scale, HEAD_DIM, BLOCK_D)
     if dv is not None:
-        dv += image * num_keys * grad_row + column
-        store_rows(dv, keys, grad_row, keys < num_keys, dv_tile, HEAD_DIM, BLOCK_D)
+        dv += image * num_keys * dkv_row + column
+        store_rows(dv, keys, dkv_row, keys < num_keys, dv_tile, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -202,7 +202,7 @@ def looped_forward(
 @triton.jit(do_not_specialize=COUNTS)
 def looped_backward_query(
     q, k, v, ids, out, lse, dout, dq, delta,
-    q_batch, q_row, k_batch, k_row, v_batch, v_row, ids_batch, dout_batch, dout_row,
+    q_batch, q_row, k_batch, k_row, v_batch, v_row, ids_batch, dout_batch, dout_row, dq_row, dkv_row,
     num_queries, num_keys, table_rows, scale, scale_log2,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
@@ -213,22 +213,22 @@ def looped_backward_query(
     """
     image = (tl.program_id(0) // HEADS).to(tl.int64)
     column = (tl.program_id(0) % HEADS) * HEAD_DIM
-    grad_row = HEADS * HEAD_DIM
+    out_row = HEADS * HEAD_DIM
     dout += image * dout_batch + column
-    out += image * num_queries * grad_row + column
+    out += image * num_queries * out_row + column
     lse += tl.program_id(0).to(tl.int64) * num_queries
     delta += tl.program_id(0).to(tl.int64) * num_queries
     rows = indices(tl.program_id(1) * BLOCK_Q, BLOCK_Q, WIDE)
     inside = rows < num_queries
     dout_tile = load_rows(dout, rows, dout_row, inside, HEAD_DIM, BLOCK_D)
-    out_tile = load_rows(out, rows, grad_row, inside, HEAD_DIM, BLOCK_D)
+    out_tile = load_rows(out, rows, out_row, inside, HEAD_DIM, BLOCK_D)
     row_delta = tl.sum(out_tile.to(tl.float32) * dout_tile.to(tl.float32), axis=1)
     tl.store(delta + rows, row_delta, mask=inside)
     if dq is not None:
         q += image * q_batch + column
         k += image * k_batch + column
         v += image * v_batch + column
-        dq += image * num_queries * grad_row + column
+        dq += image * num_queries * dq_row + column
         if ids is not None:
             ids += image * ids_batch
         row_lse = tl.load(lse + rows, mask=inside, other=0.0)
@@ -242,13 +242,13 @@ def looped_backward_query(
             dweights = tl.dot(dout_tile, tl.trans(v_tile), input_precision="ieee")
             dscores = (weights * (dweights - row_delta[:, None])).to(k_tile.dtype)
             dq_tile = tl.dot(dscores, k_tile, dq_tile, input_precision="ieee")
-        store_rows(dq, rows, grad_row, inside, dq_tile * scale, HEAD_DIM, BLOCK_D)
+        store_rows(dq, rows, dq_row, inside, dq_tile * scale, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def looped_backward_key(
     q, k, v, ids, lse, delta, dout, dk, dv,
-    q_batch, q_row, k_batch, k_row, v_batch, v_row, ids_batch, dout_batch, dout_row,
+    q_batch, q_row, k_batch, k_row, v_batch, v_row, ids_batch, dout_batch, dout_row, dq_row, dkv_row,
     num_queries, num_keys, table_rows, scale, scale_log2,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
@@ -259,7 +259,6 @@ def looped_backward_key(
     """
     image = (tl.program_id(0) // HEADS).to(tl.int64)
     column = (tl.program_id(0) % HEADS) * HEAD_DIM
-    grad_row = HEADS * HEAD_DIM
     q += image * q_batch + column
     k += image * k_batch + column
     v += image * v_batch + column
@@ -290,8 +289,8 @@ def looped_backward_key(
             dscores = (weights * (dweights - row_delta[None, :])).to(q_tile.dtype)
             dk_tile = tl.dot(dscores, q_tile, dk_tile, input_precision="ieee")
     if dk is not None:
-        dk += image * num_keys * grad_row + column
-        store_rows(dk, keys, grad_row, keys < num_keys, dk_tile * scale, HEAD_DIM, BLOCK_D)
+        dk += image * num_keys * dkv_row + column
+        store_rows(dk, keys, dkv_row, keys < num_keys, dk_tile * scale, HEAD_DIM, BLOCK_D)
     if dv is not None:
-        dv += image * num_keys * grad_row + column
-        store_rows(dv, keys, grad_row, keys < num_keys, dv_tile, HEAD_DIM, BLOCK_D)
+        dv += image * num_keys * dkv_row + column
+        store_rows(dv, keys, dkv_row, keys < num_keys, dv_tile, HEAD_DIM, BLOCK_D)

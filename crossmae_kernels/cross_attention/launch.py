@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.launch import needs_wide_offsets, on_device_of, unit_stride
+from crossmae_kernels.common.launch import blocks, needs_wide_offsets, on_device_of, unit_stride, unit_stride_optional
 from crossmae_kernels.common.machine import multiprocessors, shared_memory
 from crossmae_kernels.common.segmented_sum import segmented_sum
 from crossmae_kernels.common.tuning import tuned
@@ -21,6 +21,7 @@ from crossmae_kernels.cross_attention.config import (
     padded,
     tiles,
 )
+from crossmae_kernels.cross_attention.packing import parts, unpacked
 
 LOG2_E = math.log2(math.e)
 
@@ -29,12 +30,14 @@ PROGRAMS_PER_MULTIPROCESSOR = 8
 
 
 class _Call:
-    """One call's inputs as the kernels want them."""
+    """One call's inputs as the kernels want them: unpacked."""
 
-    def __init__(self, query: Tensor, key: Tensor, value: Tensor, query_ids: Tensor | None, num_heads: int) -> None:
-        self.query, self.key, self.value = unit_stride(query), unit_stride(key), unit_stride(value)
-        self.ids = None if query_ids is None else unit_stride(query_ids)
-        self.batch, self.keys, self.width = key.shape
+    def __init__(
+        self, query: Tensor, key: Tensor | None, value: Tensor | None, query_ids: Tensor | None, num_heads: int
+    ) -> None:
+        self.query, self.key, self.value = (unit_stride(t) for t in unpacked(query, key, value))
+        self.ids = unit_stride_optional(query_ids)
+        self.batch, self.keys, self.width = self.key.shape
         self.queries = query.shape[1] if query_ids is None else query_ids.shape[1]
         self.heads = num_heads
         self.head_width = self.width // num_heads
@@ -75,8 +78,8 @@ class _Call:
 
         def run(choice: Tiles) -> None:
             sizes = asdict(choice)
-            blocks = {"BLOCK_Q": sizes.pop("block_q"), "BLOCK_K": sizes.pop("block_k")}
-            function[grid(choice)](*arguments, **constants, **blocks, **sizes)
+            extents = {"BLOCK_Q": sizes.pop("block_q"), "BLOCK_K": sizes.pop("block_k")}
+            function[grid(choice)](*arguments, **constants, **extents, **sizes)
 
         shape = (self.queries, self.keys, self.head_width, self.key.element_size())
         limit = shared_memory(self.key.device)
@@ -94,27 +97,28 @@ class _Call:
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, query_ids: Tensor | None, num_heads: int, scale: float
+    query: Tensor, key: Tensor | None, value: Tensor | None, query_ids: Tensor | None, num_heads: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Output ``(B, Q, D)`` and, for the looped path only, the log-sum-exp ``(B, H, Q)`` in base 2, float32."""
     call = _Call(query, key, value, query_ids, num_heads)
     out = query.new_empty(call.batch, call.queries, call.width)
-    lse_shape = log_sum_exp_shape(call.batch, num_heads, call.queries, call.keys, call.head_width, key.element_size())
+    element_size = query.element_size()
+    lse_shape = log_sum_exp_shape(call.batch, num_heads, call.queries, call.keys, call.head_width, element_size)
     lse = query.new_empty(lse_shape, dtype=torch.float32)
     if not out.numel():
         return out, lse
     arguments = (*call.strides(), *call.counts(), scale * LOG2_E)
     if len(lse_shape) == 1:
-        wanted = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(key.device)
+        wanted = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(query.device)
 
         def grid(choice: Tiles) -> tuple[int, ...]:
-            return call.programs, min(_blocks(call.queries, choice.block_q), -(-wanted // call.programs))
+            return call.programs, min(blocks(call.queries, choice.block_q), blocks(wanted, call.programs))
 
         call.launch("short_forward", grid, *call.inputs(), out, *arguments, others=(out,))
     else:
         call.launch(
             "looped_forward",
-            lambda choice: (call.programs, _blocks(call.queries, choice.block_q)),
+            lambda choice: (call.programs, blocks(call.queries, choice.block_q)),
             *call.inputs(), out, lse, *arguments,
             others=(out,),
         )  # fmt: skip
@@ -124,8 +128,8 @@ def forward(
 def backward(
     dout: Tensor,
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
     query_ids: Tensor | None,
     out: Tensor | None,
     lse: Tensor | None,
@@ -133,17 +137,28 @@ def backward(
     scale: float,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of query (or table), key and value where ``wanted``; ``out`` and ``lse`` only for the looped path."""
+    """Gradients of query (or table), key and value, packed as these are, where ``wanted``.
+
+    ``out`` and ``lse`` only for the looped path.
+    """
     call = _Call(query, key, value, query_ids, num_heads)
     dout = unit_stride(dout)
-    dq = key.new_empty(call.batch, call.queries, call.width) if wanted[0] else None
-    dk, dv = (key.new_empty(key.shape) if want else None for want in wanted[1:])
+    dquery = query.new_empty(call.batch, call.queries, query.shape[-1]) if wanted[0] else None
+    dkey, dvalue = (
+        t.new_empty(t.shape) if want and t is not None else None
+        for t, want in zip((key, value), wanted[1:], strict=True)
+    )
+    if key is None:
+        dq, dk, dv = parts(dquery, 3)
+    else:
+        dq, (dk, dv) = dquery, parts(dkey, 2) if value is None else (dkey, dvalue)
     if call.batch * call.queries * call.width == 0:
         # Nobody asked anything of the keys.
-        dk, dv = (None if gradient is None else gradient.zero_() for gradient in (dk, dv))
+        dkey, dvalue = (None if gradient is None else gradient.zero_() for gradient in (dkey, dvalue))
     else:
         arguments = (
-            *call.strides(), dout.stride(0), dout.stride(1), *call.counts(), scale, scale * LOG2_E
+            *call.strides(), dout.stride(0), dout.stride(1), _row_stride(dq), _row_stride(dv if dk is None else dk),
+            *call.counts(), scale, scale * LOG2_E,
         )  # fmt: skip
         gradients = [gradient for gradient in (dq, dk, dv) if gradient is not None]
         if out is None or lse is None:
@@ -158,21 +173,21 @@ def backward(
             if dq is not None or dk is not None:
                 call.launch(
                     "looped_backward_query",
-                    lambda choice: (call.programs, _blocks(call.queries, choice.block_q)),
+                    lambda choice: (call.programs, blocks(call.queries, choice.block_q)),
                     *call.inputs(), out, lse, dout, dq, delta, *arguments,
                     others=(out, dout, *gradients),
                 )  # fmt: skip
             if dk is not None or dv is not None:
                 call.launch(
                     "looped_backward_key",
-                    lambda choice: (call.programs, _blocks(call.keys, choice.block_k)),
+                    lambda choice: (call.programs, blocks(call.keys, choice.block_k)),
                     *call.inputs(), lse, delta, dout, dk, dv, *arguments,
                     others=(dout, *gradients),
                 )  # fmt: skip
-    if dq is not None and query_ids is not None:
-        dq = segmented_sum(dq.flatten(0, 1), query_ids.flatten(), len(query))
-    return dq, dk, dv
+    if dquery is not None and query_ids is not None:
+        dquery = segmented_sum(dquery.flatten(0, 1), query_ids.flatten(), len(query))
+    return dquery, dkey, dvalue
 
 
-def _blocks(count: int, block: int) -> int:
-    return -(-count // block)
+def _row_stride(gradient: Tensor | None) -> int:
+    return 0 if gradient is None else gradient.stride(1)

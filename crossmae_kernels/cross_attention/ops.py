@@ -12,32 +12,38 @@ from torch import Tensor
 
 from crossmae_kernels.common.autocast import register_autocast
 from crossmae_kernels.cross_attention.config import log_sum_exp_shape
+from crossmae_kernels.cross_attention.packing import width_of
 
 NAMESPACE = "crossmae_kernels"
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _library.define(
-    "cross_attention(Tensor query, Tensor key, Tensor value, Tensor? query_ids, int num_heads, float scale)"
+    "cross_attention(Tensor query, Tensor? key, Tensor? value, Tensor? query_ids, int num_heads, float scale)"
     " -> (Tensor out, Tensor log_sum_exp)"
 )
 _library.define(
-    "cross_attention_backward(Tensor dout, Tensor query, Tensor key, Tensor value, Tensor? query_ids, Tensor? out,"
+    "cross_attention_backward(Tensor dout, Tensor query, Tensor? key, Tensor? value, Tensor? query_ids, Tensor? out,"
     " Tensor? log_sum_exp, int num_heads, float scale, bool[3] wanted) -> (Tensor, Tensor, Tensor)"
 )
 
 
 def cross_attention(
-    query: Tensor, key: Tensor, value: Tensor, num_heads: int, query_ids: Tensor | None, scale: float | None
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
+    num_heads: int,
+    query_ids: Tensor | None,
+    scale: float | None,
 ) -> Tensor:
-    """See ``crossmae_kernels.cross_attention``; arguments are taken as checked."""
+    """See ``crossmae_kernels.cross_attention``; arguments, packed or not, are taken as checked."""
     if scale is None:
-        scale = (key.shape[-1] // num_heads) ** -0.5
+        scale = (width_of(query, key) // num_heads) ** -0.5
     out, _ = torch.ops.crossmae_kernels.cross_attention(query, key, value, query_ids, num_heads, scale)
     return out
 
 
 def _forward(
-    query: Tensor, key: Tensor, value: Tensor, query_ids: Tensor | None, num_heads: int, scale: float
+    query: Tensor, key: Tensor | None, value: Tensor | None, query_ids: Tensor | None, num_heads: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     from crossmae_kernels.cross_attention import launch
 
@@ -45,19 +51,20 @@ def _forward(
 
 
 def _forward_fake(
-    query: Tensor, key: Tensor, value: Tensor, query_ids: Tensor | None, num_heads: int, scale: float
+    query: Tensor, key: Tensor | None, value: Tensor | None, query_ids: Tensor | None, num_heads: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    batch, keys, width = key.shape
+    batch, keys, _ = (query if key is None else key).shape
     queries = query.shape[1] if query_ids is None else query_ids.shape[1]
-    lse_shape = log_sum_exp_shape(batch, num_heads, queries, keys, width // num_heads, key.element_size())
-    return key.new_empty(batch, queries, width), key.new_empty(lse_shape, dtype=torch.float32)
+    width = width_of(query, key)
+    lse_shape = log_sum_exp_shape(batch, num_heads, queries, keys, width // num_heads, query.element_size())
+    return query.new_empty(batch, queries, width), query.new_empty(lse_shape, dtype=torch.float32)
 
 
 def _backward(
     dout: Tensor,
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
     query_ids: Tensor | None,
     out: Tensor | None,
     log_sum_exp: Tensor | None,
@@ -65,19 +72,19 @@ def _backward(
     scale: float,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value; an empty tensor for each one not wanted."""
+    """Gradients of query, key and value, packed as these are; an empty tensor for each one not wanted."""
     from crossmae_kernels.cross_attention import launch
 
     gradients = launch.backward(dout, query, key, value, query_ids, out, log_sum_exp, num_heads, scale, wanted)
-    dq, dk, dv = (key.new_empty(0) if gradient is None else gradient for gradient in gradients)
-    return dq, dk, dv
+    dquery, dkey, dvalue = (query.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    return dquery, dkey, dvalue
 
 
 def _backward_fake(
     dout: Tensor,
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
     query_ids: Tensor | None,
     out: Tensor | None,
     log_sum_exp: Tensor | None,
@@ -85,10 +92,11 @@ def _backward_fake(
     scale: float,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (
-        key.new_empty(of.shape if want else (0,)) for of, want in zip((query, key, value), wanted, strict=True)
+    dquery, dkey, dvalue = (
+        query.new_empty(0) if of is None or not want else query.new_empty(of.shape)
+        for of, want in zip((query, key, value), wanted, strict=True)
     )
-    return dq, dk, dv
+    return dquery, dkey, dvalue
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

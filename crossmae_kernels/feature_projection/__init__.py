@@ -10,7 +10,7 @@ from crossmae_kernels.common.checks import ArgumentChecks
 from crossmae_kernels.common.folding import fold_norm
 from crossmae_kernels.common.implementation import Implementation, choose
 from crossmae_kernels.feature_mixing import mix_feature_maps, refusals
-from crossmae_kernels.feature_projection import reference
+from crossmae_kernels.feature_projection import ops, reference
 
 
 def project_feature_maps(
@@ -64,8 +64,6 @@ def project_feature_maps(
     chosen = choose("project_feature_maps", impl, refusals(maps[0]), worthwhile=mixing_weight.is_cuda)
     if chosen == "reference":
         return reference.project_feature_maps(maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps)
-    mixes = mix_feature_maps(maps, mixing_weight, eps=eps, impl="triton")
-    weight, bias = torch.stack(list(weights)), torch.stack(list(biases))
-    weight, bias = fold_norm(weight, bias, norm_weight, norm_bias, compute_dtype(weight), impl="triton")
-    projected = torch.baddbmm(bias.unsqueeze(1), mixes.flatten(1, 2), weight.mT)
-    return projected.unflatten(1, mixes.shape[1:3]).unbind()
+    compute, bias = compute_dtype(weights[0]), torch.stack(list(biases))
+    weight, bias = fold_norm(weights, bias, norm_weight, norm_bias, compute, impl="triton")
+    return ops.project(mix_feature_maps(maps, mixing_weight, eps=eps, impl="triton"), weight, bias)

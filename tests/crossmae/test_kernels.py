@@ -1,10 +1,12 @@
 """Whole models through the kernels: gradients, launches, compilation, training. In the interpreter without a GPU."""
 
 from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 import torch
-from operators import names_of_operators
+from operators import names_of_all_operators
+from torch.profiler import ProfilerActivity, profile
 
 import crossmae
 from crossmae_kernels.common.forms import form_of
@@ -90,30 +92,43 @@ def test_every_form_of_the_mlp_keeps_to_the_budget_in_a_model(problem, device, f
     assert not within_budget(found, eager, exact)
 
 
-def test_boundaries_of_operators_per_block(problem, device):
-    """One for each of the four steps of a block, in either direction, and one for each of its two folded norms."""
+@pytest.mark.parametrize(
+    ("depth", "sums"),
+    [
+        # What the residual and the branch around attention send back.
+        ("decoder_depth", 1),
+        # And what the decoder sends to the feature map.
+        ("encoder_depth", 2),
+    ],
+)
+def test_operators_of_a_block_and_nothing_between_them(problem, device, depth, sums):
+    """One for each of its four steps, in either direction, and one for each of its two folded norms.
+
+    Nothing is copied, concatenated or transposed on the way from one to the next.
+    """
     images, noise = problem
     counts = {}
-    for depth in (1, 3):
-        model = small_model(decoder_depth=depth).to(device)
+    for blocks in (1, 3):
+        model = small_model(**{depth: blocks}).to(device)
         with default_implementation("triton"):
-            with names_of_operators() as forward:
+            with names_of_all_operators() as forward:
                 loss = model(images, noise=noise).loss
-            with names_of_operators() as backward:
+            with names_of_all_operators() as backward:
                 loss.backward()
-        counts[depth] = Counter(forward), Counter(backward)
-    steps = ("norm_linear", "cross_attention", "linear_residual", "mlp")
+        counts[blocks] = Counter(forward), Counter(backward)
+    steps = dict.fromkeys(("norm_linear", "cross_attention", "linear_residual", "mlp"), 1) | {"fold_norm": 2}
     for deep, shallow, suffix in zip(counts[3], counts[1], ("", "_backward"), strict=True):
         per_block = {name: (deep[name] - shallow[name]) / 2 for name in deep if deep[name] != shallow[name]}
-        expected = dict.fromkeys(steps, 1) | {"fold_norm": 2}
-        assert per_block == {f"crossmae_kernels::{step}{suffix}": count for step, count in expected.items()}
+        expected = {f"crossmae_kernels::{step}{suffix}": count for step, count in steps.items()}
+        assert per_block == expected | ({"aten::add.Tensor": sums} if suffix else {})
 
 
-def test_launches_of_our_kernels_per_block(interpreter_asked_for, problem, monkeypatch):
-    """Around them the vendor's products: one forward and seven backward; and behind each fold's gradient one sum.
+# The vendor's products, and sums over rows or tiles: of biases, and behind each fold's gradient.
+VENDOR = ("aten::addmm", "aten::baddbmm", "aten::bmm", "aten::mm", "aten::sum")
 
-    docs/design.md names these numbers.
-    """
+
+def test_launches_per_block(interpreter_asked_for, problem, monkeypatch):
+    """docs/design.md names these numbers."""
     from triton.runtime.interpreter import GridExecutor
 
     launched = Counter()
@@ -123,24 +138,38 @@ def test_launches_of_our_kernels_per_block(interpreter_asked_for, problem, monke
         launched[self.fn.__name__] += 1
         return launch(self, *arguments, **others)
 
+    @contextmanager
+    def counts():
+        launched.clear()
+        found = Counter()
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+            yield found
+        found.update(launched)
+        found.update(event.name for event in profiler.events() if event.name in VENDOR)
+
     monkeypatch.setattr(GridExecutor, "__call__", counted)
     images, noise = problem
-    counts = {}
+    passes = {}
     for depth in (1, 2, 3):
         model = small_model(decoder_depth=depth)
         with default_implementation("triton"), form_of("mlp", "tiled"):
-            with torch.autocast("cpu", torch.float16):
+            with counts() as forward, torch.autocast("cpu", torch.float16):
                 loss = model(images, noise=noise).loss
-            forward = Counter(launched)
-            loss.backward()
-            counts[depth] = forward, launched - forward
-            launched.clear()
-    per_block = [deep - shallow for deep, shallow in zip(counts[3], counts[2], strict=True)]
-    assert per_block[0] == {"fold_forward": 2, "normalize": 2, "short_forward": 1, "gemm": 3}
-    backward = {"normalize_backward": 2, "hidden_backward": 1, "short_backward": 1, "fold_backward": 2}
-    assert per_block[1] == backward
+            with counts() as backward:
+                loss.backward()
+        passes[depth] = forward, backward
+    forward, backward = (deep - shallow for deep, shallow in zip(passes[3], passes[2], strict=True))
+    assert forward == {"fold_forward": 2, "normalize": 2, "short_forward": 1, "gemm": 3, "aten::addmm": 1}
+    assert backward == {
+        "normalize_backward": 2,
+        "hidden_backward": 1,
+        "short_backward": 1,
+        "fold_backward": 2,
+        "aten::mm": 9,
+        "aten::sum": 7,
+    }
     # The first block gathers from a table, whose gradient is a segmented sum: of its queries, and of its residual.
-    first = counts[1][1] - (counts[2][1] - counts[1][1])
+    first = passes[1][1] - (passes[2][1] - passes[1][1])
     assert first["segmented_sum_kernel"] == 2
 
 

@@ -1,4 +1,4 @@
-"""Which of this package's operators are called, and what all of them allocate."""
+"""Which operators are called, and what all of them allocate."""
 
 from contextlib import contextmanager
 
@@ -8,20 +8,28 @@ from torch.utils._pytree import tree_leaves
 
 
 class _Operators(TorchDispatchMode):
-    def __init__(self):
+    def __init__(self, wanted):
         super().__init__()
+        self.wanted = wanted
         self.names = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "crossmae_kernels":
+        if self.wanted(func):
             self.names.append(func.name())
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def names_of_operators():
-    """Their names, in order, until the block ends."""
-    with _Operators() as mode:
+    """Names of this package's, in order, until the block ends."""
+    with _Operators(lambda func: func.namespace == "crossmae_kernels") as mode:
+        yield mode.names
+
+
+@contextmanager
+def names_of_all_operators():
+    """Also PyTorch's, but for those that merely view; what goes on inside of this package's is not seen."""
+    with _Operators(lambda func: not func.is_view) as mode:
         yield mode.names
 
 

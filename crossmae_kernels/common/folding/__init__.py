@@ -4,6 +4,7 @@
 normalise, and gamma's and beta's gradients come from the weight's: no sums over tokens of their own.
 """
 
+from collections.abc import Sequence
 from typing import overload
 
 import torch
@@ -18,7 +19,7 @@ from crossmae_kernels.common.machine import KERNEL_DTYPES, dtype_refusals, machi
 
 @overload
 def fold_norm(
-    weight: Tensor,
+    weight: Tensor | Sequence[Tensor],
     bias: Tensor,
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
@@ -27,7 +28,7 @@ def fold_norm(
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def fold_norm(
-    weight: Tensor,
+    weight: Tensor | Sequence[Tensor],
     bias: Tensor | None,
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
@@ -35,7 +36,7 @@ def fold_norm(
     impl: Implementation = "auto",
 ) -> tuple[Tensor, Tensor | None]: ...
 def fold_norm(
-    weight: Tensor,
+    weight: Tensor | Sequence[Tensor],
     bias: Tensor | None,
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
@@ -45,44 +46,50 @@ def fold_norm(
     """Weight and bias of the linear layer that takes ``x_hat``, differentiable.
 
     Under autocast too master weights are folded as they are: nothing is rounded but the results, to ``dtype``. Where
-    there is nothing to fold, they are the arguments, cast.
+    there is nothing to fold, they are the arguments, cast. Several weights are folded into one stack, as a batched
+    product takes them, and are never stacked before.
 
     Args:
-        weight: ``(..., O, I)``.
-        bias: ``(..., O)`` or None.
-        norm_weight: LayerNorm scale ``(..., I)``; 1 where None.
-        norm_bias: LayerNorm shift ``(..., I)``; 0 where None.
+        weight: ``(O, I)``, or a sequence of n such, of which all other tensors and the results hold a stack.
+        bias: ``(O,)``, or ``(n, O)``, or None.
+        norm_weight: LayerNorm scale ``(I,)``, or ``(n, I)``; 1 where None.
+        norm_bias: LayerNorm shift ``(I,)``, or ``(n, I)``; 0 where None.
         dtype: of the results; the weight's own where None. Gradients have the dtypes of the arguments.
         impl: who serves the call.
 
     Returns:
-        ``(..., O, I)`` and ``(..., O)``; None for the second where neither ``bias`` nor ``norm_bias`` is there.
+        ``(O, I)`` and ``(O,)``, or ``(n, O, I)`` and ``(n, O)``; None for the second where neither ``bias`` nor
+        ``norm_bias`` is there.
 
     Raises:
         TypeError, ValueError: on arguments of wrong type, dtype, shape or device, before any work.
         RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("fold_norm")
-    checks.tensor("weight", weight, "... O I")
-    checks.optional("bias", bias, "... O")
-    checks.optional("norm_weight", norm_weight, "... I")
-    checks.optional("norm_bias", norm_bias, "... I")
+    several = isinstance(weight, list | tuple)
+    weights: list[Tensor] = list(weight) if several else [weight]  # type: ignore[list-item]
+    checks.that(len(weights) > 0, "weight must be a tensor or hold at least one, got none")
+    for index, each in enumerate(weights):
+        checks.tensor(f"weight[{index}]" if several else "weight", each, "O I")
+    stack = f"{len(weights)} " if several else ""
+    checks.optional("bias", bias, stack + "O")
+    checks.optional("norm_weight", norm_weight, stack + "I")
+    checks.optional("norm_bias", norm_bias, stack + "I")
     checks.that(dtype is None or dtype.is_floating_point, f"dtype must be floating point or None, got {dtype}")
     checks.raise_if_any()
-    for name, vector in (("bias", bias), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
-        checks.that(
-            vector is None or vector.shape[:-1] == weight.shape[:-2],
-            f"{name} must have the leading dimensions of weight, {tuple(weight.shape[:-2])}, got "
-            f"{() if vector is None else tuple(vector.shape[:-1])}",
-        )
+    dtypes = sorted({str(each.dtype) for each in weights})
+    checks.that(len(dtypes) == 1, f"weight must hold tensors of one dtype, got {' and '.join(dtypes)}")
     checks.raise_if_any()
-    dtype = weight.dtype if dtype is None else dtype
-    refusals = machine_refusals(weight.device) + dtype_refusals(weight)
+    first = weights[0]
+    dtype = first.dtype if dtype is None else dtype
+    refusals = machine_refusals(first.device) + dtype_refusals(first)
     if dtype not in KERNEL_DTYPES:
         refusals.append(f"kernels fold to float32, float16 or bfloat16, not to {dtype}")
-    chosen = choose("fold_norm", impl, refusals, worthwhile=weight.is_cuda)
-    if norm_weight is None and norm_bias is None:
-        return weight.to(dtype), cast_optional(bias, dtype)
-    if chosen == "reference":
-        return reference.fold_norm(weight, bias, norm_weight, norm_bias, dtype)
-    return ops.fold_norm(weight, bias, norm_weight, norm_bias, dtype)
+    chosen = choose("fold_norm", impl, refusals, worthwhile=first.is_cuda)
+    folds = norm_weight is not None or norm_bias is not None
+    if folds and chosen == "triton":
+        return ops.fold_norm(weight, bias, norm_weight, norm_bias, dtype)
+    stacked = torch.stack(weights) if several else first
+    if not folds:
+        return stacked.to(dtype), cast_optional(bias, dtype)
+    return reference.fold_norm(stacked, bias, norm_weight, norm_bias, dtype)

@@ -1,6 +1,7 @@
 """The fold and its gradients: device code. Both passes read and write each matrix once, in float32 between.
 
-Matrices come stacked, ``(n, O, I)``, with any strides but the last; vectors, ``(n, O)`` and ``(n, I)``, are contiguous.
+Weights come as a tuple of n pointers to ``(O, I)``, with any row stride, and are never stacked. Results are stacked and
+contiguous, ``(n, O, I)``; so are vectors, ``(n, O)`` and ``(n, I)``.
 """
 
 # Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
@@ -21,6 +22,15 @@ def tile_of_rows(num_rows, BLOCK_ROWS: tl.constexpr):
 
 
 @triton.jit
+def start_of(weights, matrix, MATRICES: tl.constexpr):
+    """Pointer to one of the weights."""
+    start = weights[0]
+    for index in tl.static_range(1, MATRICES):
+        start = tl.where(matrix == index, weights[index], start)
+    return start
+
+
+@triton.jit
 def vector(start, places, inside):
     """A part of a vector, in float32; 0 outside."""
     return tl.load(start + places, mask=inside, other=0.0).to(tl.float32)
@@ -34,19 +44,20 @@ def sum_of_rows(tile, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_rows"])
 def fold_forward(
-    weight, bias, scale, shift, folded, folded_bias, weight_matrix, weight_row, num_rows,
-    WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    weights, bias, scale, shift, folded, folded_bias, weight_row, num_rows,
+    MATRICES: tl.constexpr, WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """``folded = weight * scale`` and ``folded_bias = bias + weight shift``; what is not there is None.
 
     Program: whole rows, so that their products with ``shift`` are summed on chip.
     """
     matrix, rows, inside = tile_of_rows(num_rows, BLOCK_ROWS)
+    weight = start_of(weights, matrix, MATRICES)
     total = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
     for first in range(0, WIDTH, BLOCK_COLUMNS):
         columns = first + tl.arange(0, BLOCK_COLUMNS)
         mask = inside[:, None] & (columns < WIDTH)[None, :]
-        places = matrix * weight_matrix + rows[:, None] * weight_row + columns[None, :]
+        places = rows[:, None] * weight_row + columns[None, :]
         tile = tl.load(weight + places, mask=mask, other=0.0).to(tl.float32)
         if shift is not None:
             total += tl.sum(tile * vector(shift + matrix * WIDTH, columns, columns < WIDTH)[None, :], axis=1)
@@ -62,9 +73,9 @@ def fold_forward(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def fold_backward(
-    dfolded, dfolded_bias, weight, scale, shift, dweight, dscale, dshift,
-    dfolded_matrix, dfolded_row, weight_matrix, weight_row, num_rows,
-    WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    dfolded, dfolded_bias, weights, scale, shift, dweight, dscale, dshift,
+    dfolded_matrix, dfolded_row, weight_row, num_rows,
+    MATRICES: tl.constexpr, WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """``dweight = dfolded * scale + dfolded_bias shift^T``, and sums over a tile's rows for ``dscale`` and ``dshift``.
 
@@ -80,8 +91,8 @@ def fold_backward(
     if shift is not None:
         bias_gradient = vector(dfolded_bias + matrix * num_rows, rows, inside)
     if (dscale is not None) or (dshift is not None):
-        places = matrix * weight_matrix + rows[:, None] * weight_row + columns[None, :]
-        tile = tl.load(weight + places, mask=mask, other=0.0).to(tl.float32)
+        places = rows[:, None] * weight_row + columns[None, :]
+        tile = tl.load(start_of(weights, matrix, MATRICES) + places, mask=mask, other=0.0).to(tl.float32)
         sums = tl.program_id(0).to(tl.int64) * WIDTH + columns
         if dscale is not None:
             total = sum_of_rows(gradient * tile, BLOCK_ROWS, BLOCK_COLUMNS)

@@ -1,6 +1,5 @@
 """From tensors to launches of the fold and its gradients."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -24,22 +23,26 @@ def forward_tile(width: int) -> tuple[int, int]:
 
 
 def fold_norm(
-    weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None, dtype: torch.dtype
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    """Folded weight and bias, contiguous, in ``dtype``."""
-    folded = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    """Folded weights ``(n, O, I)`` and biases ``(n, O)`` of n weights ``(O, I)``, in ``dtype``."""
+    weights = _alike(weights)
+    first, (rows, width) = weights[0], weights[0].shape
+    folded = torch.empty(len(weights), rows, width, dtype=dtype, device=first.device)
     has_bias = bias is not None or norm_bias is not None
-    folded_bias = torch.empty(weight.shape[:-1], dtype=dtype, device=weight.device) if has_bias else None
-    matrices = _matrices(weight)
-    count, rows, width = matrices.shape
+    folded_bias = torch.empty(len(weights), rows, dtype=dtype, device=first.device) if has_bias else None
     block_rows, block_columns = forward_tile(width)
-    programs = count * blocks(rows, block_rows)
+    programs = len(weights) * blocks(rows, block_rows)
     if programs:
-        with on_device_of(weight):
+        with on_device_of(first):
             kernels.fold_forward[(programs,)](
-                matrices, _dense(bias), _dense(norm_weight), _dense(norm_bias), folded, folded_bias,
-                matrices.stride(0), matrices.stride(1), rows,
-                WIDTH=width, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns,
+                weights, _dense(bias), _dense(norm_weight), _dense(norm_bias), folded, folded_bias,
+                first.stride(0), rows,
+                MATRICES=len(weights), WIDTH=width, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns,
             )  # fmt: skip
     return folded, folded_bias
 
@@ -47,37 +50,41 @@ def fold_norm(
 def fold_norm_backward(
     dfolded: Tensor,
     dfolded_bias: Tensor | None,
-    weight: Tensor,
+    weights: Sequence[Tensor],
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor]:
-    """Gradient of the weight in its dtype, contiguous, and those of the norm's parameters ``(up to 2, ..., I)``.
+    """Gradient of the weights in their dtype, contiguous, and those of the norms' parameters ``(up to 2, ..., I)``.
 
-    ``wanted``: those of weight, ``norm_weight`` and ``norm_bias``. The norm's are stacked, in float32.
+    ``dfolded`` is ``(n, O, I)``, or ``(O, I)`` of a single weight, and so are the gradients. ``wanted``: those of
+    weights, ``norm_weight`` and ``norm_bias``. The norms' are stacked, in float32.
     """
-    dweight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device) if wanted[0] else None
-    gradients, matrices = _matrices(dfolded), _matrices(weight)
-    count, rows, width = matrices.shape
+    weights = _alike(weights)
+    first, (rows, width) = weights[0], weights[0].shape
+    dweight = torch.empty(dfolded.shape, dtype=first.dtype, device=first.device) if wanted[0] else None
+    gradients = unit_stride(dfolded).reshape(len(weights), rows, width)
     row_tiles = blocks(rows, BACKWARD_ROWS)
-    sums = torch.empty(sum(wanted[1:]), count, row_tiles, width, dtype=torch.float32, device=weight.device)
+    sums = torch.empty(sum(wanted[1:]), len(weights), row_tiles, width, dtype=torch.float32, device=first.device)
     slots = iter(sums)
     dscale, dshift = (next(slots) if want else None for want in wanted[1:])
-    grid = (count * row_tiles, blocks(width, BACKWARD_COLUMNS))
+    grid = (len(weights) * row_tiles, blocks(width, BACKWARD_COLUMNS))
     if all(grid):
-        with on_device_of(weight):
+        with on_device_of(first):
             kernels.fold_backward[grid](
-                gradients, _dense(dfolded_bias), matrices, _dense(norm_weight), _dense(norm_bias),
+                gradients, _dense(dfolded_bias), weights, _dense(norm_weight), _dense(norm_bias),
                 dweight, dscale, dshift,
-                gradients.stride(0), gradients.stride(1), matrices.stride(0), matrices.stride(1), rows,
-                WIDTH=width, BLOCK_ROWS=BACKWARD_ROWS, BLOCK_COLUMNS=BACKWARD_COLUMNS,
+                gradients.stride(0), gradients.stride(1), first.stride(0), rows,
+                MATRICES=len(weights), WIDTH=width, BLOCK_ROWS=BACKWARD_ROWS, BLOCK_COLUMNS=BACKWARD_COLUMNS,
             )  # fmt: skip
-    return dweight, sums.sum(2).view(len(sums), *weight.shape[:-2], width)
+    return dweight, sums.sum(2).view(len(sums), *dfolded.shape[:-2], width)
 
 
-def _matrices(weight: Tensor) -> Tensor:
-    """``(..., O, I)`` as ``(n, O, I)`` with unit stride: a view if it can be, else a copy."""
-    return unit_stride(weight.reshape(math.prod(weight.shape[:-2]), *weight.shape[-2:]))
+def _alike(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The weights themselves where all lie in memory alike, with unit stride, as parameters do; else copies."""
+    if len({weight.stride() for weight in weights}) > 1:
+        return tuple(weight.contiguous() for weight in weights)
+    return tuple(unit_stride(weight) for weight in weights)
 
 
 def _dense(vector: Tensor | None) -> Tensor | None:

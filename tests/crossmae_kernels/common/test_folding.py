@@ -24,8 +24,13 @@ def arguments():
     return make
 
 
+def each(weight):
+    """Weights of several blocks come one by one."""
+    return list(weight) if weight.dim() == 3 else weight
+
+
 def folded(x, weight, bias=None, norm_weight=None, norm_bias=None):
-    weight, bias = fold_norm(weight, bias, norm_weight, norm_bias)
+    weight, bias = fold_norm(each(weight), bias, norm_weight, norm_bias)
     out = x @ weight.mT
     return out if bias is None else out + bias.unsqueeze(-2)
 
@@ -70,11 +75,11 @@ def test_what_is_not_there_folds_to_nothing(arguments):
 @pytest.mark.parametrize("compute", [torch.float16, torch.bfloat16])
 def test_master_weights_are_folded_in_float32_under_autocast(arguments, compute):
     _, *leaves = arguments((3,), dtype=torch.float32).values()
-    plain = fold_norm(*leaves)
+    plain = fold_norm(each(leaves[0]), *leaves[1:])
     upstream = [torch.randn_like(t) for t in plain]
     gradients = torch.autograd.grad(plain, leaves, upstream)
     with torch.autocast("cpu", compute):
-        found = fold_norm(*leaves)
+        found = fold_norm(each(leaves[0]), *leaves[1:])
         again = torch.autograd.grad(found, leaves, upstream)
     for ours, theirs in zip((*found, *again), (*plain, *gradients), strict=True):
         assert ours.dtype == torch.float32

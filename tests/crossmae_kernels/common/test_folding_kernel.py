@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from mutation import broken
+from operators import names_of_all_operators
 from problems import Problem, Randoms, same
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
@@ -28,8 +29,14 @@ def joined(weight, bias):
     return torch.cat([weight, bias.unsqueeze(-1)], -1)
 
 
+def fold_norm(impl, weight, dtype=None, **vectors):
+    """A stack of weights is taken apart, as parameters of several blocks come."""
+    weights = list(weight) if weight.dim() == 3 else weight
+    return ck.fold_norm(weights, **vectors, dtype=dtype, impl=impl)
+
+
 def fold(impl, dtype=None, **arguments):
-    return joined(*ck.fold_norm(**arguments, dtype=dtype, impl=impl))
+    return joined(*fold_norm(impl, dtype=dtype, **arguments))
 
 
 kernels = partial(fold, "triton")
@@ -58,7 +65,7 @@ def definition(weight, bias, norm_weight, norm_bias):
         ((35, 9), ("bias", "norm_weight")),
         ((35, 9), ("norm_weight", "norm_bias")),
         ((3, 24, 48), ()),
-        ((2, 2, 67, 65), ("norm_weight",)),
+        ((4, 67, 65), ("norm_weight",)),
         ((40, 1100), ()),
         ((1, 1), ()),
     ],
@@ -123,6 +130,34 @@ def test_frozen_arguments_get_no_gradient_and_change_no_other(device, wanted):
     assert all(torch.equal(some[name], everything[name]) for name in some)
 
 
+def test_weights_of_several_blocks_are_neither_stacked_nor_their_gradients_copied(device):
+    task = make_problem((3, 20, 32))
+    leaves, upstream = task.leaves(device, torch.float32), task.upstream.to(device)
+    weights = [t.detach().requires_grad_(place != 1) for place, t in enumerate(leaves.pop("weight"))]
+    with names_of_all_operators() as names:
+        folded, bias = ck.fold_norm(weights, **leaves, impl="triton")
+        torch.autograd.backward([folded, bias], [upstream[..., :-1], upstream[..., -1]])
+    assert "aten::stack" not in names
+    assert "aten::cat" not in names
+    whole = task.solve(kernels, device, torch.float32)["d weight"]
+    assert weights[1].grad is None
+    for place in (0, 2):
+        assert torch.equal(weights[place].grad, whole[place])
+    assert weights[0].grad.untyped_storage().data_ptr() == weights[2].grad.untyped_storage().data_ptr()
+
+
+def test_weights_that_lie_apart_or_otherwise_than_the_first(device):
+    task = make_problem((3, 20, 32))
+    plain = task.solve(kernels, device, torch.float32)
+
+    def scattered(weight, **vectors):
+        first, second, third = weight
+        weights = [first.clone(), second.t().contiguous().t(), torch.cat([third, third], 1)[:, :32]]
+        return joined(*ck.fold_norm(weights, **vectors, impl="triton"))
+
+    assert same(task.solve(scattered, device, torch.float32), plain)
+
+
 LAYOUTS = {
     "slice": lambda t: torch.cat([t, t], -1).chunk(2, -1)[1],
     "first dimension last": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
@@ -146,7 +181,7 @@ def test_expanded_upstream_gradients(device, upstream):
     leaves = make_problem((3, 20, 32)).leaves(device, torch.float32)
     gradients = [torch.randn(size, device=device).expand(3, *size[1:]) for size in (upstream, upstream[:2])]
     gradients = [gradients[0].expand(3, 20, 32), gradients[1].expand(3, 20)]
-    out = ck.fold_norm(**leaves, impl="triton")
+    out = fold_norm("triton", **leaves)
     expanded = torch.autograd.grad(out, list(leaves.values()), gradients, retain_graph=True)
     dense = torch.autograd.grad(out, list(leaves.values()), [g.contiguous() for g in gradients])
     assert all(torch.equal(a, b) for a, b in zip(expanded, dense, strict=True))
@@ -155,14 +190,14 @@ def test_expanded_upstream_gradients(device, upstream):
 def test_one_result_alone_has_gradients(device):
     leaves = make_problem((20, 32)).leaves(device, torch.float32)
     for index, by in enumerate(("norm_weight", "norm_bias")):
-        out, twin = (ck.fold_norm(**leaves, impl=impl)[index] for impl in ("triton", "reference"))
+        out, twin = (fold_norm(impl, **leaves)[index] for impl in ("triton", "reference"))
         torch.testing.assert_close(out, twin)
         wanted = [leaves["weight"], leaves[by]]
         for ours, theirs in zip(*(torch.autograd.grad(t.sum(), wanted) for t in (out, twin)), strict=True):
             torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("shape", [(0, 20, 32), (3, 0, 32), (3, 20, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(0, 32), (3, 0, 32), (3, 20, 0)], ids=str)
 def test_empty_matrices(device, shape):
     task = make_problem(shape)
     ours, theirs = (task.solve(partial(fold, impl), device, torch.float32) for impl in ("triton", "reference"))
@@ -191,11 +226,22 @@ def test_matrices_and_rows_beyond_2_to_the_31_are_found(device):
 
 
 def test_wrong_arguments():
-    weight = torch.randn(2, 5, 6)
+    weight = torch.randn(5, 6)
     with pytest.raises(ValueError, match=r"bias must have shape.*O=5.*norm_weight must have shape.*I=6"):
-        ck.fold_norm(weight, torch.randn(2, 4), torch.randn(2, 5), None)
-    with pytest.raises(ValueError, match=r"norm_bias must have the leading dimensions of weight, \(2,\), got \(\)"):
-        ck.fold_norm(weight, None, None, torch.randn(6))
+        ck.fold_norm([weight, weight], torch.randn(2, 4), torch.randn(2, 5), None)
+    with pytest.raises(ValueError, match=r"norm_bias must have shape \(2, I\) with I=6, got \(6,\)"):
+        ck.fold_norm([weight, weight], None, None, torch.randn(6))
+    with pytest.raises(ValueError, match=r"weight\[1\] must have shape \(O, I\) with O=5, I=6, got \(6, 5\)"):
+        ck.fold_norm([weight, weight.mT], None, None, None)
+    with pytest.raises(ValueError, match="weight must be a tensor or hold at least one, got none"):
+        ck.fold_norm([], None, None, None)
+    with pytest.raises(TypeError, match=r"weight must be a tensor of shape .*, got NoneType"):
+        ck.fold_norm(None, None, None, None)
+    with (
+        pytest.raises(ValueError, match=r"tensors of one dtype, got torch.float16 and torch.float32"),
+        torch.autocast("cpu"),
+    ):
+        ck.fold_norm([weight, weight.half()], None, None, None)
     with pytest.raises(ValueError, match=r"dtype must be floating point or None, got torch.int8"):
         ck.fold_norm(weight, None, None, None, torch.int8)
     with pytest.raises(RuntimeError, match=r"these tensors are torch.float64; kernels fold to float32"):
@@ -206,10 +252,15 @@ def test_wrong_arguments():
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("absent", [(), ("bias", "norm_bias"), ("norm_weight",)], ids=str)
 def test_opcheck(device, absent):
-    leaves = make_problem((3, 20, 32), absent).leaves(device, torch.float32)
-    for dtype in (torch.float32, torch.float16):
-        results = torch.library.opcheck(torch.ops.crossmae_kernels.fold_norm, (*leaves.values(), dtype))
-        assert set(results.values()) == {"SUCCESS"}
+    for operator, shape in (("fold_norm", (20, 32)), ("fold_norms", (3, 20, 32))):
+        weight, *vectors = make_problem(shape, absent).leaves(device, torch.float32).values()
+        if len(shape) == 3:
+            # One of them frozen.
+            weight = [t.detach().requires_grad_(place != 1) for place, t in enumerate(weight)]
+        for dtype in (torch.float32, torch.float16):
+            arguments = (weight, *vectors, dtype)
+            results = torch.library.opcheck(getattr(torch.ops.crossmae_kernels, operator), arguments)
+            assert set(results.values()) == {"SUCCESS"}
 
 
 def test_whole_graph_compiles_with_its_gradients(device):
@@ -235,7 +286,7 @@ def test_only_parameters_are_saved(device):
     leaves = make_problem((20, 32)).leaves(device, torch.float32)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        ck.fold_norm(**leaves, dtype=torch.float16, impl="triton")
+        fold_norm("triton", **leaves, dtype=torch.float16)
     assert {t.data_ptr() for t in saved} == {t.data_ptr() for name, t in leaves.items() if name != "bias"}
 
 
@@ -252,7 +303,7 @@ def test_each_matrix_is_read_and_written_once(interpreter):
     stack, outer, inner = 2, 256, 192
     leaves = make_problem((stack, outer, inner)).leaves("cpu", torch.float32)
     with count_traffic() as forward:
-        out = ck.fold_norm(**leaves, dtype=torch.float16, impl="triton")
+        out = fold_norm("triton", **leaves, dtype=torch.float16)
     with count_traffic() as backward:
         torch.autograd.grad(out, list(leaves.values()), [torch.randn_like(t) for t in out])
     elements, outputs = stack * outer * inner, stack * outer

@@ -1,56 +1,30 @@
 """Broken kernels must not pass: the tests of the kernels are only as good as what they refuse."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
+from mutation import broken
 
 from crossmae_kernels.testing import budget, error, poisoned_allocations
-
-SOURCE = Path(__file__).parents[3] / "crossmae_kernels" / "cross_attention" / "kernels.py"
 
 SCALE = ("* scale_log2\n", "* (1.02 * scale_log2)\n")
 MASK = ('tl.where((keys < num_keys)[{}], scores, float("-inf"))', "scores")
 IDS = ("picked = tl.load(ids + rows, mask=inside, other=0)", "picked = tl.load(ids + rows, mask=inside, other=0) + 1")
 
+# What to replace by what.
 MUTATIONS = {
-    "wrong scale": [SCALE],
-    "missing key mask": [(MASK[0].format("None, :"), MASK[1]), (MASK[0].format(":, None"), MASK[1])],
-    "ids off by one": [IDS],
-    "delta too small": [
-        ("(dweights - delta[", "(dweights - 0.9 * delta["),
-        ("(dweights - row_delta", "(dweights - 0.9 * row_delta"),
-    ],
-    "last queries forgotten": [("inside = rows < num_queries", "inside = rows < num_queries - 1")],
-}
-
-
-@pytest.fixture
-def mutate(tmp_path, monkeypatch):
-    """Let calls be served by kernels with parts of their source replaced."""
-
-    def apply(name, replacements):
-        source = SOURCE.read_text()
-        for good, bad in replacements:
-            assert good in source
-            source = source.replace(good, bad)
-        file = tmp_path / "broken_kernels.py"
-        file.write_text(source)
-        spec = importlib.util.spec_from_file_location("broken_kernels", file)
-        broken = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(broken)
-        from crossmae_kernels.cross_attention import launch
-
-        monkeypatch.setattr(launch, "kernels", broken)
-
-    yield apply
-    sys.modules.pop("broken_kernels", None)
+    "wrong scale": SCALE,
+    "missing key mask": (MASK[0].format("None, :"), MASK[1], MASK[0].format(":, None"), MASK[1]),
+    "ids off by one": IDS,
+    "delta too small": (
+        "(dweights - delta[", "(dweights - 0.9 * delta[",
+        "(dweights - row_delta", "(dweights - 0.9 * row_delta",
+    ),
+    "last queries forgotten": ("inside = rows < num_queries", "inside = rows < num_queries - 1"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("keys", [20, 140])
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_broken_kernel_fails_the_budget(problem, place, mutate, mutation, keys):
+def test_a_broken_kernel_fails_the_budget(problem, place, tmp_path, mutation, keys):
     device, dtype = place
     task = problem(20, keys, 1, 16, table=60)
     # One row fewer than the ids may name, so that an id off by one stays inside of the table.
@@ -66,5 +40,5 @@ def test_a_broken_kernel_fails_the_budget(problem, place, mutate, mutation, keys
         ]
 
     assert all(passes())
-    mutate(mutation, MUTATIONS[mutation])
-    assert not all(passes())
+    with broken("crossmae_kernels.cross_attention", tmp_path, *MUTATIONS[mutation]):
+        assert not all(passes())

@@ -1,15 +1,10 @@
 """Broken kernels must not pass: the tests of the kernels are only as good as what they refuse."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from mutation import broken
 
 from crossmae_kernels.testing import budget, error, poisoned_allocations
-
-SOURCE = Path(__file__).parents[3] / "crossmae_kernels" / "patches" / "kernels.py"
 
 MEAN = ("centred = values - (tl.sum(values, axis=1) * (1 / VALUES))[:, None]", "centred = values")
 LEFT = ("tl.where(there, centred - left[:, None], 0.0)", "tl.where(there, centred, 0.0)")
@@ -17,53 +12,32 @@ ZEROS = "total = tl.zeros((BLOCK_P * BLOCK_P, BLOCK_C), dtype=tl.float32)"
 
 # What is run, and what to replace by what.
 MUTATIONS = {
-    "biased variance": ("loss", ("1 / (VALUES - 1)", "1 / VALUES")),
-    "mean not subtracted": ("loss", MEAN, LEFT),
-    "rounding of the mean left in": ("loss", LEFT),
-    "padding in the variance": ("loss", (LEFT[0], "centred - left[:, None]")),
-    "epsilon outside of the root": ("loss", ("tl.sqrt_rn(variance + EPS)", "(tl.sqrt_rn(variance) + EPS)")),
-    "gradient halved": ("loss", ("(2 / VALUES)", "(1 / VALUES)")),
-    "difference the other way round": ("loss", ("error.to(difference", "(-error).to(difference")),
-    "ids off by one": ("gather", ("picked = picked.to(tl.int32)", "picked = picked.to(tl.int32) + 1")),
-    "columns before rows": ("gather", ("(row * PATCH + column) * CHANNELS", "(column * PATCH + row) * CHANNELS")),
-    "channels the other way round": ("gather", ("+ channel[None, :],", "+ (CHANNELS - 1 - channel)[None, :],")),
-    "patches column by column": ("gather", ("picked // columns * PATCH", "picked % columns * PATCH")),
-    "last patch forgotten": ("gather", ("(patch < count)", "(patch < count - 1)")),
-    "only the first of equal ids": ("gather", ("named & (places > place)", "places < 0")),
+    "biased variance": ("loss", "1 / (VALUES - 1)", "1 / VALUES"),
+    "mean not subtracted": ("loss", *MEAN, *LEFT),
+    "rounding of the mean left in": ("loss", *LEFT),
+    "padding in the variance": ("loss", LEFT[0], "centred - left[:, None]"),
+    "epsilon outside of the root": ("loss", "tl.sqrt_rn(variance + EPS)", "(tl.sqrt_rn(variance) + EPS)"),
+    "gradient halved": ("loss", "(2 / VALUES)", "(1 / VALUES)"),
+    "difference the other way round": ("loss", "error.to(difference", "(-error).to(difference"),
+    "ids off by one": ("gather", "picked = picked.to(tl.int32)", "picked = picked.to(tl.int32) + 1"),
+    "columns before rows": ("gather", "(row * PATCH + column) * CHANNELS", "(column * PATCH + row) * CHANNELS"),
+    "channels the other way round": ("gather", "+ channel[None, :],", "+ (CHANNELS - 1 - channel)[None, :],"),
+    "patches column by column": ("gather", "picked // columns * PATCH", "picked % columns * PATCH"),
+    "last patch forgotten": ("gather", "(patch < count)", "(patch < count - 1)"),
+    "only the first of equal ids": ("gather", "named & (places > place)", "places < 0"),
     "first row added to all": (
         "gather",
-        (ZEROS, "total = tl.load(dout + offsets, mask=inside, other=0.0).to(tl.float32)"),
+        ZEROS,
+        "total = tl.load(dout + offsets, mask=inside, other=0.0).to(tl.float32)",
     ),
-    "bytes without offset": ("bytes", ("shift = lost - 255 *", "shift = lost - 0 *")),
-    "bytes by another channel": ("bytes", ("tl.load(std + channel,", "tl.load(std + (channel + 1) % CHANNELS,")),
+    "bytes without offset": ("bytes", "shift = lost - 255 *", "shift = lost - 0 *"),
+    "bytes by another channel": ("bytes", "tl.load(std + channel,", "tl.load(std + (channel + 1) % CHANNELS,"),
 }
 
 
-@pytest.fixture
-def mutate(tmp_path, monkeypatch):
-    """Let calls be served by kernels with parts of their source replaced."""
-
-    def apply(replacements):
-        source = SOURCE.read_text()
-        for good, bad in replacements:
-            assert good in source
-            source = source.replace(good, bad)
-        file = tmp_path / "broken_kernels.py"
-        file.write_text(source)
-        spec = importlib.util.spec_from_file_location("broken_kernels", file)
-        broken = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(broken)
-        from crossmae_kernels.patches import launch
-
-        monkeypatch.setattr(launch, "kernels", broken)
-
-    yield apply
-    sys.modules.pop("broken_kernels", None)
-
-
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_broken_kernel_fails_the_budget(problem, device, mutate, mutation):
-    op, *replacements = MUTATIONS[mutation]
+def test_a_broken_kernel_fails_the_budget(problem, device, tmp_path, mutation):
+    op, *parts = MUTATIONS[mutation]
     # One patch more than the ids name, so that an id off by one stays inside of the image.
     task = problem(5, grid=(3, 3), count=7, pixels=torch.uint8 if op == "bytes" else torch.float32)
     task.ids = task.ids.clamp(max=7)
@@ -86,5 +60,5 @@ def test_a_broken_kernel_fails_the_budget(problem, device, mutate, mutation):
         ]
 
     assert all(passes())
-    mutate(replacements)
-    assert not all(passes())
+    with broken("crossmae_kernels.patches", tmp_path, *parts):
+        assert not all(passes())

@@ -18,7 +18,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # A machine to check kernels on may have PyTorch, Triton and pytest alone; what needs more is left out there.
 NEEDED = {
-    "crossmae/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", "sklearn", "tqdm"),
+    "crossmae/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", "sklearn", "tqdm", "torchvision", "braceexpand"),
     "crossmae/test_imports.py": ("jsonargparse", "tabulate"),
     "crossmae/test_training.py": ("torchvision", "braceexpand", "sklearn"),
     "crossmae/training/data": ("torchvision", "tifffile", "braceexpand", "webdataset", "sklearn", "skimage"),

@@ -5,18 +5,15 @@ record's extra info.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from benchmarks.jpegs import jpegs
 from crossmae.training.data.batches import Batch, loader
-from crossmae.training.data.config import DataConfig
 from crossmae.training.data.dataset import ImageDataset
-from crossmae.training.data.opening import open_images
 from crossmae.training.data.sampling import GlobalBatches
 
 IMAGES, BATCH, ROUNDS = 128, 64, 8
@@ -24,15 +21,8 @@ IMAGES, BATCH, ROUNDS = 128, 64, 8
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
-    """Pictures whose files are as large as ImageNet's, some 100 KB, ready to be read."""
-    folder: Path = tmp_path_factory.mktemp("jpegs")
-    rng = np.random.default_rng(0)
-    for number in range(IMAGES):
-        blobs = Image.fromarray(rng.integers(0, 256, (75, 100, 3), np.uint8)).resize(
-            (500, 375), Image.Resampling.BICUBIC
-        )
-        blobs.save(folder / f"{number:03}.jpg", quality=92)
-    return open_images(DataConfig(str(folder)), channels=3, image_size=(224, 224), patches=196)
+    """Generated pictures."""
+    return jpegs(tmp_path_factory.mktemp("jpegs"), IMAGES)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])

@@ -1,4 +1,4 @@
-"""What the training loop costs beside its model: per step, and fed by the loader of ``bench_loader.py``.
+"""What the training loop costs beside its model: per step, and fed by the loader.
 
 ``python -m pytest benchmarks/bench_loop.py``. In place of the model stands one parameter, so what is timed is the order
 of images, the optimizer and its learning rate, reading the loss back, the log, TensorBoard and the progress line.
@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from bench_loader import BATCH, dataset  # noqa: F401 - a fixture
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from benchmarks.jpegs import jpegs
 from crossmae.config import Config
 from crossmae.training import run as run_module
 from crossmae.training.data.batches import Batch
@@ -23,6 +23,7 @@ from crossmae.training.plan import make_plan
 from crossmae.training.recipe import Recipe, RunOptions
 from crossmae.training.run import Run
 
+IMAGES, BATCH = 128, 64
 STEPS, ROUNDS = 200, 5
 
 
@@ -48,6 +49,12 @@ def training(folder: Path, images: ImageDataset, steps: int, workers: int) -> Ru
     return Run(make_plan(recipe, len(images), 1), options, folder, images, Fabric(accelerator="cpu", devices=1))
 
 
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
+    """Generated pictures."""
+    return jpegs(tmp_path_factory.mktemp("jpegs"), IMAGES)
+
+
 @pytest.fixture(autouse=True)
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "MaskedAutoencoder", OneParameter)
@@ -57,7 +64,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_step_of_the_loop(
     benchmark: Any,
-    dataset: ImageDataset,  # noqa: F811
+    dataset: ImageDataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -78,7 +85,7 @@ def test_step_of_the_loop(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_loop_and_loader(benchmark: Any, dataset: ImageDataset, tmp_path: Path, workers: int) -> None:  # noqa: F811
+def test_loop_and_loader(benchmark: Any, dataset: ImageDataset, tmp_path: Path, workers: int) -> None:
     """The rate should be the loader's own: what the loop adds happens while workers read."""
     steps = 12
     torch.set_num_threads(1)

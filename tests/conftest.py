@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
 # Poisoned allocations come with PyTorch's deterministic mode, in which cuBLAS wants to be told so before it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+TRAINING = ("lightning_fabric", "torchvision", "tensorboard", "sklearn", "skimage", "tifffile", "webdataset", "yaml")
 # A machine to check kernels on may have PyTorch, Triton and pytest alone; what needs more is left out there.
 NEEDED = {
     "crossmae/test_accelerate.py": ("safetensors",),
@@ -23,13 +24,9 @@ NEEDED = {
     "crossmae/test_golden.py": ("safetensors",),
     "crossmae/test_figures.py": ("numpy", "PIL", "matplotlib"),
     "crossmae/test_reconstruct_command.py": ("numpy", "PIL", "matplotlib", "jsonargparse"),
-    "crossmae/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", "sklearn", "tqdm"),
+    "crossmae/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
     "crossmae/test_imports.py": ("jsonargparse", "tabulate"),
-    "crossmae/test_training.py": ("torchvision", "braceexpand", "sklearn"),
-    "crossmae/training/test_distributed.py": ("safetensors", "yaml"),
-    "crossmae/training/test_recipe.py": ("safetensors", "yaml"),
-    "crossmae/training/test_run.py": ("safetensors", "yaml"),
-    "crossmae/training/data": ("torchvision", "tifffile", "braceexpand", "webdataset", "sklearn", "skimage"),
+    "crossmae/training": TRAINING,
     "benchmarks/test_decode_report.py": ("matplotlib",),
     "benchmarks/test_runs.py": ("matplotlib",),
     "benchmarks/test_suites.py": ("pytest_benchmark",),

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-# Values of all mixes of a token, padded, up to which a program holds them in registers: forward for ViT-H with 12
-# decoder blocks; backward, where upstream gradients, mixes and maps are held together, for ViT-B.
-MOST_VALUES_FORWARD = 16 * 1280
-MOST_VALUES_BACKWARD = 16 * 768
+# Values of all mixes of a token, padded, up to which a program holds them in registers: ViT-H's with 12 decoder blocks.
+MOST_VALUES = 16 * 1280
+
+# The same for upstream gradients beside them, in the backward pass: ViT-L's. Wider ones are read a second time.
+MOST_VALUES_OF_TWO = 16 * 1024
 
 NUM_WARPS = 8
 
@@ -35,7 +36,7 @@ def padded(count: int) -> int:
 
 
 def tiles(mixes: int, width: int, element_size: int) -> Tiles:
-    """The analytic choice for tokens of ``width`` channels.
+    """The analytic choice for tokens of ``width`` channels, but for ``normalized_backward_tiles``.
 
     A row is cut into panels, and these need no power of two of them, so that 384, 768 or 1280 channels waste no
     registers. Products of float32 run outside of the tensor cores, where a thread holds more operands at a time.
@@ -43,16 +44,29 @@ def tiles(mixes: int, width: int, element_size: int) -> Tiles:
     return Tiles(padded(mixes), 16 if element_size == 4 or width <= 512 else 32)
 
 
-def held(mixes: int, width: int, element_size: int, backward: bool) -> bool:
-    """Whether a program holds whole tokens, so that LayerNorm needs no pass of its own."""
-    most = MOST_VALUES_BACKWARD if backward else MOST_VALUES_FORWARD
-    return element_size == 2 and padded(mixes) * width <= most
+def normalized_backward_tiles(mixes: int) -> Tiles:
+    """The choice where a program holds tokens and multiplies all maps of a panel with them: the narrowest panels."""
+    return Tiles(padded(mixes), 16)
+
+
+def held(mixes: int, width: int, element_size: int) -> bool:
+    """Whether a program holds whole tokens, so that LayerNorm needs no pass of its own.
+
+    Not in float32: its products run outside of the tensor cores, which are then what takes the time. The backward pass
+    on chip has five of them where that beside a pass of LayerNorm's has two.
+    """
+    return element_size == 2 and padded(mixes) * width <= MOST_VALUES
+
+
+def holds_upstream_gradients(mixes: int, width: int) -> bool:
+    """Whether a program that holds tokens in the backward pass has room for the upstream gradients too."""
+    return padded(mixes) * width <= MOST_VALUES_OF_TWO
 
 
 def forward_stages(maps: int, width: int, element_size: int, shared_memory: int) -> int:
     """Depth of the forward kernel's pipeline: up to two tokens ahead, as far as their maps fit in shared memory.
 
-    ``element_size`` is that of the maps. The backward kernels have no registers left to look ahead.
+    ``element_size`` is that of the maps. The backward kernels have no registers left to look ahead a whole token.
     """
     maps_of_a_token = padded(maps) * width * element_size
     scratch = 16 * 1024

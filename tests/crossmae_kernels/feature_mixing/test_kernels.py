@@ -94,8 +94,7 @@ def test_rows_without_variance(problem, by, place):
 def kernels(request, by, monkeypatch):
     """The kernels, with LayerNorm wherever sizes would have it in 16 bits."""
     if request.param != "on chip":
-        monkeypatch.setattr(config, "MOST_VALUES_FORWARD", 0)
-        monkeypatch.setattr(config, "MOST_VALUES_BACKWARD", 0)
+        monkeypatch.setattr(config, "MOST_VALUES", 0)
     return by["kernels"](request.param != "none")
 
 
@@ -168,7 +167,7 @@ def test_wide_loads_are_promised_only_where_every_map_allows_them(problem, devic
     *maps, weight, _, _ = problem((2, 3), 2, 3, 24).leaves(device, torch.float16).values()
 
     def promised(*maps):
-        return _Call([t.detach() for t in maps], weight.detach(), True).constants()["ALIGNED"]
+        return _Call([t.detach() for t in maps], weight.detach(), config.tiles(3, 24, 2), True).constants()["ALIGNED"]
 
     odd = LAYOUTS["odd rows"]
     # The same layout, a few bytes on.

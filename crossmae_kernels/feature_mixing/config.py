@@ -35,8 +35,8 @@ def padded(count: int) -> int:
     return max(16, 1 << (count - 1).bit_length())
 
 
-def tiles(mixes: int, width: int, element_size: int) -> Tiles:
-    """The analytic choice for tokens of ``width`` channels, but for ``normalized_backward_tiles``.
+def forward_tiles(mixes: int, width: int, element_size: int) -> Tiles:
+    """The analytic choice for tokens of ``width`` channels.
 
     A row is cut into panels, and these need no power of two of them, so that 384, 768 or 1280 channels waste no
     registers. Products of float32 run outside of the tensor cores, where a thread holds more operands at a time.
@@ -44,16 +44,17 @@ def tiles(mixes: int, width: int, element_size: int) -> Tiles:
     return Tiles(padded(mixes), 16 if element_size == 4 or width <= 512 else 32)
 
 
-def normalized_backward_tiles(mixes: int) -> Tiles:
-    """The choice where a program holds tokens and multiplies all maps of a panel with them: the narrowest panels."""
-    return Tiles(padded(mixes), 16)
+def backward_tiles(mixes: int, width: int, element_size: int, on_chip: bool) -> Tiles:
+    """The choice for the gradients, which have more to hold: sums for each weight, on chip twice, and the maps."""
+    if element_size == 4:
+        return Tiles(padded(mixes), 8)
+    return Tiles(padded(mixes), 16) if on_chip else forward_tiles(mixes, width, element_size)
 
 
 def held(mixes: int, width: int, element_size: int) -> bool:
     """Whether a program holds whole tokens, so that LayerNorm needs no pass of its own.
 
-    Not in float32: its products run outside of the tensor cores, which are then what takes the time. The backward pass
-    on chip has five of them where that beside a pass of LayerNorm's has two.
+    Not in float32, where values take twice the registers and products, outside of the tensor cores, many more.
     """
     return element_size == 2 and padded(mixes) * width <= MOST_VALUES
 

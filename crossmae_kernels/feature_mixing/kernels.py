@@ -9,10 +9,11 @@ statistics passes between warps.
 ``x_hat = (w m - mean) rstd``. The backward pass is LayerNorm's, ``d = rstd (dy - mean(dy) - x_hat mean(dy x_hat))``,
 then ``w^T d`` for the maps and ``d m^T`` for the weights. It sweeps over the panels twice. The first sweep finds
 ``x_hat`` again and both means, and with the maps at hand, before the means are known, all that the weights' gradient
-is made of: ``d m^T = rstd (dy m^T - mean(dy) 1 m^T - mean(dy x_hat) x_hat m^T)``. So the second sweep needs no maps. From
-one to the other ``x_hat`` stays on chip, rounded to 16 bits, and so do the upstream gradients where there is room
-(``HOLD_DOUT``); else these are read a second time, soon after the first. *Not normalised*, panels have nothing to do
-with each other, and each is a program's own.
+is made of: ``d m^T = rstd (dy m^T - mean(dy) 1 m^T - mean(dy x_hat) x_hat m^T)``. So the second sweep needs no maps.
+From one to the other ``x_hat`` stays on chip, rounded to 16 bits, and so do the upstream gradients where there is room
+(``HOLD_DOUT``); else these are read a second time, soon after the first.
+
+*Not normalised*, panels have nothing to do with each other, and each is a program's own.
 
 Gradients of the weights are summed by each program over its tokens: partial sums, no atomics. The maps come as a tuple
 of pointers, are multiplied ``BLOCK`` at a time, and are never stacked.
@@ -248,7 +249,9 @@ def mixing_backward(
                 for block in tl.static_range((MAPS + BLOCK - 1) // BLOCK):
                     columns_first = tl.permute(rows[block], (0, 2, 1))
                     by_dout = by_dout + (tl.dot(d, columns_first, by_dout_before[block], input_precision="ieee"),)
-                    by_x_hat = by_x_hat + (tl.dot(x_hat, columns_first, by_x_hat_before[block], input_precision="ieee"),)
+                    by_x_hat = by_x_hat + (
+                        tl.dot(x_hat, columns_first, by_x_hat_before[block], input_precision="ieee"),
+                    )
                     sums = sums + (sums_before[block] + tl.sum(rows[block].to(tl.float32), axis=2),)
         shift, slope = mean_of_slices(shift, width), mean_of_slices(slope, width)
         dweights = ()
@@ -270,9 +273,7 @@ def mixing_backward(
                     )
     if dweight is not None:
         for first in tl.static_range(0, MAPS, BLOCK):
-            store_dweight(
-                dweight, dweights[first // BLOCK], tl.program_id(0), first, num_mixes, MAPS, BLOCK_MIXES
-            )
+            store_dweight(dweight, dweights[first // BLOCK], tl.program_id(0), first, num_mixes, MAPS, BLOCK_MIXES)
 
 
 @triton.jit(do_not_specialize=COUNTS)

@@ -13,11 +13,11 @@ from crossmae_kernels.feature_mixing import kernels
 from crossmae_kernels.feature_mixing.config import (
     NUM_WARPS,
     Tiles,
+    backward_tiles,
     forward_stages,
+    forward_tiles,
     held,
     holds_upstream_gradients,
-    normalized_backward_tiles,
-    tiles,
 )
 
 # Programs per multiprocessor, which share the tokens: more than its registers hold, to even out the ends.
@@ -31,7 +31,7 @@ def forward(maps: Sequence[Tensor], weight: Tensor, eps: float, normalize: bool)
     """
     first, mixes, width = maps[0], weight.shape[0], maps[0].shape[2]
     on_chip = normalize and held(mixes, width, weight.element_size())
-    call = _Call(maps, weight, tiles(mixes, width, weight.element_size()), on_chip)
+    call = _Call(maps, weight, forward_tiles(mixes, width, weight.element_size()), on_chip)
     out = weight.new_empty(mixes, *first.shape)
     means, rstds = (first.new_empty(*out.shape[:3] if on_chip else (0,), dtype=torch.float32) for _ in range(2))
     stages = 1
@@ -73,8 +73,7 @@ def backward(
         dout = normalization.normalize_backward(rows, mixes.flatten(0, 2), rstds.flatten(), None, dout.dtype)
         dout = dout.view_as(mixes)
     dout, count = unit_stride(dout), weight.shape[0]
-    choice = normalized_backward_tiles(count) if on_chip else tiles(count, width, weight.element_size())
-    call = _Call(maps, weight, choice, on_chip)
+    call = _Call(maps, weight, backward_tiles(count, width, weight.element_size(), on_chip), on_chip)
     dweight = None
     if wanted[1]:
         dweight = first.new_empty(call.grid[0] * call.grid[1], *weight.shape, dtype=torch.float32)

@@ -22,11 +22,11 @@ def mix_feature_maps(
 ) -> Tensor:
     """``LayerNorm_l(sum_j weight[l, j] * maps[j])`` for every decoder block l (CrossMAE, section 3.3).
 
-    The kernels never stack the maps. In 16 bits a token's mixes stay on chip while they are normalised, up to ViT-H's
-    forward and ViT-B's backward; elsewhere LayerNorm is a pass of its own. For the backward pass the maps and float32
-    statistics ``(n, B, K)`` are kept, and where LayerNorm's gradient is a pass of its own, the mixes. An affine costs a
-    pass too; better fold it into the linear layer that follows (``crossmae_kernels.common.folding``). Under autocast
-    the kernels read the maps in the dtype they have.
+    The kernels never stack the maps. In 16 bits a token's mixes stay on chip while they are normalised, and again for
+    the gradients, up to 12 decoder blocks of ViT-H; elsewhere LayerNorm is a pass of its own. For the backward pass the
+    maps and float32 statistics ``(n, B, K)`` are kept, and where LayerNorm is a pass of its own, the mixes. An affine
+    costs a pass too; better fold it into the linear layer that follows (``crossmae_kernels.common.folding``). Under
+    autocast the kernels read the maps in the dtype they have.
 
     Args:
         maps: k feature maps, each ``(B, K, E)``.

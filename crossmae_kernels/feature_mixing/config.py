@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-# Values of all mixes of a token, padded, up to which a program holds them in registers: forward for ViT-H with 12
-# decoder blocks; backward, where upstream gradients, mixes and maps are held together, for ViT-B.
-MOST_VALUES_FORWARD = 16 * 1280
-MOST_VALUES_BACKWARD = 16 * 768
+# Values of all mixes of a token, padded, up to which a program holds them in registers: ViT-H's with 12 decoder blocks.
+MOST_VALUES = 16 * 1280
+
+# The same for upstream gradients beside them, in the backward pass: ViT-L's. Wider ones are read a second time.
+MOST_VALUES_OF_TWO = 16 * 1024
 
 NUM_WARPS = 8
 
@@ -34,7 +35,7 @@ def padded(count: int) -> int:
     return max(16, 1 << (count - 1).bit_length())
 
 
-def tiles(mixes: int, width: int, element_size: int) -> Tiles:
+def forward_tiles(mixes: int, width: int, element_size: int) -> Tiles:
     """The analytic choice for tokens of ``width`` channels.
 
     A row is cut into panels, and these need no power of two of them, so that 384, 768 or 1280 channels waste no
@@ -43,16 +44,30 @@ def tiles(mixes: int, width: int, element_size: int) -> Tiles:
     return Tiles(padded(mixes), 16 if element_size == 4 or width <= 512 else 32)
 
 
-def held(mixes: int, width: int, element_size: int, backward: bool) -> bool:
-    """Whether a program holds whole tokens, so that LayerNorm needs no pass of its own."""
-    most = MOST_VALUES_BACKWARD if backward else MOST_VALUES_FORWARD
-    return element_size == 2 and padded(mixes) * width <= most
+def backward_tiles(mixes: int, width: int, element_size: int, on_chip: bool) -> Tiles:
+    """The choice for the gradients, which have more to hold: sums for each weight, on chip twice, and the maps."""
+    if element_size == 4:
+        return Tiles(padded(mixes), 8)
+    return Tiles(padded(mixes), 16) if on_chip else forward_tiles(mixes, width, element_size)
+
+
+def held(mixes: int, width: int, element_size: int) -> bool:
+    """Whether a program holds whole tokens, so that LayerNorm needs no pass of its own.
+
+    Not in float32, where values take twice the registers and products, outside of the tensor cores, many more.
+    """
+    return element_size == 2 and padded(mixes) * width <= MOST_VALUES
+
+
+def holds_upstream_gradients(mixes: int, width: int) -> bool:
+    """Whether a program that holds tokens in the backward pass has room for the upstream gradients too."""
+    return padded(mixes) * width <= MOST_VALUES_OF_TWO
 
 
 def forward_stages(maps: int, width: int, element_size: int, shared_memory: int) -> int:
     """Depth of the forward kernel's pipeline: up to two tokens ahead, as far as their maps fit in shared memory.
 
-    ``element_size`` is that of the maps. The backward kernels have no registers left to look ahead.
+    ``element_size`` is that of the maps. The backward kernels have no registers left to look ahead a whole token.
     """
     maps_of_a_token = padded(maps) * width * element_size
     scratch = 16 * 1024

@@ -7,10 +7,13 @@ statistics passes between warps.
 
 *Normalised*, a program holds all panels of a token. The forward pass finds mean and variance of the mixes and writes
 ``x_hat = (w m - mean) rstd``. The backward pass is LayerNorm's, ``d = rstd (dy - mean(dy) - x_hat mean(dy x_hat))``,
-then ``w^T d`` for the maps and ``d m^T`` for the weights. From the means to their use, upstream gradients, ``x_hat``
-and the rows of the first ``BLOCK`` maps stay on chip, in the dtype of the weights; of more maps the rows are read a
-second time, soon after the first. *Not normalised*, panels have nothing to do with each other, and each is a program's
-own.
+then ``w^T d`` for the maps and ``d m^T`` for the weights. It sweeps over the panels twice. The first sweep finds
+``x_hat`` again and both means, and with the maps at hand, before the means are known, all that the weights' gradient
+is made of: ``d m^T = rstd (dy m^T - mean(dy) 1 m^T - mean(dy x_hat) x_hat m^T)``. So the second sweep needs no maps.
+From one to the other ``x_hat`` stays on chip, rounded to 16 bits, and so do the upstream gradients where there is room
+(``HOLD_DOUT``); else these are read a second time, soon after the first.
+
+*Not normalised*, panels have nothing to do with each other, and each is a program's own.
 
 Gradients of the weights are summed by each program over its tokens: partial sums, no atomics. The maps come as a tuple
 of pointers, are multiplied ``BLOCK`` at a time, and are never stacked.
@@ -127,21 +130,165 @@ def mixing_forward(
             tl.store(pointers, mixed.to(out.dtype.element_ty), mask=(mixes < num_mixes) & (columns < width))
 
 
+@triton.jit
+def packed(tile):
+    """Neighbouring 16-bit values of the last dimension in one word of 32 bits, which is what a register has."""
+    low, high = tl.split(tl.reshape(tile, (tile.shape[0], tile.shape[1], tile.shape[2] // 2, 2)))
+    return high.to(tl.uint16, bitcast=True).to(tl.uint32) << 16 | low.to(tl.uint16, bitcast=True).to(tl.uint32)
+
+
+@triton.jit
+def unpacked(words, DTYPE: tl.constexpr):
+    """The tile that was ``packed``, in float32."""
+    pairs = tl.join((words & 0xFFFF).to(tl.uint16), (words >> 16).to(tl.uint16)).to(DTYPE, bitcast=True)
+    return tl.reshape(pairs, (words.shape[0], words.shape[1], words.shape[2] * 2)).to(tl.float32)
+
+
+@triton.jit
+def with_panel(panels, panel, tile, PANELS: tl.constexpr):
+    """The tuple ``panels`` with ``tile`` at place ``panel``. Registers have no addresses: a selection for each place.
+
+    With this, loops over panels stay loops. Unrolled, loads of all panels are issued early, and registers run out.
+    """
+    chosen = ()
+    for place in tl.static_range(PANELS):
+        chosen = chosen + (tl.where(panel == place, tile, panels[place]),)
+    return chosen
+
+
+@triton.jit
+def panel_of(panels, panel, PANELS: tl.constexpr):
+    """What lies at place ``panel`` of the tuple ``panels``."""
+    tile = panels[0]
+    for place in tl.static_range(1, PANELS):
+        tile = tl.where(panel == place, panels[place], tile)
+    return tile
+
+
+@triton.jit
+def store_dmaps(
+    dmaps, weight, d, token, first, columns, tokens, num_mixes, width,
+    MAPS: tl.constexpr, BLOCK_MIXES: tl.constexpr, SLICES: tl.constexpr,
+):  # fmt: skip
+    """Write ``w^T d`` of a panel: one token's rows of the gradients of the maps from ``first`` on."""
+    rows = first + tl.arange(0, BLOCK)[None, :, None]
+    weights = load_weights(weight, first, num_mixes, MAPS, BLOCK_MIXES, SLICES)
+    tile = tl.dot(tl.permute(weights, (0, 2, 1)), d, input_precision="ieee")
+    pointers = dmaps + (rows.to(tl.int64) * tokens + token) * width + columns
+    tl.store(pointers, tile.to(dmaps.dtype.element_ty), mask=(rows < MAPS) & (columns < width))
+
+
+@triton.jit
+def store_dweight(dweight, sums, program, first, num_mixes, MAPS: tl.constexpr, BLOCK_MIXES: tl.constexpr):
+    """Write a program's share, of each slice in ``sums``, of the weights' gradient for the maps from ``first`` on."""
+    mixes, rows = tl.arange(0, BLOCK_MIXES)[:, None], first + tl.arange(0, BLOCK)[None, :]
+    pointers = dweight + (program * num_mixes + mixes) * MAPS + rows
+    tl.store(pointers, tl.sum(sums, axis=0), mask=(mixes < num_mixes) & (rows < MAPS))
+
+
 @triton.jit(do_not_specialize=COUNTS)
 def mixing_backward(
     maps, weight, means, rstds, dout, dmaps, dweight,
     map_image, map_row, dout_mix, dout_image, dout_row, tokens, tokens_per_image, num_mixes, width,
-    MAPS: tl.constexpr, NORMALIZE: tl.constexpr, BLOCK_MIXES: tl.constexpr,
-    SLICES: tl.constexpr, CHANNELS: tl.constexpr, PANELS: tl.constexpr, ALIGNED: tl.constexpr,
+    MAPS: tl.constexpr, BLOCK_MIXES: tl.constexpr, SLICES: tl.constexpr, CHANNELS: tl.constexpr,
+    PANELS: tl.constexpr, HOLD_DOUT: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Program (share of the tokens, share of ``PANELS`` panels). ``dmaps`` or ``dweight`` may be None.
+    """Normalised mixes. Program: a share of the tokens. ``dmaps`` or ``dweight`` may be None.
+
+    All but ``means``, ``rstds`` and ``dweight`` is 16 bits wide, but that maps and their gradients may be float32.
+    ``dmaps`` (maps, tokens, width); ``dweight`` (programs, mixes, maps), to be summed.
+    """
+    dtype: tl.constexpr = weight.dtype.element_ty
+    mixes = tl.arange(0, BLOCK_MIXES)[None, :, None]
+    known = mixes < num_mixes
+    nothing_held = tl.zeros((SLICES, BLOCK_MIXES, CHANNELS // 2), dtype=tl.uint32)
+    no_sums = tl.zeros((SLICES, BLOCK_MIXES, BLOCK), dtype=tl.float32)
+    dweights = ()
+    for _ in tl.static_range(0, MAPS, BLOCK):
+        dweights = dweights + (no_sums,)
+    for step in tl.range(tl.program_id(0), tokens, tl.num_programs(0), disable_licm=True):
+        token = step + tl.full((), 0, dtype=tl.int64)
+        image, place = token // tokens_per_image, token % tokens_per_image
+        offset = image * map_image + place * map_row
+        dout_rows = dout + mixes.to(tl.int64) * dout_mix + image * dout_image + place * dout_row
+        places = mixes.to(tl.int64) * tokens + token
+        mean = tl.load(means + places, mask=known, other=0.0)
+        rstd = tl.load(rstds + places, mask=known, other=1.0)
+        shift = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
+        slope = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
+        douts, x_hats = (), ()
+        for _ in tl.static_range(PANELS):
+            x_hats = x_hats + (nothing_held,)
+            if HOLD_DOUT:
+                douts = douts + (nothing_held,)
+        # dy m^T goes on top of the sum over tokens so far, which is for that in units of this token's deviation.
+        weights, by_dout, by_x_hat, sums = (), (), (), ()
+        for first in tl.static_range(0, MAPS, BLOCK):
+            weights = weights + (load_weights(weight, first, num_mixes, MAPS, BLOCK_MIXES, SLICES),)
+            by_dout = by_dout + (dweights[first // BLOCK] / rstd,)
+            by_x_hat = by_x_hat + (no_sums,)
+            sums = sums + (tl.zeros((SLICES, BLOCK), dtype=tl.float32),)
+        for panel in tl.range(PANELS, num_stages=2, disable_licm=True):
+            columns = columns_of(panel, SLICES, CHANNELS)
+            d = tl.load(dout_rows + columns, mask=known & (columns < width), other=0.0)
+            mixed = tl.zeros((SLICES, BLOCK_MIXES, CHANNELS), dtype=tl.float32)
+            rows = ()
+            for first in tl.static_range(0, MAPS, BLOCK):
+                rows = rows + (load_maps(maps, offset, first, columns, width, MAPS, ALIGNED).to(dtype),)
+                mixed = tl.dot(weights[first // BLOCK], rows[first // BLOCK], mixed, input_precision="ieee")
+            x_hat = (mixed - mean) * rstd
+            shift += tl.sum(d.to(tl.float32), axis=2)
+            slope += tl.sum(d.to(tl.float32) * x_hat, axis=2)
+            x_hat = x_hat.to(dtype)
+            x_hats = with_panel(x_hats, panel, packed(x_hat), PANELS)
+            if HOLD_DOUT:
+                douts = with_panel(douts, panel, packed(d), PANELS)
+            if dweight is not None:
+                by_dout_before, by_x_hat_before, sums_before = by_dout, by_x_hat, sums
+                by_dout, by_x_hat, sums = (), (), ()
+                for block in tl.static_range((MAPS + BLOCK - 1) // BLOCK):
+                    columns_first = tl.permute(rows[block], (0, 2, 1))
+                    by_dout = by_dout + (tl.dot(d, columns_first, by_dout_before[block], input_precision="ieee"),)
+                    by_x_hat = by_x_hat + (
+                        tl.dot(x_hat, columns_first, by_x_hat_before[block], input_precision="ieee"),
+                    )
+                    sums = sums + (sums_before[block] + tl.sum(rows[block].to(tl.float32), axis=2),)
+        shift, slope = mean_of_slices(shift, width), mean_of_slices(slope, width)
+        dweights = ()
+        for block in tl.static_range((MAPS + BLOCK - 1) // BLOCK):
+            along = shift * sums[block][:, None, :] + slope * by_x_hat[block]
+            dweights = dweights + (rstd * (by_dout[block] - along),)
+        if dmaps is not None:
+            for panel in tl.range(PANELS, disable_licm=True):
+                columns = columns_of(panel, SLICES, CHANNELS)
+                if HOLD_DOUT:
+                    d = unpacked(panel_of(douts, panel, PANELS), dtype)
+                else:
+                    d = tl.load(dout_rows + columns, mask=known & (columns < width), other=0.0).to(tl.float32)
+                d = d - shift - slope * unpacked(panel_of(x_hats, panel, PANELS), dtype)
+                d = tl.where(columns < width, rstd * d, 0.0).to(dtype)
+                for first in tl.static_range(0, MAPS, BLOCK):
+                    store_dmaps(
+                        dmaps, weight, d, token, first, columns, tokens, num_mixes, width, MAPS, BLOCK_MIXES, SLICES
+                    )
+    if dweight is not None:
+        for first in tl.static_range(0, MAPS, BLOCK):
+            store_dweight(dweight, dweights[first // BLOCK], tl.program_id(0), first, num_mixes, MAPS, BLOCK_MIXES)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def sums_backward(
+    maps, weight, dout, dmaps, dweight,
+    map_image, map_row, dout_mix, dout_image, dout_row, tokens, tokens_per_image, num_mixes, width,
+    MAPS: tl.constexpr, BLOCK_MIXES: tl.constexpr, SLICES: tl.constexpr, CHANNELS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Mixes as they are. Program (share of the tokens, panel). ``dmaps`` or ``dweight`` may be None.
 
     ``dmaps`` (maps, tokens, width); ``dweight`` (programs, mixes, maps), to be summed.
     """
     mixes = tl.arange(0, BLOCK_MIXES)[None, :, None]
-    known = mixes < num_mixes
-    first_panel = tl.program_id(1) * PANELS
-    zeros = tl.zeros((SLICES, BLOCK_MIXES, CHANNELS), dtype=tl.float32)
+    columns = columns_of(tl.program_id(1), SLICES, CHANNELS)
     dweights = ()
     for _ in tl.static_range(0, MAPS, BLOCK):
         dweights = dweights + (tl.zeros((SLICES, BLOCK_MIXES, BLOCK), dtype=tl.float32),)
@@ -150,56 +297,19 @@ def mixing_backward(
         image, place = token // tokens_per_image, token % tokens_per_image
         offset = image * map_image + place * map_row
         dout_rows = dout + mixes.to(tl.int64) * dout_mix + image * dout_image + place * dout_row
-        douts, x_hats, kept_rows = (), (), ()
-        if NORMALIZE:
-            places = mixes.to(tl.int64) * tokens + token
-            mean = tl.load(means + places, mask=known, other=0.0)
-            rstd = tl.load(rstds + places, mask=known, other=0.0)
-            shift = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
-            slope = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
-            for panel in tl.static_range(PANELS):
-                columns = columns_of(panel, SLICES, CHANNELS)
-                d = tl.load(dout_rows + columns, mask=known & (columns < width), other=0.0)
-                mixed = zeros
-                for first in tl.static_range(0, MAPS, BLOCK):
-                    weights = load_weights(weight, first, num_mixes, MAPS, BLOCK_MIXES, SLICES)
-                    rows = load_maps(maps, offset, first, columns, width, MAPS, ALIGNED).to(d.dtype)
-                    mixed = tl.dot(weights, rows, mixed, input_precision="ieee")
-                    if first == 0:
-                        kept_rows = kept_rows + (rows,)
-                x_hat = (mixed - mean) * rstd
-                shift += tl.sum(d.to(tl.float32), axis=2)
-                slope += tl.sum(d.to(tl.float32) * x_hat, axis=2)
-                douts, x_hats = douts + (d,), x_hats + (x_hat.to(d.dtype),)
-            shift, slope = mean_of_slices(shift, width), mean_of_slices(slope, width)
-        for panel in tl.static_range(PANELS):
-            columns = columns_of(first_panel + panel, SLICES, CHANNELS)
-            if NORMALIZE:
-                d = douts[panel].to(tl.float32) - shift - slope * x_hats[panel].to(tl.float32)
-                d = tl.where(columns < width, rstd * d, 0.0).to(weight.dtype.element_ty)
-            else:
-                d = tl.load(dout_rows + columns, mask=known & (columns < width), other=0.0)
-            so_far, dweights = dweights, ()
-            for first in tl.static_range(0, MAPS, BLOCK):
-                if dmaps is not None:
-                    places = first + tl.arange(0, BLOCK)[None, :, None]
-                    weights = load_weights(weight, first, num_mixes, MAPS, BLOCK_MIXES, SLICES)
-                    tile = tl.dot(tl.permute(weights, (0, 2, 1)), d, input_precision="ieee")
-                    pointers = dmaps + (places.to(tl.int64) * tokens + token) * width + columns
-                    tl.store(pointers, tile.to(dmaps.dtype.element_ty), mask=(places < MAPS) & (columns < width))
-                sums = so_far[first // BLOCK]
-                if dweight is not None:
-                    if NORMALIZE and first == 0:
-                        rows = kept_rows[panel]
-                    else:
-                        rows = load_maps(maps, offset, first, columns, width, MAPS, ALIGNED).to(d.dtype)
-                    sums = tl.dot(d, tl.permute(rows, (0, 2, 1)), sums, input_precision="ieee")
-                dweights = dweights + (sums,)
+        d = tl.load(dout_rows + columns, mask=(mixes < num_mixes) & (columns < width), other=0.0)
+        so_far, dweights = dweights, ()
+        for first in tl.static_range(0, MAPS, BLOCK):
+            if dmaps is not None:
+                store_dmaps(
+                    dmaps, weight, d, token, first, columns, tokens, num_mixes, width, MAPS, BLOCK_MIXES, SLICES
+                )
+            sums = so_far[first // BLOCK]
+            if dweight is not None:
+                rows = load_maps(maps, offset, first, columns, width, MAPS, ALIGNED).to(d.dtype)
+                sums = tl.dot(d, tl.permute(rows, (0, 2, 1)), sums, input_precision="ieee")
+            dweights = dweights + (sums,)
     if dweight is not None:
         program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
         for first in tl.static_range(0, MAPS, BLOCK):
-            places = first + tl.arange(0, BLOCK)[None, :]
-            rows_of_mixes = tl.arange(0, BLOCK_MIXES)[:, None]
-            pointers = dweight + (program * num_mixes + rows_of_mixes) * MAPS + places
-            inside = (rows_of_mixes < num_mixes) & (places < MAPS)
-            tl.store(pointers, tl.sum(dweights[first // BLOCK], axis=0), mask=inside)
+            store_dweight(dweight, dweights[first // BLOCK], program, first, num_mixes, MAPS, BLOCK_MIXES)

@@ -10,7 +10,15 @@ from crossmae_kernels.common.launch import blocks, on_device_of, unit_stride
 from crossmae_kernels.common.machine import multiprocessors, shared_memory
 from crossmae_kernels.common.normalization import launch as normalization
 from crossmae_kernels.feature_mixing import kernels
-from crossmae_kernels.feature_mixing.config import NUM_WARPS, forward_stages, held, tiles
+from crossmae_kernels.feature_mixing.config import (
+    NUM_WARPS,
+    Tiles,
+    backward_tiles,
+    forward_stages,
+    forward_tiles,
+    held,
+    holds_upstream_gradients,
+)
 
 # Programs per multiprocessor, which share the tokens: more than its registers hold, to even out the ends.
 PROGRAMS_PER_MULTIPROCESSOR = 8
@@ -21,16 +29,19 @@ def forward(maps: Sequence[Tensor], weight: Tensor, eps: float, normalize: bool)
 
     These are float32 ``(n, B, K)``; means only where the kernel normalises, whose backward pass alone needs them.
     """
-    first, mixes = maps[0], weight.shape[0]
-    on_chip = normalize and held(mixes, first.shape[2], weight.element_size(), backward=False)
-    call = _Call(maps, weight, on_chip)
+    first, mixes, width = maps[0], weight.shape[0], maps[0].shape[2]
+    on_chip = normalize and held(mixes, width, weight.element_size())
+    call = _Call(maps, weight, forward_tiles(mixes, width, weight.element_size()), on_chip)
     out = weight.new_empty(mixes, *first.shape)
     means, rstds = (first.new_empty(*out.shape[:3] if on_chip else (0,), dtype=torch.float32) for _ in range(2))
+    stages = 1
+    if on_chip:
+        stages = forward_stages(len(maps), width, first.element_size(), shared_memory(first.device))
     if out.numel():
         with on_device_of(first):
             kernels.mixing_forward[call.grid](
-                *call.inputs(), out, means, rstds, *call.strides(), *call.counts, mixes, call.width, eps,
-                **call.constants(), num_stages=call.forward_stages(),
+                *call.inputs(), out, means, rstds, *call.strides(), *call.counts, mixes, width, eps,
+                NORMALIZE=on_chip, PANELS=call.panels // call.grid[1], **call.constants(), num_stages=stages,
             )  # fmt: skip
     if normalize and not on_chip:
         rows, rstds = normalization.normalize(out.flatten(0, 2), eps, out.dtype)
@@ -52,36 +63,41 @@ def backward(
 
     ``mixes`` are given where LayerNorm's gradient is a pass of its own.
     """
-    first = maps[0]
+    first, width = maps[0], maps[0].shape[2]
     dmaps = first.new_empty(len(maps), *first.shape) if wanted[0] else None
     if not first.numel():
         return dmaps, torch.zeros_like(weight) if wanted[1] else None
     on_chip = normalize and mixes is None
     if mixes is not None:
-        rows = unit_stride(dout).reshape(-1, first.shape[2])
+        rows = unit_stride(dout).reshape(-1, width)
         dout = normalization.normalize_backward(rows, mixes.flatten(0, 2), rstds.flatten(), None, dout.dtype)
         dout = dout.view_as(mixes)
-    call, dout = _Call(maps, weight, on_chip), unit_stride(dout)
-    programs = call.grid[0] * call.grid[1]
-    dweight = first.new_empty(programs, *weight.shape, dtype=torch.float32) if wanted[1] else None
+    dout, count = unit_stride(dout), weight.shape[0]
+    call = _Call(maps, weight, backward_tiles(count, width, weight.element_size(), on_chip), on_chip)
+    dweight = None
+    if wanted[1]:
+        dweight = first.new_empty(call.grid[0] * call.grid[1], *weight.shape, dtype=torch.float32)
+    gradients = dout, dmaps, dweight, *call.strides(), *dout.stride()[:3], *call.counts, count, width
     with on_device_of(first):
-        kernels.mixing_backward[call.grid](
-            *call.inputs(), means, rstds, dout, dmaps, dweight,
-            *call.strides(), *dout.stride()[:3], *call.counts, weight.shape[0], call.width,
-            **call.constants(), num_stages=1,
-        )  # fmt: skip
+        if on_chip:
+            kernels.mixing_backward[call.grid](
+                *call.inputs(), means, rstds, *gradients, PANELS=call.panels,
+                HOLD_DOUT=holds_upstream_gradients(count, width), **call.constants(), num_stages=1,
+            )  # fmt: skip
+        else:
+            kernels.sums_backward[call.grid](*call.inputs(), *gradients, **call.constants(), num_stages=1)
     return dmaps, None if dweight is None else dweight.sum(0).to(weight.dtype)
 
 
 class _Call:
-    """One call's inputs as the kernels want them; ``on_chip`` where programs hold whole tokens and normalise them."""
+    """What kernels ask of one call; ``whole_tokens`` where a program works on all panels of its tokens."""
 
-    def __init__(self, maps: Sequence[Tensor], weight: Tensor, on_chip: bool) -> None:
-        self.maps, self.weight, self.on_chip = _alike(maps), weight.contiguous(), on_chip
-        batch, tokens, self.width = maps[0].shape
+    def __init__(self, maps: Sequence[Tensor], weight: Tensor, choice: Tiles, whole_tokens: bool) -> None:
+        self.maps, self.weight, self.tiles = _alike(maps), weight.contiguous(), choice
+        batch, tokens, width = maps[0].shape
         self.counts = batch * tokens, tokens
-        self.tiles = tiles(weight.shape[0], self.width, weight.element_size())
-        shares = 1 if on_chip else self.tiles.panels(self.width)
+        self.panels = choice.panels(width)
+        shares = 1 if whole_tokens else self.panels
         wanted = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(weight.device)
         # Programs that share the tokens, and those that share a row.
         self.grid = min(batch * tokens, blocks(wanted, shares)), shares
@@ -93,21 +109,13 @@ class _Call:
         """Of an image and of a row."""
         return self.maps[0].stride()[:2]
 
-    def forward_stages(self) -> int:
-        if not self.on_chip:
-            return 1
-        element_size = self.maps[0].element_size()
-        return forward_stages(len(self.maps), self.width, element_size, shared_memory(self.weight.device))
-
     def constants(self) -> dict[str, Any]:
         bytes_between = [stride * self.maps[0].element_size() for stride in self.strides()]
         return {
             "MAPS": len(self.maps),
-            "NORMALIZE": self.on_chip,
             "BLOCK_MIXES": self.tiles.mixes,
             "SLICES": NUM_WARPS,
             "CHANNELS": self.tiles.channels,
-            "PANELS": self.tiles.panels(self.width) if self.on_chip else 1,
             "ALIGNED": all(place % 16 == 0 for place in [*(m.data_ptr() for m in self.maps), *bytes_between]),
             "num_warps": NUM_WARPS,
         }

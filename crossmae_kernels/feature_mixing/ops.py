@@ -41,7 +41,7 @@ def _forward(maps: Sequence[Tensor], weight: Tensor, eps: float, normalize: bool
 
 def _forward_fake(maps: Sequence[Tensor], weight: Tensor, eps: float, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
     mixes = weight.new_empty(weight.shape[0], *maps[0].shape)
-    on_chip = held(weight.shape[0], mixes.shape[3], weight.element_size(), backward=False)
+    on_chip = held(weight.shape[0], mixes.shape[3], weight.element_size())
     means = mixes.new_empty(mixes.shape[:3] if normalize and on_chip else (0,), dtype=torch.float32)
     return mixes, means, mixes.new_empty(mixes.shape[:3] if normalize else (0,), dtype=torch.float32)
 
@@ -88,7 +88,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.mark_non_differentiable(means, rstds)
     ctx.set_materialize_grads(False)
     ctx.maps_wanted = [feature_map.requires_grad for feature_map in maps]
-    on_chip = held(weight.shape[0], mixes.shape[3], weight.element_size(), backward=True)
+    on_chip = held(weight.shape[0], mixes.shape[3], weight.element_size())
     # Where they are needed, whoever multiplies with the mixes keeps them anyway.
     kept = mixes if ctx.normalize and not on_chip else None
     ctx.save_for_backward(weight, kept, means, rstds, *maps)

@@ -2,10 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from crossmae_kernels.audit.case import ITEM_SIZES, Case
 from crossmae_kernels.audit.compilation import SHARED_MEMORY
-from crossmae_kernels.feature_mixing.config import NUM_WARPS, forward_stages, held, tiles
+from crossmae_kernels.feature_mixing.config import (
+    NUM_WARPS,
+    Tiles,
+    backward_tiles,
+    forward_stages,
+    forward_tiles,
+    held,
+    holds_upstream_gradients,
+)
 
 
 @dataclass(frozen=True)
@@ -27,23 +36,45 @@ SHAPES = (
 
 
 def cases(arch: int, dtype: str) -> Iterator[Case]:
-    """Both kernels for every model; in 16 bits for ViT-B also with maps in float32, as autocast has them."""
-    # In float32 ViT-S has ViT-B's kernels, and the gradients of more than 32 maps spill: right, but slow.
-    for shape in SHAPES if dtype != "fp32" else SHAPES[1:3]:
-        for kernel in ("mixing_forward", "mixing_backward"):
-            yield case(kernel, arch, dtype, dtype, shape)
-    if dtype == "bf16":
-        for kernel in ("mixing_forward", "mixing_backward"):
-            yield case(kernel, arch, dtype, "fp32", SHAPES[1])
+    """Both directions for every model; in bfloat16 also with maps in float32, as autocast has them."""
+    for shape in SHAPES:
+        for dtype_of_maps in (dtype, "fp32") if dtype == "bf16" else (dtype,):
+            yield forward_case(arch, dtype, dtype_of_maps, shape)
+            yield backward_case(arch, dtype, dtype_of_maps, shape)
 
 
-def case(kernel: str, arch: int, dtype: str, dtype_of_maps: str, shape: Shape) -> Case:
-    """One kernel at one shape."""
-    choice = tiles(shape.mixes, shape.width, ITEM_SIZES[dtype])
-    on_chip = held(shape.mixes, shape.width, ITEM_SIZES[dtype], kernel == "mixing_backward")
+def forward_case(arch: int, dtype: str, dtype_of_maps: str, shape: Shape) -> Case:
+    """The mixes, normalised where a program holds them."""
+    choice = forward_tiles(shape.mixes, shape.width, ITEM_SIZES[dtype])
+    on_chip = held(shape.mixes, shape.width, ITEM_SIZES[dtype])
     stages = 1
-    if on_chip and kernel == "mixing_forward":
+    if on_chip:
         stages = forward_stages(shape.maps, shape.width, ITEM_SIZES[dtype_of_maps], SHARED_MEMORY[arch])
+    constants = {"NORMALIZE": on_chip, "PANELS": choice.panels(shape.width) if on_chip else 1}
+    return _case("mixing_forward", arch, dtype, dtype_of_maps, shape, choice, constants, stages)
+
+
+def backward_case(arch: int, dtype: str, dtype_of_maps: str, shape: Shape) -> Case:
+    """The gradients, LayerNorm's among them where a program holds the mixes."""
+    on_chip = held(shape.mixes, shape.width, ITEM_SIZES[dtype])
+    choice = backward_tiles(shape.mixes, shape.width, ITEM_SIZES[dtype], on_chip)
+    if not on_chip:
+        return _case("sums_backward", arch, dtype, dtype_of_maps, shape, choice, {}, 1)
+    hold_dout = holds_upstream_gradients(shape.mixes, shape.width)
+    constants = {"PANELS": choice.panels(shape.width), "HOLD_DOUT": hold_dout}
+    return _case("mixing_backward", arch, dtype, dtype_of_maps, shape, choice, constants, 1)
+
+
+def _case(
+    kernel: str,
+    arch: int,
+    dtype: str,
+    dtype_of_maps: str,
+    shape: Shape,
+    choice: Tiles,
+    constants: dict[str, Any],
+    stages: int,
+) -> Case:
     return Case(
         kernel=f"crossmae_kernels.feature_mixing.kernels:{kernel}",
         label=f"{shape.model}, {shape.maps} maps of {shape.width}" + ", fp32 maps" * (dtype != dtype_of_maps),
@@ -58,12 +89,11 @@ def case(kernel: str, arch: int, dtype: str, dtype_of_maps: str, shape: Shape) -
         scalars={"eps": "fp32"},
         constants={
             "MAPS": shape.maps,
-            "NORMALIZE": on_chip,
             "BLOCK_MIXES": choice.mixes,
             "SLICES": NUM_WARPS,
             "CHANNELS": choice.channels,
-            "PANELS": choice.panels(shape.width) if on_chip else 1,
             "ALIGNED": True,
+            **constants,
         },
         warps=NUM_WARPS,
         stages=stages,

@@ -7,8 +7,8 @@ from problems import same
 from crossmae_kernels.feature_mixing import config
 from crossmae_kernels.testing import assert_within_budget, poisoned_allocations
 
-# Images and tokens, maps, mixes, width, affine. In 16 bits a token stays on chip in both passes, in the forward pass
-# alone (16 mixes, padded, of 1280), or in none (32 of 768); in float32 in none.
+# Images and tokens, maps, mixes, width, affine. In 16 bits a token stays on chip, in the backward pass without its
+# upstream gradients (16 mixes, padded, of 1280), or does not (32 of 768); in float32 none does.
 SHAPES = [
     ((2, 3), 13, 12, 24, True),
     ((1, 1), 33, 2, 24, False),
@@ -80,6 +80,15 @@ def test_a_large_mean_costs_no_precision(problem, by, place):
     task.judge([by["kernels"]()], by["eager"](), by["oracle"](), *place)
 
 
+def test_tokens_of_very_different_size_share_a_program(problem, by, place):
+    """Their gradients are summed in units of each one's deviation in turn."""
+    task = problem((3, 6), 17, 3, 136)
+    sizes = 2.0 ** torch.randint(-4, 5, (3, 6, 1), generator=torch.Generator().manual_seed(0))
+    for index in range(17):
+        task.arguments[f"map {index}"] *= sizes
+    task.judge([by["kernels"]()], by["eager"](), by["oracle"](), *place)
+
+
 def test_rows_without_variance(problem, by, place):
     task = problem((1, 3), 4, 3, 136)
     # Sums are exact, so that nobody's rounding makes up a variance.
@@ -94,8 +103,7 @@ def test_rows_without_variance(problem, by, place):
 def kernels(request, by, monkeypatch):
     """The kernels, with LayerNorm wherever sizes would have it in 16 bits."""
     if request.param != "on chip":
-        monkeypatch.setattr(config, "MOST_VALUES_FORWARD", 0)
-        monkeypatch.setattr(config, "MOST_VALUES_BACKWARD", 0)
+        monkeypatch.setattr(config, "MOST_VALUES", 0)
     return by["kernels"](request.param != "none")
 
 
@@ -168,7 +176,9 @@ def test_wide_loads_are_promised_only_where_every_map_allows_them(problem, devic
     *maps, weight, _, _ = problem((2, 3), 2, 3, 24).leaves(device, torch.float16).values()
 
     def promised(*maps):
-        return _Call([t.detach() for t in maps], weight.detach(), True).constants()["ALIGNED"]
+        return _Call([t.detach() for t in maps], weight.detach(), config.forward_tiles(3, 24, 2), True).constants()[
+            "ALIGNED"
+        ]
 
     odd = LAYOUTS["odd rows"]
     # The same layout, a few bytes on.

@@ -55,6 +55,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
     return jpegs(tmp_path_factory.mktemp("jpegs"), IMAGES)
 
 
+def closed(run: Run) -> None:
+    """End a run's log and line."""
+    assert run._monitor is not None
+    run._monitor.close()
+
+
 @pytest.fixture(autouse=True)
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "MaskedAutoencoder", OneParameter)
@@ -80,7 +86,7 @@ def test_step_of_the_loop(
         run._begin()
         return (run,), {}
 
-    benchmark.pedantic(Run._train, setup=setup, rounds=ROUNDS, warmup_rounds=1)
+    benchmark.pedantic(Run._train, setup=setup, teardown=closed, rounds=ROUNDS, warmup_rounds=1)
     benchmark.extra_info["milliseconds per step"] = 1000 * benchmark.stats["median"] / STEPS
 
 
@@ -91,5 +97,5 @@ def test_loop_and_loader(benchmark: Any, dataset: ImageDataset, tmp_path: Path, 
     torch.set_num_threads(1)
     run = training(tmp_path, dataset, steps, workers)
     run._begin()
-    benchmark.pedantic(run._train, rounds=1)
+    benchmark.pedantic(Run._train, args=(run,), teardown=closed, rounds=1)
     benchmark.extra_info["images per second"] = steps * BATCH / benchmark.stats["mean"]

@@ -34,11 +34,14 @@ def make_fabric(recipe: Recipe, options: RunOptions) -> Fabric:
     if options.strategy == "fsdp" and recipe.precision == "float16":
         raise ValueError("float16 cannot be sharded (its loss scale is not shared); take bfloat16 or strategy=ddp")
     devices, nodes = _devices(options)
+    config = recipe.config()
+    # Encoder blocks behind the last map that the decoder uses get no gradient, which DDP must be told.
+    unused = config.feature_maps is not None and config.feature_maps[-1] < config.encoder_depth
     return Fabric(
         accelerator="auto" if torch.accelerator.is_available() else "cpu",
         devices=devices,
         num_nodes=nodes,
-        strategy=_strategy(options, devices * nodes),
+        strategy=_strategy(options, devices * nodes, unused),
         precision=_PRECISIONS[recipe.precision],
     )
 
@@ -64,11 +67,11 @@ def _devices(options: RunOptions) -> tuple[int, int]:
     return options.devices or (torch.accelerator.device_count() if torch.accelerator.is_available() else 1), 1
 
 
-def _strategy(options: RunOptions, processes: int) -> str | FabricStrategy:
+def _strategy(options: RunOptions, processes: int, unused: bool) -> str | FabricStrategy:
     if options.strategy == "fsdp":
         return ModelParallelStrategy(_shard, data_parallel_size=processes, tensor_parallel_size=1)
     if options.strategy == "ddp" or processes > 1:
-        return DDPStrategy(gradient_as_bucket_view=True)
+        return DDPStrategy(gradient_as_bucket_view=True, find_unused_parameters=unused)
     return "auto"
 
 

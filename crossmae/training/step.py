@@ -69,10 +69,12 @@ class Stepper:
         losses = []
         for left in reversed(range(plan.accumulation)):
             batch = next(batches).to(fabric.device)
+            if plan.recipe.execution == "graphs":
+                torch.compiler.cudagraph_mark_step_begin()
             with fabric.no_backward_sync(self.loss, enabled=left > 0):
                 loss = self.loss(batch.images, batch.noise, *ratios)
                 fabric.backward(loss / plan.accumulation)
-            losses.append(loss.detach())
+            losses.append(loss.detach().clone())  # a CUDA graph writes the next one to the same place
         if plan.recipe.clip_norm is not None:
             fabric.clip_gradients(self.loss, self._steps, max_norm=plan.recipe.clip_norm, error_if_nonfinite=False)
         self._steps.step()

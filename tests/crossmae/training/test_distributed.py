@@ -1,6 +1,8 @@
 """Several processes over gloo: the same losses and weights as one, however the model is shared."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ from pretraining import into, losses, small, weights
 from processes import run_as_torchrun_would
 
 from crossmae.training.run import pretrain
+from crossmae.training.step import Stepper
 
 STEPS, LATER = 6, 10
 
@@ -72,6 +75,26 @@ def test_a_run_in_one_process_goes_on_in_two(one, tmp_path):
     pretrain(recipe("float64", LATER), into(still))
     with_two_processes(recipe("float64", LATER), into(moved, strategy="ddp"))
     assert max(largest_difference(moved, still)) < 1e-10
+
+
+def terminated_at_step(recipe, options):
+    """A run whose second process alone is told to stop, once losses are logged."""
+    take = Stepper.take
+
+    def signalled(stepper, batches):
+        if stepper.step == 4 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take(stepper, batches)
+
+    Stepper.take = signalled
+    pretrain(recipe, options)
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(one, tmp_path):
+    assert run_as_torchrun_would(2, terminated_at_step, recipe("float64", LATER), into(tmp_path)) == [0, 0]
+    assert list(losses(tmp_path)) == list(range(6))  # told in the fifth step, agreed upon after the sixth
+    with_two_processes(recipe("float64", LATER), into(tmp_path))
+    assert list(losses(tmp_path)) == list(range(LATER))
 
 
 def test_torchrun(one, tmp_path):

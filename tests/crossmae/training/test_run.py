@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from processes import start
 import crossmae
 from crossmae.training import run as run_module
 from crossmae.training.checkpoints import Checkpoints
+from crossmae.training.data.config import DataConfig
 from crossmae.training.monitor import read_log
 from crossmae.training.run import pretrain
 from crossmae.training.step import Stepper
@@ -231,6 +233,59 @@ def test_other_ways_to_train(uninterrupted, tmp_path, settings):
     theirs = losses(uninterrupted[0])
     differences = [abs(loss - theirs[step]) for step, loss in losses(tmp_path).items()]
     assert 0 < max(differences) < 0.2
+
+
+@pytest.mark.parametrize("execution", ["compile", "graphs"])
+def test_a_compiled_run_is_the_same_run(uninterrupted, tmp_path, monkeypatch, execution):
+    compiled = torch.compile
+    modes = []
+
+    def quickly(model, mode):
+        modes.append(mode)
+        return compiled(model, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", quickly)
+    for steps in (3, 6):  # with a resumption on the way
+        pretrain(small(steps=steps, warmup=0.0, learning_rate=1e-9, execution=execution), into(tmp_path / "compiled"))
+        pretrain(small(steps=steps, warmup=0.0, learning_rate=1e-9), into(tmp_path / "eager"))
+    assert modes == [{"compile": "default", "graphs": "reduce-overhead"}[execution]] * 2
+    theirs = losses(tmp_path / "eager")
+    assert losses(tmp_path / "compiled") == pytest.approx(theirs, rel=1e-5)
+    assert weights(tmp_path / "compiled").keys() == weights(tmp_path / "eager").keys()
+
+
+def test_a_messy_folder_trains(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    noise = torch.randint(0, 256, (40, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for number, pixels in enumerate(noise):
+        Image.fromarray(pixels.numpy()).save(folder / f"{number:02}.jpg")
+    (folder / "07.jpg").write_bytes((folder / "07.jpg").read_bytes()[:200])
+    (folder / "21.jpg").write_bytes(b"")
+    recipe = small(
+        steps=10,
+        batch_size=8,
+        model_options={"encoder_depth": 1, "decoder_depth": 1},
+        data=DataConfig(source=str(folder), workers=2),
+    )
+    pretrain(recipe, into(tmp_path / "run"))
+    assert len(losses(tmp_path / "run")) == 10
+    logged = (tmp_path / "run" / "unreadable.txt").read_text().splitlines()
+    assert len(logged) == 2
+    assert "07.jpg" in "".join(logged)
+    assert "21.jpg" in "".join(logged)
+    strict = replace(recipe, data=replace(recipe.data, strict=True))
+    with pytest.raises(ValueError, match=r"(07|21)\.jpg"):
+        pretrain(strict, into(tmp_path / "strict"))
+
+
+def test_no_permission_is_said_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="no permission to write into the folder"):
+        pretrain(small(), into(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_folder_to_write_to_is_said_before_any_work(tmp_path):

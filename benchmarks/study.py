@@ -9,8 +9,7 @@ import argparse
 import functools
 import json
 import os
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -18,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import Tensor
 
-from crossmae.figures import new_figure, write_figure
+from benchmarks.report.study import draw, table
 from crossmae.files import replacing
 from crossmae.flops import decoder_macs
 from crossmae.measure import interleaved_medians
@@ -106,7 +104,10 @@ def study(out: Path, seeds: int, steps: int, jobs: int) -> None:
     }
     with replacing(out / "study.json") as beside:
         beside.write_text(json.dumps(record, indent=1))
-    report(record, out)
+    with replacing(out / "study.md") as beside:
+        beside.write_text(table(record))
+    draw(record, out / "study.png")
+    print(table(record))
 
 
 def _one(run: tuple[Variant, str, int], out: Path, steps: int, threads: int) -> dict[str, float]:
@@ -162,74 +163,6 @@ def _costs(task: str) -> dict[str, dict[str, float]]:
 def _step(model: MaskedAutoencoder, images: Tensor, prediction_ratio: float) -> None:
     model.zero_grad(set_to_none=True)
     model(images, 0.75, prediction_ratio).loss.backward()
-
-
-def report(record: Mapping[str, Any], out: Path) -> None:
-    """Write ``study.md`` and ``study.png`` from what was measured."""
-    text = (
-        f"{record['steps']} steps of {record['batch']} images, {record['seeds']} seeds, mean and standard deviation in "
-        f"percent; PyTorch {record['torch']} on a CPU. kNN and linear probe on frozen features of held-out images. A "
-        "step is the forward and backward pass of the whole model, timed in turn with MAE's.\n"
-    )
-    headers = ["", "kNN", "linear probe", "decoder MMAC per image", "MAE / it, MACs", "MAE / it, time of a step"]
-    for task in record["costs"]:
-        text += f"\n**{task}**\n\n"
-        text += tabulate(_rows(record, task), headers=headers, tablefmt="github", disable_numparse=True) + "\n"
-    with replacing(out / "study.md") as beside:
-        beside.write_text(text)
-    _draw(record, out / "study.png")
-    print(text)
-
-
-def _rows(record: Mapping[str, Any], task: str) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [
-        (name, *_spread(runs), "", "", "") for name, runs in record["baselines"][task].items()
-    ]
-    costs = record["costs"][task]
-    mae = costs[VARIANTS[0].name]
-    for name, cost in costs.items():
-        rows.append(
-            (
-                name,
-                *_spread(_runs(record, task, name)),
-                f"{cost['decoder_macs'] / 1e6:.2f}",
-                f"{mae['decoder_macs'] / cost['decoder_macs']:.2f}",
-                f"{mae['step_seconds'] / cost['step_seconds']:.2f}",
-            )
-        )
-    return rows
-
-
-def _runs(record: Mapping[str, Any], task: str, name: str) -> list[Mapping[str, Any]]:
-    return [run for run in record["runs"] if run["task"] == task and run["name"] == name]
-
-
-def _spread(runs: Sequence[Mapping[str, float]]) -> tuple[str, str]:
-    """Mean and standard deviation of both accuracies; of a single run the value."""
-    cells = []
-    for what in ("knn", "linear"):
-        values = [100 * run[what] for run in runs]
-        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        cells.append(f"{statistics.mean(values):.1f}{spread}")
-    return cells[0], cells[1]
-
-
-def _draw(record: Mapping[str, Any], path: Path) -> None:
-    """Accuracy against decode compute: a point for every run, a larger one for the mean."""
-    figure, axes = new_figure(len(record["costs"]), 2, 11, 3.6 * len(record["costs"]))
-    for row, task in zip(axes, record["costs"], strict=True):
-        for axis, what, title in zip(row, ("knn", "linear"), ("kNN", "linear probe"), strict=True):
-            for place, (name, cost) in enumerate(record["costs"][task].items()):
-                values = [100 * run[what] for run in _runs(record, task, name)]
-                compute = [cost["decoder_macs"] / 1e6]
-                axis.plot(compute * len(values), values, ".", color=f"C{place}", alpha=0.4)
-                axis.plot(compute, [statistics.mean(values)], "o", color=f"C{place}", label=name)
-            for style, (name, runs) in zip(("--", ":"), record["baselines"][task].items(), strict=True):
-                level = statistics.mean(100 * run[what] for run in runs)
-                axis.axhline(level, color="grey", linestyle=style, label=name)
-            axis.set(title=f"{task}, {title}", xlabel="decoder MMAC per image", ylabel="accuracy, %")
-    axes[0][1].legend(fontsize=7)
-    write_figure(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

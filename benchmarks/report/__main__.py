@@ -2,12 +2,13 @@
 
 import argparse
 import importlib.util
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import records
-from benchmarks.report import decode, pictures, runs
+from benchmarks.report import decode, pictures, runs, study
 from benchmarks.report.compare import comparison
 from benchmarks.report.markdown import insert
 from benchmarks.report.reading import newest, run_of
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--readme",
         type=Path,
-        help="put the tables, demo.md's and those of the newest GPU below too, into this file; the picture into docs/",
+        help="put the tables, also of demo, study and the newest GPU, into this file, and pictures into docs/",
     )
     options = parser.parse_args(argv)
     folder = options.folder
@@ -54,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.readme:
         insert(options.readme, "decode", text)
         insert(options.readme, "demo", (folder / "demo.md").read_text())
+        studied = json.loads((folder / "study.json").read_text())
+        insert(options.readme, "study", study.table(studied))
+        study.draw(studied, options.readme.parent / "docs" / "study.png")
         insert(options.readme, "gpu", _of_gpu(folder, options.readme.parent))
         decode.draw(contenders, where, options.readme.parent / "docs" / "decode.png")
         return 0

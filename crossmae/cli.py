@@ -116,6 +116,7 @@ _COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
 _HELP = {
     "blocks": "also draw the reconstruction as it stands behind each decoder block",
     "dry_run": "print the plan and do nothing",
+    "strict": "stop at the first image that cannot be read, instead of taking the next one and logging its name",
     "images": "pictures, TIFF files or .npy arrays",
     "interpret": "run the kernels on the CPU, in Triton's interpreter",
     "json": "one list of records instead of a table",
@@ -167,7 +168,8 @@ def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -
             command.add_argument(name, nargs="+", help=_HELP[name])
         command.add_function_arguments(function, as_group=False, skip={*flags, *several})
     for flag in flags:
-        command.add_argument(f"--{flag}", action="store_true", help=_HELP[flag])
+        spellings = dict.fromkeys((f"--{flag.replace('_', '-')}", f"--{flag}"))
+        command.add_argument(*spellings, action="store_true", help=_HELP[flag])
 
 
 def _arguments(function: Callable[..., int | None], options: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from crossmae.training.data.batches import Batch
+from crossmae.training.devices import over_devices
 from crossmae.training.step import Stepper
 
 
@@ -29,15 +30,19 @@ def diagnosed(stepper: Stepper, batches: Iterator[Batch], bad_step: int) -> str:
     while stepper.step < bad_step - 1:
         stepper.take(batches)
     found: list[str] = []
-    while stepper.step <= bad_step and not found:
+    anywhere = False
+    while stepper.step <= bad_step and not anywhere:
         step = stepper.step
         with watched(stepper.module, found):
             loss = stepper.take(batches)
-        if not found and not torch.isfinite(loss):
+        if not found and not _finite(loss):
             found.append("the loss itself; all modules' outputs are finite")
-    if not found:
+        here = torch.tensor(float(bool(found)), device=loss.device)
+        anywhere = bool(over_devices(stepper.fabric, here, "sum") > 0)
+    if not anywhere:
         return "it did not happen again when the steps were taken once more: suspect the machine or the order of sums"
-    return f"the first tensor that is not finite is {found[0]}, in step {step}"
+    first = found[0] if found else "on another device"
+    return f"the first tensor that is not finite is {first}, in step {step}"
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What a run shows of itself: a progress line, TensorBoard, and a log of plain lines to compare runs with."""
 
 import json
-import resource
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -119,4 +119,8 @@ def _memory_in_use() -> int:
     """Bytes: the most that was allocated on the accelerator, or the most that the process had in memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return 0
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

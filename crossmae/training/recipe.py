@@ -118,6 +118,7 @@ class RunOptions:
         strategy: ``ddp`` copies the model to every device, ``fsdp`` shards it (FSDP2).
         devices: number of devices on this host; all there are unless given, one process on a CPU.
         dry_run: print the plan and do nothing.
+        strict: stop at the first image that cannot be read, instead of taking the next one and logging its name.
         log_every: steps between two readings of the loss.
         save_every: epochs between checkpoints.
         keep_last: how many of them to keep, the best aside.
@@ -132,6 +133,7 @@ class RunOptions:
     strategy: Strategy = "auto"
     devices: int | None = None
     dry_run: bool = False
+    strict: bool = False
     log_every: int = 20
     save_every: float = 1
     keep_last: int = 2

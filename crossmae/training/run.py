@@ -48,7 +48,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
         print(f"No images are given: planned for the {IMAGENET_IMAGES:,} of ImageNet-1k.")
         print(describe(make_plan(recipe, IMAGENET_IMAGES, processes(options))))
         return None
-    recipe, images = opened(recipe)
+    recipe, images = opened(recipe, options.strict)
     plan = make_plan(recipe, len(images), processes(options))
     if options.dry_run:
         print(describe(plan))
@@ -60,10 +60,10 @@ def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
     return Run(plan, options, folder, images, fabric).to_its_end()
 
 
-def opened(recipe: Recipe) -> tuple[Recipe, ImageDataset]:
+def opened(recipe: Recipe, strict: bool = False) -> tuple[Recipe, ImageDataset]:
     """A recipe's images, and the recipe with their mean and standard deviation where it has none."""
     config = recipe.config()
-    images = open_images(recipe.data, config.channels, config.image_size, config.patches, recipe.seed)
+    images = open_images(recipe.data, config.channels, config.image_size, config.patches, recipe.seed, strict)
     if recipe.data.mean is None or recipe.data.std is None:
         mean, std = pixel_statistics(images.images)
         recipe = replace(recipe, data=replace(recipe.data, mean=mean, std=std))

@@ -18,7 +18,6 @@ class DataConfig:
         dtype: of images until they are normalised on the device: "uint8", or "float32" for files of more than 8 bits.
         mean: of each channel as a share of full scale, taken off on the device; found from 1,000 images if null.
         std: standard deviation of each channel, likewise, given together with the mean.
-        strict: stop at the first image that cannot be read, instead of taking the next one and logging its name.
         workers: processes that load images, for each training process; 0 loads between the steps.
     """
 
@@ -29,7 +28,6 @@ class DataConfig:
     dtype: Literal["uint8", "float32"] = "uint8"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    strict: bool = False
     workers: int = 4
 
     def __post_init__(self) -> None:

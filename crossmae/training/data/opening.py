@@ -9,7 +9,12 @@ from crossmae.training.data.sources import find_sources
 
 
 def open_images(
-    config: DataConfig, channels: int, image_size: tuple[int, int], patches: int, seed: int = 0
+    config: DataConfig,
+    channels: int,
+    image_size: tuple[int, int],
+    patches: int,
+    seed: int = 0,
+    strict: bool = False,
 ) -> ImageDataset:
     """Find the images of a run; nothing is decoded yet.
 
@@ -17,6 +22,7 @@ def open_images(
         config: where they are and what is done to them.
         channels, image_size, patches: the model's number of channels, (H, W) and number of patches.
         seed: of crops, flips and masks.
+        strict: refuse images that cannot be read, instead of taking the next one.
 
     Raises:
         FileNotFoundError, NotADirectoryError, PermissionError, ValueError: if there are none.
@@ -28,7 +34,7 @@ def open_images(
             "no images are given: data.source must be a folder of images, shards or the name of a bundled set"
         )
     found = find_sources(config.source, config.evaluation)
-    options = (channels, image_size, getattr(torch, config.dtype), config.strict)
+    options = (channels, image_size, getattr(torch, config.dtype), strict)
     return ImageDataset(
         images=Images(found.training, *options),
         augmentation=Augmentation(image_size, config.crop_scale, config.flip),

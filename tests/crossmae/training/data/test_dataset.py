@@ -21,8 +21,8 @@ def messy(tmp_path_factory):
     return messy_folder(tmp_path_factory.mktemp("messy"))
 
 
-def opened(folder, seed=3, **options):
-    return open_images(DataConfig(str(folder), **options), 3, (32, 48), patches=24, seed=seed)
+def opened(folder, seed=3, strict=False, **options):
+    return open_images(DataConfig(str(folder), **options), 3, (32, 48), patches=24, seed=seed, strict=strict)
 
 
 def equal(a, b):

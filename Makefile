@@ -26,6 +26,7 @@ bench: $(VENV)/.ready
 	mkdir -p bench
 	$(BIN)/python -m pytest benchmarks/bench_decode.py benchmarks/bench_suites.py -m "$(FORM)" \
 		--benchmark-json=bench/decode.json --benchmark-quiet -v
+	$(BIN)/python -m pytest benchmarks/bench_loader.py benchmarks/bench_loop.py --benchmark-json=bench/training.json -q
 	$(BIN)/python -m benchmarks.report bench
 
 # The record of a CPU that README.md shows, made anew; some minutes, and nothing else may run.

@@ -29,6 +29,7 @@ NEEDED = {
     "crossmae/training": TRAINING,
     "benchmarks/test_decode_report.py": ("matplotlib",),
     "benchmarks/test_runs.py": ("matplotlib",),
+    "benchmarks/test_study.py": ("matplotlib", "tabulate", *TRAINING),
     "benchmarks/test_suites.py": ("pytest_benchmark",),
 }
 collect_ignore = [

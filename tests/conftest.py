@@ -40,3 +40,5 @@ collect_ignore = [
 def pytest_configure(config):
     # Triton 3.6's interpreter, with NumPy < 2.4.
     config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim > 0:DeprecationWarning")
+    # PyTorch 2.11's compiler, of every autograd.Function that it traces.
+    config.addinivalue_line("filterwarnings", "ignore:.*should not be instantiated:DeprecationWarning")

@@ -10,7 +10,8 @@ backward pass so that no program adds to what another one wrote.
 Conventions: a *row* is a query, tiles are ``(queries, keys)`` or ``(rows, head width)``; ``scale_log2`` is
 ``scale * log2(e)``, so that ``exp2`` gives the softmax. Everything that lies outside of a tensor reads as 0. With
 ``ids`` the queries are rows of a table; a row whose id is outside of the table is never read and comes out as NaN.
-Images of a gradient follow one another; its rows may lie further apart, beside those of another gradient.
+Images of a gradient follow one another; its rows are ``DQ_ROW`` or ``DKV_ROW`` elements apart, beside those of another
+gradient if the tensors came packed.
 """
 
 # Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
@@ -108,9 +109,9 @@ def short_forward(
 @triton.jit(do_not_specialize=COUNTS)
 def short_backward(
     q, k, v, ids, dout, dq, dk, dv,
-    q_batch, q_row, k_batch, k_row, v_batch, v_row, ids_batch, dout_batch, dout_row, dq_row, dkv_row,
+    q_batch, q_row, k_batch, k_row, v_batch, v_row, ids_batch, dout_batch, dout_row,
     num_queries, num_keys, table_rows, scale, scale_log2,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DQ_ROW: tl.constexpr, DKV_ROW: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Program (image and head). With a whole row of P and dP at hand, ``delta = sum_j P_ij dP_ij`` as it is defined.
@@ -138,7 +139,8 @@ def short_backward(
         scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee") * scale_log2
         scores = tl.where((keys < num_keys)[:, None], scores, float("-inf"))
         weights = tl.exp2(scores - tl.max(scores, axis=0)[None, :])
-        weights = weights / tl.sum(weights, axis=0)[None, :]
+        # One division a row: with one for each weight, the code for Blackwell spills.
+        weights = weights * (1 / tl.sum(weights, axis=0))[None, :]
         if dv is not None:
             dv_tile = tl.dot(weights.to(dout_tile.dtype), dout_tile, dv_tile, input_precision="ieee")
         if dq is not None or dk is not None:
@@ -149,14 +151,14 @@ def short_backward(
                 dk_tile = tl.dot(dscores, q_tile, dk_tile, input_precision="ieee")
             if dq is not None:
                 dq_tile = tl.dot(tl.trans(dscores), k_tile, input_precision="ieee") * scale
-                dq_image = dq + image * num_queries * dq_row + column
-                store_rows(dq_image, rows, dq_row, inside, dq_tile, HEAD_DIM, BLOCK_D)
+                dq_image = dq + image * num_queries * DQ_ROW + column
+                store_rows(dq_image, rows, DQ_ROW, inside, dq_tile, HEAD_DIM, BLOCK_D)
     if dk is not None:
-        dk += image * num_keys * dkv_row + column
-        store_rows(dk, keys, dkv_row, keys < num_keys, dk_tile * scale, HEAD_DIM, BLOCK_D)
+        dk += image * num_keys * DKV_ROW + column
+        store_rows(dk, keys, DKV_ROW, keys < num_keys, dk_tile * scale, HEAD_DIM, BLOCK_D)
     if dv is not None:
-        dv += image * num_keys * dkv_row + column
-        store_rows(dv, keys, dkv_row, keys < num_keys, dv_tile, HEAD_DIM, BLOCK_D)
+        dv += image * num_keys * DKV_ROW + column
+        store_rows(dv, keys, DKV_ROW, keys < num_keys, dv_tile, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -202,9 +204,9 @@ def looped_forward(
 @triton.jit(do_not_specialize=COUNTS)
 def looped_backward_query(
     q, k, v, ids, out, lse, dout, dq, delta,
-    q_batch, q_row, k_batch, k_row, v_batch, v_row, ids_batch, dout_batch, dout_row, dq_row, dkv_row,
+    q_batch, q_row, k_batch, k_row, v_batch, v_row, ids_batch, dout_batch, dout_row,
     num_queries, num_keys, table_rows, scale, scale_log2,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DQ_ROW: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Program (image and head, query tile), over blocks of keys: dQ, and delta (B, H, Q) for the key gradients.
@@ -228,7 +230,7 @@ def looped_backward_query(
         q += image * q_batch + column
         k += image * k_batch + column
         v += image * v_batch + column
-        dq += image * num_queries * dq_row + column
+        dq += image * num_queries * DQ_ROW + column
         if ids is not None:
             ids += image * ids_batch
         row_lse = tl.load(lse + rows, mask=inside, other=0.0)
@@ -242,15 +244,15 @@ def looped_backward_query(
             dweights = tl.dot(dout_tile, tl.trans(v_tile), input_precision="ieee")
             dscores = (weights * (dweights - row_delta[:, None])).to(k_tile.dtype)
             dq_tile = tl.dot(dscores, k_tile, dq_tile, input_precision="ieee")
-        store_rows(dq, rows, dq_row, inside, dq_tile * scale, HEAD_DIM, BLOCK_D)
+        store_rows(dq, rows, DQ_ROW, inside, dq_tile * scale, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def looped_backward_key(
     q, k, v, ids, lse, delta, dout, dk, dv,
-    q_batch, q_row, k_batch, k_row, v_batch, v_row, ids_batch, dout_batch, dout_row, dq_row, dkv_row,
+    q_batch, q_row, k_batch, k_row, v_batch, v_row, ids_batch, dout_batch, dout_row,
     num_queries, num_keys, table_rows, scale, scale_log2,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DKV_ROW: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Program (image and head, block of keys), over query tiles: dK and dV, of which either may be None.
@@ -289,8 +291,8 @@ def looped_backward_key(
             dscores = (weights * (dweights - row_delta[None, :])).to(q_tile.dtype)
             dk_tile = tl.dot(dscores, q_tile, dk_tile, input_precision="ieee")
     if dk is not None:
-        dk += image * num_keys * dkv_row + column
-        store_rows(dk, keys, dkv_row, keys < num_keys, dk_tile * scale, HEAD_DIM, BLOCK_D)
+        dk += image * num_keys * DKV_ROW + column
+        store_rows(dk, keys, DKV_ROW, keys < num_keys, dk_tile * scale, HEAD_DIM, BLOCK_D)
     if dv is not None:
-        dv += image * num_keys * dkv_row + column
-        store_rows(dv, keys, dkv_row, keys < num_keys, dv_tile, HEAD_DIM, BLOCK_D)
+        dv += image * num_keys * DKV_ROW + column
+        store_rows(dv, keys, DKV_ROW, keys < num_keys, dv_tile, HEAD_DIM, BLOCK_D)

@@ -64,7 +64,12 @@ class _Call:
         return self.queries, self.keys, len(self.query)
 
     def launch(
-        self, kernel: Kernel, grid: Callable[[Tiles], tuple[int, ...]], *arguments: object, others: tuple[Tensor, ...]
+        self,
+        kernel: Kernel,
+        grid: Callable[[Tiles], tuple[int, ...]],
+        *arguments: object,
+        others: tuple[Tensor, ...],
+        **row_strides: int,
     ) -> None:
         """Launch a kernel; ``others`` are further tensors ``(B, ., D)`` that it addresses."""
         query = self.query if self.ids is not None else self.query[0]
@@ -72,6 +77,7 @@ class _Call:
             "HEADS": self.heads,
             "HEAD_DIM": self.head_width,
             "BLOCK_D": padded(self.head_width),
+            **row_strides,
             "WIDE": needs_wide_offsets(query, self.key[0], self.value[0], *(other[0] for other in others)),
         }
         function: Any = getattr(kernels, kernel)
@@ -157,16 +163,16 @@ def backward(
         dkey, dvalue = (None if gradient is None else gradient.zero_() for gradient in (dkey, dvalue))
     else:
         arguments = (
-            *call.strides(), dout.stride(0), dout.stride(1), _row_stride(dq), _row_stride(dv if dk is None else dk),
-            *call.counts(), scale, scale * LOG2_E,
+            *call.strides(), dout.stride(0), dout.stride(1), *call.counts(), scale, scale * LOG2_E
         )  # fmt: skip
         gradients = [gradient for gradient in (dq, dk, dv) if gradient is not None]
+        dq_row, dkv_row = _row_stride(dq), _row_stride(dv if dk is None else dk)
         if out is None or lse is None:
             call.launch(
                 "short_backward",
                 lambda _: (call.programs,),
                 *call.inputs(), dout, dq, dk, dv, *arguments,
-                others=(dout, *gradients),
+                others=(dout, *gradients), DQ_ROW=dq_row, DKV_ROW=dkv_row,
             )  # fmt: skip
         else:
             delta = torch.empty_like(lse)
@@ -175,14 +181,14 @@ def backward(
                     "looped_backward_query",
                     lambda choice: (call.programs, blocks(call.queries, choice.block_q)),
                     *call.inputs(), out, lse, dout, dq, delta, *arguments,
-                    others=(out, dout, *gradients),
+                    others=(out, dout, *gradients), DQ_ROW=dq_row,
                 )  # fmt: skip
             if dk is not None or dv is not None:
                 call.launch(
                     "looped_backward_key",
                     lambda choice: (call.programs, blocks(call.keys, choice.block_k)),
                     *call.inputs(), lse, delta, dout, dk, dv, *arguments,
-                    others=(dout, *gradients),
+                    others=(dout, *gradients), DKV_ROW=dkv_row,
                 )  # fmt: skip
     if dquery is not None and query_ids is not None:
         dquery = segmented_sum(dquery.flatten(0, 1), query_ids.flatten(), len(query))

@@ -16,6 +16,8 @@ KEYS = (50, 65, 197)
 # As many as fill a tile.
 QUERIES = 147
 
+HEADS = 16
+
 
 def cases(arch: int, dtype: str) -> Iterator[Case]:
     """Every kernel at every width it serves."""
@@ -43,6 +45,14 @@ def case(
     wide_offsets: bool = False,
 ) -> Case:
     """One kernel at one shape."""
+    # Queries of their own, keys and values packed.
+    row = HEADS * head_width
+    row_strides = {"DQ_ROW": row, "DKV_ROW": 2 * row}
+    taken = {
+        "short_backward": ("DQ_ROW", "DKV_ROW"),
+        "looped_backward_query": ("DQ_ROW",),
+        "looped_backward_key": ("DKV_ROW",),
+    }
     choice = tiles(kernel, QUERIES, keys, head_width, ITEM_SIZES[dtype], SHARED_MEMORY[arch])
     return Case(
         kernel=f"crossmae_kernels.cross_attention.kernels:{kernel}",
@@ -52,12 +62,13 @@ def case(
         pointers=dict.fromkeys(("q", "k", "v", "out", "dout", "dq", "dk", "dv"), dtype)
         | {"ids": "i64", "lse": "fp32", "delta": "fp32"},
         constants={
-            "HEADS": 16,
+            "HEADS": HEADS,
             "HEAD_DIM": head_width,
             "BLOCK_Q": choice.block_q,
             "BLOCK_K": choice.block_k,
             "BLOCK_D": padded(head_width),
             "WIDE": wide_offsets,
+            **{name: row_strides[name] for name in taken.get(kernel, ())},
             **({} if gathered else {"ids": None}),
         },
         warps=choice.num_warps,

@@ -197,10 +197,10 @@ def test_wrong_arguments_are_named(call, message):
 @pytest.mark.parametrize(
     ("good", "bad"),
     [
-        ("num_keys * dkv_row", "num_keys * HEADS * HEAD_DIM"),
-        ("keys, dkv_row,", "keys, HEADS * HEAD_DIM,"),
-        ("num_queries * dq_row", "num_queries * HEADS * HEAD_DIM"),
-        ("rows, dq_row,", "rows, HEADS * HEAD_DIM,"),
+        ("num_keys * DKV_ROW", "num_keys * HEADS * HEAD_DIM"),
+        ("keys, DKV_ROW,", "keys, HEADS * HEAD_DIM,"),
+        ("num_queries * DQ_ROW", "num_queries * HEADS * HEAD_DIM"),
+        ("rows, DQ_ROW,", "rows, HEADS * HEAD_DIM,"),
     ],
 )
 @pytest.mark.parametrize("keys", [20, 140])

@@ -27,6 +27,8 @@ class Case:
     """Values of compile-time arguments, and None for each pointer that is not passed."""
     warps: int = 4
     stages: int = 3
+    registers: int | None = None
+    """Registers that a thread may have; None leaves it to the assembler."""
     tensor_cores: bool = False
     """Whether matrix products are to run on them."""
     by_warp: bool = False
@@ -47,9 +49,8 @@ class Case:
         """Compile it."""
         module, name = self.kernel.split(":")
         kernel = getattr(importlib.import_module(module), name)
-        return compile_kernel(
-            kernel, self.pointers, self.constants, self.arch, self.warps, self.stages, scalars=self.scalars
-        )
+        options = {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
+        return compile_kernel(kernel, self.pointers, self.constants, self.arch, options, scalars=self.scalars)
 
 
 def shortcomings(case: Case, assembly: Assembly) -> list[str]:

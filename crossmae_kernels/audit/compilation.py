@@ -52,8 +52,7 @@ def compile_kernel(
     pointers: Mapping[str, str | tuple[str, ...]],
     constants: Mapping[str, object],
     arch: int,
-    warps: int,
-    stages: int,
+    options: Mapping[str, int | None],
     scalars: Mapping[str, str],
 ) -> Assembly:
     """Compile as the launcher would for aligned, densely packed tensors.
@@ -63,8 +62,7 @@ def compile_kernel(
         pointers: Triton element type of each pointer argument, a tuple of them for a tuple of pointers.
         constants: values of the ``tl.constexpr`` arguments, and None for each pointer that is not passed.
         arch: compute capability, 90 for 9.0.
-        warps: warps per program.
-        stages: depth of software pipelines.
+        options: the compiler's, as a launch passes them (``num_warps`` and so on).
         scalars: types of scalar arguments that are neither 32-bit integers nor named ``scale...`` (32-bit floats).
 
     Raises:
@@ -90,9 +88,7 @@ def compile_kernel(
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            compiled = triton.compile(
-                source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "num_stages": stages}
-            )
+            compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(options))
     except Exception as error:
         lines = (str(error) + printed.getvalue()).strip().splitlines()
         reasons = [line for line in lines if "error" in line.lower()] or lines[-1:]

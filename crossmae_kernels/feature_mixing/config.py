@@ -10,6 +10,10 @@ MOST_VALUES_OF_TWO = 16 * 1024
 
 NUM_WARPS = 8
 
+# Registers of a thread in the backward pass: all that 8 warps can have. Unless told so, the assembler may spill a few
+# to let a second program run beside.
+BACKWARD_REGISTERS = 255
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -45,9 +49,7 @@ def forward_tiles(mixes: int, width: int, element_size: int) -> Tiles:
 
 
 def backward_tiles(mixes: int, width: int, element_size: int, on_chip: bool) -> Tiles:
-    """The choice for the gradients, which have more to hold: sums for each weight, on chip twice, and the maps."""
-    if element_size == 4:
-        return Tiles(padded(mixes), 8)
+    """The choice for the gradients; on chip, where all maps of a panel are at hand together, the narrowest panels."""
     return Tiles(padded(mixes), 16) if on_chip else forward_tiles(mixes, width, element_size)
 
 

@@ -298,17 +298,17 @@ def sums_backward(
         offset = image * map_image + place * map_row
         dout_rows = dout + mixes.to(tl.int64) * dout_mix + image * dout_image + place * dout_row
         d = tl.load(dout_rows + columns, mask=(mixes < num_mixes) & (columns < width), other=0.0)
-        so_far, dweights = dweights, ()
-        for first in tl.static_range(0, MAPS, BLOCK):
+        for block in tl.range((MAPS + BLOCK - 1) // BLOCK, disable_licm=True):
+            first = block * BLOCK
             if dmaps is not None:
                 store_dmaps(
                     dmaps, weight, d, token, first, columns, tokens, num_mixes, width, MAPS, BLOCK_MIXES, SLICES
                 )
-            sums = so_far[first // BLOCK]
             if dweight is not None:
                 rows = load_maps(maps, offset, first, columns, width, MAPS, ALIGNED).to(d.dtype)
+                sums = panel_of(dweights, block, len(dweights))
                 sums = tl.dot(d, tl.permute(rows, (0, 2, 1)), sums, input_precision="ieee")
-            dweights = dweights + (sums,)
+                dweights = with_panel(dweights, block, sums, len(dweights))
     if dweight is not None:
         program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
         for first in tl.static_range(0, MAPS, BLOCK):

@@ -11,6 +11,7 @@ from crossmae_kernels.common.machine import multiprocessors, shared_memory
 from crossmae_kernels.common.normalization import launch as normalization
 from crossmae_kernels.feature_mixing import kernels
 from crossmae_kernels.feature_mixing.config import (
+    BACKWARD_REGISTERS,
     NUM_WARPS,
     Tiles,
     backward_tiles,
@@ -77,15 +78,16 @@ def backward(
     dweight = None
     if wanted[1]:
         dweight = first.new_empty(call.grid[0] * call.grid[1], *weight.shape, dtype=torch.float32)
+    options = {**call.constants(), "num_stages": 1, "maxnreg": BACKWARD_REGISTERS}
     gradients = dout, dmaps, dweight, *call.strides(), *dout.stride()[:3], *call.counts, count, width
     with on_device_of(first):
         if on_chip:
             kernels.mixing_backward[call.grid](
                 *call.inputs(), means, rstds, *gradients, PANELS=call.panels,
-                HOLD_DOUT=holds_upstream_gradients(count, width), **call.constants(), num_stages=1,
+                HOLD_DOUT=holds_upstream_gradients(count, width), **options,
             )  # fmt: skip
         else:
-            kernels.sums_backward[call.grid](*call.inputs(), *gradients, **call.constants(), num_stages=1)
+            kernels.sums_backward[call.grid](*call.inputs(), *gradients, **options)
     return dmaps, None if dweight is None else dweight.sum(0).to(weight.dtype)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from crossmae_kernels.audit.case import ITEM_SIZES, Case
 from crossmae_kernels.audit.compilation import SHARED_MEMORY
 from crossmae_kernels.feature_mixing.config import (
+    BACKWARD_REGISTERS,
     NUM_WARPS,
     Tiles,
     backward_tiles,
@@ -97,6 +98,7 @@ def _case(
         },
         warps=NUM_WARPS,
         stages=stages,
+        registers=BACKWARD_REGISTERS if kernel.endswith("backward") else None,
         tensor_cores=dtype != "fp32",
         by_warp=True,
         store_bits=128,

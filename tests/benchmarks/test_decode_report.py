@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from studies import study_record
 
 from benchmarks.records import Run, write
 from benchmarks.report import decode
@@ -53,10 +54,11 @@ def test_readme_gets_the_tables_and_keeps_its_words(tmp_path):
     records(tmp_path)
     (tmp_path / "docs").mkdir()
     (tmp_path / "demo.md").write_text("demo table\n")
+    (tmp_path / "study.json").write_text(json.dumps(study_record()))
     readme = tmp_path / "README.md"
     readme.write_text(
         "before\n<!-- decode: x -->\nold\n<!-- /decode -->\nmiddle\n<!-- demo: x -->\n<!-- /demo -->\nafter\n"
-        "<!-- gpu: x -->\n<!-- /gpu -->\n"
+        "<!-- gpu: x -->\n<!-- /gpu -->\n<!-- study: x -->\n<!-- /study -->\n"
     )
     for gpu in ("Nothing is measured yet.\n", None):
         main([str(tmp_path), "--readme", str(readme)])
@@ -66,7 +68,8 @@ def test_readme_gets_the_tables_and_keeps_its_words(tmp_path):
         assert middle.endswith("<!-- /decode -->\nmiddle\n<!-- demo: x -->\ndemo table\n<!-- /demo -->\nafter\n")
         assert "old" not in text
         if gpu is not None:
-            assert end == f"{gpu}<!-- /gpu -->\n"
+            assert end.startswith(f"{gpu}<!-- /gpu -->\n<!-- study: x -->\n600 steps of 128 images, 3 seeds")
+            assert (tmp_path / "docs" / "study.png").is_file()
             for name, date, cuda in (("a", "2026-02-01", "13.0"), ("b", "2026-01-01", "13.0"), ("c", "2026-03-01", "")):
                 (tmp_path / name).mkdir()
                 machine = {"device": f"device {name}", "commit": "0", "date": date, "cuda": cuda}

@@ -1,6 +1,7 @@
 """The study: its recipes, its table and its picture."""
 
 import pytest
+from studies import study_record
 
 from benchmarks.report.study import draw, table
 from benchmarks.study import TASKS, VARIANTS, main, recipe_of
@@ -20,38 +21,10 @@ def test_variants_differ_in_their_decoder_alone(task):
     )
 
 
-def record():
-    names = ("MAE", "CrossMAE")
-    runs = [
-        {"name": name, "task": "digits", "seed": seed, "knn": 0.9 + 0.02 * seed, "linear": 0.95}
-        for name in names
-        for seed in range(3)
-    ]
-    return {
-        "steps": 600,
-        "batch": 128,
-        "torch": "2",
-        "seeds": 3,
-        "runs": runs,
-        "baselines": {
-            "digits": {
-                "raw pixels": [{"knn": 0.953, "linear": 0.962}],
-                "untrained encoder": [{"knn": 0.8, "linear": 0.9}, {"knn": 0.84, "linear": 0.9}],
-            }
-        },
-        "costs": {
-            "digits": {
-                "MAE": {"decoder_macs": 15_000_000, "step_seconds": 0.2},
-                "CrossMAE": {"decoder_macs": 3_750_000, "step_seconds": 0.1},
-            }
-        },
-    }
-
-
 def test_the_table_has_means_spreads_and_ratios():
     rows = {
         cells[0]: cells[1:]
-        for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in table(record()).splitlines())
+        for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in table(study_record()).splitlines())
         if cells
     }
     assert rows["raw pixels"][:2] == ["95.3", "96.2"]
@@ -61,7 +34,7 @@ def test_the_table_has_means_spreads_and_ratios():
 
 
 def test_the_picture(tmp_path):
-    draw(record(), tmp_path / "study.png")
+    draw(study_record(), tmp_path / "study.png")
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,6 +1,5 @@
 """Real images that come with Python packages, for trials and studies: no download."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -45,14 +44,6 @@ class ImagesInMemory(Source):
         return int(self.labels[index])
 
 
-@dataclass(frozen=True)
-class LabelledImages:
-    """Standardised images ``(N, C, H, W)``, float32, and labels ``(N,)``, int64."""
-
-    images: Tensor
-    labels: Tensor
-
-
 def bundled_set(name: str) -> tuple[ImagesInMemory, ImagesInMemory]:
     """Training and test part of a bundled set.
 
@@ -62,14 +53,6 @@ def bundled_set(name: str) -> tuple[ImagesInMemory, ImagesInMemory]:
       by itself; the label is the photograph. Training crops lie in its left 60 %, test crops in its right 40 %.
     """
     return {"digits": _digits, "photographs": _photographs}[name]()
-
-
-def standardised(name: str) -> tuple[LabelledImages, LabelledImages]:
-    """Training and test part of a bundled set, with the training part's mean and standard deviation taken off."""
-    training, test = bundled_set(name)
-    spread, mean = torch.std_mean(training.images.float(), dim=(0, 2, 3), keepdim=True)
-    train_set, test_set = (LabelledImages((p.images.float() - mean) / spread, p.labels) for p in (training, test))
-    return train_set, test_set
 
 
 @lru_cache(1)

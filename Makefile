@@ -33,6 +33,8 @@ bench: $(VENV)/.ready
 record: $(VENV)/.ready
 	$(BIN)/python -m pytest benchmarks/bench_decode.py -m "not full" \
 		--benchmark-json=benchmarks/results/decode.json --benchmark-quiet
+	$(BIN)/python -m pytest benchmarks/bench_loader.py benchmarks/bench_loop.py \
+		--benchmark-json=benchmarks/results/training.json --benchmark-quiet
 	$(MAKE) readme
 
 # Checks, tuning and every suite on an NVIDIA GPU within nine minutes, with the Python at hand: PyTorch, Triton and

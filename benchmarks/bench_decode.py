@@ -25,7 +25,7 @@ from crossmae.model import MaskedAutoencoder, create_model
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH = 256 if DEVICE.type == "cuda" else 8
-ROUNDS = 20 if DEVICE.type == "cuda" else 3
+ROUNDS = 20 if DEVICE.type == "cuda" else 5
 
 
 @dataclass(frozen=True)

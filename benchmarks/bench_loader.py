@@ -16,7 +16,7 @@ from crossmae.training.data.batches import Batch, loader
 from crossmae.training.data.dataset import ImageDataset
 from crossmae.training.data.sampling import GlobalBatches
 
-IMAGES, BATCH, ROUNDS = 128, 64, 8
+IMAGES, BATCH, ROUNDS = 128, 64, 40
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,7 @@ def test_loader(benchmark: Any, dataset: ImageDataset, workers: int) -> None:
     assert batch.unreadable == ()
     benchmark.extra_info["images per second"] = BATCH / benchmark.stats["mean"]
     benchmark.extra_info["KB per image"] = _mean_size(dataset) / 1000
+    benchmark.extra_info["torch"] = torch.__version__
 
 
 def _mean_size(dataset: ImageDataset) -> float:

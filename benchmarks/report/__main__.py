@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import records
-from benchmarks.report import decode, pictures, runs, study
+from benchmarks.report import decode, pictures, runs, study, training
 from benchmarks.report.compare import comparison
 from benchmarks.report.markdown import insert
 from benchmarks.report.reading import newest, run_of
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--readme",
         type=Path,
-        help="put the tables, also of demo, study and the newest GPU, into this file, and pictures into docs/",
+        help="put the tables, also of demo, study, training loop and the newest GPU, into this file, and pictures into docs/",
     )
     options = parser.parse_args(argv)
     folder = options.folder
@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.readme:
         insert(options.readme, "decode", text)
         insert(options.readme, "demo", (folder / "demo.md").read_text())
+        insert(options.readme, "training", training.table(folder / "training.json"))
         studied = json.loads((folder / "study.json").read_text())
         insert(options.readme, "study", study.table(studied))
         study.draw(studied, options.readme.parent / "docs" / "study.png")

@@ -50,15 +50,30 @@ def test_table_and_picture(tmp_path, capsys):
     assert (tmp_path / "decode.png").read_bytes().startswith(b"\x89PNG")
 
 
+def training_record():
+    rates = {"test_loader[1]": 520.0, "test_loader[2]": 1000.0, "test_loop_and_loader[1]": 500.0}
+    rates["test_loop_and_loader[2]"] = 900.0
+    infos = {name: {"images per second": rate, "KB per image": 86.0, "torch": "2.15"} for name, rate in rates.items()}
+    infos["test_step_of_the_loop"] = {"milliseconds per step": 0.5}
+    return {
+        "machine_info": {"cpu": {"brand_raw": "a CPU", "count": 2}},
+        "benchmarks": [{"name": name, "extra_info": info} for name, info in infos.items()],
+        "commit_info": {"id": "0123456789abcdef"},
+        "datetime": "2026-01-02T03:04:05",
+    }
+
+
 def test_readme_gets_the_tables_and_keeps_its_words(tmp_path):
     records(tmp_path)
     (tmp_path / "docs").mkdir()
     (tmp_path / "demo.md").write_text("demo table\n")
     (tmp_path / "study.json").write_text(json.dumps(study_record()))
+    (tmp_path / "training.json").write_text(json.dumps(training_record()))
     readme = tmp_path / "README.md"
     readme.write_text(
         "before\n<!-- decode: x -->\nold\n<!-- /decode -->\nmiddle\n<!-- demo: x -->\n<!-- /demo -->\nafter\n"
         "<!-- gpu: x -->\n<!-- /gpu -->\n<!-- study: x -->\n<!-- /study -->\n"
+        "<!-- training: x -->\n<!-- /training -->\n"
     )
     for gpu in ("Nothing is measured yet.\n", None):
         main([str(tmp_path), "--readme", str(readme)])
@@ -70,6 +85,11 @@ def test_readme_gets_the_tables_and_keeps_its_words(tmp_path):
         if gpu is not None:
             assert end.startswith(f"{gpu}<!-- /gpu -->\n<!-- study: x -->\n600 steps of 128 images, 3 seeds")
             assert (tmp_path / "docs" / "study.png").is_file()
+            assert "commit 0123456789; 2026-01-02\n\n| workers" in end.partition("<!-- training: x -->")[2]
+            assert [line.split() for line in end.splitlines() if line.startswith("| 2 ")] == [
+                "| 2 | 1,000 | 900 |".split()
+            ]
+            assert "the loop itself takes 0.50 ms a step" in end
             for name, date, cuda in (("a", "2026-02-01", "13.0"), ("b", "2026-01-01", "13.0"), ("c", "2026-03-01", "")):
                 (tmp_path / name).mkdir()
                 machine = {"device": f"device {name}", "commit": "0", "date": date, "cuda": cuda}

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--readme",
         type=Path,
-        help="put the tables, also of demo, study, training loop and the newest GPU, into this file, and pictures into docs/",
+        help="put all tables, also those of other records there, into this file, and pictures into docs/",
     )
     options = parser.parse_args(argv)
     folder = options.folder

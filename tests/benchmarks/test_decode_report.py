@@ -1,6 +1,7 @@
 """The decode suite of pytest-benchmark: from stored records to table, picture and README."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -86,9 +87,7 @@ def test_readme_gets_the_tables_and_keeps_its_words(tmp_path):
             assert end.startswith(f"{gpu}<!-- /gpu -->\n<!-- study: x -->\n600 steps of 128 images, 3 seeds")
             assert (tmp_path / "docs" / "study.png").is_file()
             assert "commit 0123456789; 2026-01-02\n\n| workers" in end.partition("<!-- training: x -->")[2]
-            assert [line.split() for line in end.splitlines() if line.startswith("| 2 ")] == [
-                "| 2 | 1,000 | 900 |".split()
-            ]
+            assert re.search(r"\| 2 +\| 1,000 +\| 900 +\|", end)
             assert "the loop itself takes 0.50 ms a step" in end
             for name, date, cuda in (("a", "2026-02-01", "13.0"), ("b", "2026-01-01", "13.0"), ("c", "2026-03-01", "")):
                 (tmp_path / name).mkdir()

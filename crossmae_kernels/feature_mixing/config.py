@@ -2,17 +2,19 @@
 
 from dataclasses import dataclass
 
-# Values of all mixes of a token, padded, up to which a program holds them in registers: ViT-H's with 12 decoder blocks.
-MOST_VALUES = 16 * 1280
+# By the bytes of an element: values of all mixes of a token, padded, up to which a program holds them in registers.
+# That is, with 12 decoder blocks, ViT-H's and, in float32, ViT-B's.
+MOST_VALUES = {2: 16 * 1280, 4: 16 * 768}
 
-# The same for upstream gradients beside them, in the backward pass: ViT-L's. Wider ones are read a second time.
-MOST_VALUES_OF_TWO = 16 * 1024
+# The same for upstream gradients beside them, in the backward pass: ViT-L's and, in float32, ViT-S's. Wider ones are
+# read a second time.
+MOST_VALUES_OF_TWO = {2: 16 * 1024, 4: 16 * 384}
 
 NUM_WARPS = 8
 
-# Registers of a thread in the backward pass: all that 8 warps can have. Unless told so, the assembler may spill a few
+# Registers of a thread where a program needs all that 8 warps can have. Unless told so, the assembler may spill a few
 # to let a second program run beside.
-BACKWARD_REGISTERS = 255
+ALL_REGISTERS = 255
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,13 @@ def backward_tiles(mixes: int, width: int, element_size: int, on_chip: bool) -> 
 
 
 def held(mixes: int, width: int, element_size: int) -> bool:
-    """Whether a program holds whole tokens, so that LayerNorm needs no pass of its own.
-
-    Not in float32, where values take twice the registers and products, outside of the tensor cores, many more.
-    """
-    return element_size == 2 and padded(mixes) * width <= MOST_VALUES
+    """Whether a program holds whole tokens, so that LayerNorm needs no pass of its own."""
+    return padded(mixes) * width <= MOST_VALUES[element_size]
 
 
-def holds_upstream_gradients(mixes: int, width: int) -> bool:
+def holds_upstream_gradients(mixes: int, width: int, element_size: int) -> bool:
     """Whether a program that holds tokens in the backward pass has room for the upstream gradients too."""
-    return padded(mixes) * width <= MOST_VALUES_OF_TWO
+    return padded(mixes) * width <= MOST_VALUES_OF_TWO[element_size]
 
 
 def forward_stages(maps: int, width: int, element_size: int, shared_memory: int) -> int:
@@ -74,3 +73,13 @@ def forward_stages(maps: int, width: int, element_size: int, shared_memory: int)
     maps_of_a_token = padded(maps) * width * element_size
     scratch = 16 * 1024
     return 1 + max(0, min(2, (shared_memory - scratch) // maps_of_a_token))
+
+
+def forward_registers(element_size: int) -> int | None:
+    """Registers of a thread in the forward kernel; in 16 bits the assembler finds better itself."""
+    return ALL_REGISTERS if element_size == 4 else None
+
+
+def backward_stages(element_size: int) -> int:
+    """Depth of the backward kernel's pipeline over the panels of a token; in float32 no register is left for one."""
+    return 2 if element_size == 2 else 1

@@ -10,8 +10,8 @@ statistics passes between warps.
 then ``w^T d`` for the maps and ``d m^T`` for the weights. It sweeps over the panels twice. The first sweep finds
 ``x_hat`` again and both means, and with the maps at hand, before the means are known, all that the weights' gradient
 is made of: ``d m^T = rstd (dy m^T - mean(dy) 1 m^T - mean(dy x_hat) x_hat m^T)``. So the second sweep needs no maps.
-From one to the other ``x_hat`` stays on chip, rounded to 16 bits, and so do the upstream gradients where there is room
-(``HOLD_DOUT``); else these are read a second time, soon after the first.
+From one to the other ``x_hat`` stays on chip, rounded as products ask, and so do the upstream gradients where there is
+room (``HOLD_DOUT``); else these are read a second time, soon after the first.
 
 *Not normalised*, panels have nothing to do with each other, and each is a program's own.
 
@@ -132,7 +132,9 @@ def mixing_forward(
 
 @triton.jit
 def packed(tile):
-    """Neighbouring 16-bit values of the last dimension in one word of 32 bits, which is what a register has."""
+    """A tile as registers of 32 bits hold it: of 16-bit values, neighbours of the last dimension in one word."""
+    if tile.dtype.primitive_bitwidth == 32:
+        return tile
     low, high = tl.split(tl.reshape(tile, (tile.shape[0], tile.shape[1], tile.shape[2] // 2, 2)))
     return high.to(tl.uint16, bitcast=True).to(tl.uint32) << 16 | low.to(tl.uint16, bitcast=True).to(tl.uint32)
 
@@ -140,6 +142,8 @@ def packed(tile):
 @triton.jit
 def unpacked(words, DTYPE: tl.constexpr):
     """The tile that was ``packed``, in float32."""
+    if DTYPE.primitive_bitwidth == 32:
+        return words
     pairs = tl.join((words & 0xFFFF).to(tl.uint16), (words >> 16).to(tl.uint16)).to(DTYPE, bitcast=True)
     return tl.reshape(pairs, (words.shape[0], words.shape[1], words.shape[2] * 2)).to(tl.float32)
 
@@ -195,13 +199,13 @@ def mixing_backward(
 ):  # fmt: skip
     """Normalised mixes. Program: a share of the tokens. ``dmaps`` or ``dweight`` may be None.
 
-    All but ``means``, ``rstds`` and ``dweight`` is 16 bits wide, but that maps and their gradients may be float32.
+    ``means``, ``rstds`` and ``dweight`` are float32; where all else is 16 bits wide, maps and gradients of them may be.
     ``dmaps`` (maps, tokens, width); ``dweight`` (programs, mixes, maps), to be summed.
     """
     dtype: tl.constexpr = weight.dtype.element_ty
     mixes = tl.arange(0, BLOCK_MIXES)[None, :, None]
     known = mixes < num_mixes
-    nothing_held = tl.zeros((SLICES, BLOCK_MIXES, CHANNELS // 2), dtype=tl.uint32)
+    nothing_held = packed(tl.zeros((SLICES, BLOCK_MIXES, CHANNELS), dtype=dtype))
     no_sums = tl.zeros((SLICES, BLOCK_MIXES, BLOCK), dtype=tl.float32)
     dweights = ()
     for _ in tl.static_range(0, MAPS, BLOCK):
@@ -228,7 +232,7 @@ def mixing_backward(
             by_dout = by_dout + (dweights[first // BLOCK] / rstd,)
             by_x_hat = by_x_hat + (no_sums,)
             sums = sums + (tl.zeros((SLICES, BLOCK), dtype=tl.float32),)
-        for panel in tl.range(PANELS, num_stages=2, disable_licm=True):
+        for panel in tl.range(PANELS, disable_licm=True):
             columns = columns_of(panel, SLICES, CHANNELS)
             d = tl.load(dout_rows + columns, mask=known & (columns < width), other=0.0)
             mixed = tl.zeros((SLICES, BLOCK_MIXES, CHANNELS), dtype=tl.float32)
@@ -259,7 +263,7 @@ def mixing_backward(
             along = shift * sums[block][:, None, :] + slope * by_x_hat[block]
             dweights = dweights + (rstd * (by_dout[block] - along),)
         if dmaps is not None:
-            for panel in tl.range(PANELS, disable_licm=True):
+            for panel in tl.range(PANELS, num_stages=1, disable_licm=True):
                 columns = columns_of(panel, SLICES, CHANNELS)
                 if HOLD_DOUT:
                     d = unpacked(panel_of(douts, panel, PANELS), dtype)

@@ -11,10 +11,12 @@ from crossmae_kernels.common.machine import multiprocessors, shared_memory
 from crossmae_kernels.common.normalization import launch as normalization
 from crossmae_kernels.feature_mixing import kernels
 from crossmae_kernels.feature_mixing.config import (
-    BACKWARD_REGISTERS,
+    ALL_REGISTERS,
     NUM_WARPS,
     Tiles,
+    backward_stages,
     backward_tiles,
+    forward_registers,
     forward_stages,
     forward_tiles,
     held,
@@ -42,7 +44,8 @@ def forward(maps: Sequence[Tensor], weight: Tensor, eps: float, normalize: bool)
         with on_device_of(first):
             kernels.mixing_forward[call.grid](
                 *call.inputs(), out, means, rstds, *call.strides(), *call.counts, mixes, width, eps,
-                NORMALIZE=on_chip, PANELS=call.panels // call.grid[1], **call.constants(), num_stages=stages,
+                NORMALIZE=on_chip, PANELS=call.panels // call.grid[1], **call.constants(),
+                num_stages=stages, maxnreg=forward_registers(weight.element_size()),
             )  # fmt: skip
     if normalize and not on_chip:
         rows, rstds = normalization.normalize(out.flatten(0, 2), eps, out.dtype)
@@ -62,7 +65,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the maps, ``(k, B, K, E)``, and of the weights where ``wanted``.
 
-    ``mixes`` are given where LayerNorm's gradient is a pass of its own.
+    Normalised ``mixes`` are given where LayerNorm's gradient is a pass of its own.
     """
     first, width = maps[0], maps[0].shape[2]
     dmaps = first.new_empty(len(maps), *first.shape) if wanted[0] else None
@@ -78,16 +81,17 @@ def backward(
     dweight = None
     if wanted[1]:
         dweight = first.new_empty(call.grid[0] * call.grid[1], *weight.shape, dtype=torch.float32)
-    options = {**call.constants(), "num_stages": 1, "maxnreg": BACKWARD_REGISTERS}
+    options = {**call.constants(), "maxnreg": ALL_REGISTERS}
     gradients = dout, dmaps, dweight, *call.strides(), *dout.stride()[:3], *call.counts, count, width
     with on_device_of(first):
         if on_chip:
             kernels.mixing_backward[call.grid](
                 *call.inputs(), means, rstds, *gradients, PANELS=call.panels,
-                HOLD_DOUT=holds_upstream_gradients(count, width), **options,
+                HOLD_DOUT=holds_upstream_gradients(count, width, weight.element_size()),
+                num_stages=backward_stages(weight.element_size()), **options,
             )  # fmt: skip
         else:
-            kernels.sums_backward[call.grid](*call.inputs(), *gradients, **options)
+            kernels.sums_backward[call.grid](*call.inputs(), *gradients, num_stages=1, **options)
     return dmaps, None if dweight is None else dweight.sum(0).to(weight.dtype)
 
 

@@ -7,10 +7,12 @@ from typing import Any
 from crossmae_kernels.audit.case import ITEM_SIZES, Case
 from crossmae_kernels.audit.compilation import SHARED_MEMORY
 from crossmae_kernels.feature_mixing.config import (
-    BACKWARD_REGISTERS,
+    ALL_REGISTERS,
     NUM_WARPS,
     Tiles,
+    backward_stages,
     backward_tiles,
+    forward_registers,
     forward_stages,
     forward_tiles,
     held,
@@ -46,8 +48,9 @@ def cases(arch: int, dtype: str) -> Iterator[Case]:
 
 def forward_case(arch: int, dtype: str, dtype_of_maps: str, shape: Shape) -> Case:
     """The mixes, normalised where a program holds them."""
-    choice = forward_tiles(shape.mixes, shape.width, ITEM_SIZES[dtype])
-    on_chip = held(shape.mixes, shape.width, ITEM_SIZES[dtype])
+    size = ITEM_SIZES[dtype]
+    choice = forward_tiles(shape.mixes, shape.width, size)
+    on_chip = held(shape.mixes, shape.width, size)
     stages = 1
     if on_chip:
         stages = forward_stages(shape.maps, shape.width, ITEM_SIZES[dtype_of_maps], SHARED_MEMORY[arch])
@@ -57,13 +60,14 @@ def forward_case(arch: int, dtype: str, dtype_of_maps: str, shape: Shape) -> Cas
 
 def backward_case(arch: int, dtype: str, dtype_of_maps: str, shape: Shape) -> Case:
     """The gradients, LayerNorm's among them where a program holds the mixes."""
-    on_chip = held(shape.mixes, shape.width, ITEM_SIZES[dtype])
-    choice = backward_tiles(shape.mixes, shape.width, ITEM_SIZES[dtype], on_chip)
+    size = ITEM_SIZES[dtype]
+    on_chip = held(shape.mixes, shape.width, size)
+    choice = backward_tiles(shape.mixes, shape.width, size, on_chip)
     if not on_chip:
         return _case("sums_backward", arch, dtype, dtype_of_maps, shape, choice, {}, 1)
-    hold_dout = holds_upstream_gradients(shape.mixes, shape.width)
+    hold_dout = holds_upstream_gradients(shape.mixes, shape.width, size)
     constants = {"PANELS": choice.panels(shape.width), "HOLD_DOUT": hold_dout}
-    return _case("mixing_backward", arch, dtype, dtype_of_maps, shape, choice, constants, 1)
+    return _case("mixing_backward", arch, dtype, dtype_of_maps, shape, choice, constants, backward_stages(size))
 
 
 def _case(
@@ -98,7 +102,7 @@ def _case(
         },
         warps=NUM_WARPS,
         stages=stages,
-        registers=BACKWARD_REGISTERS if kernel.endswith("backward") else None,
+        registers=ALL_REGISTERS if kernel.endswith("backward") else forward_registers(ITEM_SIZES[dtype]),
         tensor_cores=dtype != "fp32",
         by_warp=True,
         store_bits=128,

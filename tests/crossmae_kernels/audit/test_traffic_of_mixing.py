@@ -48,18 +48,20 @@ def test_normalised(measured, model):
     assert backward_products == pytest.approx(4 * padding)
 
 
-@pytest.mark.parametrize("model", ["ViT-B", "ViT-H"])
-def test_normalised_in_a_pass_of_its_own(measured, model):
-    """In float32 mixes are written, read and written normalised; back, their gradients likewise, and the mixes read.
+@pytest.mark.parametrize("model", MODELS)
+def test_normalised_in_float32(measured, model):
+    """ViT-B reads upstream gradients twice; where a token does not fit on chip, LayerNorm is a pass of its own.
 
-    The rest is weights, each time that a panel asks for them.
+    Then mixes are written, read and written normalised; back, their gradients likewise, and the mixes read. The rest is
+    weights, each time that a panel asks for them.
     """
     maps, width = MODELS[model]
     forward, backward, *_ = measured(maps, width, torch.float32)
-    moved = maps + MIXES + 2 * MIXES
-    assert moved < forward <= 1.07 * moved
-    moved = maps + MIXES + maps + 3 * MIXES
-    assert moved < backward <= 1.07 * moved
+    on_chip = model in ("ViT-S", "ViT-B")
+    extra = 0 if on_chip else 2 * MIXES
+    assert maps + MIXES + extra < forward <= 1.07 * (maps + MIXES + extra)
+    extra = {"ViT-S": 0, "ViT-B": MIXES}[model] if on_chip else 3 * MIXES
+    assert maps + MIXES + maps + extra < backward <= 1.07 * (maps + MIXES + maps + extra)
 
 
 def test_sums_alone(measured):

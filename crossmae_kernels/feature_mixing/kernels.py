@@ -133,19 +133,21 @@ def mixing_forward(
 @triton.jit
 def packed(tile):
     """A tile as registers of 32 bits hold it: of 16-bit values, neighbours of the last dimension in one word."""
-    if tile.dtype.primitive_bitwidth == 32:
-        return tile
-    low, high = tl.split(tl.reshape(tile, (tile.shape[0], tile.shape[1], tile.shape[2] // 2, 2)))
-    return high.to(tl.uint16, bitcast=True).to(tl.uint32) << 16 | low.to(tl.uint16, bitcast=True).to(tl.uint32)
+    words = tile
+    if tile.dtype.primitive_bitwidth == 16:
+        low, high = tl.split(tl.reshape(tile, (tile.shape[0], tile.shape[1], tile.shape[2] // 2, 2)))
+        words = high.to(tl.uint16, bitcast=True).to(tl.uint32) << 16 | low.to(tl.uint16, bitcast=True).to(tl.uint32)
+    return words
 
 
 @triton.jit
 def unpacked(words, DTYPE: tl.constexpr):
     """The tile that was ``packed``, in float32."""
-    if DTYPE.primitive_bitwidth == 32:
-        return words
-    pairs = tl.join((words & 0xFFFF).to(tl.uint16), (words >> 16).to(tl.uint16)).to(DTYPE, bitcast=True)
-    return tl.reshape(pairs, (words.shape[0], words.shape[1], words.shape[2] * 2)).to(tl.float32)
+    tile = words
+    if DTYPE.primitive_bitwidth == 16:
+        pairs = tl.join((words & 0xFFFF).to(tl.uint16), (words >> 16).to(tl.uint16)).to(DTYPE, bitcast=True)
+        tile = tl.reshape(pairs, (words.shape[0], words.shape[1], words.shape[2] * 2)).to(tl.float32)
+    return tile
 
 
 @triton.jit

@@ -73,8 +73,7 @@ class Checkpoints:
             beside = self.folder / f".{path.name}.{os.getpid()}"
             try:
                 beside.mkdir()
-                save_state(model, stepper.plan.config, beside / MODEL)
-                torch.save(training, beside / TRAINING)
+                _save(stepper, model, training, beside)
                 manifest = {"step": stepper.step, "score": score, "files": _files(beside)}
                 (beside / MANIFEST).write_text(json.dumps(manifest, indent=2))
                 _to_disk(beside)
@@ -106,8 +105,12 @@ def restore(stepper: Stepper, path: Path) -> None:
     training = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
     whole = StateDictOptions(full_state_dict=True)
     set_model_state_dict(stepper.module, state, options=whole)
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in stepper.optimizer.param_groups]
     set_optimizer_state_dict(stepper.module, stepper.optimizer, training["optimizer"], options=whole)
-    stepper.fabric.strategy.precision.load_state_dict(training["precision"])
+    for group, of_recipe in zip(stepper.optimizer.param_groups, settings, strict=True):
+        group.update(of_recipe)
+    if training["precision"]:  # empty where there was no loss scale
+        stepper.fabric.strategy.precision.load_state_dict(training["precision"])
     stepper.step = json.loads((path / MANIFEST).read_text())["step"]
 
 
@@ -144,6 +147,17 @@ def _states(stepper: Stepper) -> tuple[dict[str, Tensor], dict[str, Any]]:
     optimizer = get_optimizer_state_dict(stepper.module, stepper.optimizer, options=_WHOLE)
     named = {name.removeprefix(_PREFIX): tensor for name, tensor in model.items()}
     return named, {"optimizer": optimizer, "precision": stepper.fabric.strategy.precision.state_dict()}
+
+
+def _save(stepper: Stepper, model: dict[str, Tensor], training: dict[str, Any], folder: Path) -> None:
+    """Write both files; of what their writers raise where a disk is full, all is OSError then."""
+    from safetensors import SafetensorError
+
+    try:
+        save_state(model, stepper.plan.config, folder / MODEL)
+        torch.save(training, folder / TRAINING)
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(f"{folder} could not be written: {error}") from error
 
 
 def _files(folder: Path) -> dict[str, list[int]]:

@@ -2,10 +2,12 @@
 
 import os
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.distributed
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 from lightning_fabric.strategies import Strategy as FabricStrategy
 from torch import Tensor, nn
@@ -15,12 +17,16 @@ from torch.distributed.fsdp import fully_shard
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.recipe import Recipe, RunOptions
 
-_PRECISIONS: dict[str, Literal["bf16-mixed", "16-mixed", "32-true"]] = {
-    "bfloat16": "bf16-mixed",
-    "float16": "16-mixed",
-    "float32": "32-true",
-    "float64": "32-true",
-}
+
+class Autocast(MixedPrecision):
+    """Fabric's, but that inputs stay as they are.
+
+    Rounded pixels would be wrong targets too, and rounded noise has ties: other masks in other precisions.
+    """
+
+    def convert_input(self, data: Any) -> Any:
+        """As it is."""
+        return data
 
 
 def make_fabric(recipe: Recipe, options: RunOptions) -> Fabric:
@@ -34,23 +40,36 @@ def make_fabric(recipe: Recipe, options: RunOptions) -> Fabric:
     if options.strategy == "fsdp" and recipe.precision == "float16":
         raise ValueError("float16 cannot be sharded (its loss scale is not shared); take bfloat16 or strategy=ddp")
     devices, nodes = _devices(options)
+    accelerator = "auto" if torch.accelerator.is_available() else "cpu"
     config = recipe.config()
     # Encoder blocks behind the last map that the decoder uses get no gradient, which DDP must be told.
     unused = config.feature_maps is not None and config.feature_maps[-1] < config.encoder_depth
     return Fabric(
-        accelerator="auto" if torch.accelerator.is_available() else "cpu",
+        accelerator=accelerator,
         devices=devices,
         num_nodes=nodes,
         strategy=_strategy(options, devices * nodes, unused),
-        precision=_PRECISIONS[recipe.precision],
+        plugins=_precision(recipe, accelerator),
     )
 
 
+def _precision(recipe: Recipe, accelerator: str) -> list[Any]:
+    """How products are rounded; float32 and float64 are a matter of the model's parameters."""
+    if recipe.precision in ("float32", "float64"):
+        return []
+    if recipe.precision == "float16" and accelerator == "cpu":
+        raise ValueError("float16 needs an accelerator, there is a CPU only; take bfloat16 or float32")
+    device = "cpu" if accelerator == "cpu" else torch.accelerator.current_accelerator().type  # type: ignore[union-attr]
+    return [Autocast("16-mixed" if recipe.precision == "float16" else "bf16-mixed", device)]
+
+
 def over_devices(fabric: Fabric, tensor: Tensor, how: Literal["mean", "sum"]) -> Tensor:
-    """Mean or sum of a tensor on all devices; all must call."""
-    reduced = fabric.all_reduce(tensor, reduce_op=how)
-    assert isinstance(reduced, Tensor)
-    return reduced
+    """Mean or sum of a tensor on all devices; all must call, none waits for its device. Fabric's own has a barrier."""
+    if fabric.world_size == 1:
+        return tensor
+    reduced = tensor.clone()
+    torch.distributed.all_reduce(reduced)
+    return reduced / fabric.world_size if how == "mean" else reduced
 
 
 def processes(options: RunOptions) -> int:

@@ -33,7 +33,8 @@ def diagnosed(stepper: Stepper, batches: Iterator[Batch], bad_step: int) -> str:
     anywhere = False
     while stepper.step <= bad_step and not anywhere:
         step = stepper.step
-        with watched(stepper.module, found):
+        # Compiled code would not see that it is watched.
+        with torch.compiler.set_stance("force_eager"), watched(stepper.module, found):
             loss = stepper.take(batches)
         if not found and not _finite(loss):
             found.append("the loss itself; all modules' outputs are finite")

@@ -1,8 +1,11 @@
 """What a run shows of itself: a progress line, TensorBoard, and a log of plain lines to compare runs with."""
 
+import io
 import json
+import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +35,7 @@ class Monitor:
         self._plan = plan
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
         earlier = _kept_until(folder / LOG, first)
-        self._log = (folder / LOG).open("a")
+        self._log, self._waiting = folder / LOG, io.StringIO()
         self._line = tqdm(total=plan.steps, initial=first, desc=plan.recipe.model, unit="step", mininterval=1)
         self._step, self._begun = first, time.perf_counter()
         self._seconds = max((entry["seconds"] for entry in earlier if "seconds" in entry), default=0.0)
@@ -49,7 +52,7 @@ class Monitor:
         memory = _memory_in_use() / 2**30
         curves = {"learning_rate": learning_rate, "images_per_second": rate, "memory_gib": memory}
         self._write({"step": step, "seconds": self._seconds, **curves})
-        self._log.flush()
+        self._flush()
         self.scalars(step, {"loss": loss, **curves})
         self._line.set_postfix_str(f"loss {loss:.4f}, lr {learning_rate:.2e}, {rate:,.0f} images/s, {memory:.1f} GiB")
         self._line.update(step - self._line.n)
@@ -62,7 +65,7 @@ class Monitor:
     def probe(self, step: int, accuracies: Mapping[str, float]) -> None:
         """Note accuracies of the features."""
         self._write({"step": step, **accuracies})
-        self._log.flush()
+        self._flush()
         self.scalars(step, {f"probe/{name}": value for name, value in accuracies.items()})
         self.say(f"step {step:,}: " + ", ".join(f"{name} {value:.1%}" for name, value in accuracies.items()))
 
@@ -88,11 +91,23 @@ class Monitor:
     def close(self) -> None:
         """Finish the files and the line."""
         self._line.close()
-        self._log.close()
+        self._flush()
         self._board.close()
 
     def _write(self, entry: Mapping[str, Any]) -> None:
-        self._log.write(json.dumps(entry) + "\n")
+        self._waiting.write(json.dumps(entry) + "\n")
+
+    def _flush(self) -> None:
+        """Append what waits to the log; where that fails, it waits on, and training goes on."""
+        size = self._log.stat().st_size
+        try:
+            with self._log.open("a") as log:
+                log.write(self._waiting.getvalue())
+        except OSError as error:
+            os.truncate(self._log, size)
+            warnings.warn(f"the log {self._log} waits: {error}", stacklevel=2)
+        else:
+            self._waiting = io.StringIO()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

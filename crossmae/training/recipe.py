@@ -114,7 +114,7 @@ class RunOptions:
     Args:
         out: folder of the run; made if it is missing.
         resume: ``auto`` goes on from the newest good checkpoint of the folder, ``never`` wants a folder without any;
-            or the folder of a checkpoint, of any run, to go on from.
+            or the folder of another run's checkpoint, to start from while this run has none of its own.
         strategy: ``ddp`` copies the model to every device, ``fsdp`` shards it (FSDP2).
         devices: number of devices on this host; all there are unless given, one process on a CPU.
         dry_run: print the plan and do nothing.

@@ -77,6 +77,10 @@ def _check_folder(folder: Path, options: RunOptions) -> None:
         raise PermissionError(f"there is no permission to write into the folder {folder}")
     if options.resume == "never" and any((folder / "checkpoints").glob("step-*")):
         raise ValueError(f"{folder} holds checkpoints of a run; take another folder, or resume=auto to go on with it")
+    if Path(options.resume).resolve().parent == (folder / "checkpoints").resolve():
+        raise ValueError(
+            f"{options.resume} is one of this run, which goes on from its newest; remove the later ones and resume=auto"
+        )
 
 
 class Run:
@@ -211,15 +215,15 @@ class Run:
     def _draw(self) -> None:
         model = self._stepper.whole_model()
         if self._monitor is not None and model is not None:
-            with self._monitor.pause():
-                for picture in self._evaluation.draw(model, self._stepper.step, self._folder / "pictures"):
-                    self._monitor.picture(self._stepper.step, picture)
+            try:
+                with self._monitor.pause():
+                    for picture in self._evaluation.draw(model, self._stepper.step, self._folder / "pictures"):
+                        self._monitor.picture(self._stepper.step, picture)
+            except OSError as error:
+                warnings.warn(f"no pictures of step {self._stepper.step}: {error}", stacklevel=2)
 
     def _newest_good(self) -> Path | None:
         """The checkpoint to go on from, or None where there is none; damaged and foreign ones are passed over."""
-        if self._options.resume not in ("auto", "never"):
-            verify(Path(self._options.resume), self._plan.config)
-            return Path(self._options.resume)
         refused = []
         for checkpoint in reversed(self._checkpoints.there()):
             try:
@@ -231,7 +235,10 @@ class Run:
                 return checkpoint.path
         if refused:
             raise RuntimeError(f"no checkpoint of {self._folder} can be gone on from: {'; '.join(refused)}")
-        return None
+        if self._options.resume in ("auto", "never"):
+            return None
+        verify(Path(self._options.resume), self._plan.config)
+        return Path(self._options.resume)
 
     def _explained(self, error: NonFiniteLossError) -> str:
         """What went wrong first, found by going back to the last checkpoint, which stays as it is."""

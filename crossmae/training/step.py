@@ -50,7 +50,8 @@ class Stepper:
             parameter_groups(self.module, recipe.weight_decay),
             lr=plan.peak_learning_rate,
             betas=recipe.betas,
-            fused=True,
+            # A fused optimizer takes the loss scale of float16 out itself, after what is to be clipped.
+            fused=recipe.precision != "float16" or recipe.clip_norm is None,
         )
         steps = fabric.setup_optimizers(self.optimizer)
         assert isinstance(steps, _FabricOptimizer)  # of one optimizer, one
@@ -64,9 +65,9 @@ class Stepper:
             group["lr"] = plan.learning_rate(self.step)
         if plan.config.drop_path:
             # Known from the step alone, and other on every device: nothing to keep in a checkpoint.
-            torch.manual_seed((plan.recipe.seed * 1_000_003 + self.step) * 65_537 + fabric.global_rank)
+            torch.manual_seed(((plan.recipe.seed * 1_000_003 + self.step) * 65_537 + fabric.global_rank) % 2**63)
         ratios = plan.ratios(self.step)
-        losses = []
+        losses: list[Tensor] = []
         for left in reversed(range(plan.accumulation)):
             batch = next(batches).to(fabric.device)
             if plan.recipe.execution == "graphs":
@@ -74,6 +75,8 @@ class Stepper:
             with fabric.no_backward_sync(self.loss, enabled=left > 0):
                 loss = self.loss(batch.images, batch.noise, *ratios)
                 fabric.backward(loss / plan.accumulation)
+            if plan.recipe.execution == "graphs" and left and not losses:
+                self._own_gradients()
             losses.append(loss.detach().clone())  # a CUDA graph writes the next one to the same place
         if plan.recipe.clip_norm is not None:
             fabric.clip_gradients(self.loss, self._steps, max_norm=plan.recipe.clip_norm, error_if_nonfinite=False)
@@ -81,6 +84,12 @@ class Stepper:
         self._steps.zero_grad()
         self.step += 1
         return torch.stack(losses).mean()
+
+    def _own_gradients(self) -> None:
+        """Copy gradients out of the memory that the next replay of the CUDA graph writes to; it then adds to them."""
+        for p in self.module.parameters():
+            if p.grad is not None:
+                p.grad = p.grad.clone()
 
     def is_finite(self) -> bool:
         """Whether all parameters are, on all devices; waits for them."""

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +14,16 @@ from pretraining import into, losses, small, weights
 from processes import start
 
 import crossmae
+from crossmae.model import MaskedAutoencoder
+from crossmae.training import checkpoints
 from crossmae.training import run as run_module
 from crossmae.training.checkpoints import Checkpoints
+from crossmae.training.data.batches import Batch
 from crossmae.training.data.config import DataConfig
-from crossmae.training.monitor import read_log
+from crossmae.training.devices import make_fabric
+from crossmae.training.diagnosis import diagnosed
+from crossmae.training.monitor import Monitor, read_log
+from crossmae.training.plan import make_plan
 from crossmae.training.run import pretrain
 from crossmae.training.step import Stepper
 
@@ -139,20 +146,99 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
         pretrain(small(), into(tmp_path / "one", resume="never"))
 
 
-def test_a_full_disk_is_reported_and_costs_one_checkpoint(uninterrupted, tmp_path, monkeypatch):
-    save = torch.save
+@pytest.mark.parametrize("what", ["ours", "the writer's of PyTorch", "the writer's of safetensors"])
+def test_a_full_disk_is_reported_and_costs_one_checkpoint(uninterrupted, tmp_path, monkeypatch, what):
+    from safetensors import SafetensorError
 
-    def full(state, path, **options):
-        if "step-00000004" in str(path):
-            path.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(state, path, **options)
+    where, error = {
+        "ours": ("training.pt", OSError(errno.ENOSPC, "No space left on device")),
+        "the writer's of PyTorch": ("training.pt", RuntimeError("[enforce fail] No space left on device")),
+        "the writer's of safetensors": ("model.safetensors", SafetensorError("I/O error: No space left on device")),
+    }[what]
 
-    monkeypatch.setattr(torch, "save", full)
+    def full(write):
+        def written(*arguments, **options):
+            for path in map(str, arguments):
+                if "step-00000004" in path and path.endswith(where):
+                    Path(path).write_bytes(b"half")
+                    raise error
+            return write(*arguments, **options)
+
+        return written
+
+    monkeypatch.setattr(torch, "save", full(torch.save))
+    monkeypatch.setattr(checkpoints, "save_state", full(checkpoints.save_state))
     with pytest.warns(UserWarning, match=r"no checkpoint of step 4: .*No space left on device"):
         pretrain(small(), into(tmp_path, keep_last=20))
     assert steps_kept(tmp_path) == [0, 2, 6, 8, 10, 12]
     assert same(tmp_path, uninterrupted[0])
+
+
+def test_a_log_that_cannot_be_written_is_reported_and_stops_nothing(uninterrupted, tmp_path, monkeypatch):
+    losses_of = Monitor.losses
+
+    class Full(type(Path())):
+        def open(self, *_, **__):
+            with super().open("a") as log:
+                log.write('{"step": 4, "lo')
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def sometimes(monitor, losses):
+        if losses.first == 4:
+            monitor._log = Full(monitor._log)
+        losses_of(monitor, losses)
+        monitor._log = Path(monitor._log)
+
+    monkeypatch.setattr(Monitor, "losses", sometimes)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        pretrain(small(), into(tmp_path, log_every=2))
+    # What waited is written when there is room, and nothing twice.
+    assert [entry["step"] for entry in read_log(tmp_path / "log.jsonl") if "loss" in entry] == list(range(12))
+    assert all(
+        line.startswith("{") and line.endswith("}") for line in (tmp_path / "log.jsonl").read_text().splitlines()
+    )
+    assert same(tmp_path, uninterrupted[0])
+
+
+def test_a_run_that_starts_from_another_ones_checkpoint_goes_on_with_its_own(uninterrupted, tmp_path):
+    """A scheduler gives the same command again."""
+    pretrain(small(), into(tmp_path / "one", keep_last=20))
+    again = {"resume": str(tmp_path / "one" / "checkpoints" / "step-00000004")}
+    pretrain(small(steps=12), into(tmp_path / "two", **again))
+    assert list(losses(tmp_path / "two")) == list(range(4, 12))
+    before = (tmp_path / "two" / "log.jsonl").read_text()
+    pretrain(small(steps=12), into(tmp_path / "two", **again))
+    assert (tmp_path / "two" / "log.jsonl").read_text().startswith(before)
+    assert same(tmp_path / "two", uninterrupted[0])
+
+
+def test_going_back_to_an_own_checkpoint_needs_the_later_ones_out_of_the_way(tmp_path):
+    pretrain(small(steps=4), into(tmp_path))
+    with pytest.raises(ValueError, match=r"is one of this run, which goes on from its newest; remove the later ones"):
+        pretrain(small(), into(tmp_path, resume=str(tmp_path / "checkpoints" / "step-00000002")))
+
+
+def test_settings_of_the_optimizer_are_the_recipes_after_a_resumption(tmp_path, monkeypatch):
+    pretrain(small(steps=2), into(tmp_path))
+    settings = []
+    take = Stepper.take
+
+    def noted(stepper, batches):
+        settings.append([(g["weight_decay"], g["betas"]) for g in stepper.optimizer.param_groups])
+        return take(stepper, batches)
+
+    monkeypatch.setattr(Stepper, "take", noted)
+    pretrain(small(steps=3, weight_decay=0.3, betas=(0.8, 0.99)), into(tmp_path))
+    assert settings == [[(0.3, (0.8, 0.99)), (0.0, (0.8, 0.99))]]
+
+
+def test_a_loss_scale_that_is_not_in_a_checkpoint_starts_anew(tmp_path, monkeypatch):
+    """That of a run in another precision, which goes on in float16."""
+    pretrain(small(steps=2), into(tmp_path))
+    loaded = []
+    monkeypatch.setattr("lightning_fabric.plugins.precision.precision.Precision.load_state_dict", loaded.append)
+    pretrain(small(steps=3), into(tmp_path))
+    assert not loaded
 
 
 def test_what_is_kept(tmp_path):
@@ -207,6 +293,59 @@ def test_a_gradient_that_is_not_finite_is_found_in_the_step_that_made_it(tmp_pat
     monkeypatch.setattr(run_module.Fabric, "backward", poisoned)
     with pytest.raises(RuntimeError, match=r"not finite is the gradient of the output of model.*, in step 5"):
         pretrain(small(), into(tmp_path, save_every=1000))
+
+
+def test_a_compiled_model_is_diagnosed_module_by_module(tmp_path):
+    """Compiled code would not run hooks that come later."""
+    torch.compiler.reset()
+    recipe = small(execution="compile")
+    stepper = Stepper(
+        MaskedAutoencoder(recipe.config()), make_plan(recipe, 1000, 1), make_fabric(recipe, into(tmp_path))
+    )
+    config = stepper.model.config
+
+    def batches():
+        while True:
+            images = torch.rand(4, config.channels, *config.image_size)
+            yield Batch(images, torch.rand(4, config.patches), torch.zeros(4), ())
+
+    stepper.loss = stepper.fabric.setup_module(torch.compile(stepper.module, backend="aot_eager"))
+    stepper.take(batches())
+    with torch.no_grad():
+        stepper.model.encoder.blocks[1].mlp.fc1.bias[:] = 1e30
+        stepper.model.encoder.blocks[1].mlp.fc2.weight[:] = 1e30
+    assert "the output of model.encoder.blocks.1.mlp" in diagnosed(stepper, batches(), 1)
+
+
+def test_a_graphs_gradients_outlive_it(tmp_path, monkeypatch):
+    """Replaying a CUDA graph writes to the memory of the gradients that the last replay left."""
+    stale = []
+    backward = run_module.Fabric.backward
+
+    def noted(fabric, loss, **arguments):
+        new = [p for p in noted.stepper.module.parameters() if p.grad is None]
+        backward(fabric, loss, **arguments)
+        stale[:] = [p.grad for p in new if p.grad is not None]  # autograd gives these out as they are
+
+    def overwritten():
+        for gradient in stale:
+            gradient.fill_(torch.nan)
+
+    take = Stepper.take
+
+    def taken(stepper, batches):
+        noted.stepper = stepper
+        stale.clear()
+        return take(stepper, batches)
+
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+    for execution in ("eager", "graphs"):
+        if execution == "graphs":
+            monkeypatch.setattr(run_module.Fabric, "backward", noted)
+            monkeypatch.setattr(Stepper, "take", taken)
+            monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", overwritten)
+        pretrain(small(steps=2, micro_batch=4, execution=execution), into(tmp_path / execution))
+    assert same(tmp_path / "eager", tmp_path / "graphs")
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):

@@ -1,0 +1,64 @@
+"""What a device is given: inputs as they were read, an optimizer that goes with the precision."""
+
+import contextlib
+from dataclasses import replace
+
+import pytest
+import torch
+from pretraining import into, small
+
+from crossmae.model import MaskedAutoencoder
+from crossmae.training.devices import make_fabric
+from crossmae.training.plan import make_plan
+from crossmae.training.step import Stepper
+
+
+def stepper_of(recipe, folder):
+    return Stepper(MaskedAutoencoder(recipe.config()), make_plan(recipe, 1000, 1), make_fabric(recipe, into(folder)))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32", "float64"])
+def test_images_and_noise_are_not_rounded_on_their_way_to_the_model(tmp_path, precision):
+    """Rounded images are wrong targets too, and rounded noise has ties: another mask."""
+    data = replace(small().data, mean=(1.0,), std=(0.001,))
+    stepper = stepper_of(small(precision=precision, data=data), tmp_path)
+    config = stepper.model.config
+    images = 1 + torch.rand(2, config.channels, *config.image_size) / 1000
+    noise = torch.rand(2, config.patches)
+    seen = []
+
+    def see(module, inputs):
+        seen.extend((*inputs[:2], torch.is_autocast_enabled("cpu")))
+
+    stepper.module.register_forward_pre_hook(see)
+    loss = stepper.loss(images, noise, 0.75, 0.25)
+    assert torch.equal(seen[0], images)
+    assert torch.equal(seen[1], noise)
+    assert seen[2] == (precision == "bfloat16")
+    assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fused"),
+    [({"clip_norm": 1.0}, False), ({}, True), ({"clip_norm": 1.0, "precision": "bfloat16"}, True)],
+)
+def test_gradients_that_are_to_be_clipped_are_unscaled_first(tmp_path, settings, fused):
+    """A fused optimizer takes the loss scale out itself, too late for clipping."""
+    recipe = small(**{"precision": "float16", **settings})
+    fabric = make_fabric(small(), into(tmp_path))
+    stepper = Stepper(MaskedAutoencoder(recipe.config()), make_plan(recipe, 1000, 1), fabric)
+    assert stepper.optimizer.defaults["fused"] is fused
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
+def test_float16_on_a_cpu_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="float16 needs an accelerator"):
+        make_fabric(small(precision="float16"), into(tmp_path))
+
+
+def test_seeds_of_drop_path_may_be_large(tmp_path):
+    recipe = small(seed=2**62, model_options={**small().model_options, "drop_path": 0.5})
+    stepper = stepper_of(recipe, tmp_path)
+    with contextlib.suppress(StopIteration):
+        stepper.take(iter(()))
+    assert 0 <= torch.initial_seed() < 2**63

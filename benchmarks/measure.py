@@ -54,8 +54,8 @@ SEARCHED = ("reference", "fused", "release")
 def cases(suite: str, form: Form) -> list[Case]:
     """Everything that a suite measures, the most important first.
 
-    Forward passes alone come last: goals are set for both. Before that, and within that, what is compiled comes last,
-    since it takes long.
+    Forward passes alone come last: goals are set for both. Before them come searches for the largest batch. Within
+    that, what is compiled comes last, since it takes long.
     """
     found = problems(suite, form)
     all_cases: list[Case] = [
@@ -66,7 +66,10 @@ def cases(suite: str, form: Form) -> list[Case]:
         for name in problem.contenders
         if direction != LARGEST or name in SEARCHED
     ]
-    return sorted(all_cases, key=lambda case: (case[2] == FORWARD, "compiled" in case[1]))
+    slow = ("compiled", "FlexAttention")
+    return sorted(
+        all_cases, key=lambda case: (case[2] == FORWARD, case[2] == LARGEST, any(word in case[1] for word in slow))
+    )
 
 
 def planned(case: Case) -> Record:

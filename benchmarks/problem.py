@@ -95,6 +95,8 @@ class Solver:
     """Why it is not captured in a CUDA graph to be timed; empty where it is."""
     differentiates: bool = False
     """Whether a call returns its scalar and the gradients of all parameters, with nothing left to autograd."""
+    plain: Callable[..., Any] | None = None
+    """Of a compiled call, what was compiled."""
 
     def __call__(self, arguments: Arguments) -> Any:
         """Solve the problem for these arguments."""
@@ -195,8 +197,10 @@ def upstream_of(solver: Solver, arguments: Arguments, seed: int) -> Tensor | Non
     """A random gradient of the outputs; None for a scalar."""
     if solver.differentiates:
         return None
+    # The shape alone is wanted: nothing is compiled for it.
+    plain = replace(solver, call=solver.plain or solver.call)
     with torch.no_grad():
-        found = joined(solver(arguments))
+        found = joined(plain(arguments))
     return Random(found.device, seed).normal(*found.shape, dtype=found.dtype) if found.ndim else None
 
 
@@ -206,7 +210,7 @@ def compiled(form: Form, name: str, build: Callable[[], Solver]) -> dict[str, Ca
     def built(options: Mapping[str, Any]) -> Solver:
         solver = build()
         torch._dynamo.reset()
-        return replace(solver, call=torch.compile(solver.call, **options))
+        return replace(solver, call=torch.compile(solver.call, **options), plain=solver.call)
 
     return {
         f"{name}, {compiler}": lambda options=options: built(options)  # type: ignore[misc]

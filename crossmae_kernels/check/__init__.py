@@ -117,15 +117,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device("cuda" if on_gpu else "cpu")
     # The interpreter computes bfloat16 on its raw bits, which says nothing of a GPU.
     dtypes = [torch.float32, torch.float16, *([] if options.interpret else [torch.bfloat16])]
-    lines = []
+    lines: list[Line] = []
     for problem in problems(device, small=not on_gpu):
         for dtype in dtypes:
             for line in lines_of(problem, dtype, options.interpret):
+                # Each as soon as it is known: what is ended early leaves what it found.
+                shown = f"{',' if lines else '['}\n{json.dumps(asdict(line))}" if options.json else f"{text(line)}\n"
+                print(shown, end="", flush=True)
                 lines.append(line)
-                if not options.json:
-                    print(text(line), flush=True)
     if options.json:
-        json.dump([asdict(line) for line in lines], sys.stdout, indent=1)
+        print("\n]")
     return int(any(line.verdict == "wrong" for line in lines if ours(line)))
 
 

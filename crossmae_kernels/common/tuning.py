@@ -1,8 +1,10 @@
 """Opt-in tuning: time the candidate configurations of a kernel once per machine and remember the fastest.
 
 Off unless ``CROSSMAE_KERNELS_TUNE=1``; then every kernel uses the configuration of its analytic rule and the disk is
-not touched. Results lie in ``$CROSSMAE_KERNELS_CACHE`` (``~/.cache/crossmae_kernels`` unless set), one small JSON
-file per kernel, device and key; a key holds widths and dtype and never the batch.
+not touched. With ``CROSSMAE_KERNELS_TUNE=recall`` what was tuned before is used and nothing is timed.
+
+Results lie in ``$CROSSMAE_KERNELS_CACHE`` (``~/.cache/crossmae_kernels`` unless set), one small JSON file per kernel,
+device and key; a key holds widths and dtype and never the batch.
 """
 
 import hashlib
@@ -22,8 +24,8 @@ _known: dict[tuple[object, ...], Any] = {}
 
 
 def enabled() -> bool:
-    """Whether kernels are tuned in this process."""
-    return os.environ.get("CROSSMAE_KERNELS_TUNE") == "1"
+    """Whether kernels run in tuned configurations in this process, where there are any."""
+    return os.environ.get("CROSSMAE_KERNELS_TUNE") in ("1", "recall")
 
 
 def tuned(
@@ -50,7 +52,9 @@ def tuned(
     if full_key not in _known:
         file = cache_directory() / f"{kernel}-{hashlib.sha256(repr(full_key).encode()).hexdigest()[:16]}.json"
         best = recall(file, full_key, rule)
-        if best is None:
+        if best is None and os.environ["CROSSMAE_KERNELS_TUNE"] == "recall":
+            best = rule
+        elif best is None:
             best = fastest([rule, *candidates()], run, _milliseconds)
             remember(file, full_key, best)
         _known[full_key] = best

@@ -47,6 +47,13 @@ def test_the_fastest_is_timed_once_and_remembered(monkeypatch, tmp_path):
     tuning._known.clear()
     assert tune((32, "half")) == Choice(3)
     assert len(ran) == 4
+    monkeypatch.setenv("CROSSMAE_KERNELS_TUNE", "recall")
+    tuning._known.clear()
+    assert tune((32, "half")) == Choice(3)
+    assert tune((64, "half")) == Choice(1)  # the rule's
+    assert len(ran) == 4
+    monkeypatch.setenv("CROSSMAE_KERNELS_TUNE", "1")
+    tuning._known.clear()
     assert tune((64, "half")) == Choice(3)
     assert len(ran) == 8
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".json", ".json"]

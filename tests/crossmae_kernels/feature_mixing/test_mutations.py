@@ -3,6 +3,7 @@
 import importlib
 
 import pytest
+import torch
 from mutation import broken
 
 from crossmae_kernels.feature_mixing import config
@@ -38,6 +39,9 @@ OF_THE_PASS = {
     "gradient along the row": ("- normalized * along[:, None]", "- 0.0 * along[:, None]"),
 }
 
+# An error of 0.4 % of the standard deviation, where bfloat16 itself rounds to 0.4 %.
+LESS_THAN_A_ROUNDING = {"biased variance"}
+
 MUTATIONS = {
     **{name: (2, MIXING, *change) for name, change in OF_MIXING.items()},
     **{f"{name}, pass": (4, NORM, *change) for name, change in OF_THE_PASS.items()},
@@ -68,7 +72,7 @@ def test_the_kernels_pass(judge):
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_kernel_fails_the_budget(judge, place, tmp_path, monkeypatch, mutation):
     item_size, *change = MUTATIONS[mutation]
-    if item_size != place[1].itemsize:
+    if item_size != place[1].itemsize or (mutation in LESS_THAN_A_ROUNDING and place[1] == torch.bfloat16):
         pytest.skip("tried in another dtype")
     if mutation.endswith("pass"):
         monkeypatch.setattr(config, "MOST_VALUES", {2: 0, 4: 0})

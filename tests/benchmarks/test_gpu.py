@@ -27,7 +27,7 @@ from benchmarks.problem import (
     gradients,
     upstream_of,
 )
-from benchmarks.records import Record, Run
+from benchmarks.records import Record, Run, Stage
 from benchmarks.report import runs
 from benchmarks.suites.models import GraphedLoss, model_problem
 from crossmae.masking import Masking
@@ -340,3 +340,12 @@ def test_rehearsal_goes_the_whole_way_and_a_second_call_has_nothing_to_do(tmp_pa
 
     gpu.main([str(tmp_path), "--rehearse", "--stages", "ceilings", "mixing"])
     assert capfd.readouterr().out.count("done before") == 2
+
+
+@pytest.mark.parametrize(("stage", "whole"), [("tuning", True), ("decode", False)])
+def test_tuning_alone_may_run_out_of_time(stage, whole):
+    run = Run({"device": "a GPU"}, stages={name: Stage(gpu.DONE) for name in gpu.SHORT_SECONDS})
+    run.stages[stage] = Stage(gpu.TIMED_OUT, "ended after 35 s")
+    lines, complete = gpu.summary(run)
+    assert complete is whole
+    assert f"- {stage}: timed out. ended after 35 s" in lines

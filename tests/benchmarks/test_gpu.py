@@ -344,7 +344,8 @@ def test_rehearsal_goes_the_whole_way_and_a_second_call_has_nothing_to_do(tmp_pa
 
 @pytest.mark.parametrize(("stage", "whole"), [("tuning", True), ("decode", False)])
 def test_tuning_alone_may_run_out_of_time(stage, whole):
-    run = Run({"device": "a GPU"}, stages={name: Stage(gpu.DONE) for name in gpu.SHORT_SECONDS})
+    machine = {"device": "a GPU", "commit": "0", "date": "2026-01-02"}
+    run = Run(machine, stages={name: Stage(gpu.DONE) for name in gpu.SHORT_SECONDS})
     run.stages[stage] = Stage(gpu.TIMED_OUT, "ended after 35 s")
     lines, complete = gpu.summary(run)
     assert complete is whole

@@ -39,7 +39,7 @@ from benchmarks.suites import SUITES, problems
 from benchmarks.timing import measure
 from crossmae.files import replacing
 from crossmae_kernels.common.implementation import REFUSAL
-from crossmae_kernels.common.tuning import enabled
+from crossmae_kernels.common.tuning import cache_directory, enabled
 
 MEASURING = "measuring.json"
 # The device is in no state to go on; a fresh process may.
@@ -83,7 +83,7 @@ def planned(case: Case) -> Record:
         direction,
         about=problem.about | {"batch": problem.batch},
         dtype=str(problem.dtype).removeprefix("torch."),
-        tuned=enabled(),
+        tuned=enabled() and any(cache_directory().glob("*.json")),
         bytes=work.bytes,
         flops=work.flops,
     )

@@ -44,7 +44,7 @@ class Record:
     """``call`` and ``graph``: median, p20 and p80 in seconds, rounds."""
     no_graph: str = ""
     tuned: bool = False
-    """Whether kernels ran in tuned configurations."""
+    """Whether kernels ran in tuned configurations, as far as tuning got."""
     memory: int | None = None
     """Most bytes that the pass allocates beyond its arguments."""
     bytes: float = 0.0

@@ -85,8 +85,10 @@ class Monitor:
     def pause(self) -> Iterator[None]:
         """A context whose time does not count as training's."""
         begun = time.perf_counter()
-        yield
-        self._begun += time.perf_counter() - begun
+        try:
+            yield
+        finally:
+            self._begun += time.perf_counter() - begun
 
     def close(self) -> None:
         """Finish the files and the line."""

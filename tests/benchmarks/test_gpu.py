@@ -32,6 +32,7 @@ from benchmarks.report import runs
 from benchmarks.suites.models import GraphedLoss, model_problem
 from crossmae.masking import Masking
 from crossmae.model import Output
+from crossmae_kernels.common import tuning
 
 FORM = form_named("tiny")
 
@@ -350,3 +351,14 @@ def test_tuning_alone_may_run_out_of_time(stage, whole):
     lines, complete = gpu.summary(run)
     assert complete is whole
     assert f"- {stage}: timed out. ended after 35 s" in lines
+
+
+def test_a_record_says_tuned_only_where_something_was(monkeypatch, tmp_path):
+    monkeypatch.setenv("CROSSMAE_KERNELS_TUNE", "recall")
+    monkeypatch.setenv("CROSSMAE_KERNELS_CACHE", str(tmp_path / "tuning"))
+    case = measure.cases("mlp", form_named("tiny"))[0]
+    assert not measure.planned(case).tuned
+    tuning.remember(tmp_path / "tuning" / "kernel.json", (1,), records.Stage("done"))
+    assert measure.planned(case).tuned
+    monkeypatch.setenv("CROSSMAE_KERNELS_TUNE", "0")
+    assert not measure.planned(case).tuned

@@ -430,3 +430,18 @@ def test_no_folder_to_write_to_is_said_before_any_work(tmp_path):
     with pytest.raises(OSError, match="file"):
         pretrain(small(), into(tmp_path / "file" / "run"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_pause_that_fails_is_no_time_of_training(uninterrupted, tmp_path, monkeypatch):
+    def failing(*_):
+        time.sleep(0.5)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_module.Evaluation, "draw", failing)
+    begun = time.perf_counter()
+    with pytest.warns(UserWarning, match=r"no pictures of step .*No space left on device"):
+        pretrain(small(), into(tmp_path, pictures_every=2 / 84))
+    took = time.perf_counter() - begun
+    trained = max(entry["seconds"] for entry in read_log(tmp_path / "log.jsonl") if "seconds" in entry)
+    assert trained < took - 5 * 0.5  # of six pauses, the last comes after the last reading
+    assert same(tmp_path, uninterrupted[0])

@@ -35,7 +35,7 @@ _RENAMES = [
 ]
 
 # The constructor arguments of the releases and their defaults.
-_RELEASE_DEFAULTS: dict[str, Any] = {
+RELEASE_ARGUMENTS: dict[str, Any] = {
     "img_size": 224,
     "patch_size": 16,
     "in_chans": 3,
@@ -90,10 +90,10 @@ def from_release(state_dict: Mapping[str, Tensor], **arguments: Any) -> MaskedAu
         TypeError: on an argument that the release does not have.
         ValueError: naming every tensor that is missing, unexpected or of another shape than the arguments ask for.
     """
-    unknown = sorted(set(arguments) - set(_RELEASE_DEFAULTS))
+    unknown = sorted(set(arguments) - set(RELEASE_ARGUMENTS))
     if unknown:
-        raise TypeError(f"from_release: no argument {', '.join(unknown)}; there are {', '.join(_RELEASE_DEFAULTS)}")
-    values = {**_RELEASE_DEFAULTS, **arguments}
+        raise TypeError(f"from_release: no argument {', '.join(unknown)}; there are {', '.join(RELEASE_ARGUMENTS)}")
+    values = {**RELEASE_ARGUMENTS, **arguments}
     is_mae = "decoder_embed.weight" in state_dict
     size = values["img_size"]
     config = Config(

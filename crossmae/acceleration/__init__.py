@@ -59,12 +59,13 @@ def accelerate(model: nn.Module, **arguments: Any) -> nn.Module:
     if torch.cuda.is_available():
         autocast["cuda"] = observe_autocast(model, images.cuda())
     observed = observe(model, images, defaults, flags)
-    everything = {name: name for name in result_names(structure)}
+    everything = result_names(structure)
     forward = _replace_forwards(model, structure, Contract(defaults, flags, dict.fromkeys(observed, everything)))
     forward.autocast = autocast
     try:
         results = next(iter(observe(model, images, defaults, flags).values()))
-        forward.contract = Contract(defaults, flags, agree(observed, results))
+        outputs = agree(observed, dict(zip(everything, results, strict=True)))
+        forward.contract = Contract(defaults, flags, outputs)
     except BaseException:
         restore(model)
         raise
@@ -87,11 +88,11 @@ def restore(model: nn.Module) -> nn.Module:
 
 def _replace_forwards(model: nn.Module, structure: Structure, contract: Contract) -> ModelForward:
     encoder, decoder = (blocks_of(model, path) for path in BLOCKS)
-    for block in encoder:
-        block.forward = SelfAttentionForward(block, SELF_ATTENTION_BLOCK, structure.heads)
+    for index, block in enumerate(encoder):
+        block.forward = SelfAttentionForward(block, f"blocks.{index}.", SELF_ATTENTION_BLOCK, structure.heads)
     kind = SelfAttentionForward if structure.maps is None else CrossAttentionForward
-    for block in decoder:
-        block.forward = kind(block, structure.decoder_block, structure.decoder_heads)
+    for index, block in enumerate(decoder):
+        block.forward = kind(block, f"decoder_blocks.{index}.", structure.decoder_block, structure.decoder_heads)
     forward = ModelForward(model, structure.outside_of_blocks(len(decoder)), structure, contract)
     model.forward = forward
     return forward

@@ -116,13 +116,34 @@ def sample_images(model: nn.Module, channels: int, size: tuple[int, int]) -> Ten
 
 
 def observe(model: nn.Module, images: Tensor, defaults: Mapping[str, Any], flags: tuple[str, ...]) -> Observed:
-    """What the model itself returns for every setting of its flags; random numbers are left as they were."""
+    """What the model's forward returns for every setting of its flags; random numbers are left as they were.
+
+    The model is called as a whole, which a sharded one needs. What hooks on it make of the results is left out.
+    """
     ratios = {MASK_RATIO: _MASK_RATIO, PREDICTION_RATIO: _PREDICTION_RATIO}
     ratios = {name: ratio for name, ratio in ratios.items() if name in defaults}
-    seen = {}
+    seen: Observed = {}
+    forward, replaced = model.forward, model.__dict__.get("forward")
     for setting in product((False, True), repeat=len(flags)):
-        with torch.no_grad(), same_random_numbers(images):
-            seen[setting] = model(images, **ratios, **dict(zip(flags, setting, strict=True)))
+
+        def recorded(*args: Any, _setting: tuple[bool, ...] = setting, **kwargs: Any) -> Any:
+            seen[_setting] = forward(*args, **kwargs)
+            return seen[_setting]
+
+        model.forward = recorded
+        try:
+            with torch.no_grad(), same_random_numbers(images):
+                model(images, **ratios, **dict(zip(flags, setting, strict=True)))
+        finally:
+            del model.forward
+            if replaced is not None:
+                model.forward = replaced
+    # Behind a forward pass FSDP2's root waits for the backward pass with its parameters gathered: an optimizer that is
+    # made now would be given these, and its steps would be lost.
+    for module in model.modules():
+        reshard: Any = getattr(module, "reshard", None)
+        if reshard is not None:
+            reshard()
     return seen
 
 
@@ -165,7 +186,7 @@ def _template(output: Any, results: Mapping[str, Tensor], tolerance: float, wher
 
 def _distance(ours: Tensor, theirs: Tensor) -> float:
     """Root mean square of the difference, relative to theirs; infinite where either is not finite."""
-    difference, size = (tensor.double().square().mean().sqrt() for tensor in (ours - theirs, theirs))
+    difference, size = (tensor.detach().double().square().mean().sqrt() for tensor in (ours - theirs, theirs))
     return float((difference / size.clamp(min=1e-30)).nan_to_num(nan=torch.inf))
 
 

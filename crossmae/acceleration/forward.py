@@ -5,6 +5,7 @@ layer is used; copied or pickled with the module, they belong to the copy.
 """
 
 import inspect
+from types import CodeType
 from typing import Any
 
 import torch
@@ -28,8 +29,10 @@ def result_names(structure: Structure) -> tuple[str, ...]:
 class ModuleForward:
     """The forward of one module, in whose place it stands."""
 
-    def __init__(self, module: nn.Module, roles: Roles, called: tuple[str, ...] = ()) -> None:
+    def __init__(self, module: nn.Module, prefix: str, roles: Roles, called: tuple[str, ...] = ()) -> None:
+        """``prefix`` names the module in messages; the others are as ``obstacles`` takes them."""
         self.module = module
+        self.prefix = prefix
         self.roles = roles
         self.called = called
 
@@ -39,20 +42,23 @@ class ModuleForward:
         own = inspect.signature(type(self.module).forward)
         return own.replace(parameters=list(own.parameters.values())[1:])
 
+    @property
+    def __code__(self) -> CodeType:
+        """``torch.export`` asks every forward for its place in the source."""
+        return type(self).__call__.__code__
+
     def require_unchanged(self) -> None:
         """Refuse hooks and layers that came after acceleration and would not be honoured."""
-        if torch.compiler.is_compiling():
-            return
-        problems = [*obstacles(self.module, self.roles, called=self.called)]
+        problems = [*obstacles(self.module, self.roles, self.prefix, self.called)]
         if problems:
-            raise RuntimeError(f"accelerated {type(self.module).__name__}: {listed(problems)}; see crossmae.restore")
+            raise RuntimeError(f"an accelerated model cannot honour this: {listed(problems)}; see crossmae.restore")
 
 
 class SelfAttentionForward(ModuleForward):
     """The forward of a block of the encoder or of MAE's decoder."""
 
-    def __init__(self, block: nn.Module, roles: Roles, heads: int) -> None:
-        super().__init__(block, roles)
+    def __init__(self, block: nn.Module, prefix: str, roles: Roles, heads: int) -> None:
+        super().__init__(block, prefix, roles)
         self.heads = heads
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -66,8 +72,8 @@ class SelfAttentionForward(ModuleForward):
 class CrossAttentionForward(ModuleForward):
     """The forward of a block of CrossMAE's decoder."""
 
-    def __init__(self, block: nn.Module, roles: Roles, heads: int) -> None:
-        super().__init__(block, roles)
+    def __init__(self, block: nn.Module, prefix: str, roles: Roles, heads: int) -> None:
+        super().__init__(block, prefix, roles)
         self.heads = heads
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
@@ -91,7 +97,7 @@ class ModelForward(ModuleForward):
     """The forward of a whole model."""
 
     def __init__(self, model: nn.Module, roles: Roles, structure: Structure, contract: Contract) -> None:
-        super().__init__(model, roles, called=BLOCKS)
+        super().__init__(model, "", roles, called=BLOCKS)
         self.structure = structure
         self.contract = contract
         self.autocast: dict[str, dict[State, State]] = {}
@@ -104,11 +110,16 @@ class ModelForward(ModuleForward):
         images = next(iter(values.values()))
         self._check(images)
         mask_ratio = values[MASK_RATIO]
+        prediction_ratio = values.get(PREDICTION_RATIO, mask_ratio)
+        if not 0 < prediction_ratio <= mask_ratio < 1:
+            raise ValueError(
+                f"ratios must be 0 < {PREDICTION_RATIO} <= {MASK_RATIO} < 1, got {prediction_ratio} and {mask_ratio}"
+            )
         outer, device_type = state_of(images.device.type), images.device.type
         if device_type not in self.autocast:
             self.autocast[device_type] = observe_autocast(self.module, images)
         with within(device_type, self.autocast[device_type].get(outer, outer)):
-            results = self._results(images, mask_ratio, values.get(PREDICTION_RATIO, mask_ratio), results_in(template))
+            results = self._results(images, mask_ratio, prediction_ratio, results_in(template))
         return filled(template, results)
 
     def _check(self, images: object) -> None:

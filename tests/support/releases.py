@@ -1,4 +1,4 @@
-"""Models with the releases' names, arguments, behaviour and outputs, in plain PyTorch, as somebody else would have them.
+"""Models with the releases' names, arguments, behaviour and outputs, in plain PyTorch: somebody else's.
 
 Written from the behaviour that the papers and the checkpoints show; the golden cases hold them to the numbers.
 """

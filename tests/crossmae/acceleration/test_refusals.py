@@ -204,9 +204,9 @@ def test_calls():
         model(images(), noise=torch.rand(3, 16))
     with pytest.raises(ValueError, match=r"images must have shape \(batch, 3, 32, 32\), got \(3, 3, 16, 64\)"):
         model(images().reshape(3, 3, 16, 64))
-    with pytest.raises(ValueError, match="ratios must be 0 < kept_mask_ratio <= mask_ratio < 1, got 1.5 and 1.5"):
+    with pytest.raises(ValueError, match=r"ratios must be 0 < kept_mask_ratio <= mask_ratio < 1, got 1\.5 and 1\.5"):
         model(images(), mask_ratio=1.5)
-    with pytest.raises(ValueError, match="got 0.75 and 0.5"):
+    with pytest.raises(ValueError, match=r"got 0\.75 and 0\.5"):
         crossmae.accelerate(crossmae_model())(images(), 0.5)
 
 

@@ -19,7 +19,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 TRAINING = ("lightning_fabric", "torchvision", "tensorboard", "sklearn", "skimage", "tifffile", "webdataset", "yaml")
 # A machine to check kernels on may have PyTorch, Triton and pytest alone; what needs more is left out there.
 NEEDED = {
-    "crossmae/test_accelerate.py": ("safetensors",),
+    "crossmae/acceleration": ("safetensors",),
     "crossmae/test_checkpoint.py": ("safetensors",),
     "crossmae/test_golden.py": ("safetensors",),
     "crossmae/test_figures.py": ("numpy", "PIL", "matplotlib"),

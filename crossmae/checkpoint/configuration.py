@@ -45,7 +45,7 @@ def told_by_training(content: Any) -> dict[str, Any]:
     told = {name: arguments[name] for name in ("norm_pix_loss", "use_input") if isinstance(arguments.get(name), bool)}
     blocks, size = arguments.get("use_fm"), arguments.get("input_size")
     if isinstance(blocks, list | tuple) and all(isinstance(block, int) for block in blocks):
-        told["use_fm"] = blocks
+        told["use_fm"] = tuple(blocks)
     if isinstance(size, int):
         told["img_size"] = size
     return told
@@ -83,13 +83,12 @@ def configuration(
     if maps is not None:
         told.add("its mixing weights", {"feature_maps": maps})
     if told["decoder"] is None:
-        said.append("it is an encoder alone, with encode() and no decoder")
         if told["feature_maps"] is not None:
-            said.append("it has no final norm, so encode() gives tokens as the last block leaves them")
+            said.append("there is no final norm, so encode() gives tokens as the last block leaves them")
         unused = [name for name in of_fields if name.startswith("decoder_")]
         of_fields = {name: value for name, value in of_fields.items() if name not in unused}
         if unused:
-            said.append(f"{first_few(unused)} is of no use for it")
+            said.append(f"of no use without a decoder: {first_few(unused)}")
     told.add("the arguments", of_fields)
 
     # In the file's own words; image_size as an argument of load is the size to interpolate to.
@@ -106,7 +105,9 @@ def configuration(
         raise ValueError(f"{file} does not tell {'; nor '.join(asked)}")
     if assumed:
         values = ", ".join(f"{words.get(field, field)}={value!r}" for field, value in assumed.items())
-        said.append(f"it does not tell, and assumed is, {values}")
+        said.append(f"not told and so assumed: {values}")
+    if told["decoder"] is None and said:
+        said.insert(0, "an encoder alone")
     return Config.from_dict({**told, **assumed})
 
 

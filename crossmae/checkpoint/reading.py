@@ -78,8 +78,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickled(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # An open file, since torch.load goes by the names of paths.
+        with path.open("rb") as file, torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle may raise anything
         asked = re.search(r"GLOBAL (\S+)", str(error))
         lines = (str(error).strip() or type(error).__name__).splitlines()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossmae.checkpoint.messages import first_few
 from crossmae.positions import sincos_positions
 
 # Root mean square: values of another grid's table are 0.3 and more away, those of a table that was learned 0.7, and
@@ -55,9 +56,11 @@ def told_by_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]
         "encoder_depth": _blocks(tensors, "blocks"),
         "mlp_ratio": _ratio(tensors["blocks.0.mlp.fc1.weight"].shape[0], width),
     }
-    if any(name == "mask_token" or name.startswith(("decoder_", "wfm.", "dec_norms.")) for name in tensors):
-        if "mask_token" not in tensors:
-            raise ValueError(f"{path} has parts of a decoder, but no mask_token")
+    parts = [name for name in tensors if name.startswith(("mask_token", "decoder_", "wfm.", "dec_norms."))]
+    if parts:
+        missing = [name for name in ("mask_token", "decoder_blocks.0.norm1.weight") if name not in tensors]
+        if missing:
+            raise ValueError(f"{path} has parts of a decoder, {first_few(parts)}, but no {', '.join(missing)}")
         told["decoder"] = "mae" if "decoder_embed.weight" in tensors else "crossmae"
         told["decoder_width"] = tensors["mask_token"].shape[-1]
         told["decoder_depth"] = _blocks(tensors, "decoder_blocks")

@@ -36,8 +36,12 @@ def named_as_released(state: StateDict) -> dict[str, Tensor]:
 
 
 def told_by_training(content: Any) -> dict[str, Any]:
-    """What the arguments of a training script, saved beside the weights, tell under the releases' names."""
-    arguments = content.get("args") if isinstance(content, Mapping) else None
+    """What the arguments of a training script, saved beside the weights, tell under the releases' names.
+
+    The releases' scripts and many others keep them under ``args``, Lightning under ``hyper_parameters``.
+    """
+    named = content if isinstance(content, Mapping) else {}
+    arguments = named.get("args", named.get("hyper_parameters"))
     if isinstance(arguments, argparse.Namespace):
         arguments = vars(arguments)
     if not isinstance(arguments, Mapping):
@@ -105,7 +109,7 @@ def configuration(
         raise ValueError(f"{file} does not tell {'; nor '.join(asked)}")
     if assumed:
         values = ", ".join(f"{words.get(field, field)}={value!r}" for field, value in assumed.items())
-        said.append(f"not told and so assumed: {values}")
+        said.append(f"not told and so assumed, unless given to load: {values}")
     if told["decoder"] is None and said:
         said.insert(0, "an encoder alone")
     return Config.from_dict({**told, **assumed})

@@ -89,7 +89,7 @@ def told_by_config(folder: Path) -> dict[str, Any] | None:
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if kind not in _MODELS:
-        raise ValueError(f"{path} is of a model of type {kind!r}, got no {' or '.join(_MODELS)}")
+        raise ValueError(f"{path} is of a model of type {kind!r}; there are {' and '.join(_MODELS)}")
     wrong = [f"{name} {values[name]!r}" for name, only in _FIXED.items() if values.get(name, only) != only]
     if wrong:
         raise ValueError(f"{path} asks for {', '.join(wrong)}; there is only {_FIXED}")

@@ -69,9 +69,10 @@ def load(
         state, said = find_state_dict(content, file, key)
         named = named_as_released(state)
         left_out = on_top(named, said)
-        tensors = {name: tensor for name, tensor in named.items() if name not in left_out}
-        config = configuration(file, tensors, state.layout, told_by_training(content), arguments, said)
-        model = filled(replace(config, **running), tensors, str(file), release_name)
+        named = {name: tensor for name, tensor in named.items() if name not in left_out}
+        config = configuration(file, named, state.layout, told_by_training(content), arguments, said)
+        tensors, rename = (state.tensors, str) if state.layout == "ours" else (named, release_name)
+        model = filled(replace(config, **running), tensors, str(file), rename)
     if image_size is not None and pair(image_size) != model.config.image_size:
         model = resized(model, pair(image_size))
     if said:

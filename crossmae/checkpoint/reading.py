@@ -83,8 +83,10 @@ def _read_pickled(path: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle may raise anything
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        lines = (str(error).strip() or type(error).__name__).splitlines()
-        reason = f"it asks for {asked[1]}; save a model's state_dict() instead" if asked else lines[0]
+        why = re.search(r"WeightsUnpickler error: (.+)", str(error)) or re.match(r"(.+)", str(error).strip())
+        reason = why[1] if why else type(error).__name__
+        if asked:
+            reason = f"it asks for {asked[1]}; save a model's state_dict() instead"
         raise ValueError(
             f"{path} is no checkpoint, is damaged, or holds more than tensors and plain values: {reason}"
         ) from error

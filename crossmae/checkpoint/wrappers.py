@@ -28,6 +28,8 @@ _PATCHES: dict[Layout, str] = {
     "ours": r"(?:encoder\.)?patch_embed\.weight",
 }
 _AVERAGED = {"ema", "swa", "averaged", "average"}
+# Its momenta may be named like the parameters they belong to.
+_OPTIMIZER = re.compile(r"(^|_)optim(izers?)?(_|$)")
 _DEPTH = 4  # of dictionaries in dictionaries
 
 
@@ -92,7 +94,7 @@ def _dictionaries(content: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[s
     if tensors:
         yield keys, tensors
     for name, value in named.items():
-        if "optim" not in name:  # momenta may be named like the parameters they belong to
+        if not _OPTIMIZER.search(name):
             yield from _dictionaries(value, (*keys, name))
 
 

@@ -49,7 +49,7 @@ def test_published_widths_need_no_arguments(tmp_path):
     weights = encoder_of(crossmae.to_release(whole.state_dict()))
     model, messages = heard(saved({"model": weights}, tmp_path / "mae_pretrain_vit_base.pth"))
     assert close(model, weights, torch.randn(1, 3, 64, 64), heads=12)
-    assert messages[0].endswith("an encoder alone; not told and so assumed: num_heads=12")
+    assert messages[0].endswith("an encoder alone; not told and so assumed, unless given to load: num_heads=12")
     with pytest.raises(ValueError, match=r"encoder width 24\); give num_heads="):
         crossmae.load(saved(ENCODER, tmp_path / "narrow.pth"))
 
@@ -96,7 +96,7 @@ def test_positions_that_were_trained(tmp_path):
     assert not heard(saved(fine_tuned, tmp_path / "near.pth"), num_heads=3)[1]
     learned = {**ENCODER, "pos_embed": 0.02 * torch.randn(1, 17, 24)}
     model, messages = heard(saved(learned, tmp_path / "learned.pth"), num_heads=3)
-    assert messages[0].endswith("not told and so assumed: img_size=(32, 32)")
+    assert messages[0].endswith("not told and so assumed, unless given to load: img_size=(32, 32)")
     assert close(model, learned)
     flat, messages = heard(tmp_path / "learned.pth", num_heads=3, img_size=(16, 64))
     assert not messages

@@ -27,7 +27,7 @@ def rectangular(image_size, family="crossmae", **overrides):
 def test_normalised_pixels(name, assumed, tmp_path):
     model, (message,) = heard(saved(Case(name).weights, tmp_path / "bare.pth"), **HEADS)
     assert model.config.normalize_targets is assumed
-    assert message.endswith(f"not told and so assumed: norm_pix_loss={assumed}")
+    assert message.endswith(f"not told and so assumed, unless given to load: norm_pix_loss={assumed}")
     for value in (True, False):
         model, messages = heard(tmp_path / "bare.pth", norm_pix_loss=value, **HEADS)
         assert model.config.normalize_targets is value
@@ -45,7 +45,7 @@ def test_heads_by_width_are_said(tmp_path):
     assert "num_heads=6, decoder_num_heads=8" in message
     loaded, (message,) = heard(path, num_heads=12, norm_pix_loss=False)
     assert (loaded.config.encoder_heads, loaded.config.decoder_heads) == (12, 8)
-    assert message.endswith("assumed: decoder_num_heads=8")
+    assert message.endswith("unless given to load: decoder_num_heads=8")
 
 
 @pytest.mark.parametrize("size", [(64, 32), (32, 64), (64, 16), (16, 64), (32, 32), (8, 128), (8, 8)])
@@ -136,6 +136,19 @@ def test_some_maps_are_read_right_or_asked_for(tmp_path):
     assert heard(path, use_fm=[1, 2, 3], use_input=True)[0].config == model.config
     with pytest.raises(ValueError, match=r"use_fm is \(1, 2, 3\) by its args, and \(0, 1, 2\) by the arguments"):
         crossmae.load(path, use_fm=[0, 1, 2])
+
+
+def test_our_own_state_dict_of_some_maps(tmp_path):
+    model = rectangular((16, 16), encoder_depth=4, feature_maps=(0, 2, 3, 4))
+    path = saved(model.state_dict(), tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"which 4 feature maps of its encoder it mixes; give feature_maps="):
+        crossmae.load(path)
+    assert heard(path, feature_maps=(0, 2, 3, 4))[0].config == model.config
+    with pytest.raises(ValueError, match=r"decoder.mixing.weight must have shape \(1, 2\), got \(1, 4\)"):
+        crossmae.load(path, feature_maps=(0, 4))
+    state = {**model.state_dict(), "decoder.extra": torch.ones(1)}
+    with pytest.raises(ValueError, match=r"unexpected decoder.extra \(1,\)"):
+        crossmae.load(saved(state, path), feature_maps=(0, 2, 3, 4))
 
 
 @pytest.mark.parametrize(

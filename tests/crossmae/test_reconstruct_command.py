@@ -186,7 +186,7 @@ def test_a_checkpoint_that_does_not_tell_enough(tmp_path, capsys):
     assert "(encoder width 32, decoder width 64); give num_heads=" in capsys.readouterr().err
     assert main([*words, "--load_options.num_heads", "2", "--load_options.norm_pix_loss", "true"]) == 0
     text = capsys.readouterr().out
-    assert "narrow.pth: not told and so assumed: decoder_num_heads=4" in text
+    assert "narrow.pth: not told and so assumed, unless given to load: decoder_num_heads=4" in text
     assert "trained on normalised pixels" in text
     assert main([*words, "--load_options", '{"num_heads": 2, "key": "model"}']) == 1
     assert "holds no model under 'model'" in capsys.readouterr().err

@@ -82,7 +82,10 @@ def configuration(
     told.add("its tensors", told_by_tensors(tensors, file))
     if layout == "huggingface":
         told.add("its config.json", huggingface.told_by_config(file.parent) or {})
-    told.add("its args", _translated({name: value for name, value in trained.items() if name in FIELDS})[0])
+    of_training, _ = _translated({name: value for name, value in trained.items() if name in FIELDS})
+    if "image_size" in told or not _fits(of_training.get("image_size"), told["patch_size"], tensors["pos_embed"]):
+        of_training.pop("image_size", None)
+    told.add("its args", of_training)
     maps = _maps(told["encoder_depth"], tensors.get("wfm.linear.weight"), trained, of_maps, file)
     if maps is not None:
         told.add("its mixing weights", {"feature_maps": maps})
@@ -155,6 +158,13 @@ def _translated(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
         else:
             translated[FIELDS.get(name, name)] = pair(plain) if name == "img_size" else plain
     return translated, maps
+
+
+def _fits(image_size: tuple[int, int] | None, patch_size: int, positions: Tensor) -> bool:
+    """Whether images of this size have as many patches as there are positions."""
+    return (
+        image_size is not None and image_size[0] // patch_size * (image_size[1] // patch_size) == positions.shape[1] - 1
+    )
 
 
 def _maps(

@@ -25,19 +25,26 @@ class _Nothing:
 
 
 # Beyond tensors and plain values. A path is read as a pure one, which exists for every system on every system
-# (Python 3.13 pickles paths under another module's name). NumPy's scalars are scores and losses.
+# (Python 3.13 pickles paths under another module's name). NumPy's values are scores, losses and states of generators.
 _HARMLESS: list[Any] = [
     argparse.Namespace,
     (str, "torch.torch_version.TorchVersion"),
-    *((_Nothing, name) for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")),
+    (_Nothing, "numpy.dtype"),
+    (_Nothing, "numpy.ndarray"),
     *(
-        (path, f"{module}.{name}")
+        (_Nothing, f"numpy.{core}.multiarray.{made}")
+        for core in ("core", "_core")
+        for made in ("scalar", "_reconstruct")
+    ),
+    *(
+        (pure, f"{module}.{name}")
         for module in ("pathlib", "pathlib._local")
-        for path, names in (
-            (PurePosixPath, ("PosixPath", "PurePosixPath")),
-            (PureWindowsPath, ("WindowsPath", "PureWindowsPath")),
+        for pure, name in (
+            (PurePosixPath, "PosixPath"),
+            (PurePosixPath, "PurePosixPath"),
+            (PureWindowsPath, "WindowsPath"),
+            (PureWindowsPath, "PureWindowsPath"),
         )
-        for name in names
     ),
 ]
 

@@ -62,10 +62,12 @@ def test_paths_pickled_by_python_3_13(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("zipped", [True, False])
 def test_plain_values_beside_the_weights(zipped, tmp_path):
     beside = {
-        "best": np.float64(0.5), "counts": np.int64(3), "right": np.bool_(True), "torch": torch.__version__,
-        "dtype": torch.bfloat16, "device": torch.device("cpu"), "shape": torch.Size([2]), "none": None, "set": {1, 2},
-        "loss": torch.tensor(1.0), "args": {"norm_pix_loss": True, "input_size": 32},
-    }  # fmt: skip
+        "args": {"norm_pix_loss": True, "input_size": 32},
+        "plain": [None, {1, 2}, torch.bfloat16, torch.device("cpu"), torch.Size([2]), torch.tensor(1.0)],
+        "torch": torch.__version__,
+        "scores": [np.float64(0.5), np.int64(3), np.bool_(True), np.ones(3), np.ones((2, 2), dtype=np.int32)],
+        "generators": [np.random.default_rng(0).bit_generator.state, ("MT19937", np.ones(624, "u4"), 1)],
+    }
     path = tmp_path / "file.safetensors"  # whatever its name is
     torch.save({"model": WEIGHTS, **beside}, path, _use_new_zipfile_serialization=zipped)
     model, messages = heard(path, **HEADS)
@@ -89,7 +91,7 @@ EVIL = {
     "a file": lambda: Made(pathlib.Path.touch, "evil"),
     "a class of one's own": lambda: Subclass(norm_pix_loss=True),
     "a whole model": lambda: torch.nn.Linear(2, 2),
-    "an array": lambda: np.ones(3, dtype=object),
+    "an array of something": lambda: np.array([Made(print, "code was run")], dtype=object),
 }
 
 

@@ -192,9 +192,17 @@ def test_arguments_that_agree_with_the_file_are_taken(tmp_path):
     assert torch.equal(model.pixel_std, torch.full((3,), 0.2))
 
 
-def test_args_that_contradict_the_tensors(tmp_path):
-    with pytest.raises(ValueError, match=r"image_size is \(32, 32\) by its tensors, and \(64, 64\) by its args"):
-        crossmae.load(file_of("mae", tmp_path / "file.pth", input_size=64), **HEADS)
+@pytest.mark.parametrize("learned", [False, True])
+def test_an_input_size_of_something_else_is_not_the_image_size(learned, tmp_path):
+    weights = dict(Case("mae").weights)
+    if learned:
+        weights = {name: torch.rand_like(t) if "pos_embed" in name else t for name, t in weights.items()}
+    path = saved(
+        {"model": weights, "args": argparse.Namespace(input_size=64, norm_pix_loss=True)}, tmp_path / "file.pth"
+    )
+    model, messages = heard(path, **HEADS)
+    assert model.config.image_size == (32, 32)
+    assert ["img_size=(32, 32)" in message for message in messages] == [True] * learned
 
 
 def test_unknown_arguments(tmp_path):

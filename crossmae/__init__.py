@@ -1,7 +1,7 @@
 """CrossMAE: masked autoencoders whose decoder is cross-attention only (arXiv 2401.14391)."""
 
 from crossmae.acceleration import accelerate, restore
-from crossmae.checkpoint import from_release, load, save, to_release
+from crossmae.checkpoint import CheckpointWarning, from_release, load, save, to_release
 from crossmae.config import Config, list_models
 from crossmae.flops import decoder_macs
 from crossmae.graphs import graphed
@@ -10,6 +10,7 @@ from crossmae.model import MaskedAutoencoder, Output, create_model
 from crossmae.reconstruction import reconstruct
 
 __all__ = [
+    "CheckpointWarning",
     "Config",
     "MaskedAutoencoder",
     "Masking",

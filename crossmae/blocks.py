@@ -7,13 +7,6 @@ from torch.utils.checkpoint import checkpoint
 import crossmae_kernels as ck
 from crossmae.config import Config, Hidden
 
-NORM_EPS = 1e-6
-
-
-def layer_norm(width: int) -> nn.LayerNorm:
-    """The LayerNorm of MAE and CrossMAE."""
-    return nn.LayerNorm(width, eps=NORM_EPS)
-
 
 def self_attention(x: Tensor, norm: nn.LayerNorm, qkv: nn.Linear, proj: nn.Linear, heads: int) -> Tensor:
     """``x + proj(attention(qkv(norm(x))))``, ``(B, T, D)`` -> ``(B, T, D)``."""
@@ -98,9 +91,9 @@ class SelfAttentionBlock(nn.Module):
     def __init__(self, config: Config, width: int, heads: int, drop_path: float = 0.0) -> None:
         super().__init__()
         self.drop_path = drop_path
-        self.norm1 = layer_norm(width)
+        self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
         self.attn = SelfAttention(width, heads)
-        self.norm2 = layer_norm(width)
+        self.norm2 = nn.LayerNorm(width, eps=config.norm_eps)
         self.mlp = Mlp(width, int(width * config.mlp_ratio), config.hidden_layer)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,11 +116,11 @@ class CrossAttentionBlock(nn.Module):
         super().__init__()
         width, heads = config.decoder_width, config.decoder_heads
         if config.decoder_self_attention:
-            self.norm0 = layer_norm(width)
+            self.norm0 = nn.LayerNorm(width, eps=config.norm_eps)
             self.self_attn = SelfAttention(width, heads)
-        self.norm1 = layer_norm(width)
+        self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
         self.cross_attn = CrossAttention(width, config.encoder_width, heads)
-        self.norm2 = layer_norm(width)
+        self.norm2 = nn.LayerNorm(width, eps=config.norm_eps)
         self.mlp = Mlp(width, int(width * config.mlp_ratio), config.hidden_layer)
         self.attends_to_itself = config.decoder_self_attention
 

@@ -84,6 +84,7 @@ def reconstruct(
     mixing: str | None = None,
     blocks: bool = False,
     norm_pix_loss: bool = False,
+    load_options: dict[str, Any] | None = None,
 ) -> None:
     """Draw images, what the encoder sees of them, and the model's reconstruction.
 
@@ -92,17 +93,20 @@ def reconstruct(
     where brightness and contrast come from if the model was trained on normalised pixels.
 
     Args:
-        checkpoint: a checkpoint file of this package or of CrossMAE's or MAE's release, or the folder of a run.
+        checkpoint: a checkpoint that crossmae.load takes: of this package, of CrossMAE's or MAE's release, or a folder
+            of a run or of Hugging Face's ViTMAE.
         mask_ratio: share of patches to hide.
         seed: of the masks.
         out: where to write the picture.
         statistics: brightness and contrast of normalised pixels: interpolated between the visible patches, or the
             hidden patches' true ones, which leaks them.
         mixing: where to write the learned mixing weights as a heat map; not drawn unless given.
+        load_options: arguments of crossmae.load that the checkpoint does not tell, such as
+            --load_options.num_heads 3 or --load_options.key model_ema.
     """
     from crossmae.reconstruct_command import run
 
-    run(images, checkpoint, mask_ratio, seed, out, statistics, mixing, blocks, norm_pix_loss)
+    run(images, checkpoint, mask_ratio, seed, out, statistics, mixing, blocks, norm_pix_loss, load_options or {})
 
 
 _COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {

@@ -18,6 +18,10 @@ class Config:
     (inter-block attention). None means no inter-block attention: all attend to the normalised output of the last
     encoder block. MAE's decoder always uses that one.
 
+    ``decoder`` None is an encoder alone, as many are published: it has ``encode`` and nothing to train or reconstruct
+    with. Its last norm is there unless ``feature_maps`` are named, as with a decoder. ``norm_eps`` is that of all
+    LayerNorms, 1e-6 in MAE and CrossMAE.
+
     ``pixel_mean`` and ``pixel_std``, one value per channel, are what the model's images are normalised with: uint8
     images as ``(pixel / 255 - mean) / std``. A model that has them takes uint8 images as they are. None: it takes
     floating-point images that were normalised before.
@@ -35,11 +39,12 @@ class Config:
     encoder_width: int = 768
     encoder_depth: int = 12
     encoder_heads: int = 12
-    decoder: Decoder = "crossmae"
+    decoder: Decoder | None = "crossmae"
     decoder_width: int = 512
     decoder_depth: int = 12
     decoder_heads: int = 16
     mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6
     feature_maps: tuple[int, ...] | None = None
     decoder_self_attention: bool = False
     normalize_targets: bool = True
@@ -67,13 +72,16 @@ class Config:
                 wrong.append(f"{name} must be a positive integer, got {getattr(self, name)!r}")
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             wrong.append(f"image_size must be (height, width), got {self.image_size}")
-        for name, choices in (("decoder", Decoder), ("hidden_layer", Hidden), ("residual", Residual)):
+        if self.decoder not in (*get_args(Decoder), None):
+            wrong.append(f"decoder must be one of {', '.join(get_args(Decoder))} or None, got {self.decoder!r}")
+        for name, choices in (("hidden_layer", Hidden), ("residual", Residual)):
             if getattr(self, name) not in get_args(choices):
                 wrong.append(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
         if not 0 <= self.drop_path < 1:
             wrong.append(f"drop_path must be in [0, 1), got {self.drop_path}")
-        if not self.mlp_ratio > 0:
-            wrong.append(f"mlp_ratio must be positive, got {self.mlp_ratio}")
+        for name in ("mlp_ratio", "norm_eps"):
+            if not getattr(self, name) > 0:
+                wrong.append(f"{name} must be positive, got {getattr(self, name)}")
         if not wrong:
             wrong += self._misfits()
         if wrong:
@@ -192,3 +200,12 @@ def named_config(name: str, image_size: int | Sequence[int] | None = None, **ove
         depth = values.get("encoder_depth", Config.encoder_depth)
         values["feature_maps"] = tuple(range(depth + 1))
     return Config.from_dict({"image_size": Config.image_size, **values})
+
+
+def usual_heads(part: Literal["encoder", "decoder"], width: int) -> int | None:
+    """Attention heads of the named model, and so of the published ones, of this width; None if none is so wide."""
+    for size in _ENCODERS:
+        config = named_config(f"mae_vit_{size}")
+        if getattr(config, f"{part}_width") == width:
+            return int(getattr(config, f"{part}_heads"))
+    return None

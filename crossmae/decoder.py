@@ -5,10 +5,8 @@ from torch import Tensor, nn
 
 import crossmae_kernels as ck
 from crossmae.blocks import (
-    NORM_EPS,
     CrossAttentionBlock,
     initialize,
-    layer_norm,
     learned_token,
     residual_stream,
     run_block,
@@ -21,10 +19,11 @@ from crossmae.positions import sincos_positions
 class FeatureMixing(nn.Module):
     """Every decoder block's own learned, normalised mix of encoder feature maps (CrossMAE, section 3.3)."""
 
-    def __init__(self, blocks: int, maps: int, width: int) -> None:
+    def __init__(self, blocks: int, maps: int, width: int, eps: float) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.empty(blocks, maps))
-        self.norms = nn.ModuleList(layer_norm(width) for _ in range(blocks))
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for _ in range(blocks))
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, maps: list[Tensor], projections: list[nn.Linear]) -> tuple[Tensor, ...]:
@@ -32,7 +31,7 @@ class FeatureMixing(nn.Module):
         scale = torch.stack([norm.get_parameter("weight") for norm in self.norms])
         shift = torch.stack([norm.get_parameter("bias") for norm in self.norms])
         weights, biases = [layer.weight for layer in projections], [layer.bias for layer in projections]
-        return ck.project_feature_maps(maps, self.weight, scale, shift, weights, biases, NORM_EPS)
+        return ck.project_feature_maps(maps, self.weight, scale, shift, weights, biases, self.eps)
 
 
 class CrossDecoder(nn.Module):
@@ -53,10 +52,10 @@ class CrossDecoder(nn.Module):
         self.mixing = (
             None
             if config.feature_maps is None
-            else FeatureMixing(config.decoder_depth, len(config.feature_maps), config.encoder_width)
+            else FeatureMixing(config.decoder_depth, len(config.feature_maps), config.encoder_width, config.norm_eps)
         )
         self.blocks = nn.ModuleList(CrossAttentionBlock(config) for _ in range(config.decoder_depth))
-        self.norm = layer_norm(width)
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.head = nn.Linear(width, config.patch_values)
         self.blocks.apply(initialize)
         self.head.apply(initialize)

@@ -7,7 +7,6 @@ import crossmae_kernels as ck
 from crossmae.blocks import (
     SelfAttentionBlock,
     initialize,
-    layer_norm,
     learned_token,
     residual_stream,
     run_block,
@@ -53,7 +52,7 @@ class Encoder(nn.Module):
             for depth in range(config.encoder_depth)
         )
         # With inter-block attention every decoder block norms its own mix of maps; there is no norm here.
-        self.norm = layer_norm(width) if config.feature_maps is None else nn.Identity()
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps) if config.feature_maps is None else nn.Identity()
         self.blocks.apply(initialize)
 
     def forward(

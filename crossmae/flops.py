@@ -23,6 +23,8 @@ def decoder_parts(config: Config, prediction_ratio: float = 0.25, mask_ratio: fl
     Each predicted patch pays for its own query in every block, as in the paper; see ``executed_decoder_macs`` for
     what sharing the first block's queries saves. MAE decodes all patches whatever the prediction ratio.
     """
+    if config.decoder is None:
+        raise ValueError("the model is an encoder alone; it has no decoder to count")
     visible, predicted = mask_counts(config.patches, mask_ratio, prediction_ratio)
     keys, tokens = visible + 1, config.patches + 1
     width, features = config.decoder_width, config.encoder_width

@@ -7,7 +7,6 @@ import crossmae_kernels as ck
 from crossmae.blocks import (
     SelfAttentionBlock,
     initialize,
-    layer_norm,
     learned_token,
     residual_stream,
     run_block,
@@ -35,7 +34,7 @@ class SelfDecoder(nn.Module):
         self.blocks = nn.ModuleList(
             SelfAttentionBlock(config, width, config.decoder_heads) for _ in range(config.decoder_depth)
         )
-        self.norm = layer_norm(width)
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.head = nn.Linear(width, config.patch_values)
         self.apply(initialize)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,26 @@ class Output:
     masking: Masking
 
 
+class NoDecoder(nn.Module):
+    """In the place of the decoder of a model that is an encoder alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+
+    def forward(self, *_: object) -> Never:
+        """Refuse, saying what to do instead."""
+        raise ValueError(
+            "this model is an encoder alone and reconstructs nothing: encode(images) gives its features. To train a "
+            "decoder on it: new = crossmae.create_model(...); "
+            "new.encoder.load_state_dict(model.encoder.state_dict(), strict=False)"
+        )
+
+    pixels = forward
+
+
 class MaskedAutoencoder(nn.Module):
-    """A masked autoencoder with CrossMAE's or MAE's decoder, as ``config.decoder`` says."""
+    """A masked autoencoder with CrossMAE's or MAE's decoder, or an encoder alone, as ``config.decoder`` says."""
 
     pixel_mean: Tensor | None
     pixel_std: Tensor | None
@@ -34,7 +52,7 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.decoder = SelfDecoder(config) if config.decoder == "mae" else CrossDecoder(config)
+        self.decoder = _decoder(config)
         self.register_pixel_statistics()
 
     def register_pixel_statistics(self) -> None:
@@ -69,6 +87,8 @@ class MaskedAutoencoder(nn.Module):
             rounding: see ``mask_counts``.
             masking: a mask of your own instead of a random one; the arguments above are then not used.
         """
+        if isinstance(self.decoder, NoDecoder):
+            self.decoder()
         self._check(images)
         if masking is None:
             if prediction_ratio is None:
@@ -138,6 +158,12 @@ class MaskedAutoencoder(nn.Module):
                 f"images must have shape (batch, channels, height, width) = (batch, {', '.join(map(str, expected))}), "
                 f"got {tuple(images.shape)}"
             )
+
+
+def _decoder(config: Config) -> SelfDecoder | CrossDecoder | NoDecoder:
+    if config.decoder is None:
+        return NoDecoder()
+    return SelfDecoder(config) if config.decoder == "mae" else CrossDecoder(config)
 
 
 def create_model(name: str, image_size: int | Sequence[int] | None = None, **overrides: Any) -> MaskedAutoencoder:

@@ -3,11 +3,12 @@
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from crossmae.checkpoint import load
+from crossmae.checkpoint import CheckpointWarning, load
 from crossmae.config import Config
 from crossmae.decoder import CrossDecoder
 from crossmae.figures import draw_mixing_weights, draw_reconstructions
@@ -34,6 +35,7 @@ def run(
     mixing: str | None,
     blocks: bool,
     norm_pix_loss: bool,
+    load_options: dict[str, Any],
 ) -> None:
     """Mask, reconstruct, draw and report; the arguments are those of ``crossmae.cli.reconstruct``."""
     for picture in (out, mixing):
@@ -42,7 +44,7 @@ def run(
     missing = [path for path in images if not Path(path).is_file()]
     if missing:
         raise FileNotFoundError(f"there is no image {', '.join(missing)}")
-    model = _loaded(checkpoint, norm_pix_loss)
+    model = _loaded(checkpoint, {**load_options, **({"norm_pix_loss": True} if norm_pix_loss else {})})
     config = model.config
     generator = torch.Generator().manual_seed(seed)
     maskings = [random_masking(1, config.patches, mask_ratio, mask_ratio, generator=generator) for _ in images]
@@ -66,12 +68,18 @@ def run(
         print(f"Mixing weights: {mixing}")
 
 
-def _loaded(checkpoint: str, norm_pix_loss: bool) -> MaskedAutoencoder:
+def _loaded(checkpoint: str, options: dict[str, Any]) -> MaskedAutoencoder:
     """The model of a checkpoint, with ImageNet's pixel statistics if it has three channels and none of its own."""
-    try:
-        model = load(checkpoint, **({"norm_pix_loss": True} if norm_pix_loss else {})).eval()
-    except TypeError as error:  # the checkpoint tells that itself
-        raise ValueError(str(error)) from error
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", CheckpointWarning)
+        try:
+            model = load(checkpoint, **options).eval()
+        except TypeError as error:  # the checkpoint tells that itself
+            raise ValueError(str(error)) from error
+    for warning in said:
+        print(warning.message)
+    if model.config.decoder is None:
+        raise ValueError(f"{checkpoint} holds an encoder alone, which reconstructs nothing; take a file with a decoder")
     if model.config.pixel_mean is None:
         if model.config.channels != 3:
             raise ValueError(

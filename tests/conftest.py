@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from pathlib import Path
 
 import torch
 
@@ -20,7 +21,10 @@ TRAINING = ("lightning_fabric", "torchvision", "tensorboard", "sklearn", "skimag
 # A machine to check kernels on may have PyTorch, Triton and pytest alone; what needs more is left out there.
 NEEDED = {
     "crossmae/acceleration": ("safetensors",),
-    "crossmae/test_checkpoint.py": ("safetensors",),
+    **dict.fromkeys(
+        (f"crossmae/{path.name}" for path in Path(__file__).parent.glob("crossmae/test_checkpoint*.py")),
+        ("safetensors",),
+    ),
     "crossmae/test_golden.py": ("safetensors",),
     "crossmae/test_figures.py": ("numpy", "PIL", "matplotlib"),
     "crossmae/test_reconstruct_command.py": ("numpy", "PIL", "matplotlib", "jsonargparse"),

@@ -15,7 +15,7 @@ from crossmae.acceleration.forward import (
     result_names,
 )
 from crossmae.acceleration.structure import BLOCKS, SELF_ATTENTION_BLOCK, Structure, blocks_of, read_structure
-from crossmae.checkpoint import RELEASE_ARGUMENTS
+from crossmae.checkpoint.release import FIELDS, MAPS
 
 __all__ = ["accelerate", "restore"]
 
@@ -46,9 +46,10 @@ def accelerate(model: nn.Module, **arguments: Any) -> nn.Module:
             that is not known), what the model does not tell, or which argument contradicts it. A hook on a layer, or
             dropout, that comes later is refused at the next call, with a RuntimeError.
     """
-    unknown = sorted(set(arguments) - set(RELEASE_ARGUMENTS))
+    known = (*FIELDS, *MAPS)
+    unknown = sorted(set(arguments) - set(known))
     if unknown:
-        raise TypeError(f"accelerate: no argument {', '.join(unknown)}; there are {', '.join(RELEASE_ARGUMENTS)}")
+        raise TypeError(f"accelerate: no argument {', '.join(unknown)}; there are {', '.join(known)}")
     if any(isinstance(module.__dict__.get("forward"), ModuleForward) for module in model.modules()):
         raise ValueError(f"accelerate: this {type(model).__name__} is accelerated already; see crossmae.restore")
     _require_whole_sharding(model)

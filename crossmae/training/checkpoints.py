@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from crossmae.checkpoint import save_state
+from crossmae.checkpoint.saving import CONFIG_KEY, save_state
 from crossmae.config import Config
 from crossmae.files import replacing
 from crossmae.training.step import Stepper
@@ -133,11 +133,12 @@ def verify(path: Path, config: Config) -> None:
         raise ValueError(f"{path} is damaged: {', '.join(changed)} differs from what was written")
     try:
         with safe_open(path / MODEL, framework="pt") as opened:
-            theirs = json.loads(opened.metadata()["crossmae_config"])
+            # Through Config, which knows what fields that came later were before there was a choice.
+            theirs = Config.from_dict(json.loads(opened.metadata()[CONFIG_KEY])).to_dict()
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path / MODEL} is no model of this package: {error}") from error
-    ours = json.loads(json.dumps(config.to_dict()))
-    other = [f"{name} {theirs.get(name)}, here {ours[name]}" for name in ours if theirs.get(name) != ours[name]]
+    ours = Config.from_dict(config.to_dict()).to_dict()
+    other = [f"{name} {theirs[name]}, here {ours[name]}" for name in ours if theirs[name] != ours[name]]
     if other:
         raise ValueError(f"{path} belongs to another model: {'; '.join(other)}")
 

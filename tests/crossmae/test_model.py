@@ -20,7 +20,9 @@ VARIANTS = {
     "plain pixels": ("crossmae", {"normalize_targets": False}),
     "other shapes": ("crossmae", {"decoder_depth": 3, "mlp_ratio": 2.5, "decoder_heads": 4, "encoder_heads": 4}),
     "patch 5, 7 channels": ("crossmae", {"patch_size": 5, "image_size": (15, 20), "channels": 7}),
+    "another eps": ("crossmae", {"norm_eps": 0.1, "decoder_self_attention": True}),
     "MAE": ("mae", {}),
+    "MAE, another eps": ("mae", {"norm_eps": 0.1}),
     "MAE, greyscale": ("mae", {"channels": 1, "normalize_targets": False}),
 }
 
@@ -42,7 +44,7 @@ def naive(model, images, masking):
     config, state = model.config, dict(model.state_dict(keep_vars=True))
 
     def norm(x, name):
-        return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)
+        return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], config.norm_eps)
 
     def linear(x, name):
         return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]

@@ -176,6 +176,25 @@ def test_a_release_that_was_trained_on_normalised_pixels_and_does_not_tell(tmp_p
     assert "both are interpolated" in text
 
 
+def test_a_checkpoint_that_does_not_tell_enough(tmp_path, capsys):
+    model = crossmae.create_model("mae_vit_tiny_patch4", encoder_width=32, encoder_heads=2)
+    torch.save({"state_dict": crossmae.to_release(model.state_dict())}, tmp_path / "narrow.pth")
+    torch.save(crossmae.to_release(model.encoder.state_dict(prefix="encoder.")), tmp_path / "encoder.pth")
+    _, name = image_file(tmp_path / "image.png")
+    words = ["reconstruct", name, "--checkpoint", str(tmp_path / "narrow.pth"), "--out", str(tmp_path / "out.png")]
+    assert main(words) == 1
+    assert "(encoder width 32, decoder width 64); give num_heads=" in capsys.readouterr().err
+    assert main([*words, "--load_options.num_heads", "2", "--load_options.norm_pix_loss", "true"]) == 0
+    text = capsys.readouterr().out
+    assert "narrow.pth: not told and so assumed, unless given to load: decoder_num_heads=4" in text
+    assert "trained on normalised pixels" in text
+    assert main([*words, "--load_options", '{"num_heads": 2, "key": "model"}']) == 1
+    assert "holds no model under 'model'" in capsys.readouterr().err
+    words[3] = str(tmp_path / "encoder.pth")
+    assert main([*words, "--load_options.num_heads", "2"]) == 1
+    assert re.fullmatch(r"crossmae reconstruct: .* holds an encoder alone, .*\n", capsys.readouterr().err)
+
+
 def test_the_folder_of_a_run_and_its_mixing_weights(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     checkpoint(tmp_path / "run" / "model.safetensors")

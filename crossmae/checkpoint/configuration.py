@@ -1,0 +1,218 @@
+"""The configuration of a model whose file does not hold it: read off, and the rest asked for or assumed."""
+
+import argparse
+from collections.abc import Mapping
+from math import isqrt
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from crossmae.checkpoint import huggingface
+from crossmae.checkpoint.messages import first_few
+from crossmae.checkpoint.release import FIELDS, MAPS, feature_maps, pair, release_name
+from crossmae.checkpoint.shapes import told_by_tensors
+from crossmae.checkpoint.wrappers import Layout, StateDict
+from crossmae.config import Config, usual_heads
+
+# What is built on top of an encoder for a task.
+_ON_TOP = ("head.", "fc_norm.", "classifier.", "pooler.")
+_RELEASE_NAMES = {field: name for name, field in FIELDS.items()}
+
+
+def named_as_released(state: StateDict) -> dict[str, Tensor]:
+    """A model's tensors by the releases' names; those that are none of ours keep their own."""
+    if state.layout == "huggingface":
+        return huggingface.renamed(state.tensors)
+    if state.layout != "ours":
+        return state.tensors
+    named = {}
+    for name, tensor in state.tensors.items():
+        try:
+            named[release_name(name)] = tensor
+        except ValueError:
+            named[name] = tensor
+    return named
+
+
+def told_by_training(content: Any) -> dict[str, Any]:
+    """What the arguments of a training script, saved beside the weights, tell under the releases' names.
+
+    The releases' scripts and many others keep them under ``args``, Lightning under ``hyper_parameters``.
+    """
+    named = content if isinstance(content, Mapping) else {}
+    arguments = named.get("args", named.get("hyper_parameters"))
+    if isinstance(arguments, argparse.Namespace):
+        arguments = vars(arguments)
+    if not isinstance(arguments, Mapping):
+        return {}
+    told = {name: arguments[name] for name in ("norm_pix_loss", "use_input") if isinstance(arguments.get(name), bool)}
+    blocks, size = arguments.get("use_fm"), arguments.get("input_size")
+    if isinstance(blocks, list | tuple) and all(isinstance(block, int) for block in blocks):
+        told["use_fm"] = tuple(blocks)
+    if isinstance(size, int):
+        told["img_size"] = size
+    return told
+
+
+def configuration(
+    file: Path,
+    tensors: Mapping[str, Tensor],
+    layout: Layout | None,
+    trained: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    said: list[str],
+) -> Config:
+    """The configuration of a model from its tensors and what is told beside them.
+
+    Args:
+        file: for messages.
+        tensors: by the releases' names.
+        layout: that they had in the file.
+        trained: see ``told_by_training``.
+        arguments: those of ``load`` that describe the model.
+        said: what is assumed or of no use is appended.
+
+    Raises:
+        TypeError: on arguments that do not exist.
+        ValueError: for what is no model, is told twice and differently, or can neither be read off nor assumed.
+    """
+    of_fields, of_maps = _translated(arguments)
+    told = _Told(file)
+    told.add("its tensors", told_by_tensors(tensors, file))
+    if layout == "huggingface":
+        told.add("its config.json", huggingface.told_by_config(file.parent) or {})
+    of_training, _ = _translated({name: value for name, value in trained.items() if name in FIELDS})
+    if "image_size" in told or not _fits(of_training.get("image_size"), told["patch_size"], tensors["pos_embed"]):
+        of_training.pop("image_size", None)
+    told.add("its args", of_training)
+    maps = _maps(told["encoder_depth"], tensors.get("wfm.linear.weight"), trained, of_maps, file)
+    if maps is not None:
+        told.add("its mixing weights", {"feature_maps": maps})
+    if told["decoder"] is None:
+        if told["feature_maps"] is not None:
+            said.append("there is no final norm, so encode() gives tokens as the last block leaves them")
+        unused = [name for name in of_fields if name.startswith("decoder_")]
+        of_fields = {name: value for name, value in of_fields.items() if name not in unused}
+        if unused:
+            said.append(f"of no use without a decoder: {first_few(unused)}")
+    told.add("the arguments", of_fields)
+
+    # In the file's own words; image_size as an argument of load is the size to interpolate to.
+    words = {**({} if layout == "ours" else _RELEASE_NAMES), "image_size": "img_size"}
+    needed = huggingface.needed(told["decoder"]) if layout == "huggingface" else ()
+    lacking = [words.get(field, field) for field in needed if field not in told]
+    if lacking:
+        raise ValueError(
+            f"{file} has Hugging Face's layout and no config.json beside it, which tells the rest: put it there, or "
+            f"give {'=, '.join(lacking)}="
+        )
+    assumed, asked = _assumed(told, tensors, layout, words)
+    if asked:
+        raise ValueError(f"{file} does not tell {'; nor '.join(asked)}")
+    if assumed:
+        values = ", ".join(f"{words.get(field, field)}={value!r}" for field, value in assumed.items())
+        said.append(f"not told and so assumed, unless given to load: {values}")
+    if told["decoder"] is None and said:
+        said.insert(0, "an encoder alone")
+    return Config.from_dict({**told, **assumed})
+
+
+def on_top(tensors: Mapping[str, Tensor], said: list[str]) -> set[str]:
+    """Names of tensors that a task put on top of an encoder, which are left out."""
+    names = sorted(name for name in tensors if name.startswith(_ON_TOP))
+    if names:
+        said.append(f"left out, as built on top of the encoder: {first_few(names)}")
+    return set(names)
+
+
+class _Told(dict[str, Any]):
+    """What is known by name, told by one source or by several that agree."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._file, self._sources = file, dict[str, str]()
+
+    def add(self, source: str, values: Mapping[str, Any]) -> None:
+        """Take what one more source tells; raises ValueError if an earlier one tells something else."""
+        for name, value in values.items():
+            if name in self and self[name] != value:
+                raise ValueError(
+                    f"{self._file}: {name} is {self[name]!r} by {self._sources[name]}, and {value!r} by {source}"
+                )
+            self[name] = value
+            self._sources.setdefault(name, source)
+
+
+def _translated(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of either spelling as fields of ``Config``, and those that choose maps as the releases do."""
+    there_are = {*FIELDS, *MAPS, *Config.__dataclass_fields__} - {"image_size"}
+    unknown = [name for name in arguments if name not in there_are]
+    if unknown:
+        raise TypeError(f"load: no argument {', '.join(unknown)}; there are {', '.join(sorted(there_are))}")
+    maps, translated = {}, {}
+    for name, value in arguments.items():
+        plain = tuple(value) if isinstance(value, list) else value
+        if name in MAPS:
+            maps[name] = plain
+        else:
+            translated[FIELDS.get(name, name)] = pair(plain) if name == "img_size" else plain
+    return translated, maps
+
+
+def _fits(image_size: tuple[int, int] | None, patch_size: int, positions: Tensor) -> bool:
+    """Whether images of this size have as many patches as there are positions."""
+    return (
+        image_size is not None and image_size[0] // patch_size * (image_size[1] // patch_size) == positions.shape[1] - 1
+    )
+
+
+def _maps(
+    depth: int, mixing: Tensor | None, trained: Mapping[str, Any], given: Mapping[str, Any], file: Path
+) -> tuple[int, ...] | None:
+    """``feature_maps`` as far as mixing weights, and the releases' arguments for them, tell."""
+    choice = _Told(file)
+    choice.add("its tensors", {"weight_fm": mixing is not None})
+    if mixing is None:
+        choice.add("its tensors", {"use_fm": (-1,), "use_input": False})
+    else:
+        choice.add("its args", {name: trained[name] for name in ("use_fm", "use_input") if name in trained})
+    choice.add("the arguments", given)
+    if mixing is None:
+        return None
+    try:
+        return feature_maps(depth, mixing.shape[-1], choice.get("use_fm"), choice.get("use_input"))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _assumed(
+    told: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout | None, words: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Fields that are not told but usual, and what has to be asked for."""
+    asked = []
+    parts: list[Literal["encoder", "decoder"]] = ["encoder"] if told["decoder"] is None else ["encoder", "decoder"]
+    assumed: dict[str, Any] = {
+        f"{part}_heads": usual_heads(part, told[f"{part}_width"]) for part in parts if f"{part}_heads" not in told
+    }
+    unusual = [field for field, heads in assumed.items() if heads is None]
+    if unusual:
+        widths = ", ".join(f"{part} width {told[f'{part}_width']}" for part in parts)
+        asked.append(
+            f"its numbers of heads ({widths}); give {' and '.join(f'{words.get(field, field)}=' for field in unusual)}"
+        )
+    if "image_size" not in told:
+        patches = tensors["pos_embed"].shape[1] - 1
+        side = isqrt(patches)
+        if side * side == patches:
+            assumed["image_size"] = (side * told["patch_size"],) * 2
+        else:
+            asked.append(f"how its {patches} patches lie; give img_size=(height, width), the size it was trained on")
+    if "feature_maps" not in told:
+        columns = tensors["wfm.linear.weight"].shape[-1]
+        names = "feature_maps=" if layout == "ours" else "use_fm= and use_input="
+        asked.append(f"which {columns} feature maps of its encoder it mixes; give {names}")
+    if told["decoder"] is not None and "normalize_targets" not in told:
+        # CrossMAE's release trains with it throughout; of MAE's whole models those to look at were trained without.
+        assumed["normalize_targets"] = told["decoder"] == "crossmae" or layout == "ours"
+    return assumed, asked

@@ -1,0 +1,61 @@
+"""A model from a configuration and the tensors of a file."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from crossmae.checkpoint.messages import first_few
+from crossmae.config import Config
+from crossmae.model import MaskedAutoencoder
+from crossmae.positions import interpolate_positions
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def filled(
+    config: Config, state_dict: Mapping[str, Tensor], source: str, rename: Callable[[str], str] = str
+) -> MaskedAutoencoder:
+    """A model of the configuration with exactly the given tensors, copied, at least in float32.
+
+    Args:
+        config: of the model.
+        state_dict: tensors by name.
+        source: of the tensors, for messages.
+        rename: tells the name in the state dict of one of our tensors.
+
+    Raises:
+        ValueError: naming the first tensors that are missing, unexpected, or not of the model's shape.
+    """
+    with torch.device("meta"):
+        model = MaskedAutoencoder(config)
+    ours = {rename(name): name for name in model.state_dict()}
+    expected = {rename(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wrong = [f"missing {name} {shape}" for name, shape in expected.items() if name not in state_dict]
+    wrong += [f"unexpected {name} {tuple(t.shape)}" for name, t in state_dict.items() if name not in expected]
+    for name, tensor in state_dict.items():
+        shape = tuple(tensor.shape)
+        if shape != expected.get(name, shape):
+            wrong.append(f"{name} must have shape {expected[name]}, got {shape}")
+        elif tensor.is_meta or tensor.dtype not in _DTYPES:
+            wrong.append(f"{name} must be of 16, 32 or 64-bit floats with data, got {tensor.dtype} on {tensor.device}")
+    if wrong:
+        raise ValueError(f"{source} does not fit the model: {first_few(wrong, separator='; ')}")
+    copies = {
+        ours[name]: tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True).contiguous()
+        for name, tensor in state_dict.items()
+    }
+    model.load_state_dict(copies, assign=True)
+    model.register_pixel_statistics()
+    return model
+
+
+def resized(model: MaskedAutoencoder, image_size: tuple[int, int]) -> MaskedAutoencoder:
+    """The same weights for images of another size, positions interpolated in 2-D."""
+    config = replace(model.config, image_size=image_size)
+    state = model.state_dict()
+    for name in ("encoder.positions", "decoder.positions"):
+        if name in state:
+            state[name] = interpolate_positions(state[name], model.config.grid, config.grid)
+    return filled(config, state, "the resized model")

@@ -1,0 +1,102 @@
+"""Hugging Face's layout: a folder of ViTMAE, or of ViT, whose config.json tells what tensors do not."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Their names on the left, those of the releases on the right. ``save_pretrained`` writes the first of two spellings;
+# the second is that of modules of version 5 and of decoders that were published.
+_RENAMES = [
+    (r"embeddings\.cls_token", r"cls_token"),
+    (r"embeddings\.position_embeddings", r"pos_embed"),
+    (r"embeddings\.patch_embeddings\.projection\.(\w+)", r"patch_embed.proj.\1"),
+    (r"layernorm\.(\w+)", r"norm.\1"),
+    (r"decoder\.(mask_token|decoder_pos_embed|decoder_(?:embed|norm|pred)\.\w+)", r"\1"),
+    (r"(?:encoder\.layer|layers)\.(\d+)\.(.+)", r"blocks.\1.\2"),
+    (r"decoder\.(?:decoder_encoder\.layer|decoder_layers)\.(\d+)\.(.+)", r"decoder_blocks.\1.\2"),
+]
+_PARTS = [
+    (r"layernorm_before", "norm1"),
+    (r"layernorm_after", "norm2"),
+    (r"attention\.output\.dense|attention\.o_proj", "attn.proj"),
+    (r"intermediate\.dense", "mlp.fc1"),
+    (r"output\.dense", "mlp.fc2"),
+    *((rf"attention\.attention\.{name}|attention\.{name[0]}_proj", name) for name in ("query", "key", "value")),
+]
+
+_MODELS = ("vit_mae", "vit")
+# What config.json tells of ours, with the defaults that hold for what it leaves out.
+_ENCODER: dict[str, tuple[str, Any]] = {
+    "encoder_heads": ("num_attention_heads", 12),
+    "norm_eps": ("layer_norm_eps", 1e-12),
+    "image_size": ("image_size", 224),
+    "patch_size": ("patch_size", 16),
+    "channels": ("num_channels", 3),
+}
+_DECODER: dict[str, tuple[str, Any]] = {
+    "decoder_heads": ("decoder_num_attention_heads", 16),
+    "normalize_targets": ("norm_pix_loss", False),
+}
+_FIXED = {"hidden_act": "gelu", "qkv_bias": True}
+
+
+def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors by the releases' names, queries, keys and values joined; unknown names stay."""
+    names = {_renamed(name): tensor for name, tensor in tensors.items()}
+    for name in [name for name in names if re.search(r"blocks\.\d+\.query\.\w+$", name)]:
+        parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        if len({tuple(names[part].shape) for part in parts if part in names}) == 1 and names.keys() >= set(parts):
+            names[name.replace(".query.", ".attn.qkv.")] = torch.cat([names.pop(part) for part in parts])
+    return names
+
+
+def _renamed(name: str) -> str:
+    plain = name.removeprefix("vit.")
+    for pattern, replacement in _RENAMES:
+        if re.fullmatch(pattern, plain):
+            plain = re.sub(pattern, replacement, plain)
+            break
+    else:
+        return name
+    block = re.fullmatch(r"((?:decoder_)?blocks\.\d+)\.(.+)\.(\w+)", plain)
+    for pattern, replacement in _PARTS if block else ():
+        if block and re.fullmatch(pattern, block[2]):
+            return f"{block[1]}.{replacement}.{block[3]}"
+    return plain
+
+
+def needed(decoder: str | None) -> tuple[str, ...]:
+    """The fields of ``Config`` that a model needs and no shape of a tensor tells."""
+    return ("encoder_heads", "norm_eps", *(() if decoder is None else tuple(_DECODER)))
+
+
+def told_by_config(folder: Path) -> dict[str, Any] | None:
+    """Fields of ``Config`` that a folder's config.json tells; None if there is no such file.
+
+    Raises ValueError for a model of another kind, or one that cannot be expressed.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text())
+        kind = values.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if kind not in _MODELS:
+        raise ValueError(f"{path} is of a model of type {kind!r}; there are {' and '.join(_MODELS)}")
+    wrong = [f"{name} {values[name]!r}" for name, only in _FIXED.items() if values.get(name, only) != only]
+    if wrong:
+        raise ValueError(f"{path} asks for {', '.join(wrong)}; there is only {_FIXED}")
+    known = {**_ENCODER, **(_DECODER if kind == "vit_mae" else {})}
+    told = {field: values.get(name, default) for field, (name, default) in known.items()}
+    height, width = (told["image_size"],) * 2 if isinstance(told["image_size"], int) else told["image_size"]
+    told["image_size"] = height, width
+    if isinstance(told["patch_size"], list):
+        told["patch_size"] = told["patch_size"][0] if len(set(told["patch_size"])) == 1 else told["patch_size"]
+    return told

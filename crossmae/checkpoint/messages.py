@@ -1,0 +1,13 @@
+"""How messages name many things at once."""
+
+from collections.abc import Sequence
+
+_NAMED = 5
+
+
+def first_few(names: Sequence[str], of: int | None = None, kind: str = "tensors", separator: str = ", ") -> str:
+    """The first names and a count of the rest, so that a message stays one line."""
+    listed = separator.join(names[:_NAMED])
+    if len(names) > _NAMED:
+        listed += f"{separator}and {len(names) - _NAMED} more"
+    return listed if of is None else f"{listed} ({len(names)} of {of} {kind})"

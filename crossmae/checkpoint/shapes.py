@@ -1,0 +1,106 @@
+"""What the tensors of a model tell of its configuration: their shapes, and the table of positions."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossmae.checkpoint.messages import first_few
+from crossmae.positions import sincos_positions
+
+# Root mean square: the table of any other grid is 0.116 or more away, one that was learned from small numbers 0.7. The
+# same one rounded to bfloat16 is 0.0007 away, and what is left is room for one that was trained on.
+_SAME_TABLE = 0.1
+
+_NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
+_DIMENSIONS = {
+    "cls_token": 3,
+    "pos_embed": 3,
+    "patch_embed.proj.weight": 4,
+    "blocks.0.mlp.fc1.weight": 2,
+    "mask_token": 3,
+    "wfm.linear.weight": 2,
+}
+
+
+def told_by_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """Fields of ``Config`` that are sure, from tensors under the releases' names.
+
+    Not among them are ``image_size`` where positions are no sin-cos table, and the ``feature_maps`` of a CrossMAE.
+
+    Raises ValueError if the tensors are of no model of this kind.
+    """
+    missing = [name for name in _NEEDED if name not in tensors]
+    if missing:
+        raise ValueError(
+            f"{path} is neither a checkpoint of ours nor of CrossMAE's or MAE's release: it has no "
+            f"{', '.join(missing)} among its {len(tensors)} tensors, nor what Hugging Face calls these"
+        )
+    flat = [name for name, dimensions in _DIMENSIONS.items() if name in tensors and tensors[name].ndim != dimensions]
+    if flat:
+        shapes = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in flat)
+        raise ValueError(f"{path} holds a model of another kind; of other dimensions are {shapes}")
+    width = tensors["cls_token"].shape[-1]
+    patches = tuple(tensors["patch_embed.proj.weight"].shape)
+    if patches[2] != patches[3]:
+        raise ValueError(
+            f"{path} is no model of square patches: patch_embed.proj.weight must have shape (width, channels, "
+            f"patch_size, patch_size), got {patches}"
+        )
+    told: dict[str, Any] = {
+        "channels": patches[1],
+        "patch_size": patches[2],
+        "encoder_width": width,
+        "encoder_depth": _blocks(tensors, "blocks"),
+        "mlp_ratio": _ratio(tensors["blocks.0.mlp.fc1.weight"].shape[0], width),
+    }
+    parts = [name for name in tensors if name.startswith(("mask_token", "decoder_", "wfm.", "dec_norms."))]
+    if parts:
+        missing = [name for name in ("mask_token", "decoder_blocks.0.norm1.weight") if name not in tensors]
+        if missing:
+            raise ValueError(f"{path} has parts of a decoder, {first_few(parts)}, but no {', '.join(missing)}")
+        told["decoder"] = "mae" if "decoder_embed.weight" in tensors else "crossmae"
+        told["decoder_width"] = tensors["mask_token"].shape[-1]
+        told["decoder_depth"] = _blocks(tensors, "decoder_blocks")
+        told["decoder_self_attention"] = "decoder_blocks.0.self_attn.qkv.weight" in tensors
+        if "wfm.linear.weight" not in tensors:
+            told["feature_maps"] = None
+    else:
+        # One map that is mixed has no norm of the encoder behind it.
+        told |= {"decoder": None, "feature_maps": None if "norm.weight" in tensors else (told["encoder_depth"],)}
+    grids = {grid for name in ("pos_embed", "decoder_pos_embed") if (grid := _grid(tensors.get(name)))}
+    if len(grids) > 1:
+        raise ValueError(f"{path} has positions of different grids for encoder and decoder: {sorted(grids)}")
+    for rows, columns in grids:
+        told["image_size"] = (rows * patches[2], columns * patches[2])
+    return told
+
+
+def _blocks(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """Number of numbered blocks under a prefix."""
+    return len({name.split(".")[1] for name in tensors if name.startswith(f"{prefix}.")})
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """``hidden / width``, or the next number if rounding would make one hidden channel less of it."""
+    ratio = torch.tensor(hidden / width, dtype=torch.float64)
+    if int(width * float(ratio)) < hidden:
+        ratio = ratio.nextafter(torch.tensor(torch.inf, dtype=torch.float64))
+    return float(ratio)
+
+
+def _grid(positions: Tensor | None) -> tuple[int, int] | None:
+    """Rows and columns of patches, if ``(1, 1 + rows * columns, D)`` is their sin-cos table."""
+    if positions is None or positions.ndim != 3 or positions.shape[1] < 2 or positions.shape[2] % 4:
+        return None
+    table = positions[0, 1:].float()
+    patches, width = table.shape
+
+    def distance(grid: tuple[int, int]) -> float:
+        return float((sincos_positions(width, grid)[0, 1:] - table).square().mean().sqrt())
+
+    grids = [(rows, patches // rows) for rows in range(1, patches + 1) if patches % rows == 0]
+    nearest = min(grids, key=distance)
+    return nearest if distance(nearest) < _SAME_TABLE else None

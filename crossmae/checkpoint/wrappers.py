@@ -1,0 +1,143 @@
+"""Where a file keeps a model's tensors: under which key, and in how many wrappers."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from crossmae.checkpoint.messages import first_few
+
+Layout = Literal["ours", "release", "huggingface"]
+
+# What DDP and EMA, torch.compile, FSDP, activation checkpointing and Fabric put into names, at any depth.
+_WRAPPERS = {
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+}
+# The embedding of patches tells a layout from the others, and what stands in front of it is no part of the names.
+_PATCHES: dict[Layout, str] = {
+    "huggingface": r"(?:vit\.)?embeddings\.patch_embeddings\.projection\.weight",
+    "release": r"patch_embed\.proj\.weight",
+    "ours": r"(?:encoder\.)?patch_embed\.weight",
+}
+_AVERAGED = {"ema", "swa", "averaged", "average"}
+# Its momenta may be named like the parameters they belong to.
+_OPTIMIZER = re.compile(r"(^|_)optim(izers?)?(_|$)")
+_DEPTH = 4  # of dictionaries in dictionaries
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """The tensors of one model, by the names of their layout."""
+
+    tensors: dict[str, Tensor]
+    layout: Layout | None
+    place: str
+    averaged: bool
+    left_out: list[str]
+
+
+def find_state_dict(content: Any, path: Path, key: str | None) -> tuple[StateDict, list[str]]:
+    """The model in what a file holds, and what is to be said about the choice.
+
+    Args:
+        content: tensors by name, or dictionaries of them and of anything else.
+        path: of the file, for messages.
+        key: the place to take, of several; of one raw and any number of averaged models the raw one is taken.
+    """
+    found = [
+        model
+        for keys, tensors in _dictionaries(content, ())
+        for model in _models(tensors, keys, path)
+        if key is None or f".{key}." in f".{model.place}."
+    ]
+    whole = [model for model in found if any(name.endswith("cls_token") for name in model.tensors)]
+    found = whole or found
+    if not found:
+        if key is not None:
+            raise ValueError(f"{path} holds no model under {key!r}")
+        return _unknown(content, path), []
+    raw = [model for model in found if not model.averaged] or found
+    if len(raw) > 1:
+        raise ValueError(f"{path} holds several models, {_places(raw)}; choose one by key=")
+    (chosen,) = raw
+    said = []
+    others = [model for model in found if model is not chosen]
+    if others:
+        said.append(
+            f"the weights {_places(raw)} are taken; averaged ones, {_places(others)}, are there too (key= takes them)"
+        )
+    elif chosen.averaged and key is None:
+        said.append(f"its only weights, {_places(raw)}, are averaged ones")
+    if chosen.left_out:
+        said.append(f"left out as no part of the model: {first_few(chosen.left_out)}")
+    return chosen, said
+
+
+def _places(models: list[StateDict]) -> str:
+    return ", ".join(f"under {model.place!r}" if model.place else "under no key" for model in models)
+
+
+def _dictionaries(content: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """Every dictionary that holds tensors, with the keys that lead to it."""
+    if not isinstance(content, Mapping) or len(keys) > _DEPTH:
+        return
+    named = {name: value for name, value in content.items() if isinstance(name, str)}
+    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    if tensors:
+        yield keys, tensors
+    for name, value in named.items():
+        if not _OPTIMIZER.search(name):
+            yield from _dictionaries(value, (*keys, name))
+
+
+def _models(tensors: dict[str, Tensor], keys: tuple[str, ...], path: Path) -> Iterator[StateDict]:
+    """The models whose tensors lie in one dictionary, each with a prefix of its own."""
+    tensors = _unwrapped(tensors, path)
+    prefixes: dict[str, Layout] = {}
+    for layout, patches in _PATCHES.items():
+        for name in tensors:
+            if match := re.fullmatch(rf"((?:.*?\.)??){patches}", name):
+                prefixes.setdefault(match[1], layout)
+    owner = {
+        name: max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None) for name in tensors
+    }
+    for prefix, layout in prefixes.items():
+        model = {name.removeprefix(prefix): tensors[name] for name in tensors if owner[name] == prefix}
+        counted = model.pop("n_averaged", None) is not None
+        if layout == "ours" and "patch_embed.weight" in model:  # the state of a model's encoder alone
+            model = {f"encoder.{name}": tensor for name, tensor in model.items()}
+        place = ".".join([*keys, *prefix.split(".")[:-1]])
+        yield StateDict(
+            model,
+            layout,
+            place,
+            counted or not _AVERAGED.isdisjoint(re.split(r"[\W_]+", place)),
+            [name for name in tensors if owner[name] is None and name != "n_averaged"],
+        )
+
+
+def _unwrapped(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The same tensors without the wrappers in their names."""
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if short in plain and not (plain[short].dtype == tensor.dtype and torch.equal(plain[short], tensor)):
+            raise ValueError(f"{path} holds two tensors {short!r} that differ, in different wrappers")
+        plain[short] = tensor
+    return plain
+
+
+def _unknown(content: Any, path: Path) -> StateDict:
+    """The tensors of a file in which no model was found."""
+    dictionaries = [tensors for _, tensors in _dictionaries(content, ())]
+    if not dictionaries:
+        raise ValueError(f"{path} must hold a state dict (alone or under 'model'), got {type(content).__name__}")
+    return StateDict(_unwrapped(max(dictionaries, key=len), path), None, "", averaged=False, left_out=[])

@@ -1,0 +1,205 @@
+"""What is unpickled and what never is; shards and their index."""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_files import HEADS, agrees_with_the_release, heard, saved
+from golden_cases import Case
+from safetensors.torch import save_file
+
+import crossmae
+
+WEIGHTS = Case("mae").weights
+
+
+class Made:
+    """Is pickled as a call of something by name."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+PATHS = {
+    "own": lambda: pathlib.Path("/data"),
+    "pure": lambda: pathlib.PurePosixPath("/data"),
+    "of Linux": lambda: Made(pathlib.PosixPath, "/", "data"),
+    "of Windows": lambda: Made(pathlib.WindowsPath, "C:\\", "data"),
+    "pure, of Windows": lambda: pathlib.PureWindowsPath("C:\\data"),
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("path", PATHS)
+def test_paths_of_every_system_in_the_arguments(path, prefix, tmp_path):
+    arguments = argparse.Namespace(norm_pix_loss=True, output_dir=PATHS[path](), nested={"log_dir": [PATHS[path]()]})
+    content = {"model": {f"{prefix}{name}": tensor for name, tensor in WEIGHTS.items()}, "args": arguments}
+    model, messages = heard(saved(content, tmp_path / "checkpoint-799.pth"), **HEADS)
+    assert agrees_with_the_release(model, "mae")
+    assert not messages
+
+
+@pytest.mark.parametrize("name", ["PosixPath", "WindowsPath", "PurePosixPath"])
+def test_paths_pickled_by_python_3_13(name, tmp_path, monkeypatch):
+    module = types.ModuleType("pathlib._local")
+    made = type(name, (), {"__module__": "pathlib._local", "__reduce__": lambda self: (type(self), ("data",))})
+    setattr(module, name, made)
+    monkeypatch.setitem(sys.modules, "pathlib._local", module)
+    path = saved({"model": WEIGHTS, "args": argparse.Namespace(norm_pix_loss=True, out=made())}, tmp_path / "file.pth")
+    monkeypatch.undo()
+    assert agrees_with_the_release(crossmae.load(path, **HEADS), "mae")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_plain_values_beside_the_weights(zipped, tmp_path):
+    beside = {
+        "args": {"norm_pix_loss": True, "input_size": 32},
+        "plain": [None, {1, 2}, torch.bfloat16, torch.device("cpu"), torch.Size([2]), torch.tensor(1.0)],
+        "torch": torch.__version__,
+        "scores": [np.float64(0.5), np.int64(3), np.bool_(True), np.ones(3), np.ones((2, 2), dtype=np.int32)],
+        "generators": [np.random.default_rng(0).bit_generator.state, ("MT19937", np.ones(624, "u4"), 1)],
+    }
+    path = tmp_path / "file.safetensors"  # whatever its name is
+    torch.save({"model": WEIGHTS, **beside}, path, _use_new_zipfile_serialization=zipped)
+    model, messages = heard(path, **HEADS)
+    assert agrees_with_the_release(model, "mae")
+    assert not messages
+
+
+def run(words):
+    print("code was run", words)
+
+
+class Subclass(argparse.Namespace):
+    pass
+
+
+EVIL = {
+    "a function": lambda: Made(run, "x"),
+    "a builtin": lambda: Made(print, "code was run"),
+    "eval": lambda: Made(eval, "print('code was run')"),
+    "a command": lambda: Made(os.system, "echo code was run"),
+    "a file": lambda: Made(pathlib.Path.touch, "evil"),
+    "a class of one's own": lambda: Subclass(norm_pix_loss=True),
+    "a whole model": lambda: torch.nn.Linear(2, 2),
+    "an array of something": lambda: np.array([Made(print, "code was run")], dtype=object),
+}
+
+
+@pytest.mark.parametrize("place", ["args", "model", "within args", "beside", "in the state dict"])
+@pytest.mark.parametrize("evil", EVIL)
+def test_nothing_else_is_unpickled(evil, place, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    thing = EVIL[evil]()
+    content = {
+        "args": {"model": WEIGHTS, "args": thing},
+        "model": {"model": thing},
+        "within args": {"model": WEIGHTS, "args": argparse.Namespace(out=thing)},
+        "beside": {"model": WEIGHTS, "hook": [thing]},
+        "in the state dict": {"model": {**WEIGHTS, "_metadata": thing}},
+    }[place]
+    path = saved(content, tmp_path / "evil.pth")
+    with pytest.raises(
+        ValueError, match=r"or holds more than tensors and plain values: it asks for .*state_dict"
+    ) as caught:
+        crossmae.load(path, **HEADS)
+    assert "\n" not in str(caught.value)
+    assert "code was run" not in capfd.readouterr().out
+    assert not (tmp_path / "evil").exists()
+
+
+def shards(folder, kind="safetensors", parts=3):
+    """The weights in several files with an index."""
+    folder.mkdir(exist_ok=True)
+    base = "model" if kind == "safetensors" else "pytorch_model"
+    places = {}
+    for part in range(parts):
+        names = sorted(WEIGHTS)[part::parts]
+        name = f"{base}-{part + 1:05d}-of-{parts:05d}.{kind}"
+        held = {name: WEIGHTS[name] for name in names}
+        save_file(held, folder / name) if kind == "safetensors" else torch.save(held, folder / name)
+        places |= dict.fromkeys(names, name)
+    index = folder / f"{base}.{kind}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return index
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_shards(kind, tmp_path):
+    index = shards(tmp_path / "folder", kind)
+    for path in (index, index.parent):
+        model, messages = heard(path, norm_pix_loss=True, **HEADS)
+        assert agrees_with_the_release(model, "mae")
+        assert not messages
+
+
+def damage(index, how):
+    first = sorted(index.parent.glob("model-*"))[0]
+    listed = json.loads(index.read_text())
+    if how == "missing":
+        first.unlink()
+    elif how == "torn":
+        first.write_bytes(first.read_bytes()[:-100])
+    elif how == "empty":
+        first.write_bytes(b"")
+    elif how == "twice":
+        second = sorted(index.parent.glob("model-*"))[1]
+        save_file({name: WEIGHTS[name] for name in [*sorted(WEIGHTS)[1::3], sorted(WEIGHTS)[0]]}, second)
+    elif how == "less":
+        save_file({name: WEIGHTS[name] for name in sorted(WEIGHTS)[3::3]}, first)
+    elif how == "outside":
+        listed["weight_map"]["mask_token"] = "../model.safetensors"
+    elif how == "itself":
+        listed["weight_map"]["mask_token"] = index.name
+    elif how == "no map":
+        listed = {"metadata": {}}
+    elif how == "numbers":
+        listed["weight_map"]["mask_token"] = 3
+    elif how == "list":
+        listed = []
+    index.write_text("{" if how == "no JSON" else json.dumps(listed))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", r"index.json names model-00001-of-00003.safetensors \(1 of 3 shards\), which are missing"),
+        ("torn", r"model-00001-of-00003.safetensors is a damaged safetensors file"),
+        ("empty", r"model-00001-of-00003.safetensors is no checkpoint, is damaged"),
+        ("twice", r"model-00002-of-00003.safetensors holds as well, unlike model.safetensors.index.json: blocks.0"),
+        ("less", r"model-00001-of-00003.safetensors lacks, unlike model.safetensors.index.json: blocks.0"),
+        ("outside", r"no index of shards: .*'../model.safetensors' is no name of a file beside it"),
+        ("itself", r"no index of shards: .*is no name of a file beside it"),
+        ("no map", "no index of shards: KeyError"),
+        ("numbers", "no index of shards: TypeError"),
+        ("list", "no index of shards: TypeError"),
+        ("no JSON", "no index of shards: JSONDecodeError"),
+    ],
+)
+def test_damaged_shards_are_one_line(how, message, tmp_path):
+    index = shards(tmp_path / "folder")
+    damage(index, how)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        crossmae.load(index.parent, norm_pix_loss=True, **HEADS)
+    assert "\n" not in str(caught.value)
+
+
+def test_torn_files_of_any_length_are_one_line(tmp_path):
+    for name in ("model.safetensors", "model.pth"):
+        path = tmp_path / name
+        save_file(WEIGHTS, path) if name.endswith("safetensors") else torch.save({"model": WEIGHTS}, path)
+        whole = path.read_bytes()
+        for length in [*range(12), *range(12, len(whole), len(whole) // 12)]:
+            path.write_bytes(whole[:length])
+            with pytest.raises(ValueError, match=rf"{name} is (no checkpoint, is damaged|a damaged)") as caught:
+                crossmae.load(path, **HEADS)
+            assert "\n" not in str(caught.value)

@@ -137,7 +137,8 @@ def verify(path: Path, config: Config) -> None:
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path / MODEL} is no model of this package: {error}") from error
     ours = json.loads(json.dumps(config.to_dict()))
-    other = [f"{name} {theirs.get(name)}, here {ours[name]}" for name in ours if theirs.get(name) != ours[name]]
+    # What an older model does not tell is no contradiction.
+    other = [f"{name} {theirs[name]}, here {ours[name]}" for name in ours if theirs.get(name, ours[name]) != ours[name]]
     if other:
         raise ValueError(f"{path} belongs to another model: {'; '.join(other)}")
 

@@ -205,6 +205,7 @@ class Run:
         if self._monitor is not None and model is not None:
             with self._monitor.pause(), self._fabric.autocast():
                 found = self._evaluation.probe(model)
+            self._report(tuple(self._evaluation.unreadable))
             self._knn = found["knn"]
             self._monitor.probe(self._stepper.step, found)
 

@@ -74,7 +74,7 @@ def _completed(config: DataConfig, seen: Survey) -> DataConfig:
         for channel, (own, given) in enumerate(zip(seen.std, std, strict=True)):
             if not 1 / FAR_OFF < own / given < FAR_OFF:
                 raise ValueError(
-                    f"data.mean and data.std are not of these images, {seen.text}: channel {channel} has a deviation of "
+                    f"data.mean and data.std are not of these images, {seen.text}: channel {channel} deviates by "
                     f"{own:.3g}, not {given:.3g}; with data.mean=null and data.std=null they are found"
                 )
     return replace(config, dtype=seen.dtype, numbers=seen.numbers, mean=mean, std=std)

@@ -70,7 +70,7 @@ class Picture:
                     missing = missing.any(dim=0, keepdim=True)
                 if missing.all():
                     raise ValueError("there is no data in it")
-                value = torch.tensor(fill or (math.nan,) * channels)
+                value = torch.tensor([math.nan] * channels if fill is None else list(fill))
                 image = torch.where(missing, value[:, None, None], image)
             return _upright(image, self.orientation)
 
@@ -78,13 +78,15 @@ class Picture:
         """``(C, H, W)``, uint8 or float32; anything where there is no data."""
         kind = self.values.dtype
         if kind.kind not in "uif":
-            raise ValueError(f"it holds {kind}; integers and floats are read")
+            raise ValueError(f"it holds {kind.name}; integers and floats are read")
         shares = self.full is not None if numbers is None else numbers == "shares"
         if shares and self.full is None:
-            raise ValueError(f"it holds {kind}, which has no full scale; data.numbers=values takes numbers as they are")
+            raise ValueError(
+                f"it holds {kind.name}, which has no full scale; data.numbers=values takes numbers as they are"
+            )
         plain = kind == np.uint8 and shares and self.missing is None
         if dtype == torch.uint8 and not plain:
-            what = "no data in places" if kind == np.uint8 and shares else str(kind)
+            what = "no data in places" if kind == np.uint8 and shares else kind.name
             raise ValueError(f"it holds {what}, which uint8 has no room for; data.dtype=float32 keeps it")
         if plain:
             return in_dtype(_planes(self.values), dtype or torch.uint8)
@@ -101,7 +103,7 @@ class Picture:
             raise ValueError("it holds values beyond float32")
         if exact.dtype.kind in "ui" and exact.dtype.itemsize > 2 and exact.size:
             lost, spread = float(np.abs(rounded.astype(np.float64) - exact).max()), float(exact.std(dtype=np.float64))
-            if 0 < spread < 16 * lost:
+            if 0 < spread < 128 * lost:
                 raise ValueError(
                     f"it holds integers around {exact.flat[0]:,} that lie too close together for float32; "
                     "take off what they have in common"
@@ -114,12 +116,10 @@ def no_data(array: Array, named: Sequence[float]) -> Array | None:
 
     Where any value is named, what is not finite is no data too.
     """
-    found = np.zeros(array.shape, np.bool_)
     floats = array.dtype.kind == "f"
+    found = ~np.isfinite(array) if floats and named else np.zeros(array.shape, np.bool_)
     for value in named:
-        if floats and not math.isfinite(value):
-            found |= ~np.isfinite(array)
-        elif floats:
+        if floats:
             with np.errstate(over="ignore"):  # the file's own precision of a value written in decimals
                 found |= array == array.dtype.type(value)
         elif math.isfinite(value) and value == int(value):

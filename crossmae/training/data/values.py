@@ -120,8 +120,8 @@ def no_data(array: Array, named: Sequence[float]) -> Array | None:
     found = ~np.isfinite(array) if floats and named else np.zeros(array.shape, np.bool_)
     for value in named:
         if floats:
-            with np.errstate(over="ignore"):  # the file's own precision of a value written in decimals
-                found |= array == array.dtype.type(value)
+            with np.errstate(over="ignore"):  # NumPy compares in the array's own precision
+                found |= array == value
         elif math.isfinite(value) and value == int(value):
             found |= array == int(value)
     return found if found.any() else None

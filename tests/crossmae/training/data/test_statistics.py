@@ -184,6 +184,15 @@ def test_no_data_is_neither_brightness_nor_mixed_with_it(tmp_path, value, dtype,
     assert all(low - spread < crops[0, i].image.min() <= crops[0, i].image.max() < high + spread for i in range(6))
 
 
+def test_statistics_are_those_of_what_is_there_before_it_is_resized(tmp_path):
+    arrays = [scene(seed).astype(np.float32) for seed in range(3)]
+    for array in arrays:
+        array[:, ::2, ::2] = array[:, 1::2, 1::2] = np.nan  # which leaves nothing that has all neighbours
+    dataset = opened(write(tmp_path, arrays), size=(8, 8), nodata="nan")
+    np.testing.assert_allclose(dataset.data.mean, np.nanmean(arrays, (0, 2, 3), np.float64), rtol=1e-6)
+    assert np.isfinite(everything(dataset)).all()
+
+
 def test_no_data_that_nobody_named_is_refused_before_any_work(tmp_path):
     for name, value, setting in (("number", -9999, "-9999"), ("nan", np.nan, "nan")):
         arrays, _ = with_holes(value, np.float32)

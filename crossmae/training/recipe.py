@@ -93,8 +93,8 @@ class Recipe:
 
     def config(self) -> Config:
         """The model's configuration, with the pixel statistics of the data."""
-        options = {"pixel_mean": self.data.mean, "pixel_std": self.data.std, **self.model_options}
-        return named_config(self.model, self.image_size, **options)
+        options = {f"pixel_{name}": getattr(self.data, name) for name in ("mean", "std", "numbers", "nodata")}
+        return named_config(self.model, self.image_size, **{**options, **self.model_options})
 
     def to_json(self) -> str:
         """A file that ``crossmae pretrain --recipe`` takes."""

@@ -16,7 +16,6 @@ from crossmae.training.data.batches import Batch, loader
 from crossmae.training.data.dataset import ImageDataset
 from crossmae.training.data.opening import open_images
 from crossmae.training.data.sampling import GlobalBatches
-from crossmae.training.data.statistics import pixel_statistics
 from crossmae.training.devices import make_fabric, processes
 from crossmae.training.diagnosis import NonFiniteLossError, diagnosed
 from crossmae.training.evaluation import Evaluation
@@ -49,7 +48,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
         print(describe(make_plan(recipe, IMAGENET_IMAGES, processes(options))))
         return None
     recipe, images = opened(recipe, options.strict)
-    plan = make_plan(recipe, len(images), processes(options))
+    plan = make_plan(recipe, len(images), processes(options), images.found)
     if options.dry_run:
         print(describe(plan))
         return None
@@ -61,13 +60,10 @@ def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
 
 
 def opened(recipe: Recipe, strict: bool = False) -> tuple[Recipe, ImageDataset]:
-    """A recipe's images, and the recipe with their mean and standard deviation where it has none."""
+    """A recipe's images, and the recipe with what was found in them where it says nothing."""
     config = recipe.config()
     images = open_images(recipe.data, config.channels, config.image_size, config.patches, recipe.seed, strict)
-    if recipe.data.mean is None or recipe.data.std is None:
-        mean, std = pixel_statistics(images.images)
-        recipe = replace(recipe, data=replace(recipe.data, mean=mean, std=std))
-    return recipe, images
+    return replace(recipe, data=images.data), images
 
 
 def _check_folder(folder: Path, options: RunOptions) -> None:
@@ -209,6 +205,7 @@ class Run:
         if self._monitor is not None and model is not None:
             with self._monitor.pause(), self._fabric.autocast():
                 found = self._evaluation.probe(model)
+            self._report(tuple(self._evaluation.unreadable))
             self._knn = found["knn"]
             self._monitor.probe(self._stepper.step, found)
 

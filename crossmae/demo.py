@@ -78,7 +78,7 @@ def run(out: str, steps: int) -> None:
     )
     print("\n" + report)
     with replacing(folder / "results.md") as beside:
-        beside.write_text(report)
+        beside.write_text(report, "utf-8")
     print(f"Pictures and table: {folder}/reconstructions.png, {folder}/learning.png, {folder}/results.md")
 
 

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from crossmae.checkpoint import save_state
 from crossmae.config import Config
-from crossmae.files import replacing
+from crossmae.files import replacing, to_disk
 from crossmae.training.step import Stepper
 
 MODEL, TRAINING, MANIFEST = "model.safetensors", "training.pt", "manifest.json"
@@ -55,7 +55,7 @@ class Checkpoints:
         found = []
         for path in self.folder.glob("step-*"):
             try:
-                manifest = json.loads((path / MANIFEST).read_text())
+                manifest = json.loads((path / MANIFEST).read_text("utf-8"))
                 found.append(Checkpoint(path, int(manifest["step"]), manifest["score"]))
             except (OSError, ValueError, KeyError, TypeError):
                 continue
@@ -71,19 +71,24 @@ class Checkpoints:
         if stepper.fabric.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             beside = self.folder / f".{path.name}.{os.getpid()}"
+            shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed, whose number is ours now
             try:
                 beside.mkdir()
                 _save(stepper, model, training, beside)
                 manifest = {"step": stepper.step, "score": score, "files": _files(beside)}
-                (beside / MANIFEST).write_text(json.dumps(manifest, indent=2))
-                _to_disk(beside)
+                (beside / MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
+                to_disk(beside)
                 shutil.rmtree(path, ignore_errors=True)
                 beside.rename(path)
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
-            _link(path / MODEL, self.folder.parent / MODEL)
+            self.show(path)
             self._drop()
         return path
+
+    def show(self, path: Path) -> None:
+        """Let the model of a checkpoint be the one that lies in the run's folder."""
+        _link(path / MODEL, self.folder.parent / MODEL)
 
     def _drop(self) -> None:
         """Remove all but the last, the best and the periodic ones, and what killed runs left."""
@@ -111,7 +116,7 @@ def restore(stepper: Stepper, path: Path) -> None:
         group.update(of_recipe)
     if training["precision"]:  # empty where there was no loss scale
         stepper.fabric.strategy.precision.load_state_dict(training["precision"])
-    stepper.step = json.loads((path / MANIFEST).read_text())["step"]
+    stepper.step = json.loads((path / MANIFEST).read_text("utf-8"))["step"]
 
 
 def verify(path: Path, config: Config) -> None:
@@ -122,7 +127,7 @@ def verify(path: Path, config: Config) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
         int(manifest["step"])
         expected = manifest["files"]
         found = _files(path)
@@ -172,20 +177,13 @@ def _files(folder: Path) -> dict[str, list[int]]:
     return sums
 
 
-def _to_disk(folder: Path) -> None:
-    """Let the files of a folder survive a power failure."""
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _link(newest: Path, path: Path) -> None:
     """``path`` is the newest model: the same file, or a copy where the file system has no links."""
-    with replacing(path) as beside:
-        try:
-            os.link(newest, beside)
-        except OSError:
-            shutil.copyfile(newest, beside)
+    try:
+        with replacing(path) as beside:
+            try:
+                os.link(newest, beside)
+            except OSError:
+                shutil.copyfile(newest, beside)
+    except PermissionError as error:  # Windows replaces no file that somebody reads
+        raise OSError(f"{path} could not be replaced by the newest model, {newest}: {error.strerror}") from error

@@ -170,8 +170,8 @@ def read_recipes(names: list[str]) -> dict[str, Any]:
             there_are = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
             raise FileNotFoundError(f"there is no recipe and no file {name!r}; recipes are {there_are}")
         try:
-            read = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            read = yaml.safe_load(path.read_bytes())  # which tells its encoding
+        except yaml.YAMLError as error:
             raise ValueError(f"{path} is no YAML file: {error}") from error
         if not isinstance(read, dict):
             raise ValueError(f"{path} must hold settings by name, got {type(read).__name__}")

@@ -117,8 +117,10 @@ class Run:
         if self._fabric.is_global_zero:
             self._monitor = Monitor(self._folder, self._plan, self._stepper.step)
             self._monitor.say(describe(self._plan) if chosen is None else f"Going on from {chosen}.")
+            if chosen is not None and chosen.parent == self._checkpoints.folder:
+                self._checkpoints.show(chosen)  # a run that was killed may have written it without
             with replacing(self._folder / "recipe.json") as beside:
-                beside.write_text(self._plan.recipe.to_json())
+                beside.write_text(self._plan.recipe.to_json(), "utf-8")
         if chosen is None:
             self._save(None)  # what a diagnosis can start from; and a disk that is full is known at once
 
@@ -171,7 +173,7 @@ class Run:
             return
         self._unreadable.update(new)
         rank = f"-{self._fabric.global_rank}" if self._fabric.world_size > 1 else ""
-        with (self._folder / f"unreadable{rank}.txt").open("a") as log:
+        with (self._folder / f"unreadable{rank}.txt").open("a", encoding="utf-8") as log:
             log.writelines(f"{name}\n" for name in new)
         if self._monitor is not None:
             self._monitor.say(f"{len(self._unreadable):,} images could not be read so far, the last: {new[-1]}")

@@ -29,7 +29,7 @@ from benchmarks.measure import MEASURING, START_ANEW
 from benchmarks.problem import form_named
 from benchmarks.records import ROOT, Run, Stage
 from benchmarks.suites import SUITES
-from crossmae.files import replacing
+from crossmae.files import make_folder, replacing
 from crossmae_kernels.common.command import run_command
 
 # Seconds of the short form; they add up to under nine minutes. What a stage does not need, the next may take.
@@ -123,7 +123,7 @@ class Session:
 
     def begin(self) -> None:
         """Open the folder's record, or refuse one of another commit, device or form; forget what is to be retried."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         now = records.machine(form_named(self.form).device, self.form)
         now["interpreted"] = self.interpret
         if not (self.folder / records.FILE).is_file():

@@ -25,7 +25,7 @@ if __name__ == "__main__":
     stop_without("python -m benchmarks.study", "train")
 
 from benchmarks.report.study import draw, table
-from crossmae.files import replacing
+from crossmae.files import make_folder, replacing
 from crossmae.flops import decoder_macs
 from crossmae.measure import interleaved_medians
 from crossmae.model import MaskedAutoencoder
@@ -90,7 +90,9 @@ def recipe_of(variant: Variant, task: str, seed: int, steps: int) -> Recipe:
 
 def study(out: Path, seeds: int, steps: int, jobs: int) -> None:
     """Run what has not been run, measure, and write the report."""
-    out.mkdir(parents=True, exist_ok=True)
+    if min(seeds, jobs) < 1:
+        raise ValueError(f"seeds and jobs must be positive, got {seeds} and {jobs}")
+    make_folder(out)
     runs = [(variant, task, seed) for seed in range(seeds) for task in TASKS for variant in VARIANTS]
     threads = max(1, torch.get_num_threads() // jobs)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:

@@ -29,6 +29,7 @@ from crossmae.checkpoint import save_state
 from crossmae.config import Config
 from crossmae.files import replacing, to_disk
 from crossmae.training.step import Stepper
+from crossmae_kernels.common.command import reason
 
 MODEL, TRAINING, MANIFEST = "model.safetensors", "training.pt", "manifest.json"
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -122,17 +123,19 @@ def restore(stepper: Stepper, path: Path) -> None:
 def verify(path: Path, config: Config) -> None:
     """Refuse a checkpoint whose files are not as they were written, or not of a model of this configuration.
 
-    Raises ValueError, with what is wrong.
+    Raises ValueError, with what is wrong, and FileNotFoundError if there is no such folder.
     """
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {path} of a checkpoint")
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
         int(manifest["step"])
         expected = manifest["files"]
         found = _files(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no checkpoint of a run, or is damaged: {error}") from error
+        raise ValueError(f"{path} is no checkpoint of a run, or is damaged: {reason(error)}") from error
     changed = sorted(name for name in (MODEL, TRAINING) if found.get(name) != expected.get(name))
     if changed:
         raise ValueError(f"{path} is damaged: {', '.join(changed)} differs from what was written")
@@ -140,7 +143,7 @@ def verify(path: Path, config: Config) -> None:
         with safe_open(path / MODEL, framework="pt") as opened:
             theirs = json.loads(opened.metadata()["crossmae_config"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path / MODEL} is no model of this package: {error}") from error
+        raise ValueError(f"{path / MODEL} is no model of this package: {reason(error)}") from error
     ours = json.loads(json.dumps(config.to_dict()))
     other = [f"{name} {theirs.get(name)}, here {ours[name]}" for name in ours if theirs.get(name) != ours[name]]
     if other:
@@ -162,7 +165,7 @@ def _save(stepper: Stepper, model: dict[str, Tensor], training: dict[str, Any], 
         save_state(model, stepper.plan.config, folder / MODEL)
         torch.save(training, folder / TRAINING)
     except (RuntimeError, SafetensorError) as error:
-        raise OSError(f"{folder} could not be written: {error}") from error
+        raise OSError(f"{folder} could not be written: {reason(error)}") from error
 
 
 def _files(folder: Path) -> dict[str, list[int]]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from crossmae.files import replacing
 from crossmae.training.plan import Plan
 from crossmae.training.readback import Losses
+from crossmae_kernels.common.command import reason
 
 LOG = "log.jsonl"
 
@@ -107,7 +108,7 @@ class Monitor:
                 log.write(self._waiting.getvalue())
         except OSError as error:
             os.truncate(self._log, size)
-            warnings.warn(f"the log {self._log} waits: {error}", stacklevel=2)
+            warnings.warn(f"the log {self._log} waits: {reason(error)}", stacklevel=2)
         else:
             self._waiting = io.StringIO()
 

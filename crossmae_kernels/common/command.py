@@ -25,7 +25,7 @@ def run_command(name: str, function: Callable[[], int | None]) -> int:
         try:
             return function() or 0
         finally:
-            sys.stdout.flush()  # not at exit, where it is too late to answer for
+            _flush()
     except KeyboardInterrupt:
         return _fail(f"{name}: interrupted", INTERRUPTED)
     except MissingPackageError as error:
@@ -36,7 +36,10 @@ def run_command(name: str, function: Callable[[], int | None]) -> int:
             raise
         return _fail(f"{name} {missing}")
     except OSError as error:
-        return READER_GONE if _reader_is_gone() else _fail(f"{name}: {reason(error)}")
+        if _reader_is_gone(error):
+            _drop_output()
+            return READER_GONE
+        return _fail(f"{name}: {reason(error)}")
     except (ValueError, RuntimeError) as error:
         return _fail(f"{name}: {reason(error)}")
 
@@ -58,6 +61,15 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _flush() -> None:
+    """Print what waits now: at exit it is too late to answer for it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+        raise
+
+
 def _make_printable() -> None:
     """No encoding of a terminal, and no closed stream, is a reason to fail."""
     for name in ("stdout", "stderr"):
@@ -69,18 +81,17 @@ def _make_printable() -> None:
 
 
 def _fail(line: str, code: int = 1) -> int:
-    _reader_is_gone()
     with contextlib.suppress(OSError):  # ``2>&1 | head``
         print(line, file=sys.stderr)
     return code
 
 
-def _reader_is_gone() -> bool:
-    """Whether standard output has lost its reader. What cannot be written is dropped: it would fail at exit again."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        return error.errno in (errno.EPIPE, errno.EINVAL)  # Windows says EINVAL
-    return False
+def _reader_is_gone(error: OSError) -> bool:
+    windows_says = sys.platform == "win32" and error.errno == errno.EINVAL and error.filename is None
+    return isinstance(error, BrokenPipeError) or windows_says
+
+
+def _drop_output() -> None:
+    """What could not be written would fail again at exit."""
+    with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -218,9 +218,8 @@ class Session:
             groups = [[*pytest, "-m", "gpu", *chosen, str(folder.relative_to(ROOT))] for folder in folders]
         checked, *tested = run_together([check, *groups], seconds, self.environment, echo=False)
         with replacing(self.folder / "tests.log") as beside:
-            beside.write_text(
-                "\n".join([f"# {g[-1]}\n{e.output}{e.errors}" for g, e in zip(groups, tested, strict=True)])
-            )
+            parts = [f"# {g[-1]}\n{e.output}{e.errors}" for g, e in zip(groups, tested, strict=True)]
+            beside.write_text("\n".join(parts), "utf-8")
         with replacing(self.folder / "checks.json") as beside:
             beside.write_text(checked.output, "utf-8")
         verdicts = collections.Counter(re.findall(r'"verdict": "(\w+)"', checked.output))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from crossmae.files import replacing
+from crossmae_kernels.common.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,10 +24,9 @@ DARK = 1 / 8  # the brightest pixel of 12 bits that lie in 16, and no photograph
 
 def new_figure(rows: int, columns: int, width: float, height: float) -> "tuple[Figure, Any]":
     """A figure of ``width x height`` inches and its ``(rows, columns)`` array of axes; shown on no screen."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RuntimeError("drawing needs matplotlib: pip install 'crossmae-kernels[figures]'") from error
+    require("figures", "matplotlib")
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
@@ -46,6 +46,7 @@ def draw_reconstructions(columns: Mapping[str, Tensor], path: str | os.PathLike[
     it comes near; any other from the lowest to the highest value of its first picture. NaN is drawn as grey: what was
     hidden.
     """
+    require("figures", "PIL")
     from PIL import Image, ImageDraw
 
     originals = next(iter(columns.values()))

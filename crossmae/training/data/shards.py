@@ -97,7 +97,7 @@ def expanded(pattern: str) -> list[Path]:
     from braceexpand import braceexpand
 
     paths: list[Path] = []
-    for name in braceexpand(pattern):
+    for name in braceexpand(pattern, escape=os.sep != "\\"):  # of Windows' paths a backslash is a part
         matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
         paths += map(Path, matches)
     missing = [path for path in paths if not path.is_file()]

@@ -105,7 +105,7 @@ class SelfAttentionBlock(nn.Module):
         """``after`` for some images and ``x`` for others, with the branch between them scaled up in return."""
         if not self.training or self.drop_path == 0:
             return after
-        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.drop_path
+        kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.drop_path
         return x + (after - x) * (kept / (1 - self.drop_path)).to(x.dtype)
 
 

@@ -6,6 +6,7 @@ from typing import Any, Never
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 import crossmae_kernels as ck
 from crossmae.config import Config, named_config
@@ -22,6 +23,9 @@ class Output:
     loss: Tensor
     prediction: Tensor
     masking: Masking
+
+
+_pytree.register_dataclass(Output)
 
 
 class NoDecoder(nn.Module):
@@ -92,9 +96,9 @@ class MaskedAutoencoder(nn.Module):
         self._check(images)
         if masking is None:
             if prediction_ratio is None:
-                prediction_ratio = mask_ratio if self.config.decoder == "mae" else min(0.25, mask_ratio)
+                prediction_ratio = mask_ratio if self.config.decoder == "mae" or mask_ratio < 0.25 else 0.25
             masking = random_masking(
-                len(images),
+                images.shape[0],
                 self.config.patches,
                 mask_ratio,
                 prediction_ratio,
@@ -105,8 +109,10 @@ class MaskedAutoencoder(nn.Module):
             )
         else:
             masking = masking.checked(self.config.patches)
-            if len(masking.visible_ids) != len(images):
-                raise ValueError(f"masking must be for {len(images)} images, got one for {len(masking.visible_ids)}")
+            if masking.visible_ids.shape[0] != images.shape[0]:
+                raise ValueError(
+                    f"masking must be for {images.shape[0]} images, got one for {masking.visible_ids.shape[0]}"
+                )
         mean, std = self._statistics(images)
         prediction = self.decoder(self.encoder(images, masking.visible_ids, mean, std), masking)
         loss = ck.patch_loss(

@@ -10,10 +10,12 @@ serves it: counted are the products of the definition, at two FLOPs for each mul
   Of attention these are four products. PyTorch's formulas for its fused attention on a GPU, by which the reference is
   counted there, have a fifth: the scores, once more.
 - What a kernel multiplies again in order to keep less, scores or the hidden layer, is not counted: it is the price of
-  memory, not work of the model. A block that is run again, as by ``gradient_checkpointing``, is counted again.
+  memory, not work of the model. What PyTorch runs again, as for ``gradient_checkpointing``, is counted as often as it
+  runs; it leaves out the last product of the reference's MLP, which is no operator of its own with kernels.
 
-Which gradients are needed is what autograd asks of the operator, in whose weight a norm is folded. A norm that is
-trained in front of a frozen layer asks for that weight's gradient, and none that is trained asks for its input's.
+Which gradients are needed is what autograd asks of an operator. With kernels a trained norm asks for the gradient of
+the weight that it is folded into, where in the reference it asks for that of the layer's input: counts differ where
+the layer, or all in front of it, is frozen and the norm between them is not.
 """
 
 import sys

@@ -6,6 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 import crossmae_kernels as ck
 from crossmae.config import Config, Hidden
+from crossmae_kernels.common.autocast import autocasts
 
 
 def self_attention(x: Tensor, norm: nn.LayerNorm, qkv: nn.Linear, proj: nn.Linear, heads: int) -> Tensor:
@@ -144,7 +145,7 @@ def run_block(block: nn.Module, checkpointed: bool, *arguments: Tensor | None) -
 def residual_stream(x: Tensor, config: Config) -> Tensor:
     """``x`` in the dtype in which blocks are to hand on their sums."""
     device = x.device.type
-    if config.residual == "autocast" and torch.is_autocast_enabled(device):
+    if config.residual == "autocast" and autocasts(device):
         return x.to(torch.get_autocast_dtype(device))
     return x
 

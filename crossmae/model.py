@@ -14,6 +14,7 @@ from crossmae.decoder import CrossDecoder
 from crossmae.encoder import Encoder
 from crossmae.mae import SelfDecoder
 from crossmae.masking import Masking, Rounding, random_masking
+from crossmae_kernels.common.autocast import autocasts
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class MaskedAutoencoder(nn.Module):
         config = self.config
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor, got {type(images).__name__}")
-        own, autocast = self.encoder.patch_embed.weight.dtype, torch.is_autocast_enabled(images.device.type)
+        own, autocast = self.encoder.patch_embed.weight.dtype, autocasts(images.device.type)
         normalizes = self.pixel_mean is not None and (own == torch.float32 or autocast)
         if not images.dtype.is_floating_point and not (images.dtype == torch.uint8 and normalizes):
             raise TypeError(

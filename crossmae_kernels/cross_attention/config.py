@@ -58,7 +58,7 @@ def tiles(kernel: Kernel, queries: int, keys: int, head_width: int, element_size
         by_kernel = {
             "looped_forward": Tiles(16, 32, 8, 1),
             "looped_backward_query": Tiles(16, 16 if width > 64 else 32, 8, 1),
-            "looped_backward_key": Tiles(32, 32, 8, 1),
+            "looped_backward_key": Tiles(16 if width > 64 else 32, 32, 8, 1),
         }
         return by_kernel[kernel]
     # One tile that stays and two for every stage.

@@ -72,9 +72,10 @@ def shortcomings(case: Case, assembly: Assembly) -> list[str]:
     if assembly.shared > limit:
         lacking.append(f"{assembly.shared} bytes of shared memory, {limit} are there")
     if case.tensor_cores:
-        # Tiles of float32 have fewer rows than Hopper's own instructions ask.
-        by_warp = case.by_warp or case.dtype == "tf32"
-        needed = "HMMA" if by_warp or case.arch < 90 else "HGMMA" if case.arch == 90 else None
+        needed = "HMMA" if case.by_warp or case.arch < 90 else "HGMMA" if case.arch == 90 else None
+        if case.dtype == "tf32":
+            # Tiles of float32 may have fewer rows than Hopper's own instructions ask.
+            needed = None
         if not assembly.tensor_core or (needed and needed not in assembly.tensor_core):
             lacking.append(f"tensor-core instructions are {assembly.tensor_core or 'none'}")
     if assembly.widest_load < case.load_bits:

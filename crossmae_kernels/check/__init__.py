@@ -21,7 +21,7 @@ from torch import Tensor
 from crossmae_kernels.check.contenders import attentions
 from crossmae_kernels.check.problems import Problem, problems
 from crossmae_kernels.common.implementation import REFUSAL
-from crossmae_kernels.common.machine import interpreted
+from crossmae_kernels.common.machine import KERNEL_DTYPES, interpreted
 from crossmae_kernels.testing import budget, error
 
 INTERPRETED = "triton, interpreted"
@@ -36,7 +36,7 @@ class Line:
     dtype: str
     implementation: str
     verdict: str
-    """``ok``, ``wrong``, ``baseline`` (eager PyTorch, which sets the budget) or ``missing``."""
+    """``ok``, ``wrong``, ``baseline`` (eager PyTorch, which sets the budget), ``refused`` or ``missing``."""
     result: str = ""
     error: float | None = None
     budget: float | None = None
@@ -115,11 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["TRITON_INTERPRET"] = "1"
     on_gpu = torch.cuda.is_available() and not options.interpret
     device = torch.device("cuda" if on_gpu else "cpu")
-    # The interpreter computes bfloat16 on its raw bits, which says nothing of a GPU.
-    dtypes = [torch.float32, torch.float16, *([] if options.interpret else [torch.bfloat16])]
     lines: list[Line] = []
     for problem in problems(device, small=not on_gpu):
-        for dtype in dtypes:
+        for dtype in KERNEL_DTYPES:
             for line in lines_of(problem, dtype, options.interpret):
                 # Each as soon as it is known: what is ended early leaves what it found.
                 shown = f"{',' if lines else '['}\n{json.dumps(asdict(line))}" if options.json else f"{text(line)}\n"

@@ -91,14 +91,14 @@ class _Call:
             function[grid(choice)](*arguments, **constants, **extents, **sizes)
 
         shape = (self.queries, self.keys, self.head_width, self.key.element_size())
-        limit = shared_memory(self.key.device)
+        limits = shared_memory(self.key.device), precision
         with on_device_of(self.key):
             best = tuned(
                 f"cross_attention.{kernel}",
                 # Widths, dtype and precision, never the batch; the number of keys as the tile extent that holds them.
                 (self.heads, self.head_width, padded(self.queries), padded(self.keys), str(self.key.dtype), precision),
-                tiles(kernel, *shape, limit),
-                lambda: candidates(kernel, *shape, limit),
+                tiles(kernel, *shape, *limits),
+                lambda: candidates(kernel, *shape, *limits),
                 run,
                 self.key.device,
             )

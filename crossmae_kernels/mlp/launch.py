@@ -51,12 +51,11 @@ def forward(
     rule = form_rule(w1.dtype, refused)
     form = choose_form("mlp", key, rule, {"single": refused, "tiled": [], "vendor": []}, run, x)
     out, (x_hat, rstd, hidden) = run(Form(form))
-    nothing = w1.new_empty(0)
     return (
         out.view(x.shape),
-        x_hat if keep and x_hat is not None else nothing,
-        rstd if keep and rstd is not None else nothing.float(),
-        hidden if hidden is not None else nothing.clone(),
+        x_hat if keep and x_hat is not None else w1.new_empty(0),
+        rstd if keep and rstd is not None else w1.new_empty(0, dtype=torch.float32),
+        w1.new_empty(0) if hidden is None else hidden,
     )
 
 

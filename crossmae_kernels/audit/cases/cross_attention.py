@@ -53,7 +53,7 @@ def case(
         "looped_backward_query": ("DQ_ROW",),
         "looped_backward_key": ("DKV_ROW",),
     }
-    choice = tiles(kernel, QUERIES, keys, head_width, ITEM_SIZES[dtype], SHARED_MEMORY[arch])
+    choice = tiles(kernel, QUERIES, keys, head_width, ITEM_SIZES[dtype], SHARED_MEMORY[arch], precision(dtype))
     return Case(
         kernel=f"crossmae_kernels.cross_attention.kernels:{kernel}",
         label=f"width {head_width}, keys {keys}" + ", gathered" * gathered + ", 64-bit offsets" * wide_offsets,

@@ -25,6 +25,7 @@ from crossmae_kernels.common.machine import KERNEL_DTYPES, interpreted
 from crossmae_kernels.testing import budget, error
 
 INTERPRETED = "triton, interpreted"
+OURS = ("reference", "triton", INTERPRETED)
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,10 @@ def lines_of(problem: Problem, dtype: torch.dtype, interpret: bool) -> Iterator[
                 warnings.simplefilter("always")
                 found = solve(problem, partial(problem.call, **how), dtype, dtype)
         except Exception as failure:
-            refused = name not in ("triton", INTERPRETED) or REFUSAL in str(failure)
+            verdict = "refused" if REFUSAL in str(failure) else "wrong" if name in OURS else "missing"
             reasons = [str(failure).split(REFUSAL)[-1], *(str(warning.message) for warning in said)]
             reason = "; ".join(" ".join(text.split(" (Triggered")[0].split()) for text in reasons)
-            return line(name, "missing" if refused else "wrong", reason=reason)
+            return line(name, verdict, reason=reason)
         return judge(partial(line, name), found, eager, exact)
 
     yield attempt(INTERPRETED if interpret else "triton", impl="triton")
@@ -100,7 +101,7 @@ def lines_of(problem: Problem, dtype: torch.dtype, interpret: bool) -> Iterator[
 
 def ours(line: Line) -> bool:
     """Whether a line is of an implementation that this package answers for."""
-    return line.implementation in ("reference", "triton", INTERPRETED)
+    return line.implementation in OURS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,6 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Callable
-from itertools import zip_longest
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -94,8 +93,8 @@ def rows_of(device: torch.device) -> list[str]:
         by_answer: dict[str, list[str]] = {}
         for dtype in machine.KERNEL_DTYPES:
             by_answer.setdefault(served_by(op, device, dtype), []).append(str(dtype).removeprefix("torch."))
-        for label, (answer, dtypes) in zip_longest([op], by_answer.items(), fillvalue=""):
-            lines.append(f"  {label:26}{', '.join(dtypes):28}{answer}")
+        for place, (answer, dtypes) in enumerate(by_answer.items()):
+            lines.append(f"  {'' if place else op:26}{', '.join(dtypes):28}{answer}")
     return lines
 
 

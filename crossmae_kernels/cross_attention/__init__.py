@@ -22,7 +22,8 @@ def cross_attention(
 ) -> Tensor:
     """``softmax(scale * q k^T) v`` per head, without a mask: no query sees another (CrossMAE, section 3.2).
 
-    The kernels take heads of up to 128 channels, in float32, float16 and bfloat16. They keep their inputs for the
+    The kernels take heads of up to 128 channels, in float32, float16 and bfloat16. They multiply float32 as PyTorch is
+    set to (``torch.set_float32_matmul_precision``). They keep their inputs for the
     backward pass and, with more keys than fit on chip, the output and a float32 log-sum-exp ``(B, heads, Q)``.
     A table's rows are gathered inside of them; on a GPU a row whose id is out of range is not read, and comes out
     as NaN.

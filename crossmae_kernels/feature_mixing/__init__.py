@@ -28,7 +28,8 @@ def mix_feature_maps(
     the gradients, up to 12 decoder blocks of ViT-H; elsewhere LayerNorm is a pass of its own. For the backward pass the
     maps and float32 statistics ``(n, B, K)`` are kept, and where LayerNorm is a pass of its own, the mixes. An affine
     costs a pass too; better fold it into the linear layer that follows (``crossmae_kernels.common.folding``). Under
-    autocast the kernels read the maps in the dtype they have.
+    autocast the kernels read the maps in the dtype they have, which is one for all. float32 is multiplied as PyTorch is
+    set to (``torch.set_float32_matmul_precision``).
 
     Args:
         maps: k feature maps, each ``(B, K, E)``.

@@ -17,7 +17,7 @@ FORMS = {
     "norm_linear": ("tiled", "vendor"),
     "linear_residual": ("tiled", "vendor"),
 }
-TOKENS, KEYS, HEADS, WIDTH, OUTER, TABLE, PATCH, SIZE = 3, 5, 2, 32, 48, 7, 2, 6
+TOKENS, KEYS, HEADS, WIDTH, OUTER, TABLE, PATCH, SIZE = 3, 5, 1, 32, 48, 7, 2, 6
 VALUES = 3 * PATCH**2
 
 

@@ -36,12 +36,10 @@ def test_kernels_stay_in_registers_and_use_tensor_cores_and_wide_loads(arch, dty
     assert code == 0
 
 
-# The only products that are compiled for one setting of PyTorch and not for another; the command compiles all
-# architectures.
+# Code that one setting of PyTorch asks for and another does not. The command compiles the other ops and architectures too.
 def test_float32_goes_to_tensor_cores_as_tf32():
-    ops = ("cross_attention", "feature_mixing")
-    code, records = audit("--ops", *ops, "--architectures", 90, "--dtypes", "tf32", "--processes", 1)
-    assert {record["kernel"] for record in records} >= {"short_backward", "looped_backward_key", "mixing_backward"}
+    code, records = audit("--ops", "cross_attention", "--architectures", 90, "--dtypes", "tf32", "--processes", 1)
+    assert {record["kernel"] for record in records} >= {"short_backward", "looped_backward_key"}
     assert all(record["tensor_core"] for record in records)
     assert [record for record in records if record["shortcomings"]] == []
     assert code == 0

@@ -3,7 +3,7 @@
 Runs each op forward and backward in every dtype and compares output and gradients with the reference in float64, by
 the error budget of ``crossmae_kernels.testing``. Cross-attention is also set beside PyTorch's
 ``scaled_dot_product_attention`` with each backend forced, flash-attn and xformers, which are shown but not judged.
-Exit code 1 if an implementation of ours exceeds its budget.
+Exit code 1 if an implementation of ours exceeds its budget; what it refuses is shown with the reason.
 """
 
 import argparse
@@ -21,10 +21,11 @@ from torch import Tensor
 from crossmae_kernels.check.contenders import attentions
 from crossmae_kernels.check.problems import Problem, problems
 from crossmae_kernels.common.implementation import REFUSAL
-from crossmae_kernels.common.machine import interpreted, machine_refusals
+from crossmae_kernels.common.machine import KERNEL_DTYPES, interpreted, machine_refusals
 from crossmae_kernels.testing import budget, error
 
 INTERPRETED = "triton, interpreted"
+OURS = ("reference", "triton", INTERPRETED)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Line:
     dtype: str
     implementation: str
     verdict: str
-    """``ok``, ``wrong``, ``baseline`` (eager PyTorch, which sets the budget) or ``missing``."""
+    """``ok``, ``wrong``, ``baseline`` (eager PyTorch, which sets the budget), ``refused`` or ``missing``."""
     result: str = ""
     error: float | None = None
     budget: float | None = None
@@ -86,10 +87,10 @@ def lines_of(problem: Problem, dtype: torch.dtype, interpret: bool) -> Iterator[
                 warnings.simplefilter("always")
                 found = solve(problem, partial(problem.call, **how), dtype, dtype)
         except Exception as failure:
-            refused = name not in ("triton", INTERPRETED) or REFUSAL in str(failure)
+            verdict = "refused" if REFUSAL in str(failure) else "wrong" if name in OURS else "missing"
             reasons = [str(failure).split(REFUSAL)[-1], *(str(warning.message) for warning in said)]
             reason = "; ".join(" ".join(text.split(" (Triggered")[0].split()) for text in reasons)
-            return line(name, "missing" if refused else "wrong", reason=reason)
+            return line(name, verdict, reason=reason)
         return judge(partial(line, name), found, eager, exact)
 
     yield attempt(INTERPRETED if interpret else "triton", impl="triton")
@@ -100,7 +101,7 @@ def lines_of(problem: Problem, dtype: torch.dtype, interpret: bool) -> Iterator[
 
 def ours(line: Line) -> bool:
     """Whether a line is of an implementation that this package answers for."""
-    return line.implementation in ("reference", "triton", INTERPRETED)
+    return line.implementation in OURS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,11 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise RuntimeError(f"--interpret: {'; '.join(refusals)}")
     on_gpu = torch.cuda.is_available() and not options.interpret
     device = torch.device("cuda" if on_gpu else "cpu")
-    # The interpreter computes bfloat16 on its raw bits, which says nothing of a GPU.
-    dtypes = [torch.float32, torch.float16, *([] if options.interpret else [torch.bfloat16])]
     lines: list[Line] = []
     for problem in problems(device, small=not on_gpu):
-        for dtype in dtypes:
+        for dtype in KERNEL_DTYPES:
             for line in lines_of(problem, dtype, options.interpret):
                 # Each as soon as it is known: what is ended early leaves what it found.
                 shown = f"{',' if lines else '['}\n{json.dumps(asdict(line))}" if options.json else f"{text(line)}\n"

@@ -36,6 +36,15 @@ def test_kernels_stay_in_registers_and_use_tensor_cores_and_wide_loads(arch, dty
     assert code == 0
 
 
+# Code that one setting of PyTorch asks for and another does not. The command compiles the other ops and architectures too.
+def test_float32_goes_to_tensor_cores_as_tf32():
+    code, records = audit("--ops", "cross_attention", "--architectures", 90, "--dtypes", "tf32", "--processes", 1)
+    assert {record["kernel"] for record in records} >= {"short_backward", "looped_backward_key"}
+    assert all(record["tensor_core"] for record in records)
+    assert [record for record in records if record["shortcomings"]] == []
+    assert code == 0
+
+
 # float16 differs in the constants of a polynomial, and float32 is served by the vendor's products unless asked.
 @pytest.mark.parametrize("arch", [80, 86, 90, 100])
 def test_linear_layers_do_so_in_bfloat16(arch):

@@ -254,7 +254,7 @@ def test_wrong_arguments():
         ck.fold_norm([weight, weight.half()], None, None, None)
     with pytest.raises(ValueError, match=r"dtype must be floating point or None, got torch.int8"):
         ck.fold_norm(weight, None, None, None, torch.int8)
-    with pytest.raises(RuntimeError, match=r"these tensors are torch.float64; kernels fold to float32"):
+    with pytest.raises(RuntimeError, match=r"kernels take float32, float16, bfloat16, these tensors are torch.float64"):
         ck.fold_norm(weight.double(), None, None, None, impl="triton")
 
 

@@ -54,6 +54,7 @@ def definition(weight, bias, norm_weight, norm_bias):
     return joined(folded, bias)
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize(
     ("shape", "absent"),
     [
@@ -75,6 +76,7 @@ def test_results_and_all_gradients_keep_to_the_budget(place, shape, absent):
     make_problem(shape, absent).judge([kernels], partial(fold, "reference"), definition, *place)
 
 
+@pytest.mark.budget
 def test_results_in_16_bits_of_parameters_in_float32(device):
     for dtype in (torch.float16, *([torch.bfloat16] if device == "cuda" else [])):
         ours, theirs = (partial(fold, impl, dtype) for impl in ("triton", "reference"))
@@ -326,6 +328,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_kernel_fails_the_budget(place, tmp_path, mutation):
     task, theirs = make_problem((2, 66, 1030)), partial(fold, "reference")

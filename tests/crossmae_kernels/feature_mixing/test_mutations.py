@@ -65,10 +65,12 @@ def judge(problem, by, place, monkeypatch):
     return lambda: task.judge([narrow(by["kernels"]())], narrow(by["eager"]()), narrow(by["oracle"]()), *place)
 
 
+@pytest.mark.budget
 def test_the_kernels_pass(judge):
     judge()
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_kernel_fails_the_budget(judge, place, tmp_path, monkeypatch, mutation):
     item_size, *change = MUTATIONS[mutation]

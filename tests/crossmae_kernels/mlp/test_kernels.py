@@ -30,6 +30,7 @@ def served(form, width, dtype):
     return form == "vendor" or width == 96 or dtype != torch.float32
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("form_name", FORMS)
 @pytest.mark.parametrize("shape", PROBLEMS, ids=lambda s: f"{'x'.join(map(str, s[0]))}-{s[1]}-{s[2]}")
 def test_output_and_all_gradients_keep_to_the_budget_with_either_policy(problem, by, form, place, shape, form_name):
@@ -44,6 +45,7 @@ def test_output_and_all_gradients_keep_to_the_budget_with_either_policy(problem,
         task.judge(policies, by["eager"], by["oracle"], device, dtype)
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("form_name", FORMS)
 def test_a_stream_in_float32_beside_products_in_16_bits(problem, by, form, device, form_name):
     task = problem((2, 33), 96, 192)
@@ -53,6 +55,7 @@ def test_a_stream_in_float32_beside_products_in_16_bits(problem, by, form, devic
         assert all(result.dtype == torch.float32 for result in found.values())
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("form_name", FORMS)
 def test_large_values_neither_overflow_nor_vanish(problem, by, form, place, form_name):
     device, dtype = place

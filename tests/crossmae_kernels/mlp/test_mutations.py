@@ -28,6 +28,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_kernel_fails_the_budget(problem, by, form, place, tmp_path, mutation):
     device, dtype = place

@@ -16,6 +16,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_kernel_fails_the_budget(problems, by, ids_of, place, tmp_path, mutation):
     device, dtype = place

@@ -38,6 +38,7 @@ from torch import Tensor
 from crossmae_kernels.common.rounding import random_rounding
 
 DRAWS = 16
+NORMS = ("maximum", "rms")
 
 # By name: an output, gradients.
 Results = Mapping[str, Tensor]
@@ -101,7 +102,7 @@ def budgets(eager: Callable[[], Results], exact: Results) -> dict[str, Budget]:
     """What a kernel may err in each result.
 
     Args:
-        eager: solves the problem with PyTorch's operators in the dtype under test, from the start, in each of its calls.
+        eager: solves the problem with PyTorch's operators in the dtype under test, anew in each of its calls.
         exact: what is right, in float64.
     """
     draws = []
@@ -120,12 +121,10 @@ def _budget(draws: list[Tensor], exact: Tensor) -> Budget:
         largest = torch.tensor([getattr(e, norm) for e in errors], dtype=torch.float64).max().item()
         return 2 * largest + roundoff * getattr(size, norm)
 
-    return Budget(dtype, Error(allowed("maximum"), allowed("rms")))
+    return Budget(dtype, Error(*map(allowed, NORMS)))
 
 
-def judge(
-    found: Results, exact: Results, allowed: Mapping[str, Budget], norms: tuple[str, ...] = ("maximum", "rms")
-) -> Verdict:
+def judge(found: Results, exact: Results, allowed: Mapping[str, Budget], norms: tuple[str, ...] = NORMS) -> Verdict:
     """The worst of all results; a share of more than 1 is wrong."""
     verdicts = []
     for name, truth in exact.items():

@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
@@ -22,7 +22,7 @@ from crossmae_kernels.check.contenders import attentions
 from crossmae_kernels.check.problems import Problem, problems
 from crossmae_kernels.common.implementation import REFUSAL
 from crossmae_kernels.common.machine import interpreted
-from crossmae_kernels.testing import budget, error
+from crossmae_kernels.testing import budgets, judge
 
 INTERPRETED = "triton, interpreted"
 
@@ -36,7 +36,7 @@ class Line:
     dtype: str
     implementation: str
     verdict: str
-    """``ok``, ``wrong``, ``baseline`` (eager PyTorch, which sets the budget) or ``missing``."""
+    """``ok``, ``wrong``, ``baseline`` (eager PyTorch as it is on this machine, which is not judged) or ``missing``."""
     result: str = ""
     error: float | None = None
     budget: float | None = None
@@ -56,29 +56,19 @@ def solve(problem: Problem, call: Callable[..., Tensor], dtype: torch.dtype, com
     return {"out": out.detach()} | {f"d {name}": g for name, g in zip(leaves, gradients, strict=True)}
 
 
-def judge(line: Callable[..., Line], found: Results, eager: Results, exact: Results) -> Line:
-    """The worst of the results, by its share of the budget."""
-    shares = {}
-    for name, truth in exact.items():
-        erred, allowed = error(found[name], truth), budget(eager[name], truth)
-        for norm in ("maximum", "rms"):
-            value, limit = getattr(erred, norm), getattr(allowed, norm)
-            share = value / limit if limit else 0.0 if value == 0 else float("inf")
-            # NaN is worse than anything.
-            shares[f"{name}, {norm}"] = (share if share == share else float("inf"), value, limit)
-    worst = max(shares, key=lambda name: shares[name][0])
-    share, value, limit = shares[worst]
-    return line(verdict="ok" if share <= 1 else "wrong", result=worst, error=value, budget=limit)
-
-
 def lines_of(problem: Problem, dtype: torch.dtype, interpret: bool) -> Iterator[Line]:
     """What every implementation makes of a problem."""
     line: Callable[..., Line] = partial(Line, problem.op, problem.label, str(dtype).removeprefix("torch."))
     by_reference = partial(problem.call, impl="reference")
     exact = solve(problem, by_reference, dtype, torch.float64)
-    eager = solve(problem, by_reference, dtype, dtype)
-    baseline = judge(partial(line, "reference"), eager, eager, exact)
-    yield replace(baseline, verdict="baseline" if baseline.verdict == "ok" else "wrong")
+    allowed = budgets(lambda: solve(problem, by_reference, dtype, dtype), exact)
+
+    def judged(name: str, found: Results) -> Line:
+        worst = judge(found, exact, allowed)
+        verdict = "baseline" if name == "reference" else "ok" if worst.share <= 1 else "wrong"
+        return line(name, verdict, f"{worst.result}, {worst.norm}", worst.error, worst.allowed)
+
+    yield judged("reference", solve(problem, by_reference, dtype, dtype))
 
     def attempt(name: str, **how: object) -> Line:
         try:
@@ -90,7 +80,7 @@ def lines_of(problem: Problem, dtype: torch.dtype, interpret: bool) -> Iterator[
             reasons = [str(failure).split(REFUSAL)[-1], *(str(warning.message) for warning in said)]
             reason = "; ".join(" ".join(text.split(" (Triggered")[0].split()) for text in reasons)
             return line(name, "missing" if refused else "wrong", reason=reason)
-        return judge(partial(line, name), found, eager, exact)
+        return judged(name, found)
 
     yield attempt(INTERPRETED if interpret else "triton", impl="triton")
     if problem.op == "cross_attention" and not interpret:
@@ -100,7 +90,7 @@ def lines_of(problem: Problem, dtype: torch.dtype, interpret: bool) -> Iterator[
 
 def ours(line: Line) -> bool:
     """Whether a line is of an implementation that this package answers for."""
-    return line.implementation in ("reference", "triton", INTERPRETED)
+    return line.implementation in ("triton", INTERPRETED)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""PyTorch's operators with results rounded at random: draws of the errors that a dtype forces on whoever computes in it.
+"""PyTorch's operators with results rounded at random: draws of the errors that computing in a dtype forces.
 
 An operator's result is found in float64 and rounded to the dtype up or down at random, by how near either number is
 (stochastic rounding). What needs no rounding gets none, and so a copy stays a copy. What a 16-bit operator adds up
@@ -72,7 +72,8 @@ class _RandomRounding(TorchDispatchMode):
             self._generators[narrow.device] = generator
         if narrow.dtype == torch.float32:
             sign = 2 * torch.randint(2, (), generator=generator, device=narrow.device) - 1
-            exact = exact + sign * (narrow - exact)
+            # Nothing where both are infinite, or one is.
+            exact = exact + sign * (narrow - exact).nan_to_num(0, 0, 0)
         return round_at_random(exact, narrow.dtype, generator)
 
 

@@ -55,9 +55,7 @@ def row(verdicts):
         text += f", smallest margin {1 - worst['share']:.3f}\n    {worst['verdict']}\n    {worst['test']}"
     if broken:
         least = min(broken, key=lambda verdict: verdict["share"])
-        text += (
-            f"\n    {len(broken)} of broken kernels, {least['share']:.1f} times the budget at least: {least['test']}"
-        )
+        text += f"\n    {len(broken)} of broken kernels, {least['share']:.1f} times the budget at least\n    {least['test']}"
     return text
 
 

@@ -55,7 +55,8 @@ def row(verdicts):
         text += f", smallest margin {1 - worst['share']:.3f}\n    {worst['verdict']}\n    {worst['test']}"
     if broken:
         least = min(broken, key=lambda verdict: verdict["share"])
-        text += f"\n    {len(broken)} of broken kernels, {least['share']:.1f} times the budget at least\n    {least['test']}"
+        text += f"\n{len(broken):6} of broken kernels, {least['share']:.1f} times the budget at least"
+        text += f"\n    {least['verdict']}\n    {least['test']}"
     return text
 
 

@@ -102,7 +102,8 @@ def budgets(eager: Callable[[], Results], exact: Results) -> dict[str, Budget]:
     """What a kernel may err in each result.
 
     Args:
-        eager: solves the problem with PyTorch's operators in the dtype under test, anew in each of its calls.
+        eager: solves the problem with PyTorch's operators in the dtype under test, anew in each of its calls. Arguments
+            must be rounded to their dtypes before; casts inside are part of what eager does.
         exact: what is right, in float64.
     """
     draws = []

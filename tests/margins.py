@@ -37,10 +37,15 @@ def settings():
 def run(variables, seeds, select, folder):
     """The end of pytest's output, its exit code and all verdicts."""
     file = Path(tempfile.mkstemp(dir=folder)[1])
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "budget"]
-    command += ["--seeds", str(seeds), "--verdicts", str(file), *(["-k", select] if select else [])]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "budget", "tests"]
+    command += [f"--seeds={seeds}", f"--verdicts={file}", *(["-k", select] if select else [])]
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **variables}, capture_output=True, text=True
+        command,
+        cwd=ROOT,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     return done.stdout[-4000:], done.returncode, [json.loads(line) for line in file.read_text().splitlines()]
 

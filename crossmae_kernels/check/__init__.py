@@ -46,12 +46,13 @@ class Line:
 Results = dict[str, Tensor]
 
 
-def solve(problem: Problem, call: Callable[..., Tensor], dtype: torch.dtype, compute: torch.dtype) -> Results:
-    """Output and gradients, with arguments rounded to ``dtype`` and then taken as ``compute``."""
-    leaves = {name: t.to(dtype).to(compute).requires_grad_() for name, t in problem.tensors.items()}
+def solve(tensors: Results, call: Callable[..., Tensor], dtype: torch.dtype) -> Results:
+    """Output and gradients, computed in ``dtype``."""
+    leaves = {name: t.detach().to(dtype).requires_grad_() for name, t in tensors.items()}
     out = call(**leaves)
+    # Numbers that every dtype holds.
     generator = torch.Generator().manual_seed(1)
-    upstream = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.device, dtype).to(out.dtype)
+    upstream = torch.randint(-64, 65, out.shape, generator=generator).to(out.device, out.dtype) / 32
     gradients = torch.autograd.grad(out, list(leaves.values()), upstream)
     return {"out": out.detach()} | {f"d {name}": g for name, g in zip(leaves, gradients, strict=True)}
 
@@ -60,21 +61,22 @@ def lines_of(problem: Problem, dtype: torch.dtype, interpret: bool) -> Iterator[
     """What every implementation makes of a problem."""
     line: Callable[..., Line] = partial(Line, problem.op, problem.label, str(dtype).removeprefix("torch."))
     by_reference = partial(problem.call, impl="reference")
-    exact = solve(problem, by_reference, dtype, torch.float64)
-    allowed = budgets(lambda: solve(problem, by_reference, dtype, dtype), exact)
+    tensors = {name: t.to(dtype) for name, t in problem.tensors.items()}
+    exact = solve(tensors, by_reference, torch.float64)
+    allowed = budgets(lambda: solve(tensors, by_reference, dtype), exact)
 
     def judged(name: str, found: Results) -> Line:
         worst = judge(found, exact, allowed)
         verdict = "baseline" if name == "reference" else "ok" if worst.share <= 1 else "wrong"
         return line(name, verdict, f"{worst.result}, {worst.norm}", worst.error, worst.allowed)
 
-    yield judged("reference", solve(problem, by_reference, dtype, dtype))
+    yield judged("reference", solve(tensors, by_reference, dtype))
 
     def attempt(name: str, **how: object) -> Line:
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
-                found = solve(problem, partial(problem.call, **how), dtype, dtype)
+                found = solve(tensors, partial(problem.call, **how), dtype)
         except Exception as failure:
             refused = name not in ("triton", INTERPRETED) or REFUSAL in str(failure)
             reasons = [str(failure).split(REFUSAL)[-1], *(str(warning.message) for warning in said)]

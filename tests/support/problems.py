@@ -12,7 +12,7 @@ from crossmae_kernels.testing import assert_within_budget, budgets, poisoned_all
 
 @dataclass
 class Problem:
-    """Arguments, of which some may be None, and an upstream gradient, all exact in float16."""
+    """Arguments, of which some may be None, and an upstream gradient."""
 
     arguments: dict[str, Tensor | None]
     upstream: Tensor
@@ -33,15 +33,20 @@ class Problem:
         gradients = torch.autograd.grad(out, list(wanted.values()), self.upstream.to(device, out.dtype))
         return {"out": out.detach()} | {f"d {name}": g for name, g in zip(wanted, gradients, strict=True)}
 
+    def rounded(self, dtype):
+        """The same with arguments and upstream gradient rounded to ``dtype``."""
+        arguments = {name: None if t is None else t.to(dtype) for name, t in self.arguments.items()}
+        return Problem(arguments, self.upstream.to(dtype))
+
     def exact(self, oracle, dtype):
         """The oracle's answer in float64, for arguments rounded to ``dtype``."""
-        rounded = {name: None if t is None else t.to(dtype) for name, t in self.arguments.items()}
-        return Problem(rounded, self.upstream.to(dtype)).solve(oracle, "cpu", torch.float64)
+        return self.rounded(dtype).solve(oracle, "cpu", torch.float64)
 
     def judge(self, kernels, eager, oracle, device, dtype, compute=None):
         """Every result of each of ``kernels`` within the budget, with fresh allocations poisoned; returns the last."""
         exact = self.exact(oracle, dtype)
-        allowed = budgets(lambda: self.solve(eager, device, dtype, compute), exact)
+        rounded = self.rounded(dtype)
+        allowed = budgets(lambda: rounded.solve(eager, device, dtype, compute), exact)
         for call in kernels:
             with poisoned_allocations():
                 found = self.solve(call, device, dtype, compute)

@@ -13,7 +13,7 @@ demo: $(VENV)/.ready
 	$(BIN)/crossmae demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -44,15 +44,22 @@ class Problem:
 
     def judge(self, kernels, eager, oracle, device, dtype, compute=None):
         """Every result of each of ``kernels`` within the budget, with fresh allocations poisoned; returns the last."""
-        exact = self.exact(oracle, dtype)
-        rounded = self.rounded(dtype)
+        check = self.judged(eager, oracle, device, dtype, compute)
+        return [check(call) for call in kernels][-1]
+
+    def judged(self, eager, oracle, device, dtype, compute=None):
+        """What ``judge`` does with each of the kernels."""
+        exact, rounded = self.exact(oracle, dtype), self.rounded(dtype)
         allowed = budgets(lambda: rounded.solve(eager, device, dtype, compute), exact)
-        for call in kernels:
+
+        def check(call):
             with poisoned_allocations():
                 found = self.solve(call, device, dtype, compute)
             assert set(found) == set(exact)
             assert_within_budget(found, exact, allowed)
-        return found
+            return found
+
+        return check
 
 
 def same(ours, theirs):

@@ -1,8 +1,10 @@
 """The fold's kernels: error budget with all gradients, layouts, what PyTorch asks of operators, bytes, mutations."""
 
+import functools
 from functools import partial
 
 import pytest
+import seeds
 import torch
 from mutation import broken
 from operators import names_of_all_operators
@@ -331,12 +333,21 @@ MUTATIONS = {
 @pytest.mark.budget
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_kernel_fails_the_budget(place, tmp_path, mutation):
-    task, theirs = make_problem((2, 66, 1030)), partial(fold, "reference")
     with (
         broken("crossmae_kernels.common.folding", tmp_path, *MUTATIONS[mutation]),
         pytest.raises(AssertionError, match="errs by"),
     ):
-        task.judge([kernels], theirs, definition, *place)
+        to_break(seeds.current, *place)(kernels)
+
+
+@functools.cache
+def to_break(seed, device, dtype):
+    return make_problem((2, 66, 1030)).judged(partial(fold, "reference"), definition, device, dtype)
+
+
+@pytest.mark.budget
+def test_the_kernels_that_are_broken_pass_whole(place):
+    to_break(seeds.current, *place)(kernels)
 
 
 @pytest.mark.gpu

@@ -86,6 +86,10 @@ class Problem:
 
     def judge(self, attention, device, dtype):
         """Output and gradients of ``attention`` within the budget, with fresh allocations poisoned."""
+        self.judged(device, dtype)(attention)
+
+    def judged(self, device, dtype):
+        """What ``judge`` does with ``attention``."""
 
         def named(results):
             return dict(zip(RESULTS, results, strict=True))
@@ -94,9 +98,13 @@ class Problem:
         for name in ("query", "key", "value", "upstream"):
             setattr(rounded, name, getattr(self, name).to(dtype))
         allowed = budgets(lambda: named(rounded.solve(_reference, device, dtype)), exact)
-        with poisoned_allocations():
-            found = named(self.solve(attention, device, dtype))
-        assert_within_budget(found, exact, allowed)
+
+        def check(attention):
+            with poisoned_allocations():
+                found = named(self.solve(attention, device, dtype))
+            assert_within_budget(found, exact, allowed)
+
+        return check
 
     def fused(self, device, dtype):
         """What the kernels make of it."""

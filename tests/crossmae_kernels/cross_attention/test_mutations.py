@@ -1,6 +1,9 @@
 """Broken kernels must not pass: the tests of the kernels are only as good as what they refuse."""
 
+import functools
+
 import pytest
+import seeds
 from mutation import broken
 
 SCALE = ("* scale_log2\n", "* (1.02 * scale_log2)\n")
@@ -20,16 +23,27 @@ MUTATIONS = {
 }  # fmt: skip
 
 
+@functools.cache
+def to_break(seed, problem, keys, device, dtype):
+    task = problem(20, keys, 1, 16, table=60)
+    # One row fewer than the ids may name, so that an id off by one stays inside of the table.
+    task.ids = task.ids.clamp(max=58)
+    return task.judged(device, dtype)
+
+
+@pytest.mark.budget
+@pytest.mark.parametrize("keys", [20, 140])
+def test_the_kernels_pass(problem, kernels, place, keys):
+    to_break(seeds.current, problem, keys, *place)(kernels)
+
+
 @pytest.mark.budget
 @pytest.mark.parametrize("keys", [20, 140])
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_kernel_fails_the_budget(problem, kernels, place, tmp_path, mutation, keys):
-    task = problem(20, keys, 1, 16, table=60)
-    # One row fewer than the ids may name, so that an id off by one stays inside of the table.
-    task.ids = task.ids.clamp(max=58)
-    task.judge(kernels, *place)
+    check = to_break(seeds.current, problem, keys, *place)
     with (
         broken("crossmae_kernels.cross_attention", tmp_path, *MUTATIONS[mutation]),
         pytest.raises(AssertionError, match="errs by"),
     ):
-        task.judge(kernels, *place)
+        check(kernels)

@@ -44,7 +44,7 @@ class NoDecoder(nn.Module):
             "new.encoder.load_state_dict(model.encoder.state_dict(), strict=False)"
         )
 
-    pixels = forward
+    pixels = streams = forward
 
 
 class MaskedAutoencoder(nn.Module):

@@ -148,8 +148,9 @@ def verify(path: Path, config: Config) -> None:
         raise ValueError(f"{path / MODEL} is no model of this package: {reason(error)}") from error
     ours = Config.from_dict(config.to_dict()).to_dict()
     # What an older model does not tell is no contradiction.
-    told = {name for name, value in theirs.items() if name in written or value is not None}
-    other = [f"{name} {theirs[name]}, here {ours[name]}" for name in ours if name in told and theirs[name] != ours[name]]
+    told = [name for name, value in theirs.items() if name in written or value is not None]
+    other = [f"{name} {theirs[name]}, here {ours[name]}" for name in told if theirs[name] != ours[name]]
+    ]
     if other:
         raise ValueError(f"{path} belongs to another model: {'; '.join(other)}")
 

@@ -68,7 +68,7 @@ def lines_of(problem: Problem, dtype: torch.dtype, interpret: bool) -> Iterator[
 
     def judged(name: str, found: Results) -> Line:
         worst = judge(found, exact, allowed)
-        # Eager PyTorch sets the budget and may exceed it by bad luck; what is not a finite number is wrong all the same.
+        # Eager PyTorch sets the budget and may exceed it by bad luck; what is not finite is wrong all the same.
         limit, right = (float("inf"), "baseline") if name == "reference" else (1, "ok")
         verdict = right if worst.share <= limit and worst.share != float("inf") else "wrong"
         return line(name, verdict, f"{worst.result}, {worst.norm}", worst.error, worst.allowed)

@@ -150,7 +150,6 @@ def verify(path: Path, config: Config) -> None:
     # What an older model does not tell is no contradiction.
     told = [name for name, value in theirs.items() if name in written or value is not None]
     other = [f"{name} {theirs[name]}, here {ours[name]}" for name in told if theirs[name] != ours[name]]
-    ]
     if other:
         raise ValueError(f"{path} belongs to another model: {'; '.join(other)}")
 

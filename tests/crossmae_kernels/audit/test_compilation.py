@@ -36,7 +36,7 @@ def test_kernels_stay_in_registers_and_use_tensor_cores_and_wide_loads(arch, dty
     assert code == 0
 
 
-# Code that one setting of PyTorch asks for and another does not. The command compiles the other ops and architectures too.
+# Code that one setting of PyTorch asks for and another does not; the command compiles the rest of it.
 def test_float32_goes_to_tensor_cores_as_tf32():
     code, records = audit("--ops", "cross_attention", "--architectures", 90, "--dtypes", "tf32", "--processes", 1)
     assert {record["kernel"] for record in records} >= {"short_backward", "looped_backward_key"}

@@ -70,6 +70,8 @@ def test_so_it_does_where_a_part_of_a_call_is_bfloat16(name):
         call()
     assert str(refused.value).count("Triton's interpreter does not compute in bfloat16") == 1
     assert "\n" not in str(refused.value)
+    # By the op itself, before it starts on others that it is made of.
+    assert str(refused.value).partition(":")[0] in call.__code__.co_names
 
 
 def test_left_to_itself_a_call_in_bfloat16_takes_the_reference():

@@ -8,6 +8,7 @@ the first one ended. PyTorch, Triton and pytest are all it needs.
 import argparse
 import collections
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -28,7 +29,8 @@ from benchmarks.measure import MEASURING, START_ANEW
 from benchmarks.problem import form_named
 from benchmarks.records import ROOT, Run, Stage
 from benchmarks.suites import SUITES
-from crossmae.files import replacing
+from crossmae.files import make_folder, replacing
+from crossmae_kernels.common.command import run_command
 
 # Seconds of the short form; they add up to under nine minutes. What a stage does not need, the next may take.
 SHORT_SECONDS = {
@@ -69,7 +71,8 @@ def run_together(
     """Run commands at the same time and end all that is left of them when time is up."""
     end = time.monotonic() + seconds
     with contextlib.ExitStack() as stack:
-        files = [[stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2)] for _ in commands]
+        temporary = functools.partial(tempfile.TemporaryFile, "w+", encoding="utf-8", errors="replace")
+        files = [[stack.enter_context(temporary()) for _ in range(2)] for _ in commands]
         processes = [
             subprocess.Popen(
                 command,
@@ -120,7 +123,7 @@ class Session:
 
     def begin(self) -> None:
         """Open the folder's record, or refuse one of another commit, device or form; forget what is to be retried."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         now = records.machine(form_named(self.form).device, self.form)
         now["interpreted"] = self.interpret
         if not (self.folder / records.FILE).is_file():
@@ -184,7 +187,7 @@ class Session:
         marker = self.folder / MEASURING
         if stage.status == DONE or not marker.is_file():
             return False
-        key = tuple(json.loads(marker.read_text()))
+        key = tuple(json.loads(marker.read_text("utf-8")))
         with records.updating(self.folder) as run:
             if key in run.records:
                 run.records[key].status, run.records[key].date = records.FAILED, records.now()
@@ -215,11 +218,10 @@ class Session:
             groups = [[*pytest, "-m", "gpu", *chosen, str(folder.relative_to(ROOT))] for folder in folders]
         checked, *tested = run_together([check, *groups], seconds, self.environment, echo=False)
         with replacing(self.folder / "tests.log") as beside:
-            beside.write_text(
-                "\n".join([f"# {g[-1]}\n{e.output}{e.errors}" for g, e in zip(groups, tested, strict=True)])
-            )
+            parts = [f"# {g[-1]}\n{e.output}{e.errors}" for g, e in zip(groups, tested, strict=True)]
+            beside.write_text("\n".join(parts), "utf-8")
         with replacing(self.folder / "checks.json") as beside:
-            beside.write_text(checked.output)
+            beside.write_text(checked.output, "utf-8")
         verdicts = collections.Counter(re.findall(r'"verdict": "(\w+)"', checked.output))
         outcomes = collections.Counter(
             w for e in tested for w in re.findall(r" (PASSED|FAILED|ERROR|SKIPPED)\b", e.output)
@@ -288,11 +290,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = records.read(session.folder)
     lines, whole = summary(run)
     with replacing(session.folder / "summary.md") as beside:
-        beside.write_text("\n".join(lines) + "\n")
+        beside.write_text("\n".join(lines) + "\n", "utf-8")
     print("\n".join(lines))
     print(f"\nRecords: {session.folder}. Tables and pictures: python -m benchmarks.report {session.folder}")
     return 0 if whole else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("python -m benchmarks.gpu", main))

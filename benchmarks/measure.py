@@ -117,7 +117,7 @@ def run_suite(folder: Path, suite: str, form: Form, until: float) -> int:
 def mark(folder: Path, record: Record) -> None:
     """Say what is being measured."""
     with replacing(folder / MEASURING) as beside:
-        beside.write_text(json.dumps(record.key))
+        beside.write_text(json.dumps(record.key), "utf-8")
 
 
 def attempt(case: Case, form: Form, run: Run, checks: Checks) -> Record:

@@ -110,7 +110,7 @@ def write(run: Run, folder: Path) -> None:
         "records": [asdict(record) for record in run.records.values()],
     }
     with replacing(folder / FILE) as beside:
-        beside.write_text(json.dumps(content, indent=1))
+        beside.write_text(json.dumps(content, indent=1), "utf-8")
 
 
 def read(folder: Path) -> Run:
@@ -118,7 +118,7 @@ def read(folder: Path) -> Run:
     path = folder / FILE
     if not path.is_file():
         raise FileNotFoundError(f"there are no records {path}; run `make gpu`")
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text("utf-8"))
     run = Run(content["machine"], content["ceilings"])
     run.stages = {name: Stage(**stage) for name, stage in content["stages"].items()}
     run.put(Record(**record) for record in content["records"])

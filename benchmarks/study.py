@@ -8,7 +8,7 @@
 import argparse
 import functools
 import json
-import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -19,8 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossmae_kernels.common.command import run_command, stop_without
+
+if __name__ == "__main__":
+    stop_without("python -m benchmarks.study", "train")
+
 from benchmarks.report.study import draw, table
-from crossmae.files import replacing
+from crossmae.files import make_folder, replacing
 from crossmae.flops import decoder_macs
 from crossmae.measure import interleaved_medians
 from crossmae.model import MaskedAutoencoder
@@ -85,9 +90,11 @@ def recipe_of(variant: Variant, task: str, seed: int, steps: int) -> Recipe:
 
 def study(out: Path, seeds: int, steps: int, jobs: int) -> None:
     """Run what has not been run, measure, and write the report."""
-    out.mkdir(parents=True, exist_ok=True)
+    if min(seeds, jobs) < 1:
+        raise ValueError(f"seeds and jobs must be positive, got {seeds} and {jobs}")
+    make_folder(out)
     runs = [(variant, task, seed) for seed in range(seeds) for task in TASKS for variant in VARIANTS]
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, torch.get_num_threads() // jobs)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         found = list(pool.map(functools.partial(_one, out=out, steps=steps, threads=threads), runs))
     record = {
@@ -103,9 +110,9 @@ def study(out: Path, seeds: int, steps: int, jobs: int) -> None:
         "costs": {task: _costs(task) for task in TASKS},
     }
     with replacing(out / "study.json") as beside:
-        beside.write_text(json.dumps(record, indent=1))
+        beside.write_text(json.dumps(record, indent=1), "utf-8")
     with replacing(out / "study.md") as beside:
-        beside.write_text(table(record))
+        beside.write_text(table(record), "utf-8")
     draw(record, out / "study.png")
     print(table(record))
 
@@ -167,7 +174,9 @@ def _step(model: MaskedAutoencoder, images: Tensor, prediction_ratio: float) -> 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.study", description=__doc__.partition("\n")[0] if __doc__ else None
+    )
     parser.add_argument("--out", default="study", help="folder of the runs and of the report")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=STEPS, help="of each run")
@@ -177,4 +186,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("python -m benchmarks.study", main))

@@ -1,6 +1,6 @@
 """CrossMAE: masked autoencoders whose decoder is cross-attention only (arXiv 2401.14391)."""
 
-from crossmae.accelerate import accelerate
+from crossmae.acceleration import accelerate, restore
 from crossmae.checkpoint import CheckpointWarning, from_release, load, save, to_release
 from crossmae.config import Config, list_models
 from crossmae.flops import decoder_macs
@@ -26,6 +26,7 @@ __all__ = [
     "load",
     "random_masking",
     "reconstruct",
+    "restore",
     "save",
     "to_release",
 ]

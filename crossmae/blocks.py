@@ -6,10 +6,42 @@ from torch.utils.checkpoint import checkpoint
 
 import crossmae_kernels as ck
 from crossmae.config import Config, Hidden
+from crossmae_kernels.common.autocast import autocasts
+
+
+def self_attention(x: Tensor, norm: nn.LayerNorm, qkv: nn.Linear, proj: nn.Linear, heads: int) -> Tensor:
+    """``x + proj(attention(qkv(norm(x))))``, ``(B, T, D)`` -> ``(B, T, D)``."""
+    packed = ck.norm_linear(x, qkv.weight, qkv.bias, norm.weight, norm.bias, norm.eps)
+    attended = ck.self_attention_qkvpacked(packed, heads)
+    return ck.linear_residual(attended, proj.weight, proj.bias, residual=x)
+
+
+def cross_attention(
+    x: Tensor,
+    norm: nn.LayerNorm,
+    q: nn.Linear,
+    proj: nn.Linear,
+    heads: int,
+    keys_and_values: Tensor,
+    ids: Tensor | None = None,
+) -> Tensor:
+    """``x + proj(attention(q(norm(x)), keys_and_values))``.
+
+    Queries ``(B, Q, D)``, or a table ``(N, D)`` and ids ``(B, Q)``; projected keys and values ``(B, K, 2 D)`` ->
+    ``(B, Q, D)``.
+    """
+    query = ck.norm_linear(x, q.weight, q.bias, norm.weight, norm.bias, norm.eps)
+    attended = ck.cross_attention_kvpacked(query, keys_and_values, heads, query_ids=ids)
+    return ck.linear_residual(attended, proj.weight, proj.bias, residual=x, residual_ids=ids)
+
+
+def mlp(x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear, hidden: Hidden = "recompute") -> Tensor:
+    """``x + fc2(gelu(fc1(norm(x))))``, ``(..., D)`` -> ``(..., D)``."""
+    return ck.mlp(x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, hidden=hidden)
 
 
 class SelfAttention(nn.Module):
-    """``x + proj(attention(qkv(norm(x))))``; the norm belongs to the caller's block."""
+    """The layers of ``self_attention``; the norm belongs to the caller's block."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -19,13 +51,11 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """``(B, T, D)`` -> ``(B, T, D)``."""
-        qkv = ck.norm_linear(x, self.qkv.weight, self.qkv.bias, norm.weight, norm.bias, norm.eps)
-        attended = ck.self_attention_qkvpacked(qkv, self.heads)
-        return ck.linear_residual(attended, self.proj.weight, self.proj.bias, residual=x)
+        return self_attention(x, norm, self.qkv, self.proj, self.heads)
 
 
 class CrossAttention(nn.Module):
-    """``x + proj(attention(q(norm(x)), kv(features)))``; the norm belongs to the caller's block.
+    """The layers of ``cross_attention``; the norm belongs to the caller's block.
 
     Keys and values come projected: those of all blocks are computed at once (``CrossDecoder.keys_and_values``).
     """
@@ -39,13 +69,11 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.LayerNorm, keys_and_values: Tensor, ids: Tensor | None = None) -> Tensor:
         """Queries ``(B, Q, D)``, or table ``(N, D)`` and ids ``(B, Q)``; ``(B, K, 2 D)`` -> ``(B, Q, D)``."""
-        query = ck.norm_linear(x, self.q.weight, self.q.bias, norm.weight, norm.bias, norm.eps)
-        attended = ck.cross_attention_kvpacked(query, keys_and_values, self.heads, query_ids=ids)
-        return ck.linear_residual(attended, self.proj.weight, self.proj.bias, residual=x, residual_ids=ids)
+        return cross_attention(x, norm, self.q, self.proj, self.heads, keys_and_values, ids)
 
 
 class Mlp(nn.Module):
-    """``x + fc2(gelu(fc1(norm(x))))``; the norm belongs to the caller's block."""
+    """The layers of ``mlp``; the norm belongs to the caller's block."""
 
     def __init__(self, width: int, hidden: int, policy: Hidden) -> None:
         super().__init__()
@@ -55,10 +83,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """``(..., D)`` -> ``(..., D)``."""
-        fc1, fc2 = self.fc1, self.fc2
-        return ck.mlp(
-            x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, hidden=self.policy
-        )
+        return mlp(x, norm, self.fc1, self.fc2, self.policy)
 
 
 class SelfAttentionBlock(nn.Module):
@@ -81,7 +106,7 @@ class SelfAttentionBlock(nn.Module):
         """``after`` for some images and ``x`` for others, with the branch between them scaled up in return."""
         if not self.training or self.drop_path == 0:
             return after
-        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.drop_path
+        kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.drop_path
         return x + (after - x) * (kept / (1 - self.drop_path)).to(x.dtype)
 
 
@@ -120,7 +145,7 @@ def run_block(block: nn.Module, checkpointed: bool, *arguments: Tensor | None) -
 def residual_stream(x: Tensor, config: Config) -> Tensor:
     """``x`` in the dtype in which blocks are to hand on their sums."""
     device = x.device.type
-    if config.residual == "autocast" and torch.is_autocast_enabled(device):
+    if config.residual == "autocast" and autocasts(device):
         return x.to(torch.get_autocast_dtype(device))
     return x
 

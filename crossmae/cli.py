@@ -1,18 +1,15 @@
 """The command line: ``crossmae <command> --help``."""
 
-import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
-from inspect import signature
-from typing import Any, Literal
+from typing import Literal
 
-from jsonargparse import ActionConfigFile, ArgumentParser
-
-from crossmae.training.recipe import Recipe, RunOptions, read_recipes
+from crossmae.training.recipe import Recipe, RunOptions
+from crossmae_kernels.common.command import reason, run_command
+from crossmae_kernels.common.extras import MissingPackageError, require
 
 
-def flops(figure: str = "flops.png") -> None:
+def flops(figure: str | None = None) -> None:
     """Decoder cost of CrossMAE and MAE in closed form.
 
     Prints multiply-accumulates of a forward pass per image, for ViT-S/B/L/H, prediction ratios .25/.5/.75 and
@@ -20,7 +17,7 @@ def flops(figure: str = "flops.png") -> None:
     FLOPs per multiply-accumulate, attention itself left out). Draws the first as a picture.
 
     Args:
-        figure: where to write the picture.
+        figure: where to write the picture: flops.png, if it can be drawn, unless given.
     """
     from tabulate import tabulate
 
@@ -29,8 +26,15 @@ def flops(figure: str = "flops.png") -> None:
 
     rows = cost_table()
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".3f"))
-    draw_cost(rows, figure)
-    print(f"\nPicture: {figure}")
+    path = "flops.png" if figure is None else figure
+    try:
+        draw_cost(rows, path)
+    except (MissingPackageError, OSError) as error:
+        if figure is not None:
+            raise
+        print(f"crossmae flops: no picture: {reason(error)}", file=sys.stderr)  # it was not asked for
+    else:
+        print(f"\nPicture: {path}")
 
 
 def demo(out: str = "demo", steps: int = 600) -> None:
@@ -44,6 +48,7 @@ def demo(out: str = "demo", steps: int = 600) -> None:
         out: folder for pictures and table; made if it is missing.
         steps: training steps of each model.
     """
+    require("train")
     from crossmae.demo import run
 
     run(out, steps)
@@ -56,6 +61,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> None:
     and writes the model, checkpoints to go on from, curves and pictures into a folder. On all accelerators of this
     machine or, started by torchrun, of many.
     """
+    require("train")
     from crossmae.training.run import pretrain as run
 
     if run(recipe, options) is not None:
@@ -104,6 +110,7 @@ def reconstruct(
         load_options: arguments of crossmae.load that the checkpoint does not tell, such as
             --load_options.num_heads 3 or --load_options.key model_ema.
     """
+    require("train", "torchvision", "PIL", "tifffile", *(["matplotlib"] if mixing is not None else []))
     from crossmae.reconstruct_command import run
 
     run(images, checkpoint, mask_ratio, seed, out, statistics, mixing, blocks, norm_pix_loss, load_options or {})
@@ -117,78 +124,21 @@ _COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
     "reconstruct": (reconstruct, "crossmae reconstruct cat.jpg --checkpoint model.safetensors"),
 }
 
-_HELP = {
-    "blocks": "also draw the reconstruction as it stands behind each decoder block",
-    "dry_run": "print the plan and do nothing",
-    "strict": "stop at the first image that cannot be read, instead of taking the next one and logging its name",
-    "images": "pictures, TIFF files or .npy arrays",
-    "interpret": "run the kernels on the CPU, in Triton's interpreter",
-    "json": "one list of records instead of a table",
-    "norm_pix_loss": "the model was trained on normalised pixels, for a release's checkpoint that does not tell",
-}
-
-
-class _RecipeFiles(ActionConfigFile):
-    """Files of settings, which may also be named by the name of a recipe."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Apply each of those joined by +, in order."""
-        super().__call__(parser, cfg, json.dumps(read_recipes(values.split("+"))), option_string)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. An expected failure is one line on standard error."""
-    parser = ArgumentParser(prog="crossmae", description="CrossMAE with fused kernels: benchmarks, training, checks.")
-    commands = parser.add_subcommands(required=True)
-    for name, (function, example) in _COMMANDS.items():
-        command = ArgumentParser(description=_description(function.__doc__ or ""), epilog=f"Example: {example}")
-        _add_options(command, function)
-        commands.add_subcommand(name, command, help=(function.__doc__ or "").partition("\n")[0])
-    try:
-        chosen = parser.parse_args(arguments)
-        function = _COMMANDS[chosen.subcommand][0]
-        return function(**_arguments(function, parser.instantiate(chosen)[chosen.subcommand])) or 0
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"crossmae {(arguments or sys.argv[1:])[0]}: {error}", file=sys.stderr)
-        return 1
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = next((word for word in words if word in _COMMANDS), None)
+    return run_command(f"crossmae {command}" if command else "crossmae", lambda: _run(words))
 
 
-def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -> None:
-    """One option for each parameter of a function; of a parameter that is a dataclass, one for each field.
+def _run(words: list[str]) -> int | None:
+    from crossmae.options import arguments_of, parser_of
 
-    A list of files is given without the name of an option.
-    """
-    kinds: list[Any] = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
-    if Recipe in kinds:
-        command.add_argument("--recipe", action=_RecipeFiles, help="recipes by name, or files of settings, joined by +")
-    flags = [
-        p.name for part in kinds or [function] for p in signature(part).parameters.values() if p.annotation is bool
-    ]
-    for kind in kinds:
-        command.add_class_arguments(kind, skip=set(flags))
-    if not kinds:
-        several = [p.name for p in signature(function).parameters.values() if p.annotation == list[str]]
-        for name in several:
-            command.add_argument(name, nargs="+", help=_HELP[name])
-        command.add_function_arguments(function, as_group=False, skip={*flags, *several})
-    for flag in flags:
-        spellings = dict.fromkeys((f"--{flag.replace('_', '-')}", f"--{flag}"))
-        command.add_argument(*spellings, action="store_true", help=_HELP[flag])
-
-
-def _arguments(function: Callable[..., int | None], options: Any) -> dict[str, Any]:
-    """Options back to the function's arguments."""
-    arguments: dict[str, Any] = {}
-    for name, parameter in signature(function).parameters.items():
-        make = parameter.annotation
-        fields = signature(make).parameters if is_dataclass(parameter.annotation) else ()
-        arguments[name] = make(**{field: options[field] for field in fields}) if fields else options[name]
-    return arguments
-
-
-def _description(docstring: str) -> str:
-    """The docstring down to its list of arguments, which the parser prints itself."""
-    return docstring.partition("Args:")[0].strip()
+    parser = parser_of(_COMMANDS)
+    chosen = parser.parse_args(words)
+    function = _COMMANDS[chosen.subcommand][0]
+    return function(**arguments_of(function, parser.instantiate(chosen)[chosen.subcommand]))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 Decoder = Literal["crossmae", "mae"]
 Residual = Literal["float32", "autocast"]
 Hidden = Literal["recompute", "save"]
+Numbers = Literal["shares", "values"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Config:
     ``pixel_mean`` and ``pixel_std``, one value per channel, are what the model's images are normalised with: uint8
     images as ``(pixel / 255 - mean) / std``. A model that has them takes uint8 images as they are. None: it takes
     floating-point images that were normalised before.
+    ``pixel_numbers`` and ``pixel_nodata`` say what image files held: "shares" of full scale or "values" taken as they
+    are, and the value that stood for no data ("nan": none but those that are not finite). None: nobody told.
 
     The last fields say how a model runs, and leave its parameters as they are: ``drop_path`` is the rate, rising to
     this from 0 along the encoder's depth, at which an image skips a residual branch while training (stochastic depth,
@@ -50,6 +53,8 @@ class Config:
     normalize_targets: bool = True
     pixel_mean: tuple[float, ...] | None = None
     pixel_std: tuple[float, ...] | None = None
+    pixel_numbers: Numbers | None = None
+    pixel_nodata: float | Literal["nan"] | None = None
     drop_path: float = 0.0
     gradient_checkpointing: bool = False
     hidden_layer: Hidden = "recompute"
@@ -77,6 +82,10 @@ class Config:
         for name, choices in (("hidden_layer", Hidden), ("residual", Residual)):
             if getattr(self, name) not in get_args(choices):
                 wrong.append(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+        if self.pixel_numbers not in (None, *get_args(Numbers)):
+            wrong.append(f"pixel_numbers must be one of {', '.join(get_args(Numbers))}, got {self.pixel_numbers!r}")
+        if not isinstance(self.pixel_nodata, (int, float)) and self.pixel_nodata not in (None, "nan"):
+            wrong.append(f"pixel_nodata must be a number or 'nan', got {self.pixel_nodata!r}")
         if not 0 <= self.drop_path < 1:
             wrong.append(f"drop_path must be in [0, 1), got {self.drop_path}")
         for name in ("mlp_ratio", "norm_eps"):

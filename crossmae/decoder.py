@@ -1,5 +1,7 @@
 """The decoder of CrossMAE: masked patches ask, visible patches answer, nobody else speaks."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -62,12 +64,18 @@ class CrossDecoder(nn.Module):
 
     def forward(self, maps: list[Tensor], masking: Masking) -> Tensor:
         """Feature maps, each ``(B, V + 1, E)`` -> predicted patches ``(B, Q, P)``."""
+        for x in self.streams(maps, masking):
+            last = x
+        return self.pixels(last, masking)
+
+    def streams(self, maps: list[Tensor], masking: Masking) -> Iterator[Tensor]:
+        """The residual stream ``(B, Q, D)`` as each block in turn leaves it."""
         x = residual_stream((self.mask_token + self.positions[:, 1:])[0], self.config)
         ids: Tensor | None = masking.predicted_ids
         for block, keys_and_values in zip(self.blocks, self.keys_and_values(maps), strict=True):
             x = run_block(block, self.config.gradient_checkpointing, x, keys_and_values, ids)
             ids = None  # from the second block on the rows are there
-        return self.pixels(x, masking)
+            yield x
 
     def pixels(self, x: Tensor, masking: Masking) -> Tensor:
         """The residual stream ``(B, Q, D)`` behind any block, of queries ``masking`` names -> patches ``(B, Q, P)``."""

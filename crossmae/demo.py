@@ -10,7 +10,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from crossmae.figures import draw_learning, draw_reconstructions
-from crossmae.files import replacing
+from crossmae.files import make_folder, replacing
 from crossmae.flops import decoder_macs
 from crossmae.masking import Masking, random_masking
 from crossmae.measure import interleaved_medians
@@ -39,7 +39,7 @@ def run(out: str, steps: int) -> None:
     if steps < EVALUATIONS:
         raise ValueError(f"steps must be at least {EVALUATIONS}, got {steps}")
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     models, logs = {}, {}
     for name in PREDICTION_RATIOS:
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -78,7 +78,7 @@ def run(out: str, steps: int) -> None:
     )
     print("\n" + report)
     with replacing(folder / "results.md") as beside:
-        beside.write_text(report)
+        beside.write_text(report, "utf-8")
     print(f"Pictures and table: {folder}/reconstructions.png, {folder}/learning.png, {folder}/results.md")
 
 

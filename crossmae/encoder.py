@@ -73,12 +73,15 @@ class Encoder(nn.Module):
     def encode(self, images: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
         """Final features ``(B, L + 1, E)``, class token first, of all patches of images ``(B, C, H, W)``."""
         patches = self.positions.shape[1] - 1
-        x = self._tokens(images, torch.arange(patches, device=images.device).expand(len(images), -1), mean, std)
+        x = self._tokens(images, torch.arange(patches, device=images.device).expand(images.shape[0], -1), mean, std)
         for block in self.blocks:
             x = run_block(block, self.config.gradient_checkpointing, x)
         return self.norm(x)
 
     def _tokens(self, images: Tensor, ids: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
         patches = residual_stream(self.patch_embed(images, ids, mean, std) + self.positions[0, 1:][ids], self.config)
-        class_token = (self.cls_token + self.positions[:, :1]).to(patches.dtype)
-        return torch.cat([class_token.expand(len(patches), -1, -1), patches], dim=1)
+        class_token = self.cls_token
+        if self.config.decoder == "mae":
+            # CrossMAE's release gives the class token no position. Fresh tables hold zeros for it, loaded ones may not.
+            class_token = class_token + self.positions[:, :1]
+        return torch.cat([class_token.to(patches.dtype).expand(patches.shape[0], -1, -1), patches], dim=1)

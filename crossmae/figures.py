@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from crossmae.files import replacing
+from crossmae_kernels.common.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,14 +19,14 @@ GAP = 4
 TITLE = 24
 FONT = 13
 HALF_LEVEL = 0.5 / 255
+DARK = 1 / 8  # the brightest pixel of 12 bits that lie in 16, and no photograph's
 
 
 def new_figure(rows: int, columns: int, width: float, height: float) -> "tuple[Figure, Any]":
     """A figure of ``width x height`` inches and its ``(rows, columns)`` array of axes; shown on no screen."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RuntimeError("drawing needs matplotlib: pip install 'crossmae-kernels[figures]'") from error
+    require("figures", "matplotlib")
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
@@ -41,9 +42,11 @@ def draw_reconstructions(columns: Mapping[str, Tensor], path: str | os.PathLike[
 
     Every pixel is drawn as it is, or enlarged to a square of whole pixels where pictures are small. One channel is
     grey, three and more are red, green and blue (others are not shown); of two the first is drawn, grey. A row whose
-    first picture lies in [0, 1], give or take half a grey level, is drawn from 0, black, to 1, white; any other from
-    the lowest to the highest value of its first picture. NaN is drawn as grey: what was hidden.
+    first picture lies in [0, 1], give or take half a grey level, is drawn from 0, black, to 1, white, unless nothing in
+    it comes near; any other from the lowest to the highest value of its first picture. NaN is drawn as grey: what was
+    hidden.
     """
+    require("figures", "PIL")
     from PIL import Image, ImageDraw
 
     originals = next(iter(columns.values()))
@@ -66,7 +69,7 @@ def draw_reconstructions(columns: Mapping[str, Tensor], path: str | os.PathLike[
 def _drawable(image: Tensor, original: Tensor) -> Tensor:
     """An image ``(C, H, W)`` as red, green and blue ``(H, W, 3)``, uint8, on the brightness scale of another."""
     low, high = float(original.min()), float(original.max())
-    if low > -HALF_LEVEL and high < 1 + HALF_LEVEL:
+    if low > -HALF_LEVEL and high < 1 + HALF_LEVEL and (high > DARK or low == high):
         low, high = 0.0, 1.0
     channels = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     shares = ((channels.detach().float().cpu() - low) / max(high - low, 1e-9)).clamp(0, 1).nan_to_num(0.5)

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,20 +11,63 @@ from pathlib import Path
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; renamed to ``path`` on success, removed on failure.
 
-    Raises FileNotFoundError if the folder does not exist.
+    Raises OSError, as ``require_folder_of`` does before anything is written; it names ``path``, not the one beside.
     """
     path = Path(path)
     require_folder_of(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)  # of a process that was killed, whose number is ours now; it may be a link
     try:
         yield beside
         os.replace(beside, path)
+    except OSError as error:
+        if str(beside) in map(str, (error.filename, error.filename2)):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         beside.unlink(missing_ok=True)
 
 
+def to_disk(folder: Path) -> None:
+    """Let the files of a folder, and their names in it, survive a power failure."""
+    for path in folder.iterdir():
+        with path.open("r+b") as file:  # Windows writes out what is open for writing
+            os.fsync(file.fileno())
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folder, and keeps names in a journal
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # of file systems that know files only
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def require_folder_of(path: str | os.PathLike[str]) -> None:
-    """Raise FileNotFoundError if the folder that a file is to be written to does not exist."""
+    """Raise FileNotFoundError, IsADirectoryError or PermissionError where no file can be written."""
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder")
+    _require_permission(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder to write into, and those that it lies in, where they are missing.
+
+    Raises NotADirectoryError if one of them is a file, PermissionError if nothing may be written there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(f"cannot write into {path}: it is a file, or lies below one") from None
+    _require_permission(path)
+
+
+def _require_permission(folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"there is no permission to write into the folder {folder}")

@@ -1,5 +1,7 @@
 """The decoder of MAE (arXiv 2111.06377), the baseline: self-attention over all patches and the class token."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -40,14 +42,20 @@ class SelfDecoder(nn.Module):
 
     def forward(self, maps: list[Tensor], masking: Masking) -> Tensor:
         """The encoder's output, one map ``(B, V + 1, E)`` -> predicted patches ``(B, Q, P)``."""
+        for x in self.streams(maps, masking):
+            last = x
+        return self.pixels(last, masking)
+
+    def streams(self, maps: list[Tensor], masking: Masking) -> Iterator[Tensor]:
+        """The residual stream ``(B, L + 1, D)`` as each block in turn leaves it."""
         visible = self.embed(maps[-1])
-        tokens = self.mask_token.to(visible.dtype).expand(len(visible), self.positions.shape[1] - 1, -1)
+        tokens = self.mask_token.to(visible.dtype).expand(visible.shape[0], self.positions.shape[1] - 1, -1)
         tokens = tokens.scatter(1, _rows(masking.visible_ids, visible), visible[:, 1:])
         x = torch.cat([visible[:, :1], tokens], dim=1) + self.positions
         x = residual_stream(x, self.config)
         for block in self.blocks:
             x = run_block(block, self.config.gradient_checkpointing, x)
-        return self.pixels(x, masking)
+            yield x
 
     def pixels(self, x: Tensor, masking: Masking) -> Tensor:
         """The residual stream ``(B, L + 1, D)`` behind any block -> the patches to predict ``(B, Q, P)``."""

@@ -4,12 +4,16 @@ Ids are the only currency: no boolean mask, no data-dependent shape, and no wait
 step calls.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
+
+from crossmae.noise import uniform
+from crossmae_kernels.common.checks import traced
 
 Rounding = Literal["exact", "release"]
 
@@ -29,7 +33,8 @@ class Masking:
     def checked(self, patches: int) -> "Masking":
         """The same mask for images of ``patches`` patches, or ValueError / TypeError if it is none.
 
-        Reads the ids, so on an accelerator it waits for them: check a mask of your own once, not every step.
+        Reads the ids, so on an accelerator it waits for them: check a mask of your own once, not every step. In
+        compiled code, which cannot read them, a check on the device takes its place: RuntimeError if it is no mask.
         """
         if self.patches == patches:
             return self
@@ -40,25 +45,35 @@ class Masking:
                 )
             if ids.ndim != 2 or ids.shape[1] == 0:
                 raise ValueError(f"{name} must have shape (batch, count) with at least one id, got {tuple(ids.shape)}")
-            if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= patches):
+            if not traced(ids) and ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= patches):
                 raise ValueError(
                     f"{name} must lie in [0, {patches}), got ids from {int(ids.min())} to {int(ids.max())}"
                 )
         visible, predicted = self.visible_ids.long(), self.predicted_ids.long()
-        if len(visible) != len(predicted) or visible.device != predicted.device:
+        if visible.shape[0] != predicted.shape[0] or visible.device != predicted.device:
             raise ValueError(
                 f"visible_ids and predicted_ids must agree in batch and device, got {tuple(visible.shape)} on "
                 f"{visible.device} and {tuple(predicted.shape)} on {predicted.device}"
             )
         ascending = torch.cat([visible, predicted], dim=1).sort(dim=1).values
-        twice = (ascending[:, 1:] == ascending[:, :-1]).nonzero()
-        if len(twice):
-            image, place = twice[0].tolist()
+        twice = ascending[:, 1:] == ascending[:, :-1]
+        if traced(visible):
+            inside = (ascending[:, 0] >= 0) & (ascending[:, -1] < patches)
+            torch._assert_async(
+                inside.all() & ~twice.any(),
+                f"visible_ids and predicted_ids must lie in [0, {patches}), and no image may name a patch twice",
+            )
+        elif twice.any():
+            image, place = twice.nonzero()[0].tolist()
             raise ValueError(
                 "every patch may be visible or predicted once; "
                 f"image {image} names patch {int(ascending[image, place])} twice"
             )
-        return replace(self, visible_ids=visible, predicted_ids=predicted, patches=patches)
+        return Masking(visible, predicted, patches)
+
+
+# So that exported programs, and whatever else looks for tensors in arguments and results, find them in a mask.
+_pytree.register_dataclass(Masking)
 
 
 def mask_counts(
@@ -69,7 +84,12 @@ def mask_counts(
     ``"exact"`` takes the ratios as the decimal numbers they are written as and rounds the number of masked and of
     predicted patches to the nearest integer, halves up. ``"release"`` truncates floating-point products as the
     authors' release does, where 225 patches at ratio 0.8 leave 44 visible and not 45.
+
+    Compiled code has a graph for every pair of ratios: counts are sizes, and no compiler computes a size from a number
+    that it does not know. A mask that is drawn outside and passed in comes with its sizes, of which one graph serves
+    all.
     """
+    mask_ratio, prediction_ratio = _known(mask_ratio), _known(prediction_ratio)
     if not 0 < mask_ratio < 1:
         raise ValueError(f"mask_ratio must lie in (0, 1), got {mask_ratio}")
     if not 0 < prediction_ratio <= mask_ratio:
@@ -89,6 +109,15 @@ def mask_counts(
                 f"prediction_ratio {prediction_ratio}"
             )
     return visible, predicted
+
+
+def _known(ratio: float) -> float:
+    """The same number, known to a compiler, to which a ratio that changes between calls is a symbol otherwise.
+
+    To put a symbol into a set is to ask for its hash, and so for its value; its string is refused, or is the symbol.
+    """
+    (value,) = {ratio}
+    return value
 
 
 def _nearest(patches: int, ratio: float) -> int:
@@ -124,7 +153,7 @@ def random_masking(
     """
     visible, predicted = mask_counts(patches, mask_ratio, prediction_ratio, rounding)
     if noise is None:
-        noise = _uniform((batch, patches), generator, device)
+        noise = uniform((batch, patches), generator, device)
     elif noise.shape != (batch, patches):
         raise ValueError(f"noise must have shape (batch, patches) = ({batch}, {patches}), got {tuple(noise.shape)}")
     return _by_order(noise.to(device=device).argsort(dim=1), visible, predicted)
@@ -147,8 +176,8 @@ def grid_masking(
     rows, columns = grid
     corner = torch.zeros(rows, columns)
     corner[::stride, ::stride] = 1
-    visible = int(corner.sum())
-    priority = _uniform((batch, rows * columns), generator, device)
+    visible = -(-rows // stride) * -(-columns // stride)
+    priority = uniform((batch, rows * columns), generator, device)
     return _structured(priority - 2 * corner.flatten().to(priority.device), visible, prediction_ratio)
 
 
@@ -167,7 +196,7 @@ def block_masking(
     """
     rows, columns = grid
     visible, _ = mask_counts(rows * columns, mask_ratio, mask_ratio)
-    draw = _uniform((batch, 3, 1), generator, device)
+    draw = uniform((batch, 3, 1), generator, device)
     row = torch.arange(rows, device=draw.device).repeat_interleave(columns)
     column = torch.arange(columns, device=draw.device).repeat(rows)
     stretch = (2 * draw[:, 2] - 1).mul(0.7).exp()  # aspects from 1 : 2 to 2 : 1
@@ -175,24 +204,17 @@ def block_masking(
         (row + 0.5 - draw[:, 0] * rows).abs() * stretch, (column + 0.5 - draw[:, 1] * columns).abs() / stretch
     )
     masked = distance.argsort(dim=1)[:, : rows * columns - visible]
-    noise = _uniform((batch, rows * columns), generator, device)
+    noise = uniform((batch, rows * columns), generator, device)
     return _structured(
         torch.full_like(noise, -1).scatter(1, masked, noise.gather(1, masked)), visible, prediction_ratio
     )
-
-
-def _uniform(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device | str | None) -> Tensor:
-    """Uniform noise on ``device``, or where the generator lives."""
-    if device is None and generator is not None:
-        device = generator.device
-    return torch.rand(shape, generator=generator, device=device)
 
 
 def _structured(priority: Tensor, visible: int, prediction_ratio: float | None) -> Masking:
     """The ``visible`` patches of lowest priority are seen, ``prediction_ratio`` of all, of highest, predicted."""
     patches = priority.shape[1]
     masked = patches - visible
-    predicted = masked if prediction_ratio is None else _nearest(patches, prediction_ratio)
+    predicted = masked if prediction_ratio is None else _nearest(patches, _known(prediction_ratio))
     if not 0 < predicted <= masked:
         raise ValueError(
             f"prediction_ratio {prediction_ratio} asks for {predicted} of {patches} patches; "

@@ -6,6 +6,7 @@ from typing import Any, Never
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 import crossmae_kernels as ck
 from crossmae.config import Config, named_config
@@ -13,6 +14,7 @@ from crossmae.decoder import CrossDecoder
 from crossmae.encoder import Encoder
 from crossmae.mae import SelfDecoder
 from crossmae.masking import Masking, Rounding, random_masking
+from crossmae_kernels.common.autocast import autocasts
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,9 @@ class Output:
     loss: Tensor
     prediction: Tensor
     masking: Masking
+
+
+_pytree.register_dataclass(Output)
 
 
 class NoDecoder(nn.Module):
@@ -92,9 +97,9 @@ class MaskedAutoencoder(nn.Module):
         self._check(images)
         if masking is None:
             if prediction_ratio is None:
-                prediction_ratio = mask_ratio if self.config.decoder == "mae" else min(0.25, mask_ratio)
+                prediction_ratio = mask_ratio if self.config.decoder == "mae" or mask_ratio < 0.25 else 0.25
             masking = random_masking(
-                len(images),
+                images.shape[0],
                 self.config.patches,
                 mask_ratio,
                 prediction_ratio,
@@ -105,8 +110,10 @@ class MaskedAutoencoder(nn.Module):
             )
         else:
             masking = masking.checked(self.config.patches)
-            if len(masking.visible_ids) != len(images):
-                raise ValueError(f"masking must be for {len(images)} images, got one for {len(masking.visible_ids)}")
+            if masking.visible_ids.shape[0] != images.shape[0]:
+                raise ValueError(
+                    f"masking must be for {images.shape[0]} images, got one for {masking.visible_ids.shape[0]}"
+                )
         mean, std = self._statistics(images)
         prediction = self.decoder(self.encoder(images, masking.visible_ids, mean, std), masking)
         loss = ck.patch_loss(
@@ -143,7 +150,7 @@ class MaskedAutoencoder(nn.Module):
         config = self.config
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor, got {type(images).__name__}")
-        own, autocast = self.encoder.patch_embed.weight.dtype, torch.is_autocast_enabled(images.device.type)
+        own, autocast = self.encoder.patch_embed.weight.dtype, autocasts(images.device.type)
         normalizes = self.pixel_mean is not None and (own == torch.float32 or autocast)
         if not images.dtype.is_floating_point and not (images.dtype == torch.uint8 and normalizes):
             raise TypeError(

@@ -102,8 +102,17 @@ def _draw_mixing(model: MaskedAutoencoder, checkpoint: str, path: str) -> None:
 
 
 def _read(path: str, config: Config) -> Tensor:
-    """An image as shares of full scale ``(1, C, H, W)``, covering the model's size and cropped at its centre."""
-    image = decode(Path(path), path, config.channels, torch.float32, at_least=config.image_size)
+    """An image as the model was trained on ``(1, C, H, W)``, covering its size and cropped at the centre."""
+    image = decode(
+        Path(path),
+        path,
+        config.channels,
+        torch.float32,
+        at_least=config.image_size,
+        numbers=config.pixel_numbers,
+        nodata=None if config.pixel_nodata is None else float(config.pixel_nodata),
+        fill=config.pixel_mean,
+    )
     low, high = image.aminmax()
     return centred(image, config.image_size).clamp(low, high)[None]  # bicubic resizing overshoots at edges
 

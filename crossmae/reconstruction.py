@@ -10,6 +10,7 @@ import crossmae_kernels as ck
 from crossmae.config import Config
 from crossmae.masking import Masking
 from crossmae.model import MaskedAutoencoder, Output
+from crossmae_kernels.common.machine import constant_when_compiled
 from crossmae_kernels.patches.config import VARIANCE_EPS
 
 Statistics = Literal["visible", "true"]
@@ -59,14 +60,7 @@ def block_predictions(model: MaskedAutoencoder, maps: list[Tensor], masking: Mas
     Returns:
         As many ``(B, Q, P)`` as there are decoder blocks; the last is the model's prediction.
     """
-    streams: list[Tensor] = []
-    hooks = [block.register_forward_hook(lambda _, __, x: streams.append(x)) for block in model.decoder.blocks]
-    try:
-        model.decoder(maps, masking)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [model.decoder.pixels(x, masking) for x in streams]
+    return [model.decoder.pixels(x, masking) for x in model.decoder.streams(maps, masking)]
 
 
 def reconstruct(
@@ -98,12 +92,7 @@ def reconstruct(
     predicted = prediction.to(images.dtype)
     if config.normalize_targets:
         if statistics == "true":
-            warnings.warn(
-                "statistics='true' gives every predicted patch the hidden patch's own mean and variance, "
-                "which leaks what was to be predicted",
-                UserWarning,
-                stacklevel=2,
-            )
+            _warn_of_a_leak()
             hidden = ck.gather_patches(images, masking.predicted_ids, config.patch_size)
             variance, mean = torch.var_mean(hidden, dim=-1, keepdim=True)
         else:
@@ -115,10 +104,20 @@ def reconstruct(
     return to_images(patches, config)
 
 
+@constant_when_compiled  # which calls it once, when it compiles
+def _warn_of_a_leak() -> None:
+    warnings.warn(
+        "statistics='true' gives every predicted patch the hidden patch's own mean and variance, "
+        "which leaks what was to be predicted",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
 def visible_part(images: Tensor, masking: Masking, config: Config) -> Tensor:
     """Images ``(B, C, H, W)``, floating point, with NaN in all patches but the visible ones."""
     visible = ck.gather_patches(images, masking.visible_ids, config.patch_size)
-    patches = visible.new_full((len(images), config.patches, config.patch_values), float("nan"))
+    patches = visible.new_full((images.shape[0], config.patches, config.patch_values), float("nan"))
     return to_images(patches.scatter(1, masking.visible_ids[:, :, None].expand_as(visible), visible), config)
 
 

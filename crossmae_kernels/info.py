@@ -3,10 +3,12 @@
 import importlib.metadata
 import os
 import platform
+import sys
 
 import torch
 
 from crossmae_kernels.common import implementation, machine, tuning
+from crossmae_kernels.common.command import run_command
 
 OPS = (
     "cross_attention",
@@ -74,4 +76,4 @@ def version(distribution: str) -> str | None:
 
 
 if __name__ == "__main__":
-    print("\n".join(report()))
+    sys.exit(run_command("python -m crossmae_kernels.info", lambda: print("\n".join(report()))))

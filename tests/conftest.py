@@ -20,7 +20,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 TRAINING = ("lightning_fabric", "torchvision", "tensorboard", "sklearn", "skimage", "tifffile", "webdataset", "yaml")
 # A machine to check kernels on may have PyTorch, Triton and pytest alone; what needs more is left out there.
 NEEDED = {
-    "crossmae/test_accelerate.py": ("safetensors",),
+    "crossmae/acceleration": ("safetensors",),
     **dict.fromkeys(
         (f"crossmae/{path.name}" for path in Path(__file__).parent.glob("crossmae/test_checkpoint*.py")),
         ("safetensors",),
@@ -29,7 +29,8 @@ NEEDED = {
     "crossmae/test_figures.py": ("numpy", "PIL", "matplotlib"),
     "crossmae/test_reconstruct_command.py": ("numpy", "PIL", "matplotlib", "jsonargparse"),
     "crossmae/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
-    "crossmae/test_imports.py": ("jsonargparse", "tabulate"),
+    "crossmae/test_imports.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
+    "crossmae_kernels/common/test_extras.py": ("tabulate", "matplotlib", *TRAINING),
     "crossmae/training": TRAINING,
     "benchmarks/test_decode_report.py": ("matplotlib",),
     "benchmarks/test_runs.py": ("matplotlib",),

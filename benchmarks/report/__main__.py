@@ -13,6 +13,7 @@ from benchmarks.report.compare import comparison
 from benchmarks.report.markdown import insert
 from benchmarks.report.reading import newest, run_of
 from crossmae.files import replacing
+from crossmae_kernels.common.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = decode.table(contenders, where)
     if options.readme:
         insert(options.readme, "decode", text)
-        insert(options.readme, "demo", (folder / "demo.md").read_text())
+        insert(options.readme, "demo", (folder / "demo.md").read_text("utf-8"))
         insert(options.readme, "training", training.table(folder / "training.json"))
-        studied = json.loads((folder / "study.json").read_text())
+        studied = json.loads((folder / "study.json").read_text("utf-8"))
         insert(options.readme, "study", study.table(studied))
         study.draw(studied, options.readme.parent / "docs" / "study.png")
         insert(options.readme, "gpu", _of_gpu(folder, options.readme.parent))
@@ -81,9 +82,9 @@ def _of_gpu(results: Path, root: Path) -> str:
 def _write(path: Path, text: str) -> None:
     print(text)
     with replacing(path) as beside:
-        beside.write_text(text)
+        beside.write_text(text, "utf-8")
     print(f"Table: {path}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("python -m benchmarks.report", main))

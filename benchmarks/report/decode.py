@@ -14,7 +14,7 @@ def read(path: Path) -> tuple[dict[tuple[str, int, float], dict[str, dict[str, A
     """Records of the decode suite by contender and direction, and a line that says where they were measured."""
     if not path.is_file():
         raise FileNotFoundError(f"there are no records {path}; run `make bench`")
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text("utf-8"))
     benchmarks = [record for record in content["benchmarks"] if record["extra_info"].get("mae_seconds")]
     if not benchmarks:
         raise ValueError(f"{path} holds no records of the decode suite")

@@ -21,11 +21,11 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def insert(readme: Path, name: str, text: str) -> None:
     """Replace what stands between ``<!-- name: ... -->`` and ``<!-- /name -->``."""
-    old = readme.read_text()
+    old = readme.read_text("utf-8")
     new, places = re.subn(
         rf"(<!-- {name}:.*?-->\n).*?(<!-- /{name} -->)", lambda m: f"{m[1]}{text}{m[2]}", old, flags=re.S
     )
     if places != 1:
         raise ValueError(f"{readme} must have one place for {name!r}, has {places}")
     with replacing(readme) as beside:
-        beside.write_text(new)
+        beside.write_text(new, "utf-8")

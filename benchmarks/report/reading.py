@@ -20,9 +20,8 @@ def run_of(path: Path) -> Run:
     if (path / records.FILE).is_file():
         return records.read(path)
     files = [path] if path.is_file() else sorted(path.glob("*.json"))
-    runs = [
-        _of_pytest_benchmark(content) for file in files if "benchmarks" in (content := json.loads(file.read_text()))
-    ]
+    contents = [json.loads(file.read_text("utf-8")) for file in files]
+    runs = [_of_pytest_benchmark(content) for content in contents if "benchmarks" in content]
     if not runs:
         raise FileNotFoundError(f"there are no records in {path}; run `make bench` or `make gpu`")
     for run in runs[1:]:

@@ -8,7 +8,7 @@ from benchmarks.report import markdown
 
 def table(path: Path) -> str:
     """Images per second of the loader alone and in the loop, and the loop's own time for a step, as Markdown."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text("utf-8"))
     found = {record["name"]: record["extra_info"] for record in content["benchmarks"]}
 
     def rate(name: str) -> str:

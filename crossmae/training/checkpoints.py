@@ -27,8 +27,9 @@ from torch.distributed.checkpoint.state_dict import (
 
 from crossmae.checkpoint.saving import CONFIG_KEY, save_state
 from crossmae.config import Config
-from crossmae.files import replacing
+from crossmae.files import replacing, to_disk
 from crossmae.training.step import Stepper
+from crossmae_kernels.common.command import reason
 
 MODEL, TRAINING, MANIFEST = "model.safetensors", "training.pt", "manifest.json"
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -55,7 +56,7 @@ class Checkpoints:
         found = []
         for path in self.folder.glob("step-*"):
             try:
-                manifest = json.loads((path / MANIFEST).read_text())
+                manifest = json.loads((path / MANIFEST).read_text("utf-8"))
                 found.append(Checkpoint(path, int(manifest["step"]), manifest["score"]))
             except (OSError, ValueError, KeyError, TypeError):
                 continue
@@ -71,19 +72,24 @@ class Checkpoints:
         if stepper.fabric.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             beside = self.folder / f".{path.name}.{os.getpid()}"
+            shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed, whose number is ours now
             try:
                 beside.mkdir()
                 _save(stepper, model, training, beside)
                 manifest = {"step": stepper.step, "score": score, "files": _files(beside)}
-                (beside / MANIFEST).write_text(json.dumps(manifest, indent=2))
-                _to_disk(beside)
+                (beside / MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
+                to_disk(beside)
                 shutil.rmtree(path, ignore_errors=True)
                 beside.rename(path)
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
-            _link(path / MODEL, self.folder.parent / MODEL)
+            self.show(path)
             self._drop()
         return path
+
+    def show(self, path: Path) -> None:
+        """Let the model of a checkpoint be the one that lies in the run's folder."""
+        _link(path / MODEL, self.folder.parent / MODEL)
 
     def _drop(self) -> None:
         """Remove all but the last, the best and the periodic ones, and what killed runs left."""
@@ -111,34 +117,39 @@ def restore(stepper: Stepper, path: Path) -> None:
         group.update(of_recipe)
     if training["precision"]:  # empty where there was no loss scale
         stepper.fabric.strategy.precision.load_state_dict(training["precision"])
-    stepper.step = json.loads((path / MANIFEST).read_text())["step"]
+    stepper.step = json.loads((path / MANIFEST).read_text("utf-8"))["step"]
 
 
 def verify(path: Path, config: Config) -> None:
     """Refuse a checkpoint whose files are not as they were written, or not of a model of this configuration.
 
-    Raises ValueError, with what is wrong.
+    Raises ValueError, with what is wrong, and FileNotFoundError if there is no such folder.
     """
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {path} of a checkpoint")
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
         int(manifest["step"])
         expected = manifest["files"]
         found = _files(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no checkpoint of a run, or is damaged: {error}") from error
+        raise ValueError(f"{path} is no checkpoint of a run, or is damaged: {reason(error)}") from error
     changed = sorted(name for name in (MODEL, TRAINING) if found.get(name) != expected.get(name))
     if changed:
         raise ValueError(f"{path} is damaged: {', '.join(changed)} differs from what was written")
     try:
         with safe_open(path / MODEL, framework="pt") as opened:
             # Through Config, which knows what fields that came later were before there was a choice.
-            theirs = Config.from_dict(json.loads(opened.metadata()[CONFIG_KEY])).to_dict()
+            written = json.loads(opened.metadata()[CONFIG_KEY])
+            theirs = Config.from_dict(written).to_dict()
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path / MODEL} is no model of this package: {error}") from error
+        raise ValueError(f"{path / MODEL} is no model of this package: {reason(error)}") from error
     ours = Config.from_dict(config.to_dict()).to_dict()
-    other = [f"{name} {theirs[name]}, here {ours[name]}" for name in ours if theirs[name] != ours[name]]
+    # What an older model does not tell is no contradiction.
+    told = {name for name, value in theirs.items() if name in written or value is not None}
+    other = [f"{name} {theirs[name]}, here {ours[name]}" for name in ours if name in told and theirs[name] != ours[name]]
     if other:
         raise ValueError(f"{path} belongs to another model: {'; '.join(other)}")
 
@@ -158,7 +169,7 @@ def _save(stepper: Stepper, model: dict[str, Tensor], training: dict[str, Any], 
         save_state(model, stepper.plan.config, folder / MODEL)
         torch.save(training, folder / TRAINING)
     except (RuntimeError, SafetensorError) as error:
-        raise OSError(f"{folder} could not be written: {error}") from error
+        raise OSError(f"{folder} could not be written: {reason(error)}") from error
 
 
 def _files(folder: Path) -> dict[str, list[int]]:
@@ -173,20 +184,13 @@ def _files(folder: Path) -> dict[str, list[int]]:
     return sums
 
 
-def _to_disk(folder: Path) -> None:
-    """Let the files of a folder survive a power failure."""
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _link(newest: Path, path: Path) -> None:
     """``path`` is the newest model: the same file, or a copy where the file system has no links."""
-    with replacing(path) as beside:
-        try:
-            os.link(newest, beside)
-        except OSError:
-            shutil.copyfile(newest, beside)
+    try:
+        with replacing(path) as beside:
+            try:
+                os.link(newest, beside)
+            except OSError:
+                shutil.copyfile(newest, beside)
+    except PermissionError as error:  # Windows replaces no file that somebody reads
+        raise OSError(f"{path} could not be replaced by the newest model, {newest}: {error.strerror}") from error

@@ -35,32 +35,41 @@ def make_fabric(recipe: Recipe, options: RunOptions) -> Fabric:
     float64 is a matter of the model alone (Fabric's own would refuse to shard it).
 
     Raises:
-        ValueError: if the precision and the strategy do not go together.
+        ValueError: if the precision, the strategy and the devices do not go together.
     """
+    kind = _kind()
+    if kind == "mps" and recipe.precision == "float64":
+        raise ValueError("precision float64 is not to be had on Apple's GPU (MPS); take float32")
+    if kind == "mps" and options.strategy != "auto":
+        raise ValueError(f"strategy {options.strategy} is for several devices, and Apple's GPU (MPS) is one; take auto")
     if options.strategy == "fsdp" and recipe.precision == "float16":
         raise ValueError("float16 cannot be sharded (its loss scale is not shared); take bfloat16 or strategy=ddp")
     devices, nodes = _devices(options)
-    accelerator = "auto" if torch.accelerator.is_available() else "cpu"
     config = recipe.config()
     # Encoder blocks behind the last map that the decoder uses get no gradient, which DDP must be told.
     unused = config.feature_maps is not None and config.feature_maps[-1] < config.encoder_depth
     return Fabric(
-        accelerator=accelerator,
+        accelerator=kind,
         devices=devices,
         num_nodes=nodes,
         strategy=_strategy(options, devices * nodes, unused),
-        plugins=_precision(recipe, accelerator),
+        plugins=_precision(recipe, kind),
     )
 
 
-def _precision(recipe: Recipe, accelerator: str) -> list[Any]:
+def _kind() -> str:
+    """Of the devices here that Fabric and this package know: "cuda" (ROCm's too), "mps" or "cpu"."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device.type if device is not None and device.type in ("cuda", "mps") else "cpu"
+
+
+def _precision(recipe: Recipe, kind: str) -> list[Any]:
     """How products are rounded; float32 and float64 are a matter of the model's parameters."""
     if recipe.precision in ("float32", "float64"):
         return []
-    if recipe.precision == "float16" and accelerator == "cpu":
+    if recipe.precision == "float16" and kind == "cpu":
         raise ValueError("float16 needs an accelerator, there is a CPU only; take bfloat16 or float32")
-    device = "cpu" if accelerator == "cpu" else torch.accelerator.current_accelerator().type  # type: ignore[union-attr]
-    return [Autocast("16-mixed" if recipe.precision == "float16" else "bf16-mixed", device)]
+    return [Autocast("16-mixed" if recipe.precision == "float16" else "bf16-mixed", kind)]
 
 
 def over_devices(fabric: Fabric, tensor: Tensor, how: Literal["mean", "sum"]) -> Tensor:
@@ -79,11 +88,17 @@ def processes(options: RunOptions) -> int:
 
 
 def _devices(options: RunOptions) -> tuple[int, int]:
-    """Devices of a host, and hosts: those of torchrun where it started us."""
+    """Devices of a host, and hosts: those of torchrun where it started us.
+
+    Raises ValueError if the host has fewer; of processes on a CPU any number goes.
+    """
     local, world = (int(os.environ.get(name, 0)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    if local:
-        return local, world // local
-    return options.devices or (torch.accelerator.device_count() if torch.accelerator.is_available() else 1), 1
+    kind = _kind()
+    there = 1 if kind == "cpu" else torch.accelerator.device_count()
+    devices = local or options.devices or there
+    if kind != "cpu" and devices > there:
+        raise ValueError(f"{devices} devices are asked for, and this host has {there} ({kind})")
+    return devices, world // local if local else 1
 
 
 def _strategy(options: RunOptions, processes: int, unused: bool) -> str | FabricStrategy:

@@ -1,5 +1,6 @@
 """What a run's features are worth while it trains, and pictures of what its model sees."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from crossmae.figures import draw_mixing_weights, draw_reconstructions
 from crossmae.masking import random_masking
 from crossmae.model import MaskedAutoencoder
 from crossmae.reconstruction import reconstruction_columns
+from crossmae.training.data.batches import Batch
 from crossmae.training.data.dataset import ImageDataset, Sample
 from crossmae.training.data.evaluation import evaluation_loader, labelled
 from crossmae.training.plan import Plan
@@ -20,10 +22,14 @@ BATCH = 128
 
 
 class Evaluation:
-    """The images that a run is evaluated on: labelled ones for probes, and a few for pictures, always the same."""
+    """The images that a run is evaluated on: labelled ones for probes, and a few for pictures, always the same.
+
+    ``unreadable`` are names and reasons of those in whose place others were taken so far.
+    """
 
     def __init__(self, images: ImageDataset, plan: Plan, probe_images: int) -> None:
         self._plan = plan
+        self.unreadable: dict[str, None] = {}
         self._sets = labelled(images, probe_images)
         self._shown = images.images if images.evaluation is None else images.evaluation
 
@@ -38,7 +44,12 @@ class Evaluation:
         return accuracies(self._features(model, self._sets.training), self._features(model, self._sets.test))
 
     def _features(self, model: MaskedAutoencoder, images: "Subset[Sample]") -> LabelledFeatures:
-        return encoder_features(model, evaluation_loader(images, BATCH, self._plan.recipe.data.workers))
+        return encoder_features(model, self._batches(images))
+
+    def _batches(self, images: "Subset[Sample]") -> Iterator[Batch]:
+        for batch in evaluation_loader(images, BATCH, self._plan.recipe.data.workers):
+            self.unreadable.update(dict.fromkeys(batch.unreadable))
+            yield batch
 
     @torch.no_grad()
     def draw(self, model: MaskedAutoencoder, step: int, folder: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """Being asked to stop: SIGTERM and SIGINT are noted, and answered between two steps."""
 
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -11,14 +12,18 @@ from crossmae.training.devices import over_devices
 
 
 class Interruption:
-    """Within its context, a signal to stop is noted; a second SIGINT stops at once."""
+    """Within its context, a signal to stop is noted; a second SIGINT stops at once.
+
+    In a thread other than the main one, which alone may ask for signals, none are.
+    """
 
     def __init__(self, fabric: Fabric) -> None:
         self._fabric, self._noted = fabric, False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interruption":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        asked = threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGTERM, signal.SIGINT) if asked else ():
             self._before[number] = signal.signal(number, self._note)
         return self
 

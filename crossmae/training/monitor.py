@@ -17,6 +17,7 @@ from tqdm import tqdm
 from crossmae.files import replacing
 from crossmae.training.plan import Plan
 from crossmae.training.readback import Losses
+from crossmae_kernels.common.command import reason
 
 LOG = "log.jsonl"
 
@@ -103,18 +104,18 @@ class Monitor:
         """Append what waits to the log; where that fails, it waits on, and training goes on."""
         size = self._log.stat().st_size
         try:
-            with self._log.open("a") as log:
+            with self._log.open("a", encoding="utf-8") as log:
                 log.write(self._waiting.getvalue())
         except OSError as error:
             os.truncate(self._log, size)
-            warnings.warn(f"the log {self._log} waits: {error}", stacklevel=2)
+            warnings.warn(f"the log {self._log} waits: {reason(error)}", stacklevel=2)
         else:
             self._waiting = io.StringIO()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The entries of a run's log; a last line that a killed run left unfinished is none."""
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     entries = []
     for line in lines:
         try:
@@ -128,7 +129,7 @@ def _kept_until(path: Path, first: int) -> list[dict[str, Any]]:
     """Drop what a log has of step ``first`` and later; the entries that are left."""
     entries = [e for e in read_log(path) if e["step"] < first or (e["step"] == first and "loss" not in e)]
     with replacing(path) as beside:
-        beside.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        beside.write_text("".join(json.dumps(entry) + "\n" for entry in entries), "utf-8")
     return entries
 
 
@@ -140,4 +141,5 @@ def _memory_in_use() -> int:
         return 0
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most  # macOS counts bytes

@@ -20,7 +20,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Plan:
-    """All numbers of a run; steps count from 0, and a step is one of the optimizer."""
+    """All numbers of a run; steps count from 0, and a step is one of the optimizer. ``found`` is what images hold."""
 
     recipe: Recipe
     config: Config
@@ -31,6 +31,7 @@ class Plan:
     micro_batch: int
     accumulation: int
     peak_learning_rate: float
+    found: str = ""
 
     @property
     def warmup_steps(self) -> int:
@@ -63,8 +64,8 @@ def ratios(recipe: Recipe, config: Config, share: float) -> tuple[float, float]:
     return mask_ratio, round(between(recipe.prediction_ratio, share), 4)
 
 
-def make_plan(recipe: Recipe, images: int, devices: int) -> Plan:
-    """Work a recipe out for a number of images and of devices.
+def make_plan(recipe: Recipe, images: int, devices: int, found: str = "") -> Plan:
+    """Work a recipe out for a number of images, in which was found what a text says, and of devices.
 
     Raises:
         ValueError: if batch, devices, ratios and images do not fit each other.
@@ -90,6 +91,7 @@ def make_plan(recipe: Recipe, images: int, devices: int) -> Plan:
         micro_batch=recipe.batch_size // devices // accumulation,
         accumulation=accumulation,
         peak_learning_rate=scaled if recipe.learning_rate is None else recipe.learning_rate,
+        found=found,
     )
 
 
@@ -113,6 +115,7 @@ def describe(plan: Plan) -> str:
     rows = [
         ("model", f"{recipe.model}, {parameters / 1e6:,.1f} M parameters"),
         ("images", f"{plan.images:,} of {config.image_size[0]} x {config.image_size[1]}, {config.channels} channels"),
+        *([("pixels", plan.found)] if plan.found else []),
         ("patches", f"{config.patches} of {config.patch_size} px: {visible} seen, {predicted} predicted"),
         ("ratios", f"mask {mask_ratio:g}, prediction {prediction_ratio:g}{changing}"),
         (

@@ -1,6 +1,7 @@
 """What a pretraining run is: typed settings, which YAML files and the command line fill in."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -78,11 +79,15 @@ class Recipe:
             "clip_norm",
         ):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 wrong.append(f"{name} must be positive, got {value}")
+        if not 0 <= self.seed < 2**63:
+            wrong.append(f"seed must lie in [0, 2**63), got {self.seed}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            wrong.append(f"betas must lie in [0, 1), got {self.betas}")
         if not 0 <= self.warmup < 1:
             wrong.append(f"warmup must be a share of the run in [0, 1), got {self.warmup}")
-        if self.weight_decay < 0:
+        if not 0 <= self.weight_decay < math.inf:
             wrong.append(f"weight_decay must not be negative, got {self.weight_decay}")
         for name in ("mask_ratio", "prediction_ratio"):
             ratio = getattr(self, name)
@@ -93,8 +98,8 @@ class Recipe:
 
     def config(self) -> Config:
         """The model's configuration, with the pixel statistics of the data."""
-        options = {"pixel_mean": self.data.mean, "pixel_std": self.data.std, **self.model_options}
-        return named_config(self.model, self.image_size, **options)
+        options = {f"pixel_{name}": getattr(self.data, name) for name in ("mean", "std", "numbers", "nodata")}
+        return named_config(self.model, self.image_size, **{**options, **self.model_options})
 
     def to_json(self) -> str:
         """A file that ``crossmae pretrain --recipe`` takes."""
@@ -148,7 +153,7 @@ class RunOptions:
         wrong = [
             f"{name} must be positive, got {getattr(self, name)}"
             for name in (*names, "devices")
-            if getattr(self, name) is not None and not getattr(self, name) > 0
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf
         ]
         if wrong:
             raise ValueError("run: " + "; ".join(wrong))
@@ -170,8 +175,8 @@ def read_recipes(names: list[str]) -> dict[str, Any]:
             there_are = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
             raise FileNotFoundError(f"there is no recipe and no file {name!r}; recipes are {there_are}")
         try:
-            read = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            read = yaml.safe_load(path.read_bytes())  # which tells its encoding
+        except yaml.YAMLError as error:
             raise ValueError(f"{path} is no YAML file: {error}") from error
         if not isinstance(read, dict):
             raise ValueError(f"{path} must hold settings by name, got {type(read).__name__}")

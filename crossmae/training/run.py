@@ -1,6 +1,5 @@
 """A pretraining run from its recipe to an encoder: what happens when, and what happens when something goes wrong."""
 
-import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,14 +8,13 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from crossmae.files import replacing
+from crossmae.files import make_folder, replacing
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.checkpoints import Checkpoints, restore, verify
 from crossmae.training.data.batches import Batch, loader
 from crossmae.training.data.dataset import ImageDataset
 from crossmae.training.data.opening import open_images
 from crossmae.training.data.sampling import GlobalBatches
-from crossmae.training.data.statistics import pixel_statistics
 from crossmae.training.devices import make_fabric, processes
 from crossmae.training.diagnosis import NonFiniteLossError, diagnosed
 from crossmae.training.evaluation import Evaluation
@@ -26,6 +24,7 @@ from crossmae.training.plan import Plan, describe, make_plan
 from crossmae.training.readback import Losses, LossReader
 from crossmae.training.recipe import Recipe, RunOptions
 from crossmae.training.step import Stepper
+from crossmae_kernels.common.command import reason
 
 IMAGENET_IMAGES = 1_281_167
 
@@ -49,7 +48,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
         print(describe(make_plan(recipe, IMAGENET_IMAGES, processes(options))))
         return None
     recipe, images = opened(recipe, options.strict)
-    plan = make_plan(recipe, len(images), processes(options))
+    plan = make_plan(recipe, len(images), processes(options), images.found)
     if options.dry_run:
         print(describe(plan))
         return None
@@ -61,20 +60,15 @@ def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
 
 
 def opened(recipe: Recipe, strict: bool = False) -> tuple[Recipe, ImageDataset]:
-    """A recipe's images, and the recipe with their mean and standard deviation where it has none."""
+    """A recipe's images, and the recipe with what was found in them where it says nothing."""
     config = recipe.config()
     images = open_images(recipe.data, config.channels, config.image_size, config.patches, recipe.seed, strict)
-    if recipe.data.mean is None or recipe.data.std is None:
-        mean, std = pixel_statistics(images.images)
-        recipe = replace(recipe, data=replace(recipe.data, mean=mean, std=std))
-    return recipe, images
+    return replace(recipe, data=images.data), images
 
 
 def _check_folder(folder: Path, options: RunOptions) -> None:
     """Refuse a folder that cannot be written to, or that holds another run which must not go on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"there is no permission to write into the folder {folder}")
+    make_folder(folder)
     if options.resume == "never" and any((folder / "checkpoints").glob("step-*")):
         raise ValueError(f"{folder} holds checkpoints of a run; take another folder, or resume=auto to go on with it")
     if Path(options.resume).resolve().parent == (folder / "checkpoints").resolve():
@@ -117,8 +111,10 @@ class Run:
         if self._fabric.is_global_zero:
             self._monitor = Monitor(self._folder, self._plan, self._stepper.step)
             self._monitor.say(describe(self._plan) if chosen is None else f"Going on from {chosen}.")
+            if chosen is not None and chosen.parent == self._checkpoints.folder:
+                self._checkpoints.show(chosen)  # a run that was killed may have written it without
             with replacing(self._folder / "recipe.json") as beside:
-                beside.write_text(self._plan.recipe.to_json())
+                beside.write_text(self._plan.recipe.to_json(), "utf-8")
         if chosen is None:
             self._save(None)  # what a diagnosis can start from; and a disk that is full is known at once
 
@@ -171,7 +167,7 @@ class Run:
             return
         self._unreadable.update(new)
         rank = f"-{self._fabric.global_rank}" if self._fabric.world_size > 1 else ""
-        with (self._folder / f"unreadable{rank}.txt").open("a") as log:
+        with (self._folder / f"unreadable{rank}.txt").open("a", encoding="utf-8") as log:
             log.writelines(f"{name}\n" for name in new)
         if self._monitor is not None:
             self._monitor.say(f"{len(self._unreadable):,} images could not be read so far, the last: {new[-1]}")
@@ -202,13 +198,16 @@ class Run:
         except OSError as error:
             if self._stepper.step in (0, self._plan.steps):
                 raise
-            warnings.warn(f"no checkpoint of step {self._stepper.step}: {error}; the one before is kept", stacklevel=2)
+            warnings.warn(
+                f"no checkpoint of step {self._stepper.step}: {reason(error)}; the one before is kept", stacklevel=2
+            )
 
     def _probe(self) -> None:
         model = self._stepper.whole_model()
         if self._monitor is not None and model is not None:
             with self._monitor.pause(), self._fabric.autocast():
                 found = self._evaluation.probe(model)
+            self._report(tuple(self._evaluation.unreadable))
             self._knn = found["knn"]
             self._monitor.probe(self._stepper.step, found)
 
@@ -220,7 +219,7 @@ class Run:
                     for picture in self._evaluation.draw(model, self._stepper.step, self._folder / "pictures"):
                         self._monitor.picture(self._stepper.step, picture)
             except OSError as error:
-                warnings.warn(f"no pictures of step {self._stepper.step}: {error}", stacklevel=2)
+                warnings.warn(f"no pictures of step {self._stepper.step}: {reason(error)}", stacklevel=2)
 
     def _newest_good(self) -> Path | None:
         """The checkpoint to go on from, or None where there is none; damaged and foreign ones are passed over."""

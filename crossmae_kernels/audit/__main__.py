@@ -1,59 +1,20 @@
-"""Compile every kernel for GPUs that are not there: ``python -m crossmae_kernels.audit [--json]``.
+"""``python -m crossmae_kernels.audit``."""
 
-Exit code 1 if any spills, does not fit, or leaves tensor cores or wide loads unused.
-"""
-
-import argparse
-import json
-import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 
-# The interpreter compiles nothing.
+from crossmae_kernels.common.command import run_command
+
+# The interpreter compiles nothing; Triton reads this when it is imported.
 os.environ.pop("TRITON_INTERPRET", None)
 
-from crossmae_kernels.audit.case import ITEM_SIZES, report
-from crossmae_kernels.audit.cases import CASES, cases
-from crossmae_kernels.audit.compilation import SHARED_MEMORY
 
+def main() -> int:
+    """See ``crossmae_kernels.audit.command``, which needs Triton to be imported."""
+    from crossmae_kernels.audit.command import main as run
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print a line for each case, or all as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m crossmae_kernels.audit", description=__doc__)
-    parser.add_argument("--ops", nargs="+", choices=list(CASES), default=[*CASES])
-    parser.add_argument("--architectures", nargs="+", type=int, choices=list(SHARED_MEMORY), default=[*SHARED_MEMORY])
-    parser.add_argument("--dtypes", nargs="+", choices=list(ITEM_SIZES), default=[*ITEM_SIZES])
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--json", action="store_true", help="one list of records instead of a table")
-    options = parser.parse_args(argv)
-    chosen = cases(options.ops, options.architectures, options.dtypes)
-    failed = False
-    records = []
-    # Fresh processes: PyTorch's threads do not survive a fork.
-    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
-        for record in pool.map(report, chosen):
-            records.append(record)
-            failed = failed or bool(record["shortcomings"])
-            if not options.json:
-                print(_line(record), flush=True)
-    if options.json:
-        json.dump(records, sys.stdout)
-    return int(failed)
-
-
-def _line(record: dict[str, object]) -> str:
-    head = f"sm_{record['arch']:<4}{record['dtype']:5}{record['kernel']:23}{record['label']:36}"
-    if "registers" not in record:
-        return f"{head}{record['shortcomings']}"
-    tensor_core = "+".join(record["tensor_core"]) or "-"  # type: ignore[arg-type]
-    verdict = "; ".join(record["shortcomings"]) or "ok"  # type: ignore[arg-type]
-    return (
-        f"{head}registers {record['registers']:<4}spilled {record['spilled']:<3}shared {record['shared']:<7}"
-        f"{tensor_core:12}load {record['widest_load']}  {verdict}"
-    )
+    return run()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("python -m crossmae_kernels.audit", main))

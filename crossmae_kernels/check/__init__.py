@@ -21,7 +21,7 @@ from torch import Tensor
 from crossmae_kernels.check.contenders import attentions
 from crossmae_kernels.check.problems import Problem, problems
 from crossmae_kernels.common.implementation import REFUSAL
-from crossmae_kernels.common.machine import interpreted
+from crossmae_kernels.common.machine import interpreted, machine_refusals
 from crossmae_kernels.testing import budget, error
 
 INTERPRETED = "triton, interpreted"
@@ -104,7 +104,10 @@ def ours(line: Line) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a line for each op, problem, dtype and implementation; 1 if one of ours is wrong."""
+    """Print a line for each op, problem, dtype and implementation; 1 if one of ours is wrong.
+
+    Raises RuntimeError if the interpreter is asked for and cannot run.
+    """
     parser = argparse.ArgumentParser(prog="python -m crossmae_kernels.check", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one list of records instead of a table")
     parser.add_argument("--interpret", action="store_true", help="run the kernels on the CPU, in Triton's interpreter")
@@ -113,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "triton" in sys.modules and not interpreted():
             parser.error("--interpret comes too late, Triton is imported already; set TRITON_INTERPRET=1")
         os.environ["TRITON_INTERPRET"] = "1"
+        if refusals := machine_refusals(torch.device("cpu")):
+            raise RuntimeError(f"--interpret: {'; '.join(refusals)}")
     on_gpu = torch.cuda.is_available() and not options.interpret
     device = torch.device("cuda" if on_gpu else "cpu")
     # The interpreter computes bfloat16 on its raw bits, which says nothing of a GPU.

@@ -76,7 +76,7 @@ class ArgumentChecks:
             return
         if ids.dtype not in (torch.int64, torch.int32):
             self._wrong_types.append(f"{name} must be int64 or int32, got {ids.dtype}")
-        elif ids.device.type == "cpu" and ids.numel() and not _traced(ids):
+        elif ids.device.type == "cpu" and ids.numel() and not traced(ids):
             low, high = (int(bound) for bound in ids.aminmax())
             if low < 0 or high >= limit:
                 self._wrong_values.append(f"{name} must lie in [0, {limit}), got ids from {low} to {high}")
@@ -130,7 +130,7 @@ class ArgumentChecks:
                 self._wrong_values.append(f"{name} must be on {reference.device} like {first}, got {tensor.device}")
 
 
-def _traced(tensor: Tensor) -> bool:
+def traced(tensor: Tensor) -> bool:
     """Whether there is no data behind the tensor, only shapes: in compiled graphs and under ``FakeTensorMode``."""
     return torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
 

@@ -2,13 +2,14 @@
 
 import functools
 import importlib.metadata
-import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from crossmae_kernels.common.extras import installed
 
 # Shared memory of one program on the largest devices targeted (H100, H200, B200); the interpreter has no limit.
 LARGEST_SHARED_MEMORY = 227 * 1024
@@ -76,7 +77,7 @@ def multiprocessors(device: torch.device) -> int:
 
 @functools.cache
 def _triton_is_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return installed("triton")
 
 
 @functools.cache

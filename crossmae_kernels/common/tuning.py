@@ -88,7 +88,7 @@ def cache_directory() -> Path:
 def recall(file: Path, key: tuple[object, ...], like: Configuration) -> Configuration | None:
     """The remembered configuration, of the class of ``like``; None if there is none or it is of another key."""
     try:
-        record = json.loads(file.read_text())
+        record = json.loads(file.read_text("utf-8"))
         return type(like)(**record["configuration"]) if record["key"] == repr(key) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -98,7 +98,7 @@ def remember(file: Path, key: tuple[object, ...], best: object) -> None:
     """Write a record in one step, so that another process sees all of it or nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     record = {"key": repr(key), "configuration": asdict(best)}  # type: ignore[call-overload]
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False) as temporary:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, suffix=".tmp", delete=False) as temporary:
         json.dump(record, temporary)
     os.replace(temporary.name, file)
 

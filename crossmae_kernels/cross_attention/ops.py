@@ -1,16 +1,18 @@
-"""Cross-attention as a PyTorch operator: schema, fake implementation, autograd, autocast.
+"""Cross-attention as a PyTorch operator: schema, fake implementation, autograd, autocast, FLOPs.
 
 The operator is defined through ``torch.library.Library`` rather than ``torch.library.custom_op``, which wraps every
 call once more to look for aliases that cannot be here. ``impl``'s choice was made before: these operators run the
 Triton kernels.
 """
 
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from crossmae_kernels.common.autocast import register_autocast
+from crossmae_kernels.common.flops import Shape, flop_formula
 from crossmae_kernels.cross_attention.config import log_sum_exp_shape
 from crossmae_kernels.cross_attention.packing import width_of
 
@@ -97,6 +99,41 @@ def _backward_fake(
         for of, want in zip((query, key, value), wanted, strict=True)
     )
     return dquery, dkey, dvalue
+
+
+@flop_formula(torch.ops.crossmae_kernels.cross_attention)
+def _forward_flops(query: Shape, key: Shape | None, *_: Any, out_shape: tuple[Shape, Shape]) -> int:
+    """Scores, and the averages of values."""
+    return 2 * _product_flops(out_shape[0], query, key)
+
+
+@flop_formula(torch.ops.crossmae_kernels.cross_attention_backward)
+def _backward_flops(
+    dout: Shape,
+    query: Shape,
+    key: Shape | None,
+    value: Shape | None,
+    query_ids: Shape | None,
+    out: Shape | None,
+    log_sum_exp: Shape | None,
+    num_heads: int,
+    scale: float,
+    wanted: list[bool],
+    **_: Any,
+) -> int:
+    """The scores' gradient, for queries and keys, and what is wanted; a packed tensor's is that of all it holds."""
+    of_query, of_key, of_value = wanted
+    if key is None:
+        of_key = of_query
+    if value is None:
+        of_value = of_key
+    return ((of_query or of_key) + of_query + of_key + of_value) * _product_flops(dout, query, key)
+
+
+def _product_flops(out: Shape, query: Shape, key: Shape | None) -> int:
+    """Of every query ``(B, Q, D)`` with every key, or of as many scores with values."""
+    keys = (query if key is None else key)[1]
+    return 2 * prod(out) * keys
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -1,12 +1,14 @@
-"""Mixing of feature maps as a PyTorch operator: schema, fake implementation, autograd."""
+"""Mixing of feature maps as a PyTorch operator: schema, fake implementation, autograd, FLOPs."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from crossmae_kernels.common.autocast import compute_dtype
+from crossmae_kernels.common.flops import Shape, flop_formula
 from crossmae_kernels.feature_mixing.config import held
 
 NAMESPACE = "crossmae_kernels"
@@ -80,6 +82,26 @@ def _backward_fake(
         maps[0].new_empty((len(maps), *maps[0].shape) if wanted[0] else (0,)),
         weight.new_empty(weight.shape if wanted[1] else (0,)),
     )
+
+
+@flop_formula(torch.ops.crossmae_kernels.mix_feature_maps)
+def _forward_flops(maps: Sequence[Shape], weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * prod(weight) * prod(maps[0])
+
+
+@flop_formula(torch.ops.crossmae_kernels.mix_feature_maps_backward)
+def _backward_flops(
+    dmixes: Shape,
+    maps: Sequence[Shape],
+    weight: Shape,
+    mixes: Shape | None,
+    means: Shape,
+    rstds: Shape,
+    normalize: bool,
+    wanted: list[bool],
+    **_: Any,
+) -> int:
+    return sum(wanted) * _forward_flops(maps, weight)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.common.autocast import without_autocast
+from crossmae_kernels.common.flops import Shape, flop_formula, linear_flops
 
 NAMESPACE = "crossmae_kernels"
 
@@ -65,6 +66,12 @@ def _backward(x: Tensor, weight: Tensor, gradients: list[Tensor], wanted: list[b
 def _backward_fake(x: Tensor, weight: Tensor, gradients: list[Tensor], wanted: list[bool]) -> tuple[Tensor, ...]:
     shapes = (x.shape, weight.shape, weight.shape[:2])
     return tuple(x.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted, strict=True))
+
+
+@flop_formula(torch.ops.crossmae_kernels.project_backward)
+def _backward_flops(x: Shape, weight: Shape, gradients: list[Shape], wanted: list[bool], **_: Any) -> int:
+    """The forward pass is PyTorch's own product, which it counts itself."""
+    return sum(wanted[:2]) * linear_flops(x, weight)
 
 
 def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:

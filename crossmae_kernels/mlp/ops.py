@@ -1,4 +1,4 @@
-"""The MLP as a PyTorch operator: schema, fake implementation, autograd.
+"""The MLP as a PyTorch operator: schema, fake implementation, autograd, FLOPs.
 
 ``impl``'s choice was made before: these operators run the kernels. Weights and biases come folded and in the dtype
 to compute in; ``x`` may be float32 beside them.
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.common.autocast import without_autocast
+from crossmae_kernels.common.flops import Shape, flop_formula, linear_flops
 
 NAMESPACE = "crossmae_kernels"
 
@@ -109,6 +110,28 @@ def _backward_fake(
         dout.new_empty(dout.shape) if wanted[0] else x_hat.new_empty(0),
         *(x_hat.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted[1:], strict=True)),
     )
+
+
+@flop_formula(torch.ops.crossmae_kernels.mlp)
+def _forward_flops(x: Shape, fc1_weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * linear_flops(x, fc1_weight)
+
+
+@flop_formula(torch.ops.crossmae_kernels.mlp_backward)
+def _backward_flops(
+    dout: Shape,
+    fc1_weight: Shape,
+    fc1_bias: Shape | None,
+    fc2_weight: Shape,
+    x_hat: Shape,
+    rstd: Shape,
+    hidden: Shape | None,
+    wanted: list[bool],
+    **_: Any,
+) -> int:
+    # All but fc2's own gradients come through the hidden layer's.
+    of_hidden, of_x, of_fc1, of_fc2 = any(wanted[:3]), wanted[0], wanted[1], wanted[3]
+    return (of_hidden + of_x + of_fc1 + of_fc2) * linear_flops(x_hat, fc1_weight)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -8,6 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from crossmae_kernels.common.autocast import autocasts
 from crossmae_kernels.common.checks import ArgumentChecks
 from crossmae_kernels.common.implementation import Implementation, choose
 from crossmae_kernels.common.machine import dtype_refusals, machine_refusals
@@ -52,7 +53,7 @@ def gather_patches(
     if choose("gather_patches", impl, reasons, worthwhile=images.is_cuda) == "reference":
         return reference.gather_patches(images, ids, patch_size, mean, std)
     dtype = torch.float32 if images.dtype == torch.uint8 else images.dtype
-    if torch.is_autocast_enabled(images.device.type):
+    if autocasts(images.device.type):
         dtype = torch.get_autocast_dtype(images.device.type)
     return ops.gather_patches(images, ids, patch_size, mean, std, dtype)
 

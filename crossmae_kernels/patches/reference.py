@@ -11,7 +11,7 @@ def gather_patches(images: Tensor, ids: Tensor, patch_size: int, mean: Tensor | 
     """See ``crossmae_kernels.gather_patches``; arguments are taken as checked."""
     columns = images.shape[3] // patch_size
     tiles = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # a view (B, C, rows, p, columns, p)
-    image = torch.arange(len(images), device=ids.device)[:, None]
+    image = torch.arange(images.shape[0], device=ids.device)[:, None]
     # Indexing the view reads the asked-for patches only: (B, V, C, p, p).
     picked = tiles[image, :, ids // columns, :, ids % columns].permute(0, 1, 3, 4, 2)
     if mean is not None and std is not None:

@@ -1,4 +1,4 @@
-"""The projections as PyTorch operators: schemas, fake implementations, autograd.
+"""The projections as PyTorch operators: schemas, fake implementations, autograd, FLOPs.
 
 ``impl``'s choice was made before: these operators run the kernels. Weights and biases come folded and in the dtype
 to compute in; the residual stream may be float32 beside them.
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.common.autocast import without_autocast
+from crossmae_kernels.common.flops import Shape, flop_formula, linear_flops
 
 NAMESPACE = "crossmae_kernels"
 
@@ -99,6 +100,20 @@ def _norm_linear_backward_fake(
     )
 
 
+@flop_formula(torch.ops.crossmae_kernels.norm_linear_backward)
+def _norm_linear_backward_flops(
+    dout: Shape,
+    weight: Shape,
+    x_hat: Shape,
+    rstd: Shape,
+    hidden: Shape | None,
+    x_dtype: torch.dtype,
+    wanted: list[bool],
+    **_: Any,
+) -> int:
+    return sum(wanted[:2]) * linear_flops(x_hat, weight)
+
+
 def _norm_linear_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, _, _, ctx.gelu, _ = inputs
     _, x_hat, rstd, hidden = output
@@ -156,6 +171,19 @@ def _linear_residual_backward_fake(
     )
 
 
+@flop_formula(torch.ops.crossmae_kernels.linear_residual_backward)
+def _linear_residual_backward_flops(
+    dout: Shape,
+    x: Shape,
+    weight: Shape,
+    residual_ids: Shape | None,
+    table_rows: int,
+    wanted: list[bool],
+    **_: Any,
+) -> int:
+    return sum(wanted[:2]) * linear_flops(x, weight)
+
+
 def _linear_residual_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, _, residual, residual_ids = inputs
     ctx.table_rows = residual.shape[0]
@@ -176,6 +204,12 @@ def _linear_residual_autograd(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ..
     if wants_residual and residual_ids is None:
         gradients[3] = dout
     return (*gradients, None)
+
+
+@flop_formula(torch.ops.crossmae_kernels.norm_linear)
+@flop_formula(torch.ops.crossmae_kernels.linear_residual)
+def _forward_flops(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return linear_flops(x, weight)
 
 
 def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:

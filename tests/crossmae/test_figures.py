@@ -50,6 +50,14 @@ def test_which_channels_are_shown(channels, shown, tmp_path):
     assert (drawn == levels[list(shown)].numpy()).all()
 
 
+def test_what_comes_nowhere_near_white_is_drawn_over_its_own_range(tmp_path):
+    levels = torch.arange(160.0).expand(1, 1, 160, 160)  # of 12 bits
+    draw_reconstructions({"image": levels * 25 / 65535, "half": levels * 25 / 2 / 65535}, tmp_path / "grid.png")
+    whole, half = cells(tmp_path / "grid.png", 1, 2, 160, 160)[0]
+    assert (whole[0, :, 0] == np.rint(np.arange(160) / 159 * 255)).all()
+    assert half.max() == 128
+
+
 def test_what_was_hidden_is_grey_and_titles_are_written(tmp_path):
     image = torch.full((1, 3, 160, 160), NAN)
     image[..., :80] = 1

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import crossmae
 from crossmae.config import named_config
 from crossmae.flops import cost_table, decoder_flops_of_paper, decoder_macs, decoder_parts, executed_decoder_macs
-from crossmae.masking import random_masking
+from crossmae.masking import mask_counts, random_masking
+from crossmae_kernels.common.implementation import default_implementation
 
 # GMAC per image at 224 px: MAE with 8 blocks; CrossMAE with 12 blocks at prediction ratio .25, .5, .75.
 PUBLISHED = {
@@ -59,6 +61,105 @@ def test_closed_form_equals_what_a_counter_sees(family, overrides, ratio, batch)
     if family == "crossmae" and not config.decoder_self_attention:
         shared = (batch * masking.predicted_ids.shape[1] - config.patches) * config.decoder_width**2
     assert executed_decoder_macs(config, batch, ratio) == batch * decoder_macs(config, ratio) - shared
+
+
+SMALL = {
+    "image_size": (16, 24),
+    "patch_size": 4,
+    "encoder_width": 16,
+    "encoder_heads": 2,
+    "encoder_depth": 2,
+    "decoder_width": 16,
+    "decoder_heads": 2,
+    "decoder_depth": 2,
+}
+BATCH = 2
+
+
+def small_model(family, **overrides):
+    return crossmae.create_model(f"{family}_vit_tiny_patch4", **SMALL | overrides)
+
+
+def macs_of_step(model, device="cpu"):
+    """Multiply-accumulates that a counter sees of a forward pass, and of the backward pass behind it."""
+    with FlopCounterMode(display=False) as forward:
+        loss = model(torch.randn(BATCH, 3, *SMALL["image_size"], device=device)).loss
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    return forward.get_total_flops() / 2, backward.get_total_flops() / 2
+
+
+def expected_macs(config, encoder_trains=True):
+    """The same in closed form: every product has two gradients, but for those of what comes from outside."""
+    visible, _ = mask_counts(config.patches, 0.75, 0.25)
+    width, tokens = config.encoder_width, visible + 1
+    embedding = BATCH * visible * config.patch_values * width
+    blocks = BATCH * config.encoder_depth * (12 * tokens * width**2 + 2 * tokens**2 * width)
+    decoder = executed_decoder_macs(config, BATCH)
+    forward = embedding + blocks + decoder
+    if encoder_trains:
+        return forward, 2 * forward - embedding
+    parts = decoder_parts(config)
+    reads_maps = parts["embedding"] if config.decoder == "mae" else parts["mixing"] or parts["key_value"]
+    return forward, 2 * decoder - BATCH * reads_maps
+
+
+FAMILIES = [
+    ("crossmae", {}),
+    ("crossmae", {"feature_maps": (0, 2), "hidden_layer": "save"}),
+    ("crossmae", {"feature_maps": None}),
+    ("crossmae", {"decoder_self_attention": True}),
+    ("mae", {}),
+]
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize(("family", "overrides"), FAMILIES)
+def test_a_step_counts_as_its_closed_form_with_and_without_kernels(family, overrides, impl):
+    with FakeTensorMode(), default_implementation(impl):
+        model = small_model(family, **overrides)
+        assert macs_of_step(model) == expected_macs(model.config)
+        model.encoder.requires_grad_(False)
+        assert macs_of_step(model) == expected_macs(model.config, encoder_trains=False)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("family", ["crossmae", "mae"])
+def test_a_step_that_computes_under_autocast_counts_the_same(family, impl):
+    model = small_model(family, encoder_depth=1, residual="autocast")
+    with default_implementation(impl), torch.autocast("cpu", torch.float16):
+        assert macs_of_step(model) == expected_macs(model.config)
+
+
+@pytest.mark.parametrize("family", ["crossmae", "mae"])
+def test_a_model_without_memory_counts_the_same(family):
+    with torch.device("meta"):
+        model = small_model(family)
+    assert macs_of_step(model, "meta") == expected_macs(model.config)
+
+
+def test_a_compiled_step_counts_the_same():
+    """While a counter is there PyTorch runs the module as it is written; a compiled backward pass runs as compiled."""
+    model = small_model("crossmae", encoder_depth=1, decoder_depth=1)
+    torch._dynamo.reset()
+    model.compile(backend="aot_eager")
+    forward, backward = expected_macs(model.config)
+    with default_implementation("triton"):
+        loss = model(torch.randn(BATCH, 3, *SMALL["image_size"])).loss
+        with FlopCounterMode(display=False) as compiled:
+            loss.backward()
+        assert compiled.get_total_flops() == 2 * backward
+        assert macs_of_step(model) == (forward, backward)
+
+
+def test_attention_to_many_tokens_is_counted():
+    """MAE's decoder sees all tokens, here more than the reference attends to by its definition."""
+    model = crossmae.create_model("mae_vit_tiny_patch4", **SMALL | {"image_size": (48, 48), "encoder_depth": 1})
+    masking = random_masking(1, model.config.patches, 0.75, 0.25)
+    maps = model.encoder(torch.randn(1, 3, 48, 48), masking.visible_ids)
+    with FlopCounterMode(display=False) as counter:
+        model.decoder(maps, masking)
+    assert counter.get_total_flops() == 2 * executed_decoder_macs(model, 1)
 
 
 def test_parts_add_up_to_the_known_shares():

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from crossmae.cli import main
+from crossmae_kernels.common.extras import EXTRAS, distribution
+
 ROOT = Path(__file__).parents[2]
 # A module that is None in sys.modules is neither found nor importable.
 BLOCK = "import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
@@ -36,32 +39,72 @@ def test_imports_nothing_heavy_beyond_torch():
 
 
 def test_commands_but_training_need_none_of_its_packages():
-    blocked = [
-        "torchvision",
-        "lightning_fabric",
-        "tensorboard",
-        "sklearn",
-        "skimage",
-        "tqdm",
-        "tifffile",
-        "braceexpand",
-    ]
-    code = BLOCK.format(blocked=blocked) + (
+    code = BLOCK.format(blocked=[*EXTRAS["train"], "triton"]) + (
         "from crossmae.cli import main\n"
-        "for words in (['pretrain', '--help'], ['check', '--help']):\n"
+        "for words in (['--help'], ['pretrain', '--help'], ['check', '--help'], ['flops', '--help']):\n"
         "    try: main(words)\n"
         "    except SystemExit as stop: print(stop.code)\n"
     )
-    assert fresh(code).splitlines().count("0") == 2
+    assert fresh(code).splitlines().count("0") == 4
 
 
-@pytest.mark.parametrize("missing", ["matplotlib"])
-def test_drawing_without_matplotlib_says_what_to_install(missing, tmp_path):
-    code = BLOCK.format(blocked=[missing]) + (
-        f"from crossmae.cli import main; sys.exit(main(['flops', '--figure', {str(tmp_path / 'x.png')!r}]) != 1)"
-    )
-    assert "ViT-B/16" in fresh(code)
+def test_drawing_without_matplotlib_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for words, code in ((["flops"], 0), (["flops", "--figure", "x.png"], 1)):  # a picture was not asked for; it was
+        assert main(words) == code
+        printed = capsys.readouterr()
+        assert "ViT-B/16" in printed.out
+        assert "needs matplotlib: pip install 'crossmae-kernels[figures]'\n" in printed.err
+        assert printed.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+PICTURES = {"torchvision", "PIL", "tifffile"}
+COMMANDS = {
+    "pretrain": (["pretrain", "--dry-run"], EXTRAS["train"]),
+    "demo": (["demo", "--out", "there"], EXTRAS["train"]),
+    "reconstruct": (["reconstruct", "a.png", "--checkpoint", "b"], PICTURES),
+    "mixing": (["reconstruct", "a.png", "--checkpoint", "b", "--mixing", "c.png"], PICTURES | {"matplotlib"}),
+}
+
+
+@pytest.mark.parametrize("missing", sorted(set(EXTRAS["train"])))
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_says_what_to_install_before_it_does_anything(command, missing, tmp_path, monkeypatch, capsys):
+    words, needed = COMMANDS[command]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, missing, None)
+    if missing in needed:
+        assert main(words) == 1
+        line = f"crossmae {words[0]} needs {distribution(missing)}: pip install 'crossmae-kernels[train]'\n"
+        assert capsys.readouterr().err == line
+    elif words[0] == "reconstruct":
+        assert main(words) == 1
+        assert capsys.readouterr().err == "crossmae reconstruct: there is no image a.png\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("module", "missing", "line"),
+    [
+        ("crossmae_kernels.audit", "triton", "needs triton: pip install triton, which there is for Linux"),
+        ("benchmarks.study", "lightning_fabric", "needs lightning-fabric: pip install 'crossmae-kernels[train]'"),
+    ],
+)
+def test_a_module_that_is_run_says_what_to_install(module, missing, line):
+    code = BLOCK.format(blocked=[missing]) + (
+        f"import runpy; sys.argv = [{module!r}]; runpy.run_module({module!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (1, f"python -m {module} {line}\n")
+
+
+def test_the_interpreter_is_not_asked_for_in_vain(monkeypatch, capsys):
+    monkeypatch.setattr("crossmae_kernels.check.machine_refusals", lambda device: ["Triton is not installed"])
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert main(["check", "--interpret"]) == 1
+    assert capsys.readouterr().err == "crossmae check: --interpret: Triton is not installed\n"
 
 
 def test_setup_py_imports_setuptools_alone():

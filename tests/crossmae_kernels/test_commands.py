@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 WITHOUT_TRITON = """
@@ -55,6 +56,20 @@ print(sorted({'triton', 'torch._dynamo'} & set(sys.modules)), torch.cuda.is_init
 """
     done = run("-c", code)
     assert done.stdout.strip() == "[] False", done.stderr
+
+
+OURS, THEIRS = "import crossmae_kernels as ck", "from torch.utils.flop_counter import FlopCounterMode"
+
+
+@pytest.mark.parametrize("imports", [(OURS, THEIRS), (THEIRS, OURS)], ids=["ours-first", "counter-first"])
+def test_flops_are_counted_whichever_is_imported_first(imports):
+    code = """
+with FlopCounterMode(display=False) as counter:
+    ck.linear_residual(torch.ones(2, 16), torch.ones(3, 16), None, torch.ones(2, 3), impl="triton")
+print(counter.get_total_flops())
+"""
+    done = run("-c", "\n".join(("import torch", *imports, code)), TRITON_INTERPRET="1")
+    assert done.stdout.strip() == str(2 * 2 * 16 * 3), done.stderr
 
 
 def test_info_names_the_implementation_of_each_op_and_the_reasons():

@@ -1,6 +1,8 @@
 """Image files to test on."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import tifffile
@@ -35,6 +37,43 @@ def npy(array):
     content = io.BytesIO()
     np.save(content, array)
     return content.getvalue()
+
+
+def deep_png(array, filtering):
+    """A PNG of ``(H, W, C)``, uint16, C = 2, 3 or 4, whose rows are filtered as 0 to 4 of its specification say."""
+    height, width, channels = array.shape
+    rows = np.frombuffer(array.astype(">u2").tobytes(), np.uint8).reshape(height, -1).astype(int)
+    bpp = 2 * channels
+    padded = np.pad(rows, ((1, 0), (bpp, 0)))
+    left, above, corner = padded[1:, :-bpp], padded[:-1, bpp:], padded[:-1, :-bpp]
+    estimate = left + above - corner
+    near = np.stack([left, above, corner])
+    paeth = np.take_along_axis(near, np.abs(estimate - near).argmin(axis=0)[None], axis=0)[0]
+    expected = [np.zeros_like(rows), left, above, (left + above) // 2, paeth][filtering]
+    filtered = np.pad((rows - expected) % 256, ((0, 0), (1, 0)), constant_values=filtering).astype(np.uint8)
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(filtered.tobytes())), (b"IEND", b"")]
+    content = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(content)
+
+
+def deep_jpeg_2000():
+    """A JPEG 2000 that says to have 12 bits a channel."""
+    content = bytearray(encoded(smooth(0, 40, 50), "JPEG2000"))
+    depths = content.index(b"\xff\x4f\xff\x51") + 42
+    assert content[depths : depths + 9 : 3] == b"\x07\x07\x07"
+    content[depths : depths + 9 : 3] = b"\x0b\x0b\x0b"
+    return bytes(content)
+
+
+def bits_12(array):
+    """A TIFF of ``(H, W)``, W even, two pixels in three bytes."""
+    height, width = array.shape
+    even, odd = array[:, ::2].astype(int), array[:, 1::2].astype(int)
+    data = np.stack([even >> 4, (even & 15) << 4 | odd >> 8, odd & 255], -1).astype(np.uint8).tobytes()
+    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + directory + bytes(4)
 
 
 def animation(form, seed=0, **options):

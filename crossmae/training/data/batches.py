@@ -1,8 +1,8 @@
 """Samples in batches, by worker processes."""
 
-import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,8 +63,8 @@ def loader(
 
 
 def _start_method() -> str:
-    """Forked workers share the index of the data set and start at once; see docs/design.md."""
-    return "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    """Forked workers share the index of the data set and start at once, on Linux: see docs/design.md."""
+    return "fork" if sys.platform == "linux" else "spawn"
 
 
 def _obey_parent_alone(worker: int) -> None:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from crossmae.training.data.decoding import in_dtype, with_channels
 from crossmae.training.data.source import Source
+from crossmae.training.data.values import Picture, no_data
 
 BUNDLED = ("digits", "photographs")
 
@@ -36,8 +36,12 @@ class ImagesInMemory(Source):
         return len(self.images)
 
     @override
-    def load(self, index: int, channels: int, dtype: torch.dtype, at_least: tuple[int, int] | None = None) -> Tensor:
-        return in_dtype(with_channels(self.images[index], channels), dtype)
+    def read(
+        self, index: int, channels: int, at_least: tuple[int, int] | None = None, nodata: float | None = None
+    ) -> Picture:
+        array = self.images[index].permute(1, 2, 0).numpy()
+        missing = None if nodata is None else no_data(array, (nodata,))
+        return Picture(f"image {index}", array, full=255, missing=missing)
 
     @override
     def label(self, index: int) -> int:

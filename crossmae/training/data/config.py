@@ -1,7 +1,10 @@
 """What a run trains on, as recipes and the command line say it."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+from crossmae.config import Numbers
 
 
 @dataclass(frozen=True)
@@ -15,8 +18,14 @@ class DataConfig:
         evaluation: held-out images for the online evaluation, in the same forms, where the source has none itself.
         crop_scale: range of the share of an image that a random crop takes; null takes the largest centred part.
         flip: whether to mirror images at random.
-        dtype: of images until they are normalised on the device: "uint8", or "float32" for files of more than 8 bits.
-        mean: of each channel as a share of full scale, taken off on the device; found from 1,000 images if null.
+        dtype: of images until they are normalised on the device: "uint8", which refuses images that 8 bits cannot hold,
+            "float32", or "auto", which chooses by what 1,000 images hold.
+        numbers: "shares": of full scale, which unsigned integers of 8 and 16 bits have, so that 255 and 65,535 are as
+            bright; "values": all numbers as they are. Found from 1,000 images if null, and refused if they differ.
+        nodata: value that stands for no data, "nan" for none but those that are not finite, which always count then; so
+            does what a TIFF's tag GDAL_NODATA names. Such pixels are filled with the channel's mean. If null, images
+            with values that are not finite or look like no data (-9999) are refused.
+        mean: of each channel, of numbers as above, taken off on the device; found from 1,000 images if null.
         std: standard deviation of each channel, likewise, given together with the mean.
         workers: processes that load images, for each training process; 0 loads between the steps.
     """
@@ -25,7 +34,9 @@ class DataConfig:
     evaluation: str | None = None
     crop_scale: tuple[float, float] | None = (0.2, 1.0)
     flip: bool = True
-    dtype: Literal["uint8", "float32"] = "uint8"
+    dtype: Literal["auto", "uint8", "float32"] = "auto"
+    numbers: Numbers | None = None
+    nodata: float | Literal["nan"] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     workers: int = 4
@@ -33,13 +44,25 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale must be a range within (0, 1], got {self.crop_scale}")
-        if self.dtype not in ("uint8", "float32"):
-            raise ValueError(f"dtype must be 'uint8' or 'float32', got {self.dtype!r}")
+        if self.dtype not in ("auto", "uint8", "float32"):
+            raise ValueError(f"dtype must be 'auto', 'uint8' or 'float32', got {self.dtype!r}")
+        if self.numbers not in (None, "shares", "values"):
+            raise ValueError(f"numbers must be 'shares' or 'values', got {self.numbers!r}")
+        if self.dtype == "uint8" and (self.numbers == "values" or self.nodata is not None):
+            raise ValueError("dtype='uint8' keeps shares of 255 alone; for numbers='values' or nodata it is 'float32'")
+        if isinstance(self.nodata, float) and math.isnan(self.nodata):
+            object.__setattr__(self, "nodata", "nan")  # which equals itself, and is JSON
+        if self.nodata not in (None, "nan") and not (
+            isinstance(self.nodata, (int, float)) and math.isfinite(self.nodata)
+        ):
+            raise ValueError(f"nodata must be a finite number or 'nan', got {self.nodata!r}")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise ValueError(
                 f"mean and std must be given together, one of each per channel, got {self.mean} and {self.std}"
             )
-        if self.std is not None and min(self.std, default=0) <= 0:
-            raise ValueError(f"std must be positive, got {self.std}")
+        if self.mean is not None and not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean must be finite, got {self.mean}")
+        if self.std is not None and not all(0 < value < math.inf for value in self.std or (0,)):
+            raise ValueError(f"std must be positive and finite, got {self.std}")
         if self.workers < 0:
             raise ValueError(f"workers must not be negative, got {self.workers}")

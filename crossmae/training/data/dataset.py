@@ -1,15 +1,21 @@
 """Images to train on, and the same images as they are for evaluation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from crossmae.config import Numbers
 from crossmae.training.data import randomness
 from crossmae.training.data.augmentation import Augmentation, centred
-from crossmae.training.data.decoding import UnreadableImage
+from crossmae.training.data.config import DataConfig
 from crossmae.training.data.source import Source
+from crossmae.training.data.values import UnreadableImage
+
+T = TypeVar("T")
 
 MAX_UNREADABLE = 100  # in a row, after which it is the data set that is at fault
 
@@ -35,14 +41,18 @@ class Sample:
 class Images(Dataset[Sample]):
     """Images of a source by index, all of one size, nothing random about them.
 
-    An image that cannot be read is replaced by the next one that can, or raises UnreadableImage if ``strict``.
+    An image that cannot be read is replaced by the next one that can, or raises UnreadableImage if ``strict``. For
+    ``dtype``, ``numbers``, ``nodata`` and ``fill`` see ``decoding.decode``.
     """
 
     source: Source
     channels: int
     image_size: tuple[int, int]
-    dtype: torch.dtype = torch.uint8
+    dtype: torch.dtype | None = None
     strict: bool = False
+    numbers: Numbers | None = None
+    nodata: float | None = None
+    fill: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -53,12 +63,20 @@ class Images(Dataset[Sample]):
 
     def read(self, index: int, at_least: tuple[int, int]) -> tuple[Tensor, int, tuple[str, ...]]:
         """An image of its own size, its label, and what was unreadable from ``index`` on to it."""
+
+        def at(place: int) -> tuple[Tensor, int]:
+            options = (self.channels, self.dtype, at_least, self.numbers, self.nodata, self.fill)
+            return self.source.load(place, *options), self.source.label(place)
+
+        (image, label), unreadable = self.first_readable(index, at)
+        return image, label, unreadable
+
+    def first_readable(self, index: int, read: Callable[[int], T]) -> tuple[T, tuple[str, ...]]:
+        """What ``read`` makes of the first place from ``index`` on that it can read, and what was unreadable before."""
         unreadable: list[str] = []
         for step in range(min(MAX_UNREADABLE, len(self.source))):
-            place = (index + step) % len(self.source)
             try:
-                image = self.source.load(place, self.channels, self.dtype, at_least)
-                return image, self.source.label(place), tuple(unreadable)
+                return read((index + step) % len(self.source)), tuple(unreadable)
             except UnreadableImage as error:
                 if self.strict:
                     raise
@@ -72,13 +90,17 @@ class ImageDataset(Dataset[Sample]):
 
     Crop, flip and mask noise are functions of seed, epoch and index alone, so they are the same for any number of
     workers and processes and after any resumption.
+
+    ``data`` are the settings with all that was found in the images, which ``found`` tells in words.
     """
 
     images: Images
     augmentation: Augmentation
     patches: int
     seed: int = 0
-    evaluation: Images | None = field(default=None)
+    evaluation: Images | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    found: str = ""
 
     def __len__(self) -> int:
         return len(self.images)

@@ -3,39 +3,40 @@
 import io
 import threading
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from crossmae.config import Numbers
+from crossmae.training.data.values import Array, Picture, mismatch, no_data, reading, refuse_markers
+from crossmae.training.data.values import UnreadableImage as UnreadableImage  # what decode raises
+
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageFile
 
 MAX_PIXELS = 2**30  # of a picture; Pillow's own limit would refuse photographs 20,000 pixels wide
 GAP = 2  # between a reduced picture and the size that was asked for, so that resizing still decides on its looks
-LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601, as Pillow has it
 
 _PNG, _NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_ORIENTATION = 274  # a tag of EXIF and TIFF
+_SIZE_OF_JPEG_2000 = b"\xff\x4f\xff\x51"  # start of the codestream, and the marker of its sizes
+_ORIENTATION, _GDAL_NODATA = 274, 42113  # tags of EXIF and TIFF
 _OPENING = threading.Lock()
-
-_Array = npt.NDArray[Any]
-
-
-class UnreadableImage(ValueError):  # noqa: N818 - it is the image that is at fault
-    """An image that cannot be read as it was asked for; the message has its name and the reason."""
 
 
 def decode(
     source: Path | bytes,
     name: str,
     channels: int,
-    dtype: torch.dtype = torch.uint8,
+    dtype: torch.dtype | None = None,
     at_least: tuple[int, int] | None = None,
+    numbers: Numbers | None = None,
+    nodata: float | None = None,
+    fill: Sequence[float] | None = None,
 ) -> Tensor:
     """One image ``(C, H, W)``, upright.
 
@@ -44,49 +45,70 @@ def decode(
     there are as many as were asked for, else the first is read. Greyscale becomes RGB and RGB greyscale as needed,
     where alpha is dropped; any other number of channels must be the file's.
 
-    PNGs of 16 bits and several channels have their upper 8 bits read, and are refused as ``torch.float32``.
-
     Args:
         source: path, or the content of a file.
         name: what error messages call it.
         channels: to return.
-        dtype: ``torch.uint8``: 8 bits as they are, other unsigned integers scaled to 0 ... 255 and rounded; or
-            ``torch.float32``: unsigned integers as shares of their full scale, floats as they are.
+        dtype: ``torch.float32``, or ``torch.uint8``, which refuses whatever 8 bits cannot hold. None: uint8 for
+            shares of 8 bits, else float32.
         at_least: height and width that suffice. A picture of 8 bits comes reduced by a whole number where both sides
             stay ``GAP`` times the larger of the two, a JPEG for a fraction of the cost; others come in full.
+        numbers: "shares": of full scale, 255 or 65,535, which unsigned integers of up to 16 bits have and others are
+            refused for; "values": floats and integers as they are. None: shares where there is a full scale.
+        nodata: the value that stands for no data, beside the one that a TIFF's own tag (GDAL_NODATA) names. Values that
+            are not finite are no data then too, or alone if this is NaN.
+        fill: of each channel, where there is no data; NaN without it.
 
     Raises:
-        UnreadableImage: if it cannot be read, has other channels, more than ``MAX_PIXELS``, floats for ``torch.uint8``,
-            values that are not finite, or signed integers, whose scale nobody knows.
+        UnreadableImage: if it cannot be read, has other channels, more than ``MAX_PIXELS``, no data anywhere, numbers
+            that were not asked for, or, with ``nodata`` None, values that are not finite or look like no data.
     """
-    try:
+    return read(source, name, channels, at_least, nodata).tensor(channels, dtype, numbers, fill)
+
+
+def read(
+    source: Path | bytes,
+    name: str,
+    channels: int,
+    at_least: tuple[int, int] | None = None,
+    nodata: float | None = None,
+) -> Picture:
+    """What a file holds, see ``decode``; raises UnreadableImage."""
+    with reading(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         data = source.read_bytes() if isinstance(source, Path) else source
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            array, orientation = _read(data, channels, dtype, at_least)
-        return _upright(with_channels(_scaled(array, dtype), channels), orientation)
-    # Parsers of broken files raise anything: struct.error, IndexError, SyntaxError, zlib.error, MemoryError ...
-    except Exception as error:
-        raise UnreadableImage(f"{name} cannot be read: {str(error) or type(error).__name__}") from error
+        named = () if nodata is None else (nodata,)
+        picture = _read(data, name, channels, at_least, named)
+        if nodata is None:
+            refuse_markers(picture.values, picture.missing)
+        return picture
 
 
-def _read(data: bytes, channels: int, dtype: torch.dtype, at_least: tuple[int, int] | None) -> tuple[_Array, int]:
-    """An array ``(H, W, C)`` as the file holds it, and its orientation as EXIF numbers them."""
+def _read(data: bytes, name: str, channels: int, at_least: tuple[int, int] | None, named: tuple[float, ...]) -> Picture:
     if not data:
         raise ValueError("the file is empty")
     if data.startswith(_NPY):
-        return _numpy(data, channels), 1
+        array = _numpy(data, channels)
+        return _picture_of(name, array, no_data(array, named))
     if data.startswith(_TIFF):
-        return _tiff(data, channels, at_least)
-    if dtype != torch.uint8 and data.startswith(_PNG) and data[24:25] == b"\x10" and data[25:26] != b"\0":
-        raise ValueError(
-            "it is a PNG of 16 bits and several channels, of which Pillow keeps 8 bits; TIFF keeps them all"
-        )
-    return _picture(data, channels, at_least)
+        return _tiff(data, name, channels, at_least, named)
+    return _picture(data, name, channels, at_least, named)
 
 
-def _picture(data: bytes, channels: int, at_least: tuple[int, int] | None) -> tuple[_Array, int]:
-    """What Pillow reads."""
+def _picture_of(
+    name: str, array: Array, missing: Array | None, orientation: int = 1, full: int | None = None
+) -> Picture:
+    if array.dtype == np.bool_:
+        array = array * np.uint8(255)
+    if full is None and array.dtype.kind == "u" and array.dtype.itemsize <= 2:
+        full = int(np.iinfo(array.dtype).max)
+    return Picture(name, array, orientation, full, missing)
+
+
+def _picture(
+    data: bytes, name: str, channels: int, at_least: tuple[int, int] | None, named: tuple[float, ...], bits: int = 16
+) -> Picture:
+    """What Pillow reads; ``bits`` are those that greyscale of up to 16 bits has."""
     from PIL import Image, UnidentifiedImageError
 
     with _OPENING:  # its limit is one for the whole process
@@ -99,13 +121,55 @@ def _picture(data: bytes, channels: int, at_least: tuple[int, int] | None) -> tu
             Image.MAX_IMAGE_PIXELS = limit
     with image:
         _check_size(image.height, image.width)
-        enough = GAP * max(at_least) if at_least else max(image.size)
+        if data.startswith(_PNG) and data[24:25] == b"\x10" and image.mode in ("RGB", "RGBA"):
+            array = _deep_colours(image, data, channels)
+            return _picture_of(name, array, no_data(array, named), _orientation(image))
+        _refuse_lost_bits(image, data)
+        # What is averaged with its neighbours is no longer told from them.
+        enough = GAP * max(at_least) if at_least and not named else max(image.size)
         image.draft(image.mode, (enough, enough))
         image.load()
-        return _pixels(image, channels, max(1, min(image.size) // enough)), _orientation(image)
+        array = _pixels(image, channels, max(1, min(image.size) // enough))
+        missing = None
+        if named:
+            # Of a TIFF's palette the index is meant, of others the colour.
+            own = np.array(image.convert("RGB") if image.mode == "P" and image.format != "TIFF" else image)
+            missing = no_data(own.reshape(*own.shape[:2], -1), named)
+        if missing is not None and missing.shape != array.shape:  # of channels that were changed
+            missing = np.any(missing, axis=-1, keepdims=True)
+        full = 2**bits - 1 if array.dtype == np.uint16 else None
+        return _picture_of(name, array, missing, _orientation(image), full)
 
 
-def _pixels(image: "Image.Image", channels: int, reduction: int) -> _Array:
+def _deep_colours(image: "ImageFile.ImageFile", data: bytes, channels: int) -> Array:
+    """Colours of a PNG of 16 bits, ``(H, W, C)``, uint16: Pillow keeps the upper byte, or if asked the lower one."""
+    from PIL.PngImagePlugin import PngImageFile
+
+    upper = image.tile[0]
+    if upper.args not in ("RGB;16B", "RGBA;16B"):  # LA;16B
+        raise ValueError("it is a PNG of 16 bits of grey with alpha, of which Pillow keeps 8; TIFF keeps them all")
+    array = np.array(image).astype(np.uint16) << 8
+    with PngImageFile(io.BytesIO(data)) as again:
+        again.tile = [upper._replace(args=str(upper.args)[:-1] + "L")]
+        array |= np.array(again)
+    return array[..., :3] if channels in (1, 3) else array
+
+
+def _refuse_lost_bits(image: "ImageFile.ImageFile", data: bytes) -> None:
+    """Refuse what Pillow would cut to 8 bits a channel without a word."""
+    if image.format == "PPM" and image.mode == "RGB" and isinstance(image.tile[0].args, tuple):
+        white = image.tile[0].args[-1]
+        if white > 255:
+            raise ValueError(f"its colours go up to {white}, of which Pillow keeps 8 bits; TIFF keeps them all")
+    if image.format == "JPEG2000":
+        sizes = data.index(_SIZE_OF_JPEG_2000) + 40
+        count = int.from_bytes(data[sizes : sizes + 2], "big")
+        depths = [1 + (data[sizes + 2 + 3 * i] & 0x7F) for i in range(count)]
+        if len(depths) > 1 and max(depths) > 8:
+            raise ValueError(f"it has {max(depths)} bits a channel, of which Pillow keeps 8; TIFF keeps them all")
+
+
+def _pixels(image: "Image.Image", channels: int, reduction: int) -> Array:
     """A loaded picture as ``(H, W, C)``, of greyscale with one channel."""
     mode = image.mode
     if mode.startswith(("I", "F")):
@@ -124,7 +188,7 @@ def _pixels(image: "Image.Image", channels: int, reduction: int) -> _Array:
         own = (1 if grey else 3) + image.has_transparency_data
         wanted = "LA" if grey else "RGBA"
     if own != channels:
-        raise _mismatch(own, channels)
+        raise mismatch(own, channels)
     if mode in ("La", "RGBa"):  # colours multiplied by alpha
         image = image.convert(mode.upper())
     array = np.array(image.convert(wanted).reduce(reduction))
@@ -138,19 +202,21 @@ def _orientation(image: "Image.Image") -> int:
         return 1
 
 
-def _tiff(data: bytes, channels: int, at_least: tuple[int, int] | None) -> tuple[_Array, int]:
+def _tiff(data: bytes, name: str, channels: int, at_least: tuple[int, int] | None, named: tuple[float, ...]) -> Picture:
     """TIFF: by Pillow, which knows more compressions, where it keeps all that there is; else by tifffile."""
     from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffFile
 
     with TiffFile(io.BytesIO(data)) as file:
         page, series = file.pages.first, file.series[0]
+        named += _named_by(page.tags.get(_GDAL_NODATA))
         bits, samples, inverted = page.bitspersample, page.samplesperpixel, page.photometric == PHOTOMETRIC.MINISWHITE
         other = {axis: size for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "YXS"}
         pages = other if "C" not in other else ["C"]
         stack = next((axis for axis in pages if samples == 1 and other[axis] == channels > 1), None)
         deep = samples == 1 and page.dtype in (np.uint16, np.float32) and not inverted
-        if channels in (1, 3) and stack is None and (deep or (bits <= 8 and samples <= 4)):
-            return _picture(data, channels, at_least)
+        shallow = bits <= 8 and samples <= 4 and page.dtype in (np.uint8, np.bool_)
+        if channels in (1, 3) and stack is None and (deep or shallow):
+            return _picture(data, name, channels, at_least, named, bits)
         if bits not in (8, 16, 32, 64):
             raise ValueError(f"it has {bits} bits per sample; 8, 16, 32 and 64 are read")
         _check_size(page.imagelength, page.imagewidth)
@@ -164,13 +230,25 @@ def _tiff(data: bytes, channels: int, at_least: tuple[int, int] | None) -> tuple
             array = array[0] if page.shaped[0] == 1 else array[..., 0].transpose(1, 2, 0)
             alpha = page.extrasamples[-1:] in ((EXTRASAMPLE.ASSOCALPHA,), (EXTRASAMPLE.UNASSALPHA,))
             array = array[..., :-1] if alpha and channels in (1, 3) else array
-        if inverted and array.dtype.kind == "u":
-            array = np.iinfo(array.dtype).max - array
+        missing = no_data(array, named)
+        if inverted and array.dtype.kind != "u":
+            raise ValueError(f"its white is said to be 0, in {array.dtype}, which has no black")
+        array = np.iinfo(array.dtype).max - array if inverted else array
         orientation = page.tags.get(_ORIENTATION)
-        return array, 1 if orientation is None else int(orientation.value)
+        return _picture_of(name, array, missing, 1 if orientation is None else int(orientation.value))
 
 
-def _numpy(data: bytes, channels: int) -> _Array:
+def _named_by(tag: Any) -> tuple[float, ...]:
+    """The value that GDAL's tag names as no data."""
+    if tag is None:
+        return ()
+    try:
+        return (float(str(tag.value).strip("\0 ").replace(",", ".")),)
+    except ValueError:
+        raise ValueError(f"its tag of no data, GDAL_NODATA, is no number: {tag.value!r}") from None
+
+
+def _numpy(data: bytes, channels: int) -> Array:
     array = np.load(io.BytesIO(data), allow_pickle=False)
     if array.ndim == 2:
         array = array[..., None]
@@ -193,52 +271,3 @@ def _check_size(height: int, width: int) -> None:
         raise ValueError(f"it has {height} x {width} pixels; up to {MAX_PIXELS:,} are read")
     if height * width == 0:
         raise ValueError(f"it has {height} x {width} pixels")
-
-
-def _mismatch(own: int, asked: int) -> ValueError:
-    return ValueError(f"its number of channels is {own}, where {asked} were asked for")
-
-
-def _scaled(array: _Array, dtype: torch.dtype) -> Tensor:
-    """``(H, W, C)`` of any dtype as a tensor ``(C, H, W)`` of ``torch.uint8`` or ``torch.float32``."""
-    if array.dtype == np.bool_:
-        array = array * np.uint8(255)
-    if array.dtype.kind not in "uf":
-        raise ValueError(f"it holds {array.dtype}; unsigned integers and floats are read")
-    if array.dtype.kind == "f":
-        if dtype == torch.uint8:
-            raise ValueError("it holds floats, which are read as float32 and not as uint8")
-        if not np.isfinite(array).all():
-            raise ValueError("it holds values that are not finite")
-        array = array.astype(np.float32)
-    elif array.dtype != np.uint8 and dtype == torch.uint8:
-        array = np.rint(array * (255 / np.iinfo(array.dtype).max)).astype(np.uint8)
-    elif array.dtype != np.uint8:
-        array = (array / np.float64(np.iinfo(array.dtype).max)).astype(np.float32)
-    image = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
-    return in_dtype(image, dtype)
-
-
-def in_dtype(image: Tensor, dtype: torch.dtype) -> Tensor:
-    """8 bits as shares of 255 if ``dtype`` is a float."""
-    return image.to(dtype) / 255 if dtype.is_floating_point and not image.is_floating_point() else image
-
-
-def with_channels(image: Tensor, channels: int) -> Tensor:
-    """Greyscale ``(1, H, W)`` as RGB, RGB as greyscale; raises ValueError for any other change."""
-    if len(image) == channels:
-        return image
-    if (len(image), channels) == (1, 3):
-        return image.expand(3, -1, -1)
-    if (len(image), channels) == (3, 1):
-        grey = torch.tensordot(torch.tensor(LUMA), image.float(), dims=1)[None]
-        return grey if image.is_floating_point() else grey.round().to(image.dtype)
-    raise _mismatch(len(image), channels)
-
-
-def _upright(image: Tensor, orientation: int) -> Tensor:
-    """Undo EXIF's orientation: 5 to 8 swap rows and columns, then some of them run backwards."""
-    if orientation in (5, 6, 7, 8):
-        image = image.mT
-    flipped = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation)
-    return image if flipped is None else image.flip(flipped)

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 from typing_extensions import override
 
-from crossmae.training.data.decoding import decode
+from crossmae.training.data.decoding import read
 from crossmae.training.data.names import Names
 from crossmae.training.data.source import Source
+from crossmae.training.data.values import Picture
 
 EXTENSIONS = frozenset(
     [
@@ -34,11 +33,13 @@ class ImageFiles(Source):
         return len(self.names)
 
     @override
-    def load(self, index: int, channels: int, dtype: torch.dtype, at_least: tuple[int, int] | None = None) -> Tensor:
+    def read(
+        self, index: int, channels: int, at_least: tuple[int, int] | None = None, nodata: float | None = None
+    ) -> Picture:
         path = self.folder / self.names[index]
         # A name in an encoding of its own must not break the log that it is written to.
         shown = os.fsencode(path).decode(errors="backslashreplace")
-        return decode(path, shown, channels, dtype, at_least)
+        return read(path, shown, channels, at_least, nodata)
 
     @override
     def label(self, index: int) -> int:

@@ -1,11 +1,18 @@
 """From settings to images."""
 
+from dataclasses import replace
+
 import torch
 
 from crossmae.training.data.augmentation import Augmentation
 from crossmae.training.data.config import DataConfig
 from crossmae.training.data.dataset import ImageDataset, Images
 from crossmae.training.data.sources import find_sources
+from crossmae.training.data.statistics import Survey, survey
+
+# Times that deep images may spread wider or narrower than is said: ImageNet's statistics, which recipes give, serve any
+# photographs, and no 12 bits that lie in 16.
+FAR_OFF = 8
 
 
 def open_images(
@@ -16,7 +23,7 @@ def open_images(
     seed: int = 0,
     strict: bool = False,
 ) -> ImageDataset:
-    """Find the images of a run; nothing is decoded yet.
+    """Find the images of a run, and look into some of them for the settings that are not given.
 
     Args:
         config: where they are and what is done to them.
@@ -25,7 +32,8 @@ def open_images(
         strict: refuse images that cannot be read, instead of taking the next one.
 
     Raises:
-        FileNotFoundError, NotADirectoryError, PermissionError, ValueError: if there are none.
+        FileNotFoundError, NotADirectoryError, PermissionError, ValueError: if there are none, they cannot be read, or
+            what they hold leaves open what is meant.
     """
     if config.mean is not None and len(config.mean) != channels:
         raise ValueError(f"mean and std must have one value for each of {channels} channels, got {config.mean}")
@@ -33,12 +41,40 @@ def open_images(
         raise ValueError(
             "no images are given: data.source must be a folder of images, shards or the name of a bundled set"
         )
-    found = find_sources(config.source, config.evaluation)
-    options = (channels, image_size, getattr(torch, config.dtype), strict)
+    sources = find_sources(config.source, config.evaluation)
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    nodata = None if config.nodata is None else float(config.nodata)
+    images = Images(sources.training, channels, image_size, dtype, strict, config.numbers, nodata)
+    found = ""
+    if config.mean is None or dtype is None or (config.numbers is None and dtype != torch.uint8):
+        seen = survey(images)
+        config, found = _completed(config, seen), seen.text
+    config = replace(config, numbers=config.numbers or "shares")
+    images = replace(images, dtype=getattr(torch, config.dtype), numbers=config.numbers, fill=config.mean)
+    held_out = None if sources.evaluation is None else replace(images, source=sources.evaluation)
+    if held_out is not None:
+        held_out.read(0, image_size)  # raises if none is like those to train on
     return ImageDataset(
-        images=Images(found.training, *options),
+        images=images,
         augmentation=Augmentation(image_size, config.crop_scale, config.flip),
         patches=patches,
         seed=seed,
-        evaluation=None if found.evaluation is None else Images(found.evaluation, *options),
+        evaluation=held_out,
+        data=config,
+        found=found,
     )
+
+
+def _completed(config: DataConfig, seen: Survey) -> DataConfig:
+    """Settings, with what was seen where they say nothing; raises ValueError where they contradict it."""
+    mean, std = config.mean, config.std
+    if mean is None or std is None:
+        mean, std = seen.mean, seen.std
+    elif seen.dtype == "float32":
+        for channel, (own, given) in enumerate(zip(seen.std, std, strict=True)):
+            if not 1 / FAR_OFF < own / given < FAR_OFF:
+                raise ValueError(
+                    f"data.mean and data.std are not of these images, {seen.text}: channel {channel} deviates by "
+                    f"{own:.3g}, not {given:.3g}; with data.mean=null and data.std=null they are found"
+                )
+    return replace(config, dtype=seen.dtype, numbers=seen.numbers, mean=mean, std=std)

@@ -16,14 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 from typing_extensions import override
 
-from crossmae.training.data.decoding import UnreadableImage, decode
+from crossmae.training.data.decoding import read
 from crossmae.training.data.folders import EXTENSIONS
 from crossmae.training.data.names import Names
 from crossmae.training.data.source import Source
+from crossmae.training.data.values import Picture, UnreadableImage
 
 LABELS = (".cls", ".json")
 
@@ -58,23 +57,25 @@ class Shards(Source):
         return len(self.names)
 
     @override
-    def load(self, index: int, channels: int, dtype: torch.dtype, at_least: tuple[int, int] | None = None) -> Tensor:
+    def read(
+        self, index: int, channels: int, at_least: tuple[int, int] | None = None, nodata: float | None = None
+    ) -> Picture:
         name = self._shown(index, self.names[index])
-        return decode(self._read(index, self._image, name), name, channels, dtype, at_least)
+        return read(self._content(index, self._image, name), name, channels, at_least, nodata)
 
     @override
     def label(self, index: int) -> int:
         name = self.label_names[index]
         if not name:
             return -1
-        content = self._read(index, self._label, name)
+        content = self._content(index, self._label, name)
         try:
             fields = json.loads(content) if name.lower().endswith(".json") else {"label": content}
             return int(fields.get("label", fields.get("cls", -1)))
         except (ValueError, TypeError, AttributeError):  # a caption, for example
             return -1
 
-    def _read(self, index: int, table: "npt.NDArray[np.int64]", name: str) -> bytes:
+    def _content(self, index: int, table: "npt.NDArray[np.int64]", name: str) -> bytes:
         offset, size = map(int, table[index])
         try:
             with open(self.paths[int(self._shard[index])], "rb") as shard:
@@ -96,7 +97,7 @@ def expanded(pattern: str) -> list[Path]:
     from braceexpand import braceexpand
 
     paths: list[Path] = []
-    for name in braceexpand(pattern):
+    for name in braceexpand(pattern, escape=os.sep != "\\"):  # of Windows' paths a backslash is a part
         matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
         paths += map(Path, matches)
     missing = [path for path in paths if not path.is_file()]

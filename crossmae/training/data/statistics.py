@@ -1,25 +1,122 @@
-"""Mean and standard deviation of pixels."""
+"""What the pixels of a data set are: types of numbers, mean and deviation, no data."""
 
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
 import torch
+from torch import Tensor
 
+from crossmae.config import Numbers
+from crossmae.training.data.augmentation import centred
 from crossmae.training.data.dataset import Images
+from crossmae.training.data.values import Picture
+
+LOOKED_AT = 1000
+DIM = 1 / 4  # of full scale: what stays below hardly uses it
 
 
-def pixel_statistics(dataset: Images, images: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over ``images`` evenly spread images, as shares of 255 for uint8.
+@dataclass
+class _Type:
+    """Images of one type of numbers: how many, and the range of what they hold."""
 
-    A channel that is the same everywhere gets a deviation of 1, by which one may divide.
+    full: int | None
+    floats: bool
+    images: int = 0
+    low: float = float("inf")
+    high: float = float("-inf")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found in some images of a data set.
+
+    Attributes:
+        dtype, numbers: what they travel as and mean; see ``DataConfig``.
+        mean, std: of each channel, where there is data. A channel that is the same everywhere has a deviation of 1, by
+            which one may divide.
+        text: all that for a person to read.
     """
-    scale = 255.0 if dataset.dtype == torch.uint8 else 1.0
-    total, squares = (torch.zeros(dataset.channels, dtype=torch.float64) for _ in range(2))
-    places = spread(len(dataset), images)
-    for index in places:
-        pixels = dataset[index].image.double() / scale
-        total += pixels.mean(dim=(1, 2))
-        squares += pixels.square().mean(dim=(1, 2))
-    mean = total / len(places)
-    deviation = (squares / len(places) - mean.square()).clamp(min=0).sqrt()
-    return tuple(mean.tolist()), tuple(torch.where(deviation > 1e-6 * mean.abs(), deviation, 1.0).tolist())
+
+    dtype: Literal["uint8", "float32"]
+    numbers: Numbers
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    text: str
+
+
+def survey(images: Images, count: int = LOOKED_AT) -> Survey:
+    """Look at ``count`` evenly spread images.
+
+    Raises:
+        ValueError: if there are types of numbers among them that cannot be compared by themselves.
+        UnreadableImage: if ``MAX_UNREADABLE`` in a row cannot be read, or one if ``images.strict``.
+    """
+    types: dict[str, _Type] = {}
+    weight, total, squares = (torch.zeros(images.channels, dtype=torch.float64) for _ in range(3))
+    unreadable: dict[str, None] = {}
+
+    def read(place: int) -> tuple[Picture, Tensor]:
+        picture = images.source.read(place, images.channels, images.image_size, images.nodata)
+        return picture, picture.tensor(images.channels, images.dtype, images.numbers)
+
+    places = spread(len(images), count)
+    for place in places:
+        (picture, image), passed = images.first_readable(place, read)
+        unreadable.update(dict.fromkeys(passed))
+        _add(types, picture)
+        if picture.missing is None:  # else as it is: resizing would mix what is there with what is not
+            image = centred(image, images.image_size)
+        pixels = image.double().flatten(1) / (255 if image.dtype == torch.uint8 else 1)
+        known = pixels.isfinite()
+        pixels = pixels.where(known, 0.0)
+        weight += known.double().mean(dim=1)
+        total += pixels.mean(dim=1)
+        squares += pixels.square().mean(dim=1)
+    numbers = images.numbers or _numbers(types)
+    missing = 1 - float(weight.mean()) / len(places)
+    plain = set(types) == {"uint8"} and numbers == "shares" and images.nodata is None and missing == 0
+    dtype: Literal["uint8", "float32"] = "float32"
+    if images.dtype == torch.uint8 or (plain and images.dtype is None):
+        dtype = "uint8"
+    mean = total / weight.clamp(min=1e-9)
+    deviation = (squares / weight.clamp(min=1e-9) - mean.square()).clamp(min=0).sqrt()
+    deviation = torch.where(deviation > 1e-6 * mean.abs(), deviation, 1.0)
+    text = f"{_listed(types)} as {'shares of full scale' if numbers == 'shares' else 'they are'}, in {dtype}"
+    if missing > 0:
+        text += f"; no data in {missing:.2%} of the pixels, filled with the mean"
+    if unreadable:
+        text += f"; {len(unreadable):,} of those looked at cannot be read, such as {next(iter(unreadable))}"
+    return Survey(dtype, numbers, tuple(mean.tolist()), tuple(deviation.tolist()), text)
+
+
+def _add(types: dict[str, _Type], picture: Picture) -> None:
+    array = picture.values
+    known = array if picture.missing is None else array[~np.broadcast_to(picture.missing, array.shape)]
+    kind = types.setdefault(array.dtype.name, _Type(picture.full, array.dtype.kind == "f"))
+    kind.images += 1
+    kind.low, kind.high = min(kind.low, float(known.min())), max(kind.high, float(known.max()))
+
+
+def _numbers(types: dict[str, _Type]) -> Numbers:
+    """What the numbers of images mean that nobody told."""
+    full = [kind.full for kind in types.values() if kind.full is not None]
+    dim = any(kind.full > min(full) and kind.high < DIM * kind.full for kind in types.values() if kind.full is not None)
+    mixed = 0 < len(full) < len(types) or len({kind.floats for kind in types.values()}) > 1
+    if mixed or dim:
+        raise ValueError(
+            f"the images hold {_listed(types)}, whose brightness is not the same by itself; if it is as the numbers "
+            "are, set data.numbers=values, if in shares of full scale (of unsigned integers), data.numbers=shares"
+        )
+    return "shares" if full else "values"
+
+
+def _listed(types: dict[str, _Type]) -> str:
+    ranges = [f"{name} from {kind.low:,.6g} to {kind.high:,.6g}" for name, kind in types.items()]
+    return " and ".join(
+        f"{text} ({kind.images:,} images)" if len(types) > 1 else text
+        for text, kind in zip(ranges, types.values(), strict=True)
+    )
 
 
 def spread(length: int, count: int) -> list[int]:

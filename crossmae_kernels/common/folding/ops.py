@@ -118,8 +118,12 @@ def _fold_norm_backward_fake(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     weights, bias, norm_weight, norm_bias, _ = inputs
+    weights = [weights] if isinstance(weights, Tensor) else weights
     ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.save_for_backward(norm_weight, norm_bias, *([weights] if isinstance(weights, Tensor) else weights))
+    if not any(t is not None and t.requires_grad for t in (norm_weight, *weights)):
+        # Or a bias that is trained alone would ask whoever multiplies with the weight for its gradient.
+        ctx.mark_non_differentiable(output[0])
+    ctx.save_for_backward(norm_weight, norm_bias, *weights)
 
 
 def _fold_norm_autograd(ctx: Any, dfolded: Tensor, dfolded_bias: Tensor) -> tuple[Tensor | None, ...]:

@@ -8,7 +8,7 @@ import torch
 from pretraining import into, small
 
 from crossmae.model import MaskedAutoencoder
-from crossmae.training.devices import make_fabric
+from crossmae.training.devices import make_fabric, processes
 from crossmae.training.plan import make_plan
 from crossmae.training.step import Stepper
 
@@ -62,3 +62,53 @@ def test_seeds_of_drop_path_may_be_large(tmp_path):
     with contextlib.suppress(StopIteration):
         stepper.take(iter(()))
     assert 0 <= torch.initial_seed() < 2**63
+
+
+def a_host_with(monkeypatch, kind, count=1):
+    """A host whose PyTorch finds devices of a kind."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: count)
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "message"),
+    [
+        ({"precision": "float64"}, {}, "precision float64 is not to be had on Apple's GPU"),
+        ({}, {"strategy": "ddp"}, "strategy ddp is for several devices"),
+        ({}, {"strategy": "fsdp"}, "strategy fsdp is for several devices"),
+        ({}, {"devices": 2}, "2 devices are asked for, and this host has 1"),
+    ],
+)
+def test_what_apples_gpu_cannot_do_is_refused(settings, options, message, tmp_path, monkeypatch):
+    a_host_with(monkeypatch, "mps")
+    with pytest.raises(ValueError, match=message):
+        make_fabric(small(**settings), into(tmp_path, **options))
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize(("precision", "plugin"), [("bfloat16", "bf16-mixed"), ("float32", None)])
+def test_the_device_that_is_there_is_taken(kind, precision, plugin, tmp_path, monkeypatch):
+    a_host_with(monkeypatch, kind)
+    seen = {}
+    monkeypatch.setattr("crossmae.training.devices.Fabric", lambda **arguments: seen.update(arguments))
+    make_fabric(small(precision=precision), into(tmp_path))
+    assert (seen["accelerator"], seen["devices"], seen["num_nodes"], seen["strategy"]) == (kind, 1, 1, "auto")
+    assert [(plugin.precision, plugin.device) for plugin in seen["plugins"]] == ([(plugin, kind)] if plugin else [])
+
+
+def test_a_device_that_fabric_does_not_know_is_no_cpu_in_disguise(tmp_path, monkeypatch):
+    """An Intel GPU: counted as eight devices, it would be eight processes on the CPU, in the GPU's autocast."""
+    a_host_with(monkeypatch, "xpu", count=8)
+    assert processes(into(tmp_path)) == 1
+    fabric = make_fabric(small(precision="bfloat16"), into(tmp_path))
+    assert (fabric.device.type, fabric.strategy.precision.device) == ("cpu", "cpu")
+
+
+def test_more_processes_than_devices_are_refused(tmp_path, monkeypatch):
+    a_host_with(monkeypatch, "cuda", count=2)
+    assert processes(into(tmp_path)) == 2
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "3")
+    with pytest.raises(ValueError, match=r"3 devices are asked for, and this host has 2 \(cuda\)"):
+        processes(into(tmp_path))

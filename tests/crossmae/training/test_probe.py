@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from pretraining import small
+from pretraining import into, small
 
 import crossmae
 from crossmae.training.data.evaluation import evaluation_loader, labelled
 from crossmae.training.evaluation import baseline_accuracies
 from crossmae.training.probe import LabelledFeatures, encoder_features, knn_accuracy, linear_accuracy
-from crossmae.training.run import opened
+from crossmae.training.run import opened, pretrain
 
 
 def test_probes_tell_signal_from_noise():
@@ -59,3 +59,18 @@ def test_images_without_labels_have_no_baselines(tmp_path):
     recipe, images = opened(small(data=type(small().data)(source=str(tmp_path), workers=0), batch_size=2))
     with pytest.raises(ValueError, match="no labels"):
         baseline_accuracies(images, recipe.config(), seed=0)
+
+
+def test_held_out_images_that_cannot_be_read_are_named(tmp_path):
+    from PIL import Image
+
+    for part, count in (("train", 8), ("val", 5)):
+        for number in range(count):
+            file = tmp_path / "images" / part / "ab"[number % 2] / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (40, 40), 30 * number).save(file)
+    torn = tmp_path / "images" / "val" / "b" / "3.png"
+    torn.write_bytes(torn.read_bytes()[:60])
+    recipe = small(steps=1, batch_size=4, data=type(small().data)(source=str(tmp_path / "images"), workers=0))
+    pretrain(recipe, into(tmp_path / "run"))
+    assert str(torn) in (tmp_path / "run" / "unreadable.txt").read_text()

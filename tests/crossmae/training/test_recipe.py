@@ -151,3 +151,27 @@ def test_settings_are_checked_together():
         replace(Recipe(), epochs=0, weight_decay=-1)
     with pytest.raises(ValueError, match=r"run: keep_last must be positive, got 0"):
         RunOptions(keep_last=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", -1),
+        ("seed", 2**63),
+        ("epochs", float("inf")),
+        ("learning_rate", float("nan")),
+        ("weight_decay", float("nan")),
+        ("betas", (1.0, 0.9)),
+    ],
+)
+def test_numbers_that_cannot_be_run_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"recipe: {name} must"):
+        Recipe(**{name: value})
+
+
+def test_recipes_are_read_as_utf8_whatever_the_system_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr("locale.getpreferredencoding", lambda *_: "cp1252")
+    monkeypatch.setattr("locale.getencoding", lambda: "cp1252", raising=False)
+    for name, encoding in (("plain", "utf-8"), ("notepad", "utf-8-sig"), ("wide", "utf-16")):
+        (tmp_path / f"{name}.yaml").write_text("data: {source: Wörter→}", encoding)
+        assert read_recipes([str(tmp_path / f"{name}.yaml")]) == {"data": {"source": "Wörter→"}}

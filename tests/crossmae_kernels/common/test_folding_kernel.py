@@ -130,6 +130,16 @@ def test_frozen_arguments_get_no_gradient_and_change_no_other(device, wanted):
     assert all(torch.equal(some[name], everything[name]) for name in some)
 
 
+@pytest.mark.parametrize("wanted", ["bias", "norm_bias"])
+@pytest.mark.parametrize("shape", [(20, 32), (3, 20, 32)])
+def test_a_shift_trained_alone_asks_for_no_gradient_of_the_weight(device, wanted, shape):
+    leaves = make_problem(shape).leaves(device, torch.float32, frozen={"weight", *NAMES} - {wanted})
+    folded, bias = fold_norm("triton", **leaves)
+    assert not folded.requires_grad
+    assert bias.requires_grad
+    assert torch.autograd.grad(bias.sum(), leaves[wanted])[0].abs().sum() > 0
+
+
 def test_weights_of_several_blocks_are_neither_stacked_nor_their_gradients_copied(device):
     task = make_problem((3, 20, 32))
     leaves, upstream = task.leaves(device, torch.float32), task.upstream.to(device)

@@ -66,7 +66,10 @@ def test_the_next_readable_image_takes_the_place(messy):
 
 
 def test_strict_refuses(messy):
-    dataset = opened(messy, strict=True)
+    with pytest.raises(UnreadableImage, match="cannot be read"):  # before any work
+        opened(messy, strict=True)
+    known = {"dtype": "float32", "numbers": "shares", "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    dataset = opened(messy, strict=True, **known)
     index = list(dataset.images.source.names).index("five.tif")
     with pytest.raises(UnreadableImage, match=r"five.tif cannot be read: its number of channels is 5, where 3"):
         dataset[0, index]
@@ -74,11 +77,11 @@ def test_strict_refuses(messy):
         list(islice(loader(dataset, GlobalBatches(len(dataset), 41), workers=1), 2))
 
 
-def test_where_nothing_is_readable_it_ends(tmp_path):
+def test_where_nothing_is_readable_it_ends_before_any_work(tmp_path):
     for name in "abc":
         (tmp_path / f"{name}.png").write_bytes(b"")
-    with pytest.raises(UnreadableImage, match=r"3 images in a row cannot be read; the first: .*c.png cannot be read"):
-        opened(tmp_path)[0, 2]
+    with pytest.raises(UnreadableImage, match=r"3 images in a row cannot be read; the first: .*a.png cannot be read"):
+        opened(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -171,8 +174,14 @@ def test_a_batch_moves_as_a_whole():
     [
         ({"crop_scale": (0.0, 1.0)}, r"crop_scale must be a range within \(0, 1\], got \(0.0, 1.0\)"),
         ({"crop_scale": (0.5, 0.2)}, "crop_scale must be a range"),
-        ({"dtype": "float16"}, "dtype must be 'uint8' or 'float32', got 'float16'"),
+        ({"dtype": "float16"}, "dtype must be 'auto', 'uint8' or 'float32', got 'float16'"),
+        ({"numbers": "bytes"}, "numbers must be 'shares' or 'values', got 'bytes'"),
+        ({"nodata": "none"}, "nodata must be a finite number or 'nan', got 'none'"),
+        ({"nodata": float("inf")}, "nodata must be a finite number or 'nan', got inf"),
+        ({"dtype": "uint8", "nodata": 0}, "dtype='uint8' keeps shares of 255 alone"),
+        ({"dtype": "uint8", "numbers": "values"}, "dtype='uint8' keeps shares of 255 alone"),
         ({"mean": (0.5,)}, "mean and std must be given together"),
+        ({"mean": (float("nan"),) * 3, "std": (1.0,) * 3}, "mean must be finite"),
         ({"mean": (0.5,), "std": (1.0, 1.0)}, "mean and std must be given together"),
         ({"mean": (0.5,), "std": (0.0,)}, "std must be positive"),
         ({"mean": (0.5,), "std": (1.0,)}, "one value for each of 3 channels"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from pictures import animation, encoded, npy, random_pixels, smooth, tiff
+from pictures import animation, deep_jpeg_2000, deep_png, encoded, npy, random_pixels, smooth, tiff
 from PIL import Image, ImageOps
 
 from crossmae.training.data import decoding
@@ -11,7 +11,6 @@ from crossmae.training.data.decoding import UnreadableImage, decode
 
 RGB = random_pixels(0, 20, 30, 3)
 DEEP = random_pixels(1, 20, 30, 3, dtype=np.uint16)
-EIGHT = np.rint(DEEP / 257).astype(np.uint8)
 
 
 def pixels(content, channels=3, dtype=torch.uint8, **options):
@@ -66,10 +65,10 @@ def test_images_are_upright(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = {form: encoded(RGB, form, exif=exif) for form in ("PNG", "JPEG", "TIFF")}
-    content["deep"] = tiff(DEEP, photometric="rgb", extratags=[(0x0112, 3, 1, orientation, True)])
+    content["tifffile"] = tiff(RGB, photometric="rgb", extratags=[(0x0112, 3, 1, orientation, True)])
     for form in content:
         # Pillow's own way round, on the picture as it lies in the file.
-        lying = Image.fromarray(EIGHT if form == "deep" else pixels(encoded(RGB, form)))
+        lying = Image.fromarray(pixels(encoded(RGB, form)) if form != "tifffile" else RGB)
         lying.getexif()[0x0112] = orientation
         assert (pixels(content[form]) == np.array(ImageOps.exif_transpose(lying))).all(), form
 
@@ -93,8 +92,10 @@ def test_notes_that_are_broken_do_no_harm():
     ],
 )
 def test_16_bits(content):
-    assert (pixels(content) == EIGHT).all()
     np.testing.assert_allclose(pixels(content, dtype=torch.float32), DEEP / 65535, rtol=0, atol=1e-7)
+    assert torch.equal(decode(content, "it", 3), decode(content, "it", 3, torch.float32))
+    with pytest.raises(UnreadableImage, match=r"it holds uint16, which uint8 has no room for; data.dtype=float32"):
+        decode(content, "it", 3, torch.uint8)
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM", "JPEG2000"])
@@ -103,12 +104,16 @@ def test_16_bits_of_grey(form):
     options = {"irreversible": False} if form == "JPEG2000" else {}
     found = pixels(encoded(grey, form, **options), dtype=torch.float32)
     np.testing.assert_allclose(found, np.repeat(grey[..., None] / 65535, 3, 2), rtol=0, atol=1e-7)
-    assert (pixels(encoded(grey, form, **options), 1)[..., 0] == EIGHT[..., 0]).all()
+    assert (decode(encoded(grey, form, **options), "it", 1)[0].numpy() == found[..., 0]).all()
 
 
-def test_white_may_be_zero():
-    content = tiff(65535 - DEEP[..., 0], photometric="miniswhite")
-    assert (pixels(content, 1)[..., 0] == EIGHT[..., 0]).all()
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_white_may_be_zero(dtype):
+    grey, full = DEEP[..., 0].astype(dtype), np.iinfo(dtype).max
+    found = pixels(tiff(full - grey, photometric="miniswhite"), 1, torch.float32)
+    np.testing.assert_allclose(found[..., 0], grey / full, rtol=0, atol=1e-7)
+    with pytest.raises(UnreadableImage, match="white is said to be 0, in int16, which has no black"):
+        decode(tiff(grey.astype(np.int16), photometric="miniswhite"), "it", 1)
 
 
 @pytest.mark.parametrize("channels", [2, 5, 13])
@@ -131,11 +136,9 @@ def test_floats_stay_as_they_are():
     values = np.random.default_rng(0).normal(size=(20, 30)).astype(np.float32)
     for content in (npy(values), npy(values.astype(np.float64)), tiff(values), tiff(values, compression="zlib")):
         assert (pixels(content, 1, torch.float32)[..., 0] == values).all()
-        with pytest.raises(UnreadableImage, match="it holds floats, which are read as float32"):
-            decode(content, "it", 1)
-    values[3, 4] = np.inf
-    with pytest.raises(UnreadableImage, match="not finite"):
-        decode(npy(values), "it", 1, torch.float32)
+        assert torch.equal(decode(content, "it", 1)[0], torch.from_numpy(values))
+        with pytest.raises(UnreadableImage, match=r"it holds float\d\d, which uint8 has no room for"):
+            decode(content, "it", 1, torch.uint8)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
@@ -165,11 +168,6 @@ def test_the_size_has_a_limit(monkeypatch):
             decode(content, "it", 3)
 
 
-DEEP_PNG = (  # 1 x 1, 16 bits per channel, RGB
-    b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x10\x02\x00\x00\x00"
-)
-
-
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -182,7 +180,7 @@ DEEP_PNG = (  # 1 x 1, 16 bits per channel, RGB
         (npy(RGB)[:50], "EOF"),
         (npy(RGB)[:300], "EOF"),
         (npy(np.array([["a", 1]], object)), "allow_pickle"),
-        (npy(RGB.astype(np.int64)), "it holds int64; unsigned integers"),
+        (npy(RGB.astype(np.complex64)), "it holds complex64; integers and floats"),
         (npy(RGB[0, 0]), r"its shape is \(3,\)"),
         (npy(RGB[:0]), "0 x 30 pixels"),
         (random_pixels(5, 1000).tobytes(), "not known"),
@@ -193,9 +191,27 @@ def test_what_cannot_be_read_says_why(content, reason):
         decode(content, "some/name.jpg", 3)
 
 
-def test_what_cannot_be_kept_is_refused():
-    with pytest.raises(UnreadableImage, match="16 bits and several channels"):
-        decode(DEEP_PNG, "it", 3, torch.float32)
+@pytest.mark.parametrize("filtering", range(5))
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_png_of_16_bits_keeps_them_in_colours(channels, filtering):
+    deep = random_pixels(6, 20, 30, channels, dtype=np.uint16)
+    found = pixels(deep_png(deep, filtering), channels, torch.float32)
+    np.testing.assert_allclose(found, deep / 65535, rtol=0, atol=1e-7)
+    assert (pixels(deep_png(deep, filtering), 3, torch.float32) == found[..., :3]).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (deep_png(DEEP[..., :2], 0), "PNG of 16 bits of grey with alpha, of which Pillow keeps 8"),
+        (b"P6\n30 20\n65535\n" + DEEP.astype(">u2").tobytes(), "colours go up to 65535, of which Pillow keeps 8 bits"),
+        (b"P3\n1 1\n1023\n1 2 3\n", "colours go up to 1023"),
+        (deep_jpeg_2000(), "it has 12 bits a channel, of which Pillow keeps 8"),
+    ],
+)
+def test_what_pillow_would_cut_to_8_bits_is_refused(content, reason):
+    with pytest.raises(UnreadableImage, match=reason):
+        decode(content, "it", 3)
 
 
 def test_a_missing_file_is_unreadable(tmp_path):

@@ -8,7 +8,7 @@ from pictures import encoded, npy, random_pixels
 from crossmae.training.data.config import DataConfig
 from crossmae.training.data.evaluation import evaluation_loader, labelled
 from crossmae.training.data.opening import open_images
-from crossmae.training.data.statistics import pixel_statistics
+from crossmae.training.data.statistics import survey
 
 
 def write(folder, count, classes="abc", **shape):
@@ -67,12 +67,12 @@ def test_statistics_are_those_of_float64(tmp_path):
     write(tmp_path, 9)
     dataset = open_images(DataConfig(str(tmp_path)), 3, (12, 10), patches=4)  # the size they have
     pixels = np.stack([random_pixels(number, 12, 10, 3) for number in range(9)]) / 255
-    mean, std = pixel_statistics(dataset.images)
-    np.testing.assert_allclose(mean, pixels.mean((0, 1, 2)), rtol=1e-12)
-    np.testing.assert_allclose(std, pixels.std((0, 1, 2)), rtol=1e-12)
+    seen = survey(dataset.images)
+    np.testing.assert_allclose(seen.mean, pixels.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(seen.std, pixels.std((0, 1, 2)), rtol=1e-12)
     # Sorted by class, a third of them is the first of each.
     few = pixels[[0, 1, 2]]
-    np.testing.assert_allclose(pixel_statistics(dataset.images, 3)[0], few.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(survey(dataset.images, 3).mean, few.mean((0, 1, 2)), rtol=1e-12)
 
 
 def test_statistics_of_floats_and_of_a_constant_channel(tmp_path):
@@ -81,7 +81,7 @@ def test_statistics_of_floats_and_of_a_constant_channel(tmp_path):
     for number, array in enumerate(values):
         (tmp_path / f"{number}.npy").write_bytes(npy(array))
     dataset = open_images(DataConfig(str(tmp_path), dtype="float32"), 2, (8, 8), patches=4)
-    mean, std = pixel_statistics(dataset.images)
+    mean, std = dataset.data.mean, dataset.data.std
     exact = values.astype(np.float64)
     np.testing.assert_allclose(mean, exact.mean((0, 2, 3)), rtol=1e-7)
     assert std[0] == pytest.approx(exact[:, 0].std(), rel=1e-6)

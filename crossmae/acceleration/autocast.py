@@ -1,0 +1,67 @@
+"""Under which autocast a model's own forward computes, given the one it is called under."""
+
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossmae.acceleration.contract import same_random_numbers
+
+# Autocast's dtype, None where it is off.
+State = torch.dtype | None
+
+_OUTER: tuple[State, ...] = (None, torch.bfloat16, torch.float16)
+
+
+class _ReachedError(Exception):
+    """The forward came to its first layer."""
+
+
+def state_of(device_type: str) -> State:
+    """The autocast that is on for a type of devices."""
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
+def observe_autocast(model: nn.Module, images: Tensor) -> dict[State, State]:
+    """The autocast within the model's own forward, for each one outside of it.
+
+    The forward is run up to its patch embedding and no further.
+    """
+    device_type = images.device.type
+    if not torch.amp.is_autocast_available(device_type):
+        return {None: None}
+    found: dict[State, State] = {}
+
+    def note(*_: Any) -> None:
+        found[outer] = state_of(device_type)
+        raise _ReachedError
+
+    hook = model.get_submodule("patch_embed").register_forward_pre_hook(note, prepend=True)
+    try:
+        for outer in _OUTER:
+            with (
+                torch.autocast(device_type, outer, enabled=outer is not None),
+                same_random_numbers(images),
+                warnings.catch_warnings(),
+            ):
+                # Autocast for CUDA is opened by forwards that run on a CPU too, where it warns and does nothing.
+                warnings.simplefilter("ignore")
+                try:
+                    type(model).forward(model, images)
+                except _ReachedError:
+                    continue
+            raise ValueError(f"accelerate: {type(model).__name__}.forward does not call its patch_embed")
+    finally:
+        hook.remove()
+    return found
+
+
+def within(device_type: str, inner: State) -> AbstractContextManager[Any]:
+    """Compute under the autocast ``inner``."""
+    if inner == state_of(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, inner, enabled=inner is not None)

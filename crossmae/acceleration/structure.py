@@ -1,0 +1,264 @@
+"""What a model under the releases' names is made of, read off the model."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from crossmae.acceleration.obstacles import WRAPPED, Roles, listed, obstacles, unwrapped
+
+_MLP: Roles = {"norm2": nn.LayerNorm, "mlp": None, "mlp.fc1": nn.Linear, "mlp.fc2": nn.Linear}
+SELF_ATTENTION_BLOCK: Roles = {
+    "norm1": nn.LayerNorm,
+    "attn": None,
+    "attn.qkv": nn.Linear,
+    "attn.proj": nn.Linear,
+    **_MLP,
+}
+CROSS_ATTENTION_BLOCK: Roles = {
+    "norm1": nn.LayerNorm,
+    "cross_attn": None,
+    "cross_attn.q": nn.Linear,
+    "cross_attn.kv": nn.Linear,
+    "cross_attn.proj": nn.Linear,
+    **_MLP,
+}
+# In front of the cross-attention, if the decoder's queries see each other.
+DECODER_SELF_ATTENTION: Roles = {
+    "norm0": nn.LayerNorm,
+    "self_attn": None,
+    "self_attn.qkv": nn.Linear,
+    "self_attn.proj": nn.Linear,
+}
+BLOCKS = ("blocks", "decoder_blocks")
+TABLES = ("cls_token", "mask_token", "pos_embed", "decoder_pos_embed")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The numbers that a model's tensors are used with.
+
+    ``maps`` are the encoder feature maps that CrossMAE's decoder blocks mix, 0 for the encoder's input and i for the
+    output of its i-th block; None of MAE.
+    """
+
+    image_size: tuple[int, int]
+    patch_size: int
+    channels: int
+    heads: int
+    decoder_heads: int
+    normalize_targets: bool
+    maps: tuple[int, ...] | None
+    decoder_self_attention: bool
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image."""
+        return (self.image_size[0] // self.patch_size) * (self.image_size[1] // self.patch_size)
+
+    @property
+    def decoder_block(self) -> Roles:
+        """Roles within a block of the decoder."""
+        if self.maps is None:
+            return SELF_ATTENTION_BLOCK
+        return {**CROSS_ATTENTION_BLOCK, **(DECODER_SELF_ATTENTION if self.decoder_self_attention else {})}
+
+    def outside_of_blocks(self, decoder_depth: int) -> Roles:
+        """Roles within the model but for its blocks."""
+        roles: dict[str, type[nn.Module] | None] = {"patch_embed": None, "patch_embed.proj": nn.Conv2d}
+        if self.maps is None:
+            roles |= {"norm": nn.LayerNorm, "decoder_embed": nn.Linear}
+        else:
+            roles |= {"wfm": None, "wfm.linear": nn.Linear, "dec_norms": None}
+            roles |= {f"dec_norms.{index}": nn.LayerNorm for index in range(decoder_depth)}
+        return {**roles, "decoder_norm": nn.LayerNorm, "decoder_pred": nn.Linear}
+
+
+def blocks_of(model: nn.Module, path: str) -> list[nn.Module]:
+    """The encoder's blocks or the decoder's, without wrappers."""
+    return [unwrapped(block) for block in model.get_submodule(path).children()]
+
+
+def read_structure(model: nn.Module, given: Mapping[str, Any]) -> Structure:
+    """The structure of a model.
+
+    Args:
+        model: with a release's names.
+        given: constructor arguments of the release, for what the model does not tell.
+
+    Raises:
+        ValueError: naming what is missing, is not known, or is given otherwise than the model has it.
+    """
+    _require_names(model)
+    encoder, decoder = (blocks_of(model, path) for path in BLOCKS)
+    is_mae, attends_to_itself = hasattr(model, "decoder_embed"), hasattr(decoder[0], "self_attn")
+    attentions = ("attn",) if is_mae else ("cross_attn", "self_attn")[: 1 + attends_to_itself]
+    projection: Any = model.get_submodule("patch_embed.proj")
+    fc1: Any = encoder[0].get_submodule("mlp.fc1")
+    numbers = _Numbers(given)
+    patch_size = numbers.settle("patch_size", tuple(projection.weight.shape[2:]), "patch_embed.proj", _single)
+    structure = Structure(
+        image_size=numbers.settle("img_size", _image_size(model, patch_size), "patch_embed.img_size", _pair),
+        patch_size=patch_size,
+        channels=numbers.settle("in_chans", projection.weight.shape[1], "patch_embed.proj"),
+        heads=numbers.settle("num_heads", _heads(encoder, "attn"), "blocks.*.attn.num_heads"),
+        decoder_heads=numbers.settle(
+            "decoder_num_heads", _heads(decoder, *attentions), f"decoder_blocks.*.{attentions[0]}.num_heads"
+        ),
+        normalize_targets=numbers.settle("norm_pix_loss", getattr(model, "norm_pix_loss", None), "norm_pix_loss", bool),
+        maps=None if is_mae else _maps(model, len(encoder), numbers),
+        decoder_self_attention=numbers.settle("self_attn", attends_to_itself, "decoder_blocks.0", bool),
+    )
+    for name, told, where in (
+        ("weight_fm", not is_mae, "wfm"),
+        ("depth", len(encoder), "blocks"),
+        ("decoder_depth", len(decoder), "decoder_blocks"),
+        ("embed_dim", fc1.weight.shape[1], "blocks.0.mlp.fc1"),
+        ("decoder_embed_dim", model.get_parameter("mask_token").shape[-1], "mask_token"),
+        ("mlp_ratio", fc1.weight.shape[0] / fc1.weight.shape[1], "blocks.0.mlp.fc1"),
+    ):
+        numbers.settle(name, told, where)
+    problems = numbers.problems or [*_all_obstacles(model, structure, encoder, decoder)]
+    if problems:
+        raise ValueError(f"accelerate: {type(model).__name__} cannot be served: {listed(problems)}")
+    return structure
+
+
+class _Numbers:
+    """Numbers that the model tells or the caller gives; ``problems`` where the two differ or nobody says."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self.given = given
+        self.problems: list[str] = []
+
+    def settle(self, name: str, told: Any, where: str, canonical: Callable[[Any], Any] = lambda value: value) -> Any:
+        """What the model tells, which stands ``where``, or else the caller."""
+        given = canonical(self.given[name]) if name in self.given else None
+        told = None if told is None else canonical(told)
+        if told is None and given is None:
+            self.problems.append(f"the model does not tell {name} ({where}), give {name}=")
+            return canonical(1)
+        if told is not None and given is not None and told != given:
+            self.problems.append(f"{name}={given!r} was given, the model has {told!r} ({where})")
+        return given if told is None else told
+
+
+def _require_names(model: nn.Module) -> None:
+    kind = type(model).__name__
+    for name in ("module", *WRAPPED):
+        if name in model._modules:
+            raise ValueError(f"accelerate: give the model before it is wrapped, got {kind}, which holds it as {name}")
+    needed = [*TABLES, "patch_embed.proj.weight", "decoder_norm.weight", "decoder_pred.weight"]
+    needed += ["blocks.0.attn.proj.weight", "blocks.0.mlp.fc1.weight", "decoder_blocks.0.mlp.fc1.weight"]
+    if hasattr(model, "decoder_embed"):
+        needed += ["norm.weight", "decoder_blocks.0.attn.proj.weight"]
+    else:
+        needed += ["wfm.linear.weight", "dec_norms.0.weight", "decoder_blocks.0.cross_attn.proj.weight"]
+    missing = [name for name in needed if not _has(model, name)]
+    if missing:
+        raise ValueError(
+            f"accelerate: {kind} is no CrossMAE or MAE under the releases' names: it has no {listed(missing)}"
+        )
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    found: Any = model
+    for name in path.split("."):
+        found = getattr(unwrapped(found), name, None)
+        if found is None:
+            return False
+    return True
+
+
+def _single(size: Any) -> int:
+    """A patch size that may have been given for both directions."""
+    height, width = _pair(size)
+    if height != width:
+        raise ValueError(f"accelerate: patches must be square, got {height} x {width}")
+    return height
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _image_size(model: nn.Module, patch_size: int) -> Any:
+    embedding = model.get_submodule("patch_embed")
+    size, grid = getattr(embedding, "img_size", None), getattr(embedding, "grid_size", None)
+    return size if size is not None or grid is None else tuple(patch_size * count for count in _pair(grid))
+
+
+def _heads(blocks: list[nn.Module], *attentions: str) -> Any:
+    """The number of heads, which all must share; None if they do not tell."""
+    heads = {getattr(block.get_submodule(name), "num_heads", None) for block in blocks for name in attentions}
+    if len(heads) > 1:
+        raise ValueError(f"accelerate: {attentions[0]}.num_heads must be the same in all blocks, got {heads}")
+    return heads.pop()
+
+
+def _maps(model: nn.Module, depth: int, numbers: _Numbers) -> tuple[int, ...]:
+    """The release's ``use_fm`` (block indices, from the end if negative) and ``use_input``.
+
+    Its default, -1 alone, stands for every block; the columns of the mixing weights tell it from the last block. Where
+    neither model nor caller say, only all blocks, with or without the encoder's input, can be told from the columns.
+    """
+    mixing: Any = model.get_submodule("wfm.linear")
+    columns = mixing.weight.shape[1]
+
+    def resolved(use_fm: Any) -> tuple[int, ...]:
+        every = list(use_fm) == [-1] and columns > 1 + use_input
+        return tuple(range(depth)) if every else tuple(sorted({int(block) % depth for block in use_fm}))
+
+    told = getattr(model, "use_input", None)
+    if told is None and "use_input" not in numbers.given and columns == depth + 1:
+        told = True
+    use_input = numbers.settle("use_input", told, "use_input", bool)
+    told = getattr(model, "use_fm", None)
+    if told is None and "use_fm" not in numbers.given and columns == depth + use_input:
+        told = [-1]
+    if told is None and "use_fm" not in numbers.given:
+        numbers.settle("use_fm", None, "use_fm")
+        return ()
+    blocks = numbers.settle("use_fm", told, "use_fm", resolved)
+    if len(blocks) + use_input != columns:
+        numbers.problems.append(
+            f"use_fm={list(blocks)} and use_input={use_input} are {len(blocks) + use_input} maps, "
+            f"wfm.linear mixes {columns}"
+        )
+    return (0,) * use_input + tuple(block + 1 for block in blocks)
+
+
+def _all_obstacles(
+    model: nn.Module, structure: Structure, encoder: list[nn.Module], decoder: list[nn.Module]
+) -> Iterator[str]:
+    yield from obstacles(model, structure.outside_of_blocks(len(decoder)), called=BLOCKS)
+    for name in {**model._parameters, **model._buffers}:
+        if name not in TABLES:
+            yield f"{name} is a tensor that is not known"
+    for path, blocks, roles in zip(
+        BLOCKS, (encoder, decoder), (SELF_ATTENTION_BLOCK, structure.decoder_block), strict=True
+    ):
+        for index, block in enumerate(blocks):
+            name = f"{path}.{index}"
+            yield from (f"{name} has a parameter that is not known, {own}" for own in block._parameters)
+            if "forward" in block.__dict__:
+                yield f"{name} has a forward of its own"
+            yield from obstacles(block, roles, f"{name}.")
+            yield from _odd_scales(block, name)
+    if structure.maps is not None:
+        norms: list[Any] = list(model.get_submodule("dec_norms").children())
+        if any(norm.weight is None or norm.bias is None for norm in norms):
+            yield "dec_norms must have weights and biases"
+        if len({norm.eps for norm in norms}) > 1:
+            yield f"dec_norms must have the same eps, got {sorted({norm.eps for norm in norms})}"
+
+
+def _odd_scales(block: nn.Module, name: str) -> Iterator[str]:
+    """Scores are divided by the root of a head's width, whatever a module may say."""
+    for path, attention in block.named_children():
+        scale, heads, proj = (getattr(attention, key, None) for key in ("scale", "num_heads", "proj"))
+        if isinstance(scale, float) and isinstance(heads, int) and isinstance(proj, nn.Linear):
+            expected = (proj.in_features / heads) ** -0.5
+            if abs(scale / expected - 1) > 1e-6:
+                yield f"{name}.{path}.scale must be {expected:.6g}, got {scale:.6g}"

@@ -1,0 +1,182 @@
+"""What the numbers of an image file mean: brightness on some scale, or no data at all."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from crossmae.config import Numbers
+
+Array = npt.NDArray[Any]
+
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601, as Pillow has it
+
+# What stands for no data in many an archive: of GDAL, ESRI, and of netCDF and climate models from 1e20 on.
+_MARKERS = (-9999, -99999, -(2**15), -(2**31), -(2**63))
+_BEYOND = 1e20
+
+
+class UnreadableImage(ValueError):  # noqa: N818 - it is the image that is at fault
+    """An image that cannot be read as it was asked for; the message has its name and the reason."""
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Any exception of the block becomes UnreadableImage, with the image's name."""
+    try:
+        yield
+    # Parsers of broken files raise anything: struct.error, IndexError, SyntaxError, zlib.error, MemoryError ...
+    except Exception as error:
+        raise UnreadableImage(f"{name} cannot be read: {str(error) or type(error).__name__}") from error
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What an image file holds.
+
+    Attributes:
+        name: what error messages call it.
+        values: ``(H, W, C)``, as they are in the file.
+        orientation: as EXIF numbers them.
+        full: the number of full brightness, of unsigned integers of up to 16 bits; None for all other numbers.
+        missing: ``(H, W, C)`` or ``(H, W, 1)``, where there is no data; None if there is data everywhere.
+    """
+
+    name: str
+    values: Array
+    orientation: int = 1
+    full: int | None = None
+    missing: Array | None = None
+
+    def tensor(
+        self,
+        channels: int,
+        dtype: torch.dtype | None = None,
+        numbers: Numbers | None = None,
+        fill: Sequence[float] | None = None,
+    ) -> Tensor:
+        """The image ``(C, H, W)``, upright; see ``decoding.decode``. Raises UnreadableImage."""
+        with reading(self.name):
+            image = with_channels(self._brightness(dtype, numbers), channels)
+            if self.missing is not None:
+                missing = torch.from_numpy(self.missing).permute(2, 0, 1)
+                if len(missing) != channels:
+                    missing = missing.any(dim=0, keepdim=True)
+                if missing.all():
+                    raise ValueError("there is no data in it")
+                value = torch.tensor([math.nan] * channels if fill is None else list(fill))
+                image = torch.where(missing, value[:, None, None], image)
+            return _upright(image, self.orientation)
+
+    def _brightness(self, dtype: torch.dtype | None, numbers: Numbers | None) -> Tensor:
+        """``(C, H, W)``, uint8 or float32; anything where there is no data."""
+        kind = self.values.dtype
+        if kind.kind not in "uif":
+            raise ValueError(f"it holds {kind.name}; integers and floats are read")
+        shares = self.full is not None if numbers is None else numbers == "shares"
+        if shares and self.full is None:
+            raise ValueError(
+                f"it holds {kind.name}, which has no full scale; data.numbers=values takes numbers as they are"
+            )
+        plain = kind == np.uint8 and shares and self.missing is None
+        if dtype == torch.uint8 and not plain:
+            what = "no data in places" if kind == np.uint8 and shares else kind.name
+            raise ValueError(f"it holds {what}, which uint8 has no room for; data.dtype=float32 keeps it")
+        if plain:
+            return in_dtype(_planes(self.values), dtype or torch.uint8)
+        if self.full is not None and shares:
+            return _planes((self.values / np.float64(self.full)).astype(np.float32))
+        return _planes(self._as_float32())
+
+    def _as_float32(self) -> Array:
+        with np.errstate(over="ignore"):
+            floats = self.values.astype(np.float32)
+        known = ... if self.missing is None else ~np.broadcast_to(self.missing, floats.shape)
+        exact, rounded = self.values[known], floats[known]
+        if not np.isfinite(rounded).all():
+            raise ValueError("it holds values beyond float32")
+        if exact.dtype.kind in "ui" and exact.dtype.itemsize > 2 and exact.size:
+            lost, spread = float(np.abs(rounded.astype(np.float64) - exact).max()), float(exact.std(dtype=np.float64))
+            if 0 < spread < 128 * lost:
+                raise ValueError(
+                    f"it holds integers around {exact.flat[0]:,} that lie too close together for float32; "
+                    "take off what they have in common"
+                )
+        return floats
+
+
+def no_data(array: Array, named: Sequence[float]) -> Array | None:
+    """Where an array holds one of the values that stand for no data; None if nowhere.
+
+    Where any value is named, what is not finite is no data too.
+    """
+    floats = array.dtype.kind == "f"
+    found = ~np.isfinite(array) if floats and named else np.zeros(array.shape, np.bool_)
+    for value in named:
+        if floats:
+            with np.errstate(over="ignore"):  # NumPy compares in the array's own precision
+                found |= array == value
+        elif math.isfinite(value) and value == int(value):
+            found |= array == int(value)
+    return found if found.any() else None
+
+
+def refuse_markers(array: Array, missing: Array | None) -> None:
+    """Refuse numbers that can be no brightness, or hardly, where nobody said what they are.
+
+    Raises:
+        ValueError: with the number, and the setting that says what it is.
+    """
+    known = array if missing is None else array[~np.broadcast_to(missing, array.shape)]
+    if known.dtype.kind not in "if" or not known.size:
+        return
+    if not np.isfinite(known).all():
+        raise ValueError("it holds values that are not finite; data.nodata=nan has them filled with the mean")
+    low, high = known.min(), known.max()
+    marked = [float(value) for value in (low, high) if abs(float(value)) >= _BEYOND]
+    marked += [float(m) for m in _MARKERS if low <= m and (known == m).any()]
+    if marked:
+        raise ValueError(
+            f"it holds {marked[0]:g}, which looks like no data; data.nodata={marked[0]:g} has it filled with the mean, "
+            "and data.nodata=nan takes it as a value"
+        )
+
+
+def in_dtype(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """8 bits as shares of 255 if ``dtype`` is a float."""
+    return image.to(dtype) / 255 if dtype.is_floating_point and not image.is_floating_point() else image
+
+
+def with_channels(image: Tensor, channels: int) -> Tensor:
+    """Greyscale ``(1, H, W)`` as RGB, RGB as greyscale; raises ValueError for any other change."""
+    if len(image) == channels:
+        return image
+    if (len(image), channels) == (1, 3):
+        return image.expand(3, -1, -1)
+    if (len(image), channels) == (3, 1):
+        grey = torch.tensordot(torch.tensor(LUMA), image.float(), dims=1)[None]
+        return grey if image.is_floating_point() else grey.round().to(image.dtype)
+    raise mismatch(len(image), channels)
+
+
+def mismatch(own: int, asked: int) -> ValueError:
+    """An image of other channels than were asked for."""
+    return ValueError(f"its number of channels is {own}, where {asked} were asked for")
+
+
+def _planes(array: Array) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+
+
+def _upright(image: Tensor, orientation: int) -> Tensor:
+    """Undo EXIF's orientation: 5 to 8 swap rows and columns, then some of them run backwards."""
+    if orientation in (5, 6, 7, 8):
+        image = image.mT
+    flipped = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation)
+    return image if flipped is None else image.flip(flipped)

@@ -1,0 +1,75 @@
+"""Packages that only some of this package need: what to install where one is not there."""
+
+import importlib.util
+import sys
+
+# Modules by the extra of pyproject.toml that brings them, "" for what every installation has. A module that several
+# bring counts as the first one's unless the extra is named.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "": ("torch", "triton", "numpy", "safetensors", "jsonargparse", "yaml", "tabulate"),
+    "figures": ("matplotlib", "PIL"),
+    "train": (
+        *("lightning_fabric", "torchvision", "tensorboard", "sklearn", "skimage", "tqdm", "PIL", "tifffile"),
+        *("braceexpand", "matplotlib"),
+    ),
+    "baselines": ("flash_attn", "xformers"),
+    "test": ("pytest", "pytest_benchmark", "xdist", "webdataset"),
+}
+
+# What pip calls them, where it is not the module's name with dashes.
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "skimage": "scikit-image",
+    "xdist": "pytest-xdist",
+    "yaml": "PyYAML",
+}
+
+
+class MissingPackageError(ImportError):
+    """Packages are not installed; the message is what needs them continued: "needs ...: pip install ..."."""
+
+    def __init__(self, modules: tuple[str, ...], extra: str) -> None:
+        names = ", ".join(distribution(module) for module in modules)
+        if extra:
+            command = f"pip install 'crossmae-kernels[{extra}]'"
+        elif modules == ("triton",):
+            command = "pip install triton, which there is for Linux"
+        else:
+            command = "pip install crossmae-kernels"
+        super().__init__(f"needs {names}: {command}", name=modules[0])
+
+
+def distribution(module: str) -> str:
+    """The name under which pip installs a module."""
+    return DISTRIBUTIONS.get(module, module.replace("_", "-"))
+
+
+def installed(module: str) -> bool:
+    """Whether a top-level module can be found; it is not imported."""
+    if sys.modules.get(module) is not None:
+        return True
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def require(extra: str, *modules: str) -> None:
+    """Raise MissingPackageError, with all that is missing of an extra, or of the modules of it that are named.
+
+    Asked before work starts: what is first imported hours later would end a run then.
+    """
+    missing = tuple(module for module in modules or EXTRAS[extra] if not installed(module))
+    if missing:
+        raise MissingPackageError(missing, extra)
+
+
+def missing_package(error: ModuleNotFoundError) -> MissingPackageError | None:
+    """What to install where an import failed; None where that is no matter of installing a package.
+
+    A module that an installed package lacks is that package's fault or the importer's.
+    """
+    module = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+    return None if extra is None or installed(module) else MissingPackageError((module,), extra)

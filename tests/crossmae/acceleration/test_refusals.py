@@ -1,0 +1,220 @@
+"""What cannot be honoured is refused by name, before anything is changed or at the next call."""
+
+import copy
+
+import pytest
+import torch
+from accelerated import call, crossmae_model, images
+from golden_cases import Case
+from releases import MAE, CrossMAE, randomized
+from torch import nn
+
+import crossmae
+
+
+def change(path, **attributes):
+    def apply(model):
+        for name, value in attributes.items():
+            setattr(model.get_submodule(path), name, value)
+
+    return apply
+
+
+def hook(path):
+    return lambda model: model.get_submodule(path).register_forward_hook(lambda *_: None)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+CHANGES = [
+    (hook("blocks.1.attn"), r"blocks.1.attn has a hook"),
+    (hook("decoder_blocks.0.mlp.act"), r"decoder_blocks.0.mlp.act has a hook"),
+    (hook("decoder_pred"), r"decoder_pred has a hook"),
+    (change("blocks.0.attn.attn_drop", p=0.1), r"blocks.0.attn.attn_drop drops with probability 0.1, only 0 is served"),
+    (change("decoder_blocks.1.mlp.drop", p=0.5), r"decoder_blocks.1.mlp.drop drops with probability 0.5"),
+    (change("blocks.2", drop_path=nn.Dropout1d(0.2)), r"blocks.2.drop_path drops with probability 0.2"),
+    (change("blocks.2.mlp", act=nn.GELU("tanh")), r"blocks.2.mlp.act must be exact GELU, got approximate='tanh'"),
+    (change("blocks.2.mlp", act=nn.SiLU()), r"blocks.2.mlp.act \(SiLU\) is not known"),
+    (change("blocks.0", extra=nn.Linear(3, 3)), r"blocks.0.extra \(Linear\) is not known"),
+    (change("", head=nn.Linear(3, 3)), r"head \(Linear\) is not known"),
+    (change("decoder_blocks.0.mlp", fc1=Doubled(16, 64)), r"fc1 must compute as nn.Linear does, got Doubled"),
+    (change("blocks.0", norm1=nn.RMSNorm(32)), r"blocks.0.norm1 must compute as nn.LayerNorm does, got RMSNorm"),
+    (change("blocks.0.attn.proj", forward=lambda x: x), r"blocks.0.attn.proj has a forward of its own"),
+    (change("blocks.0.attn", temperature=nn.Parameter(torch.ones(1))), r"attn has a parameter that is not known, temp"),
+]
+
+
+@pytest.mark.parametrize(("apply", "message"), CHANGES)
+def test_before_anything_is_changed(apply, message):
+    model = crossmae_model()
+    apply(model)
+    before = {name: dict(module.__dict__) for name, module in model.named_modules()}
+    with pytest.raises(ValueError, match=rf"accelerate: CrossMAE cannot be served: .*{message}"):
+        crossmae.accelerate(model)
+    assert {name: dict(module.__dict__) for name, module in model.named_modules()} == before
+
+
+@pytest.mark.parametrize(("apply", "message"), CHANGES)
+def test_at_the_next_call(apply, message):
+    model = crossmae.accelerate(crossmae_model())
+    apply(model)
+    with pytest.raises(RuntimeError, match=rf"an accelerated model cannot honour this: .*{message}"):
+        call(model, images())
+
+
+def test_many_problems_are_five_and_a_count():
+    model = randomized(CrossMAE(depth=9))
+    for block in model.blocks:
+        block.attn.proj_drop.p = 0.1
+    with pytest.raises(ValueError, match=r"blocks.4.attn.proj_drop .*; and 4 more$") as caught:
+        crossmae.accelerate(model)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_heads": 8}, r"num_heads=8 was given, the model has 4 \(blocks.\*.attn.num_heads\)"),
+        ({"decoder_num_heads": 4}, "decoder_num_heads=4 was given, the model has 2"),
+        ({"norm_pix_loss": False}, "norm_pix_loss=False was given, the model has True"),
+        ({"use_input": False}, "use_input=False was given, the model has True"),
+        ({"use_fm": [0, 1]}, r"use_fm=\(0, 1\) was given, the model has \(0, 1, 2\)"),
+        ({"img_size": 64}, r"img_size=\(64, 64\) was given, the model has \(32, 32\)"),
+        ({"patch_size": 16}, "patch_size=16 was given, the model has 8"),
+        ({"depth": 12}, "depth=12 was given, the model has 3"),
+        ({"embed_dim": 768, "mlp_ratio": 3}, "embed_dim=768 .* mlp_ratio=3 was given, the model has 4.0"),
+        ({"weight_fm": False}, "weight_fm=False was given, the model has True"),
+        ({"self_attn": True}, "self_attn=True was given, the model has False"),
+    ],
+)
+def test_arguments_that_contradict_the_model(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        crossmae.accelerate(crossmae_model(), **arguments)
+
+
+def test_arguments_that_agree_are_welcome():
+    model = crossmae_model()
+    arguments = {"num_heads": 4, "use_fm": [-1], "img_size": [32, 32], "mlp_ratio": 4, "weight_fm": True}
+    assert crossmae.accelerate(model, **arguments) is model
+
+
+def test_what_the_model_does_not_tell_is_asked_for():
+    class Untold(CrossMAE):
+        """Its patch embedding does not say for which images."""
+
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            del self.patch_embed.img_size, self.patch_embed.grid_size
+
+    with pytest.raises(ValueError, match=r"the model does not tell img_size \(patch_embed.img_size\), give img_size="):
+        crossmae.accelerate(randomized(Untold(use_input=True)))
+    model = crossmae.accelerate(randomized(Untold(use_input=True)), img_size=32)
+    assert call(model, images())[0].isfinite()
+
+
+def test_unknown_arguments_are_named():
+    with pytest.raises(TypeError, match=r"accelerate: no argument width; there are img_size, patch_size"):
+        crossmae.accelerate(crossmae_model(), width=3)
+
+
+def test_what_is_no_such_model():
+    with pytest.raises(ValueError, match=r"Linear is no CrossMAE or MAE .*: it has no cls_token.*; and \d+ more$"):
+        crossmae.accelerate(nn.Linear(2, 2))
+    with pytest.raises(
+        ValueError, match="give the model before it is wrapped, got DataParallel, which holds it as module"
+    ):
+        crossmae.accelerate(nn.DataParallel(crossmae_model()))
+    compiled = torch.compile(crossmae_model(), backend="eager")
+    with pytest.raises(ValueError, match="before it is wrapped, got OptimizedModule, which holds it as _orig_mod"):
+        crossmae.accelerate(compiled)
+    model = crossmae.accelerate(crossmae_model())
+    with pytest.raises(ValueError, match="is accelerated already"):
+        crossmae.accelerate(model)
+
+
+class Otherwise(CrossMAE):
+    """Nothing in its modules tells that it adds the class token's row of positions."""
+
+    def forward(self, imgs, mask_ratio=0.75, kept_mask_ratio=0.75, vis=False):
+        token = self.cls_token
+        self.cls_token = nn.Parameter(token + self.pos_embed[:, :1])
+        try:
+            return super().forward(imgs, mask_ratio, kept_mask_ratio, vis)
+        finally:
+            self.cls_token = token
+
+
+class Returning(CrossMAE):
+    def forward(self, imgs, mask_ratio=0.75, kept_mask_ratio=0.75):
+        return super().forward(imgs, mask_ratio, kept_mask_ratio), "fine"
+
+
+class Needing(CrossMAE):
+    def forward(self, imgs, labels, mask_ratio=0.75):
+        return super().forward(imgs, mask_ratio)
+
+
+class Without(CrossMAE):
+    forward = nn.Module.forward
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Otherwise, r"its result, torch.float32 \(\), is not what would be computed .*loss comes closest"),
+        (Returning, r"its result\[1\] is of <class 'str'>; tensors, tuples, lists and dicts are served"),
+        (
+            Needing,
+            r"Needing.forward must take images, mask_ratio and others with defaults, got \(imgs, labels, mask_ratio",
+        ),
+        (Without, r"Without has no forward whose arguments and results could be kept"),
+    ],
+)
+def test_a_forward_that_cannot_be_kept(kind, message):
+    model = randomized(kind(use_input=True))
+    with pytest.raises(ValueError, match=message):
+        crossmae.accelerate(model)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_weights_on_the_meta_device():
+    with torch.device("meta"):
+        model = CrossMAE()
+    with pytest.raises(ValueError, match="on the meta device; load its weights first"):
+        crossmae.accelerate(model)
+
+
+class Extra(MAE):
+    def forward(self, imgs, mask_ratio=0.75, noise=None):
+        return super().forward(imgs, mask_ratio)
+
+
+def test_calls():
+    model = crossmae.accelerate(randomized(Extra()))
+    with pytest.raises(TypeError, match=r"forward takes \(imgs, mask_ratio, noise\), got 1 positional, ratio"):
+        model(images(), ratio=0.5)
+    with pytest.raises(TypeError, match="forward needs imgs"):
+        model()
+    with pytest.raises(TypeError, match=r"got 4 positional"):
+        model(images(), 0.5, None, None)
+    with pytest.raises(ValueError, match="noise is served at its default None only"):
+        model(images(), noise=torch.rand(3, 16))
+    with pytest.raises(ValueError, match=r"images must have shape \(batch, 3, 32, 32\), got \(3, 3, 16, 64\)"):
+        model(images().reshape(3, 3, 16, 64))
+    with pytest.raises(ValueError, match=r"ratios must be 0 < kept_mask_ratio <= mask_ratio < 1, got 1\.5 and 1\.5"):
+        model(images(), mask_ratio=1.5)
+    with pytest.raises(ValueError, match=r"got 0\.75 and 0\.5"):
+        crossmae.accelerate(crossmae_model())(images(), 0.5)
+
+
+def test_copies_of_what_was_refused_are_as_they_were():
+    case = Case("mae")
+    model = MAE(**case.arguments)
+    model.load_state_dict(case.weights)
+    expected = call(copy.deepcopy(model), case.images)[0]
+    with pytest.raises(ValueError, match="was given"):
+        crossmae.accelerate(model, depth=case.arguments["depth"] + 1)
+    assert torch.equal(call(model, case.images)[0], expected)

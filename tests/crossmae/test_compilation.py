@@ -1,0 +1,271 @@
+"""Compiled models do what eager ones do, in as few graphs as PyTorch can do with."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._pytree import tree_leaves
+
+import crossmae
+from crossmae.masking import Masking, block_masking, grid_masking, mask_counts, random_masking
+from crossmae.reconstruction import reconstruction_columns
+from crossmae_kernels.common.implementation import default_implementation
+
+CROSS, MAE = "crossmae_vit_tiny_patch4", "mae_vit_tiny_patch4"
+STATISTICS = {"pixel_mean": (0.2, 0.5, 0.7), "pixel_std": (0.1, 0.3, 0.2)}
+
+
+@pytest.fixture
+def impl(request):
+    """Who serves all calls of a test."""
+    if request.param == "triton":
+        request.getfixturevalue("interpreter_asked_for")
+    with default_implementation(request.param):
+        yield request.param
+
+
+def tiny_model(name=CROSS, **overrides):
+    torch.manual_seed(0)
+    sizes = {"image_size": 16, "patch_size": 4, "encoder_depth": 1, "decoder_depth": 1}
+    widths = {"encoder_width": 16, "encoder_heads": 2, "decoder_width": 16, "decoder_heads": 2}
+    return crossmae.create_model(name, **{**sizes, **widths, **overrides})
+
+
+def pictures(batch, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(batch)
+    if dtype == torch.uint8:
+        return torch.randint(0, 256, (batch, 3, 16, 16), dtype=dtype, generator=generator)
+    return torch.randn(batch, 3, 16, 16, generator=generator)
+
+
+def graphs_of(function, calls, backend="eager", **options):
+    """How many graphs there are after each of ``calls``, which must give what they give eagerly.
+
+    A call makes its arguments anew: a generator is to stand where it stood.
+    """
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(function, backend=counter, **{"fullgraph": True, **options})
+    counts = []
+    for arguments in calls:
+        results = []
+        for called in (compiled, function):
+            torch.manual_seed(0)
+            results.append(tree_leaves(called(*arguments())))
+        torch.testing.assert_close(*results, equal_nan=True)
+        counts.append(counter.frame_count)
+    return counts
+
+
+BATCHES = [lambda b=b: (pictures(b),) for b in (4, 3, 5, 6)]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "impl"),
+    [
+        (CROSS, {}, "reference"),
+        (CROSS, {}, "triton"),
+        (CROSS, {"decoder_self_attention": True}, "reference"),
+        (CROSS, {"feature_maps": None}, "reference"),
+        (CROSS, {"drop_path": 0.5, "encoder_depth": 2}, "reference"),
+        (MAE, {}, "reference"),
+        (MAE, {}, "triton"),
+    ],
+    indirect=["impl"],
+)
+def test_one_graph_for_the_first_batch_size_and_one_for_all_others(name, overrides, impl):
+    assert graphs_of(tiny_model(name, **overrides), BATCHES) == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("options", [{"dynamic": True}, {"dynamic": True, "fullgraph": False}])
+def test_one_graph_for_all_batch_sizes_if_they_are_said_to_change(options):
+    assert graphs_of(tiny_model(), BATCHES, **options) == [1, 1, 1, 1]
+
+
+def test_a_graph_for_each_batch_size_if_none_is_to_serve_several():
+    assert graphs_of(tiny_model(), [*BATCHES, *BATCHES], dynamic=False) == [1, 2, 3, 4, 4, 4, 4, 4]
+
+
+def test_bytes_and_one_image():
+    model = tiny_model(**STATISTICS)
+    assert graphs_of(model, [lambda b=b: (pictures(b, torch.uint8),) for b in (4, 3, 1, 1)]) == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"], indirect=True)
+def test_features_of_any_batch(impl):
+    assert graphs_of(tiny_model().eval().encode, BATCHES) == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("rounding", ["exact", "release"])
+@pytest.mark.parametrize("name", [CROSS, MAE])
+def test_a_graph_for_each_pair_of_ratios_and_no_more(name, rounding):
+    model = tiny_model(name)
+
+    def call(images, *ratios):
+        return model(images, *ratios, rounding=rounding)
+
+    ratios = [(0.75,), (0.7,), (0.75,), (0.9, 0.25), (0.2,), (0.9, 0.25), (0.7,)]
+    calls = [lambda r=r, b=b: (pictures(b), *r) for b, r in enumerate(ratios, start=2)]
+    assert graphs_of(call, calls, dynamic=True) == [1, 2, 2, 3, 4, 4, 4]
+
+
+@pytest.mark.parametrize("rounding", ["exact", "release"])
+def test_counts_in_compiled_code_are_exact(rounding):
+    """Ratios at which a product of floats falls on the wrong side of a whole number or of a half."""
+    ratios = [(0.8, 0.8), (0.9, 0.25), (0.58, 0.29), (0.7, 0.57)]
+
+    def call(x, *arguments):
+        visible, predicted = mask_counts(*arguments, rounding)
+        return x.new_ones(visible), x.new_ones(predicted)
+
+    for patches in (225, 196, 50):
+        calls = [lambda p=patches, r=r: (torch.ones(1), p, *r) for r in ratios]
+        assert graphs_of(call, calls, backend="aot_eager")[-1] <= len(ratios) + 1
+
+
+def test_sizes_of_masks_from_outside_become_dynamic_one_by_one():
+    model = tiny_model()
+    sizes = [(4, 0.75, 0.25), (3, 0.75, 0.25), (5, 0.7, 0.25), (4, 0.6, 0.5), (6, 0.5, 0.4), (3, 0.9, 0.8), (4, 0.8, 0.2)]
+    calls = [lambda b=b, r=r: (pictures(b), None, None, None, None, None, random_masking(b, 16, *r)) for b, *r in sizes]
+    counts = graphs_of(model, calls)
+    assert counts == [1, 2, 3, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("options", [{}, {"dynamic": True}, {"fullgraph": False, "backend": "aot_eager"}])
+def test_noise_of_a_generator(options):
+    model, generator, other = tiny_model(), torch.Generator(), torch.Generator()
+    drawn = [(generator, 4), (generator, 3), (generator, 5), (other, 4), (other, 3)]
+    calls = [lambda g=g, b=b: (pictures(b), 0.75, 0.25, None, g.manual_seed(b)) for g, b in drawn]
+    counts = graphs_of(model, calls, **options)
+    dynamic = "dynamic" in options
+    assert counts[:3] == ([1, 1, 1] if dynamic else [1, 2, 2])
+    assert counts[-1] <= counts[2] + 2  # one of each kind for the other generator
+
+
+def test_a_generator_stands_where_eager_code_leaves_it():
+    model, generator = tiny_model(), torch.Generator().manual_seed(3)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    first, second = (compiled(pictures(2), generator=generator).masking.visible_ids for _ in range(2))
+    generator.manual_seed(3)
+    for found in (first, second):
+        assert torch.equal(found, model(pictures(2), generator=generator).masking.visible_ids)
+
+
+def test_masks_of_a_pattern():
+    model = tiny_model()
+
+    def call(images, ratio):
+        grid = model.config.grid
+        return [
+            model(images, masking=mask)
+            for mask in (
+                grid_masking(images.shape[0], grid, 2, ratio),
+                block_masking(images.shape[0], grid, 0.75, ratio),
+            )
+        ]
+
+    counts = graphs_of(call, [lambda b=b, r=r: (pictures(b), r) for b, r in ((4, 0.25), (3, 0.25), (3, 0.5), (5, 0.5))])
+    assert counts == [1, 2, 3, 3]
+
+
+def test_a_mask_of_ones_own_is_checked_on_the_device():
+    model, drawn = tiny_model(), random_masking(3, 16)
+    call = [lambda b=b: (pictures(b), Masking(*tree_leaves(random_masking(b, 16))[:2])) for b in (4, 3, 5)]
+
+    def forward(images, masking):
+        return model(images, masking=masking)
+
+    assert graphs_of(forward, call, backend="aot_eager") == [1, 2, 2]
+    compiled = torch.compile(forward, backend="aot_eager", fullgraph=True)
+    visible, predicted = drawn.visible_ids, drawn.predicted_ids
+    for wrong in ((visible - 16, predicted), (visible, predicted + 16), (predicted, predicted)):
+        with pytest.raises(RuntimeError, match=r"must lie in \[0, 16\), and no image may name a patch twice"):
+            compiled(pictures(3), Masking(*wrong))
+
+
+@pytest.mark.filterwarnings("ignore:statistics='true':UserWarning")
+@pytest.mark.parametrize("name", [CROSS, MAE])
+@pytest.mark.parametrize("statistics", ["visible", "true"])
+def test_reconstructions(name, statistics):
+    model = tiny_model(name, decoder_depth=2).eval()
+
+    def columns(images):
+        return reconstruction_columns(model, images, model(images), statistics, blocks=True)
+
+    assert graphs_of(columns, BATCHES[:3]) == [1, 2, 2]
+
+
+@pytest.mark.parametrize("overrides", [{}, {"gradient_checkpointing": True, "drop_path": 0.5, "encoder_depth": 2}])
+def test_gradients(overrides):
+    model = tiny_model(**overrides)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for batch in (4, 3, 5):
+        gradients = []
+        for called in (compiled, model):
+            model.zero_grad()
+            torch.manual_seed(0)
+            called(pictures(batch)).loss.backward()
+            gradients.append([p.grad for p in model.parameters()])
+        torch.testing.assert_close(*gradients)
+    assert counter.frame_count == 2
+
+
+class Calls(torch.nn.Module):
+    """A model as the module that is exported: what it is called with, and how."""
+
+    def __init__(self, model, call):
+        super().__init__()
+        self.model, self.call = model, call
+
+    def forward(self, *arguments):
+        return self.call(self.model, *arguments)
+
+
+def features_for_decoder(model, batch):
+    masking = random_masking(batch, 16, generator=torch.Generator().manual_seed(batch))
+    with torch.no_grad():
+        maps = model.encoder(pictures(batch), masking.visible_ids)
+    return (*maps, masking.visible_ids, masking.predicted_ids)
+
+
+EXPORTED = {
+    "encode": (lambda m, images: m.encode(images), lambda m, b: (pictures(b),)),
+    "forward": (lambda m, images: m(images), lambda m, b: (pictures(b),)),
+    "noise": (lambda m, images, noise: m(images, noise=noise), lambda m, b: (pictures(b), torch.rand(b, 16))),
+    "masking": (
+        lambda m, images, v, p: m(images, masking=Masking(v, p)),
+        lambda m, b: (pictures(b), *tree_leaves(random_masking(b, 16))[:2]),
+    ),
+    "decoder": (lambda m, *a: m.decoder(list(a[:-2]), Masking(*a[-2:])), features_for_decoder),
+}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("what", EXPORTED)
+@pytest.mark.parametrize("name", [CROSS, MAE])
+def test_exported_programs_take_any_batch(name, what, strict):
+    model, (call, arguments) = tiny_model(name).eval(), EXPORTED[what]
+    module, example = Calls(model, call), arguments(model, 2)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(module, example, dynamic_shapes=((({0: batch},) * len(example)),), strict=strict)
+    run = program.module()
+    for other in (2, 5):
+        given = arguments(model, other)
+        torch.manual_seed(0)
+        found = run(*given)
+        torch.manual_seed(0)
+        torch.testing.assert_close(tree_leaves(found), tree_leaves(module(*given)))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_results_of_an_exported_model_are_its_own(strict):
+    program = torch.export.export(tiny_model(), (pictures(2),), strict=strict)
+    assert isinstance(program.module()(pictures(2)), crossmae.Output)
+
+
+def test_a_generator_is_not_exported():
+    module = Calls(tiny_model(), lambda m, images: m(images, generator=torch.default_generator))
+    with pytest.raises(ValueError, match="a generator cannot be exported; pass noise"):
+        torch.export.export(module, (pictures(2),), strict=False)

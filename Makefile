@@ -7,18 +7,23 @@ BIN := $(VENV)/bin
 # two cores take 2 to 6 s; with spin counts of 300 and 3000 it takes 0.18 and 0.26 s, and 0.11 s when alone, as ever.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint bench record gpu readme clean
+.PHONY: demo test lint margins bench record gpu readme clean
 
 demo: $(VENV)/.ready
 	$(BIN)/crossmae demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# How near the tests come to the error budget, over seeds and this CPU's sets of instructions; takes hours.
+SEEDS ?= 20
+margins: $(VENV)/.ready
+	$(BIN)/python tests/margins.py --seeds $(SEEDS)
 
 # The small form; `make bench FORM=` runs every depth with every prediction ratio.
 FORM ?= not full

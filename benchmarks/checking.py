@@ -2,11 +2,10 @@
 
 Ours keep to the error budget of ``crossmae_kernels.testing`` against float64, on a few images of the problem's shapes.
 Everybody, ours too, must agree with eager PyTorch on the whole batch: what only goes wrong there goes wrong by far, so
-the root mean square of the difference may be several times what eager PyTorch itself errs by.
+the root mean square of the difference may be several times that budget.
 """
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +20,11 @@ from benchmarks.problem import (
     joined,
     upstream_of,
 )
-from crossmae_kernels.testing import Error, budget, error, magnitude
+from crossmae_kernels.testing import NORMS, Budget, budgets, judge, magnitude
 
 FEW_IMAGES = 2
-# How far others may be from eager PyTorch, in multiples of its own error and a rounding.
-OTHERS = 8
+# How far everybody may be from eager PyTorch on a whole batch, in multiples of the budget on few images.
+WHOLE_BATCH = 8
 SEED = 1
 
 
@@ -75,47 +74,44 @@ class Judge:
     def check(self, name: str, solver: Solver) -> Check:
         """The closest result, or ``WrongError``."""
         verdicts = []
-        if name in self.problem.ours:
+        # What eager PyTorch errs by as it is, on this machine, is not ours to answer for.
+        if name in self.problem.ours and name != next(iter(self.problem.contenders)):
             verdicts.append(self._on_few_images(solver))
         if not verdicts or self.problem.batch > FEW_IMAGES:
             verdicts.append(self._on_whole_batch(solver))
         return max(verdicts, key=lambda check: check.share)
 
     @functools.cached_property
-    def _few(self) -> tuple[Arguments, Tensor | None, dict[str, Tensor], dict[str, Tensor]]:
-        """Arguments of few images, the upstream gradient, and what eager PyTorch and float64 make of them."""
+    def _few(self) -> tuple[Arguments, Tensor | None, dict[str, Tensor], dict[str, Budget]]:
+        """Arguments of few images, the upstream gradient, what float64 makes of them, and the budget."""
         few = self.problem.draw(min(FEW_IMAGES, self.problem.batch), SEED, self.device)
         upstream = upstream_of(self.eager, few, SEED + 1)
         exact = self._results(self.problem.exact(), _doubled(few), None if upstream is None else upstream.double())
-        return few, upstream, self._results(self.eager, few, upstream), exact
+        return few, upstream, exact, budgets(lambda: self._results(self.eager, few, upstream), exact)
 
     def _on_few_images(self, solver: Solver) -> Check:
-        few, upstream, eager, exact = self._few
+        few, upstream, exact, allowed = self._few
         found = self._results(solver, few, upstream)
-        allowed = {name: self._budget(eager[name], exact[name]) for name in exact}
-        return _judged(found, exact, allowed, rms_alone=self.problem.whole)
-
-    def _budget(self, eager: Tensor, exact: Tensor) -> Error:
-        """A scalar that eager PyTorch meets by luck may still be off by a rounding of the products' dtype."""
-        allowed = budget(eager, exact)
-        if exact.ndim:
-            return allowed
-        luck = torch.finfo(self.problem.dtype).eps * magnitude(exact).maximum
-        return Error(allowed.maximum + luck, allowed.rms + luck)
+        for name, truth in exact.items():
+            _check_shape(name, found[name], truth)
+        worst = judge(found, exact, allowed, norms=("rms",) if self.problem.whole else NORMS)
+        return _passed(f"{worst.result}, {worst.norm}", worst.share)
 
     def _on_whole_batch(self, solver: Solver) -> Check:
-        _, _, eager, exact = self._few
-        roundoff = torch.finfo(self.problem.dtype).eps
-        relative = {name: error(eager[name], t).rms / (magnitude(t).rms or 1) for name, t in exact.items()}
+        _, _, exact, allowed = self._few
+        relative = {name: allowed[name].error.rms / (magnitude(truth).rms or 1) for name, truth in exact.items()}
         arguments = self.problem.draw(self.problem.batch, SEED, self.device)
         upstream = upstream_of(self.eager, arguments, SEED + 1)
         truth = self._results(self.eager, arguments, upstream)
         found = self._results(solver, arguments, upstream)
-        allowed = {}
-        for name, tensor in truth.items():
-            limit = OTHERS * (relative[name] + roundoff) * float(tensor.float().square().mean().sqrt())
-            allowed[name] = Error(float("inf"), limit)
-        return _judged(found, truth, allowed, rms_alone=True)
+        shares = {}
+        for name, expected in truth.items():
+            _check_shape(name, found[name], expected)
+            limit = WHOLE_BATCH * relative[name] * _rms(expected)
+            difference = _rms(found[name].float() - expected.float())
+            shares[name] = difference / limit if limit else float(difference != 0)
+        worst = max(shares, key=lambda name: shares[name] if shares[name] == shares[name] else float("inf"))
+        return _passed(f"{worst}, rms", shares[worst])
 
     def _results(self, solver: Solver, arguments: Arguments, upstream: Tensor | None) -> dict[str, Tensor]:
         """Output and every gradient by name; those of parameters as one vector."""
@@ -138,26 +134,17 @@ def _doubled(arguments: Arguments) -> Arguments:
     }
 
 
-def _judged(
-    found: Mapping[str, Tensor], truth: Mapping[str, Tensor], allowed: Mapping[str, Error], rms_alone: bool
-) -> Check:
-    shares = {}
-    for name, expected in truth.items():
-        if found[name].shape != expected.shape:
-            raise WrongError(f"{name} has shape {tuple(found[name].shape)}, expected {tuple(expected.shape)}")
-        for norm in ("rms",) if rms_alone else ("maximum", "rms"):
-            value, limit = _difference(found[name], expected, norm), getattr(allowed[name], norm)
-            share = value / limit if limit else 0.0 if value == 0 else float("inf")
-            shares[f"{name}, {norm}"] = share if share == share else float("inf")  # NaN is worse than anything
-    worst = max(shares, key=lambda name: shares[name])
-    if shares[worst] > 1:
-        raise WrongError(f"{worst}: error is {shares[worst]:.3g} of what is allowed")
-    return Check(worst, shares[worst])
+def _check_shape(name: str, found: Tensor, expected: Tensor) -> None:
+    if found.shape != expected.shape:
+        raise WrongError(f"{name} has shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
 
 
-def _difference(found: Tensor, expected: Tensor, norm: str) -> float:
-    """In double precision where the truth is, else in single: whole batches are large."""
-    if expected.dtype == torch.float64:
-        return float(getattr(error(found, expected), norm))
-    difference = found.float() - expected.float()
-    return float(difference.square().mean().sqrt())
+def _passed(result: str, share: float) -> Check:
+    if not share <= 1:
+        raise WrongError(f"{result}: error is {share:.3g} of what is allowed")
+    return Check(result, share)
+
+
+def _rms(tensor: Tensor) -> float:
+    """In single precision: whole batches are large."""
+    return float(tensor.float().square().mean().sqrt())

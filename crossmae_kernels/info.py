@@ -1,25 +1,28 @@
-"""Which implementation serves each op on this machine, and why no other: ``python -m crossmae_kernels.info``."""
+"""Which implementation serves each op on this machine, and why no other: ``python -m crossmae_kernels.info``.
+
+Every op is asked itself: it is called with tensors that have shapes and no data, so it checks and refuses as it would
+in training, and no kernel runs.
+"""
 
 import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Callable
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from crossmae_kernels.common import implementation, machine, tuning
+import crossmae_kernels as ck
+from crossmae_kernels.common import implementation, machine, precision, tuning
 from crossmae_kernels.common.command import run_command
 
-OPS = (
-    "cross_attention",
-    "mix_feature_maps",
-    "project_feature_maps",
-    "norm_linear",
-    "linear_residual",
-    "mlp",
-    "gather_patches",
-    "patch_loss",
-)
+# ViT-B's decoder at 224 px: 13 feature maps of 49 visible patches and a class token, mixed for 12 blocks; of 196
+# patches 49 are predicted.
+IMAGES, SIZE, PATCH, PATCHES, PREDICTED = 2, 224, 16, 196, 49
+MAPS, TOKENS, ENCODER_WIDTH = 13, 50, 768
+BLOCKS, WIDTH, HEADS, HIDDEN = 12, 512, 16, 2048
+VALUES = 3 * PATCH**2
 
 
 def devices() -> list[torch.device]:
@@ -27,18 +30,74 @@ def devices() -> list[torch.device]:
     return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
 
 
-def served_by(op: str, device: torch.device) -> str:
-    """Who serves calls with ``impl="auto"`` there, and why the kernel does not."""
-    refusals = machine.machine_refusals(device)
+def calls(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """By its name, a call of every op with ``impl="triton"`` at the shapes of ViT-B's decoder."""
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, device=device, dtype=dtype)
+
+    ids = torch.empty(IMAGES, PREDICTED, device=device, dtype=torch.int64)
+    rows, visible = tensor(IMAGES, PREDICTED, WIDTH), tensor(IMAGES, TOKENS, WIDTH)
+    maps, mixing = [tensor(IMAGES, TOKENS, ENCODER_WIDTH) for _ in range(MAPS)], tensor(BLOCKS, MAPS)
+    norm, norms = tensor(WIDTH), tensor(BLOCKS, ENCODER_WIDTH)
+    weights, biases = [tensor(2 * WIDTH, ENCODER_WIDTH)] * BLOCKS, [tensor(2 * WIDTH)] * BLOCKS
+    square, table, images = tensor(WIDTH, WIDTH), tensor(PATCHES, WIDTH), tensor(IMAGES, 3, SIZE, SIZE)
+    up, down, hidden = tensor(HIDDEN, WIDTH), tensor(WIDTH, HIDDEN), tensor(HIDDEN)
+    return {
+        "cross_attention": lambda: ck.cross_attention(table, visible, visible, HEADS, ids, impl="triton"),
+        "cross_attention_kvpacked": lambda: ck.cross_attention_kvpacked(
+            rows, tensor(IMAGES, TOKENS, 2 * WIDTH), HEADS, impl="triton"
+        ),
+        "self_attention_qkvpacked": lambda: ck.self_attention_qkvpacked(
+            tensor(IMAGES, PATCHES + 1, 3 * WIDTH), HEADS, impl="triton"
+        ),
+        "mix_feature_maps": lambda: ck.mix_feature_maps(maps, mixing, impl="triton"),
+        "project_feature_maps": lambda: ck.project_feature_maps(
+            maps, mixing, norms, norms, weights, biases, impl="triton"
+        ),
+        "fold_norm": lambda: ck.fold_norm(square, norm, norm, norm, impl="triton"),
+        "norm_linear": lambda: ck.norm_linear(rows, square, norm, norm, norm, impl="triton"),
+        "linear_residual": lambda: ck.linear_residual(rows, square, norm, table, ids, impl="triton"),
+        "mlp": lambda: ck.mlp(rows, norm, norm, up, hidden, down, norm, impl="triton"),
+        "gather_patches": lambda: ck.gather_patches(images, ids, PATCH, impl="triton"),
+        "patch_loss": lambda: ck.patch_loss(
+            tensor(IMAGES, PREDICTED, VALUES), images, ids, PATCH, normalize=True, impl="triton"
+        ),
+    }
+
+
+def served_by(op: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Who serves calls of an op with ``impl="auto"`` there, and why the kernel does not."""
+    refusals = []
+    with FakeTensorMode():
+        try:
+            calls(device, dtype)[op]()
+        except RuntimeError as error:
+            _, refusal, reasons = str(error).partition(implementation.REFUSAL)
+            if not refusal:
+                raise
+            refusals.append(reasons)
     try:
         chosen = implementation.choose(op, "auto", refusals, worthwhile=device.type == "cuda")
-    except RuntimeError as error:
-        return f"none: {error}"
+    except RuntimeError:
+        return f"none: {refusals[0]}"
     if chosen == "triton":
         return "triton"
     if implementation.default() == "reference":
         return "reference: the process-wide default"
     return "reference: " + ("; ".join(refusals) or "on a CPU the interpreter runs kernels only when asked to")
+
+
+def rows_of(device: torch.device) -> list[str]:
+    """For each op, a line for the dtypes that are served alike."""
+    lines = []
+    for op in ck.__all__:
+        by_answer: dict[str, list[str]] = {}
+        for dtype in machine.KERNEL_DTYPES:
+            by_answer.setdefault(served_by(op, device, dtype), []).append(str(dtype).removeprefix("torch."))
+        for place, (answer, dtypes) in enumerate(by_answer.items()):
+            lines.append(f"  {'' if place else op:26}{', '.join(dtypes):28}{answer}")
+    return lines
 
 
 def report() -> list[str]:
@@ -49,9 +108,10 @@ def report() -> list[str]:
     lines.append(f"default     {implementation.default()} ({implementation.ENVIRONMENT_VARIABLE})")
     lines.append(f"interpreter {'on' if machine.interpreted() else 'off'} (TRITON_INTERPRET)")
     lines.append(f"tuning      {'on' if tuning.enabled() else 'off'} (CROSSMAE_KERNELS_TUNE)")
+    products = {"ieee": "exact products", "tf32": "products in TF32"}[precision.input_precision(torch.float32)]
+    lines.append(f"float32     {products} (torch.backends.cuda.matmul.fp32_precision)")
     for device in devices():
-        lines += ["", f"{device}: {describe(device)}"]
-        lines += [f"  {op:22}{served_by(op, device)}" for op in OPS]
+        lines += ["", f"{device}: {describe(device)}", *rows_of(device)]
     return lines
 
 

@@ -1,10 +1,16 @@
 """What holds for all tests."""
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 
+import mutation
+import pytest
+import seeds
 import torch
+
+from crossmae_kernels import testing
 
 # Two pytest workers on two cores: one thread each, or they wait for each other.
 torch.set_num_threads(1)
@@ -42,7 +48,41 @@ collect_ignore = [
 ]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--seeds", type=int, default=1, help="run each test that judges by the budget with so many seeds")
+    parser.addoption("--verdicts", type=Path, help="append every verdict by the budget to this file, one JSON a line")
+
+
+def pytest_generate_tests(metafunc):
+    if metafunc.definition.get_closest_marker("budget") and (count := metafunc.config.option.seeds) > 1:
+        metafunc.parametrize("_seeded", range(count), indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _seeded(request, monkeypatch):
+    """Whatever is drawn, from generators of the tests' own or from PyTorch's, is drawn again in another run."""
+    monkeypatch.setattr(seeds, "current", getattr(request, "param", 0))
+    torch.manual_seed(seeds.seeded())
+
+
+def _write_verdicts(file):
+    """Let the judge write down what it finds, and whether the kernels were broken on purpose."""
+    judge = testing.judge
+
+    def written(*arguments, **others):
+        verdict = judge(*arguments, **others)
+        test = os.environ["PYTEST_CURRENT_TEST"].split(" ")[0]
+        record = {"test": test, "verdict": str(verdict), "share": verdict.share, "broken": mutation.now}
+        with file.open("a") as lines:
+            lines.write(json.dumps(record) + "\n")
+        return verdict
+
+    testing.judge = written
+
+
 def pytest_configure(config):
+    if config.option.verdicts:
+        _write_verdicts(config.option.verdicts)
     # Triton 3.6's interpreter, with NumPy < 2.4.
     config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim > 0:DeprecationWarning")
     # PyTorch 2.11's compiler, of every autograd.Function that it traces.

@@ -6,8 +6,18 @@ from typing import Any
 
 from crossmae_kernels.audit.compilation import SHARED_MEMORY, Assembly, CompilationError, compile_kernel
 
-# Bytes of an element, by Triton's name of the dtype.
-ITEM_SIZES = {"bf16": 2, "fp16": 2, "fp32": 4}
+# Bytes of an element, by Triton's name of the dtype; "tf32" is fp32 that tensor cores multiply.
+ITEM_SIZES = {"bf16": 2, "fp16": 2, "fp32": 4, "tf32": 4}
+
+
+def element(dtype: str) -> str:
+    """Triton's name of what lies in memory."""
+    return "fp32" if dtype == "tf32" else dtype
+
+
+def precision(dtype: str) -> str:
+    """What kernels are told to multiply in, as by ``common.precision``."""
+    return "tf32" if dtype == "tf32" else "ieee"
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,9 @@ def shortcomings(case: Case, assembly: Assembly) -> list[str]:
         lacking.append(f"{assembly.shared} bytes of shared memory, {limit} are there")
     if case.tensor_cores:
         needed = "HMMA" if case.by_warp or case.arch < 90 else "HGMMA" if case.arch == 90 else None
+        if case.dtype == "tf32":
+            # Tiles of float32 may have fewer rows than Hopper's own instructions ask.
+            needed = None
         if not assembly.tensor_core or (needed and needed not in assembly.tensor_core):
             lacking.append(f"tensor-core instructions are {assembly.tensor_core or 'none'}")
     if assembly.widest_load < case.load_bits:

@@ -3,7 +3,7 @@
 import functools
 import importlib.metadata
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -34,8 +34,11 @@ def constant_when_compiled(function: Function) -> Function:
 
 
 @constant_when_compiled
-def machine_refusals(device: torch.device) -> list[str]:
-    """Every reason why no Triton kernel can run on tensors of ``device``; none means that they can."""
+def machine_refusals(device: torch.device, *dtypes: torch.dtype) -> list[str]:
+    """Every reason why kernels cannot run on tensors of ``device``; none means that they can.
+
+    ``dtypes`` are all in which the kernels of a call read or write floating-point numbers, in either direction.
+    """
     refusals = [] if _triton_is_installed() else ["Triton is not installed"]
     if device.type == "cuda":
         refusals += _cuda_refusals(device.index or 0)
@@ -45,22 +48,31 @@ def machine_refusals(device: torch.device) -> list[str]:
         refusals.append("kernels run on CUDA devices; on a CPU only in Triton's interpreter, with TRITON_INTERPRET=1")
     elif _triton_is_installed() and _interpreter_is_broken():
         refusals.append("the interpreter of Triton 3.6 needs NumPy < 2.4")
+    elif torch.bfloat16 in dtypes:
+        # It keeps them as uint16 and computes with these.
+        refusals.append("Triton's interpreter does not compute in bfloat16, only in float32 and float16")
+    others = sorted({str(dtype) for dtype in dtypes if dtype not in KERNEL_DTYPES})
+    if others:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES)
+        refusals.append(f"kernels take {names}, these tensors are {' and '.join(others)}")
     return refusals
 
 
-def dtype_refusals(tensor: Tensor) -> list[str]:
-    """Why kernels cannot take the dtype of ``tensor``, if they cannot."""
-    if tensor.dtype in KERNEL_DTYPES:
-        return []
-    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES)
-    return [f"kernels take {names}, these tensors are {tensor.dtype}"]
+def dtypes_of(*tensors: Tensor | None) -> list[torch.dtype]:
+    """The dtype of each tensor that is there."""
+    return [tensor.dtype for tensor in tensors if tensor is not None]
+
+
+def mixture_refusals(name: str, tensors: Sequence[Tensor]) -> list[str]:
+    """Several tensors that one kernel reads in turn are of one dtype; autocast lets others through."""
+    dtypes = sorted({str(tensor.dtype) for tensor in tensors})
+    return [f"kernels take {name} of one dtype, these are {' and '.join(dtypes)}"] if len(dtypes) > 1 else []
 
 
 def stream_refusals(name: str, stream: Tensor, compute: torch.dtype) -> list[str]:
     """The residual stream is float32 or of the dtype that products are computed in."""
-    if refused := dtype_refusals(stream):
-        return refused
-    if stream.dtype in (torch.float32, compute):
+    # What no kernel takes at all is refused as such.
+    if stream.dtype in (torch.float32, compute) or stream.dtype not in KERNEL_DTYPES:
         return []
     return [f"kernels take {name} in float32 or {compute}, got {stream.dtype}"]
 

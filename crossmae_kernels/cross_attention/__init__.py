@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
+from crossmae_kernels.common.autocast import compute_dtype
 from crossmae_kernels.common.checks import ArgumentChecks
 from crossmae_kernels.common.implementation import Implementation, choose
-from crossmae_kernels.common.machine import dtype_refusals, machine_refusals
+from crossmae_kernels.common.machine import machine_refusals
 from crossmae_kernels.cross_attention import ops, reference
 from crossmae_kernels.cross_attention.config import WIDEST_HEAD
 from crossmae_kernels.cross_attention.packing import unpacked, width_of
@@ -21,7 +22,8 @@ def cross_attention(
 ) -> Tensor:
     """``softmax(scale * q k^T) v`` per head, without a mask: no query sees another (CrossMAE, section 3.2).
 
-    The kernels take heads of up to 128 channels, in float32, float16 and bfloat16. They keep their inputs for the
+    The kernels take heads of up to 128 channels, in float32, float16 and bfloat16. They multiply float32 as PyTorch is
+    set to (``torch.set_float32_matmul_precision``). They keep their inputs for the
     backward pass and, with more keys than fit on chip, the output and a float32 log-sum-exp ``(B, heads, Q)``.
     A table's rows are gathered inside of them; on a GPU a row whose id is out of range is not read, and comes out
     as NaN.
@@ -124,15 +126,15 @@ def _attend(
 ) -> Tensor:
     """Refuse what the checks found, or serve the call; packed tensors are as in ``packing``."""
     checks.raise_if_any()
-    reasons = refusals(query, width_of(query, key) // num_heads)
+    reasons = refusals(query, key, value, width_of(query, key) // num_heads)
     if choose(checks.op, impl, reasons, worthwhile=query.is_cuda) == "reference":
         return reference.cross_attention(*unpacked(query, key, value), num_heads, query_ids, scale)
     return ops.cross_attention(query, key, value, num_heads, query_ids, scale)
 
 
-def refusals(query: Tensor, head_width: int) -> list[str]:
-    """Every reason why the kernels cannot serve a call with such queries and heads."""
-    reasons = machine_refusals(query.device) + dtype_refusals(query)
+def refusals(query: Tensor, key: Tensor | None, value: Tensor | None, head_width: int) -> list[str]:
+    """Every reason why the kernels cannot serve a call with such tensors, packed or not, and heads."""
+    reasons = machine_refusals(query.device, *(compute_dtype(t) for t in (query, key, value) if t is not None))
     if head_width > WIDEST_HEAD:
         reasons.append(f"kernels take heads of up to {WIDEST_HEAD} channels, these have {head_width}")
     return reasons

@@ -39,12 +39,21 @@ def log_sum_exp_shape(
     return (0,) if fits_on_chip(keys, head_width, element_size) else (batch, num_heads, queries)
 
 
-def tiles(kernel: Kernel, queries: int, keys: int, head_width: int, element_size: int, shared_memory: int) -> Tiles:
+def tiles(
+    kernel: Kernel,
+    queries: int,
+    keys: int,
+    head_width: int,
+    element_size: int,
+    shared_memory: int,
+    precision: str,
+) -> Tiles:
     """The analytic choice for ``queries`` x ``keys`` and heads of ``head_width``, on a device with so much memory.
 
     The numbers keep every kernel in registers on all architectures from 8.0 on, as the audit shows: what a thread
     holds grows with tile x head width / warps, and float32 multiplies outside of the tensor cores, where each
-    thread needs more of its operands at a time.
+    thread needs more of its operands at a time. As TF32 it needs fewer, and with 8 warps the assembler spills some to
+    let another program run beside.
     """
     width, block_k = padded(head_width), padded(keys)
     wide = element_size == 4
@@ -52,13 +61,14 @@ def tiles(kernel: Kernel, queries: int, keys: int, head_width: int, element_size
         return Tiles(min(32 if wide else 64, padded(queries)), block_k, 8 if wide else 4, 1 if wide else 2)
     if kernel == "short_backward":
         most = 16 if wide else 32
-        warps = 8 if wide or block_k > 64 or width > 64 else 4
+        many = precision == "ieee" if wide else block_k > 64 or width > 64
+        warps = 8 if many else 4
         return Tiles(min(most, padded(queries)), block_k, warps, 1 if wide else 2)
     if wide:
         by_kernel = {
             "looped_forward": Tiles(16, 32, 8, 1),
             "looped_backward_query": Tiles(16, 16 if width > 64 else 32, 8, 1),
-            "looped_backward_key": Tiles(32, 32, 8, 1),
+            "looped_backward_key": Tiles(16, 32, 8, 1),
         }
         return by_kernel[kernel]
     # One tile that stays and two for every stage.
@@ -69,10 +79,16 @@ def tiles(kernel: Kernel, queries: int, keys: int, head_width: int, element_size
 
 
 def candidates(
-    kernel: Kernel, queries: int, keys: int, head_width: int, element_size: int, shared_memory: int
+    kernel: Kernel,
+    queries: int,
+    keys: int,
+    head_width: int,
+    element_size: int,
+    shared_memory: int,
+    precision: str,
 ) -> list[Tiles]:
     """Neighbours of the analytic choice, for tuning to try."""
-    rule = tiles(kernel, queries, keys, head_width, element_size, shared_memory)
+    rule = tiles(kernel, queries, keys, head_width, element_size, shared_memory, precision)
     key_blocks = {rule.block_k} if kernel.startswith("short") else {32, 64, 128}
     return [
         Tiles(block_q, block_k, warps, stages)

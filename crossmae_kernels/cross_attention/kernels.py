@@ -11,7 +11,7 @@ Conventions: a *row* is a query, tiles are ``(queries, keys)`` or ``(rows, head 
 ``scale * log2(e)``, so that ``exp2`` gives the softmax. Everything that lies outside of a tensor reads as 0. With
 ``ids`` the queries are rows of a table; a row whose id is outside of the table is never read and comes out as NaN.
 Images of a gradient follow one another; its rows are ``DQ_ROW`` or ``DKV_ROW`` elements apart, beside those of another
-gradient if the tensors came packed.
+gradient if the tensors came packed. ``PRECISION`` is what float32 is multiplied in (``common.precision``).
 """
 
 # Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
@@ -59,9 +59,9 @@ def load_queries(q, ids, rows, q_row, inside, table_rows, HEAD_DIM: tl.constexpr
 
 
 @triton.jit
-def scores_of(q, k, keys, num_keys, scale_log2):
+def scores_of(q, k, keys, num_keys, scale_log2, PRECISION: tl.constexpr):
     """Scaled scores in base 2, (queries, keys); -inf beyond the last key."""
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
     return tl.where((keys < num_keys)[None, :], scores, float("-inf"))
 
 
@@ -81,6 +81,7 @@ def short_forward(
     num_queries, num_keys, table_rows, scale_log2,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (image and head, share of the query tiles); all keys at once."""
     image = (tl.program_id(0) // HEADS).to(tl.int64)
@@ -99,10 +100,10 @@ def short_forward(
         rows = indices(first, BLOCK_Q, WIDE)
         inside = rows < num_queries
         q_tile = load_queries(q, ids, rows, q_row, inside, table_rows, HEAD_DIM, BLOCK_D)
-        scores = scores_of(q_tile, k_tile, keys, num_keys, scale_log2)
+        scores = scores_of(q_tile, k_tile, keys, num_keys, scale_log2, PRECISION)
         weights = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
         total = tl.sum(weights, axis=1)
-        tile = tl.dot(weights.to(v_tile.dtype), v_tile, input_precision="ieee") / total[:, None]
+        tile = tl.dot(weights.to(v_tile.dtype), v_tile, input_precision=PRECISION) / total[:, None]
         store_rows(out, rows, out_row, inside, tile, HEAD_DIM, BLOCK_D)
 
 
@@ -113,6 +114,7 @@ def short_backward(
     num_queries, num_keys, table_rows, scale, scale_log2,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DQ_ROW: tl.constexpr, DKV_ROW: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (image and head). With a whole row of P and dP at hand, ``delta = sum_j P_ij dP_ij`` as it is defined.
 
@@ -136,21 +138,21 @@ def short_backward(
         inside = rows < num_queries
         q_tile = load_queries(q, ids, rows, q_row, inside, table_rows, HEAD_DIM, BLOCK_D)
         dout_tile = load_rows(dout, rows, dout_row, inside, HEAD_DIM, BLOCK_D)
-        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee") * scale_log2
+        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION) * scale_log2
         scores = tl.where((keys < num_keys)[:, None], scores, float("-inf"))
         weights = tl.exp2(scores - tl.max(scores, axis=0)[None, :])
         # One division a row: with one for each weight, the code for Blackwell spills.
         weights = weights * (1 / tl.sum(weights, axis=0))[None, :]
         if dv is not None:
-            dv_tile = tl.dot(weights.to(dout_tile.dtype), dout_tile, dv_tile, input_precision="ieee")
+            dv_tile = tl.dot(weights.to(dout_tile.dtype), dout_tile, dv_tile, input_precision=PRECISION)
         if dq is not None or dk is not None:
-            dweights = tl.dot(v_tile, tl.trans(dout_tile), input_precision="ieee")
+            dweights = tl.dot(v_tile, tl.trans(dout_tile), input_precision=PRECISION)
             delta = tl.sum(weights * dweights, axis=0)
             dscores = (weights * (dweights - delta[None, :])).to(q_tile.dtype)
             if dk is not None:
-                dk_tile = tl.dot(dscores, q_tile, dk_tile, input_precision="ieee")
+                dk_tile = tl.dot(dscores, q_tile, dk_tile, input_precision=PRECISION)
             if dq is not None:
-                dq_tile = tl.dot(tl.trans(dscores), k_tile, input_precision="ieee") * scale
+                dq_tile = tl.dot(tl.trans(dscores), k_tile, input_precision=PRECISION) * scale
                 dq_image = dq + image * num_queries * DQ_ROW + column
                 store_rows(dq_image, rows, DQ_ROW, inside, dq_tile, HEAD_DIM, BLOCK_D)
     if dk is not None:
@@ -168,6 +170,7 @@ def looped_forward(
     num_queries, num_keys, table_rows, scale_log2,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (image and head, query tile), over blocks of keys. ``lse`` (B, H, Q) is in base 2."""
     image = (tl.program_id(0) // HEADS).to(tl.int64)
@@ -190,12 +193,12 @@ def looped_forward(
         keys = indices(first, BLOCK_K, WIDE)
         k_tile = load_rows(k, keys, k_row, keys < num_keys, HEAD_DIM, BLOCK_D)
         v_tile = load_rows(v, keys, v_row, keys < num_keys, HEAD_DIM, BLOCK_D)
-        scores = scores_of(q_tile, k_tile, keys, num_keys, scale_log2)
+        scores = scores_of(q_tile, k_tile, keys, num_keys, scale_log2, PRECISION)
         new_peak = tl.maximum(peak, tl.max(scores, axis=1))
         weights = tl.exp2(scores - new_peak[:, None])
         shrink = tl.exp2(peak - new_peak)
         total = total * shrink + tl.sum(weights, axis=1)
-        tile = tl.dot(weights.to(v_tile.dtype), v_tile, tile * shrink[:, None], input_precision="ieee")
+        tile = tl.dot(weights.to(v_tile.dtype), v_tile, tile * shrink[:, None], input_precision=PRECISION)
         peak = new_peak
     store_rows(out, rows, out_row, inside, tile / total[:, None], HEAD_DIM, BLOCK_D)
     tl.store(lse + rows, peak + tl.log2(total), mask=inside)
@@ -208,6 +211,7 @@ def looped_backward_query(
     num_queries, num_keys, table_rows, scale, scale_log2,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DQ_ROW: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (image and head, query tile), over blocks of keys: dQ, and delta (B, H, Q) for the key gradients.
 
@@ -240,10 +244,10 @@ def looped_backward_query(
             keys = indices(first, BLOCK_K, WIDE)
             k_tile = load_rows(k, keys, k_row, keys < num_keys, HEAD_DIM, BLOCK_D)
             v_tile = load_rows(v, keys, v_row, keys < num_keys, HEAD_DIM, BLOCK_D)
-            weights = tl.exp2(scores_of(q_tile, k_tile, keys, num_keys, scale_log2) - row_lse[:, None])
-            dweights = tl.dot(dout_tile, tl.trans(v_tile), input_precision="ieee")
+            weights = tl.exp2(scores_of(q_tile, k_tile, keys, num_keys, scale_log2, PRECISION) - row_lse[:, None])
+            dweights = tl.dot(dout_tile, tl.trans(v_tile), input_precision=PRECISION)
             dscores = (weights * (dweights - row_delta[:, None])).to(k_tile.dtype)
-            dq_tile = tl.dot(dscores, k_tile, dq_tile, input_precision="ieee")
+            dq_tile = tl.dot(dscores, k_tile, dq_tile, input_precision=PRECISION)
         store_rows(dq, rows, DQ_ROW, inside, dq_tile * scale, HEAD_DIM, BLOCK_D)
 
 
@@ -254,6 +258,7 @@ def looped_backward_key(
     num_queries, num_keys, table_rows, scale, scale_log2,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DKV_ROW: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (image and head, block of keys), over query tiles: dK and dV, of which either may be None.
 
@@ -280,16 +285,16 @@ def looped_backward_key(
         q_tile = load_queries(q, ids, rows, q_row, inside, table_rows, HEAD_DIM, BLOCK_D)
         dout_tile = load_rows(dout, rows, dout_row, inside, HEAD_DIM, BLOCK_D)
         row_lse = tl.load(lse + rows, mask=inside, other=0.0)
-        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee") * scale_log2
+        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION) * scale_log2
         # Keys beyond the last one need no mask: each fills its own row of dK and dV, which is not written.
         weights = tl.exp2(scores - row_lse[None, :])
         if dv is not None:
-            dv_tile = tl.dot(weights.to(dout_tile.dtype), dout_tile, dv_tile, input_precision="ieee")
+            dv_tile = tl.dot(weights.to(dout_tile.dtype), dout_tile, dv_tile, input_precision=PRECISION)
         if dk is not None:
             row_delta = tl.load(delta + rows, mask=inside, other=0.0)
-            dweights = tl.dot(v_tile, tl.trans(dout_tile), input_precision="ieee")
+            dweights = tl.dot(v_tile, tl.trans(dout_tile), input_precision=PRECISION)
             dscores = (weights * (dweights - row_delta[None, :])).to(q_tile.dtype)
-            dk_tile = tl.dot(dscores, q_tile, dk_tile, input_precision="ieee")
+            dk_tile = tl.dot(dscores, q_tile, dk_tile, input_precision=PRECISION)
     if dk is not None:
         dk += image * num_keys * DKV_ROW + column
         store_rows(dk, keys, DKV_ROW, keys < num_keys, dk_tile * scale, HEAD_DIM, BLOCK_D)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from crossmae_kernels.common.launch import blocks, needs_wide_offsets, on_device_of, unit_stride, unit_stride_optional
 from crossmae_kernels.common.machine import multiprocessors, shared_memory
+from crossmae_kernels.common.precision import input_precision
 from crossmae_kernels.common.segmented_sum import segmented_sum
 from crossmae_kernels.common.tuning import tuned
 from crossmae_kernels.cross_attention import kernels
@@ -73,10 +74,12 @@ class _Call:
     ) -> None:
         """Launch a kernel; ``others`` are further tensors ``(B, ., D)`` that it addresses."""
         query = self.query if self.ids is not None else self.query[0]
+        precision = input_precision(self.key.dtype)
         constants = {
             "HEADS": self.heads,
             "HEAD_DIM": self.head_width,
             "BLOCK_D": padded(self.head_width),
+            "PRECISION": precision,
             **row_strides,
             "WIDE": needs_wide_offsets(query, self.key[0], self.value[0], *(other[0] for other in others)),
         }
@@ -88,14 +91,14 @@ class _Call:
             function[grid(choice)](*arguments, **constants, **extents, **sizes)
 
         shape = (self.queries, self.keys, self.head_width, self.key.element_size())
-        limit = shared_memory(self.key.device)
+        limits = shared_memory(self.key.device), precision
         with on_device_of(self.key):
             best = tuned(
                 f"cross_attention.{kernel}",
-                # Widths and dtype, never the batch; the number of keys as the tile extent that holds them.
-                (self.heads, self.head_width, padded(self.queries), padded(self.keys), str(self.key.dtype)),
-                tiles(kernel, *shape, limit),
-                lambda: candidates(kernel, *shape, limit),
+                # Widths, dtype and precision, never the batch; the number of keys as the tile extent that holds them.
+                (self.heads, self.head_width, padded(self.queries), padded(self.keys), str(self.key.dtype), precision),
+                tiles(kernel, *shape, *limits),
+                lambda: candidates(kernel, *shape, *limits),
                 run,
                 self.key.device,
             )

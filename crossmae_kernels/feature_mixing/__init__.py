@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from crossmae_kernels.common.autocast import compute_dtype
 from crossmae_kernels.common.checks import ArgumentChecks
 from crossmae_kernels.common.implementation import Implementation, choose
-from crossmae_kernels.common.machine import dtype_refusals, machine_refusals
+from crossmae_kernels.common.machine import dtypes_of, machine_refusals, mixture_refusals
 from crossmae_kernels.common.normalization.config import width_refusals
 from crossmae_kernels.feature_mixing import ops, reference
 
@@ -26,7 +28,8 @@ def mix_feature_maps(
     the gradients, up to 12 decoder blocks of ViT-H; elsewhere LayerNorm is a pass of its own. For the backward pass the
     maps and float32 statistics ``(n, B, K)`` are kept, and where LayerNorm is a pass of its own, the mixes. An affine
     costs a pass too; better fold it into the linear layer that follows (``crossmae_kernels.common.folding``). Under
-    autocast the kernels read the maps in the dtype they have.
+    autocast the kernels read the maps in the dtype they have, which is one for all. float32 is multiplied as PyTorch is
+    set to (``torch.set_float32_matmul_precision``).
 
     Args:
         maps: k feature maps, each ``(B, K, E)``.
@@ -56,7 +59,7 @@ def mix_feature_maps(
         "norm_weight and norm_bias must be None where normalize=False",
     )
     checks.raise_if_any()
-    if choose("mix_feature_maps", impl, refusals(maps[0]), worthwhile=weight.is_cuda) == "reference":
+    if choose("mix_feature_maps", impl, refusals(maps, weight), worthwhile=weight.is_cuda) == "reference":
         return reference.mix_feature_maps(maps, weight, norm_weight, norm_bias, eps, normalize)
     mixes = ops.mix_feature_maps(maps, weight, eps, normalize)
     if norm_weight is not None:
@@ -66,7 +69,10 @@ def mix_feature_maps(
     return mixes
 
 
-def refusals(feature_map: Tensor) -> list[str]:
-    """Every reason why the kernels cannot serve a call with such maps."""
-    width = feature_map.shape[-1]
-    return machine_refusals(feature_map.device) + dtype_refusals(feature_map) + width_refusals(width)
+def refusals(maps: Sequence[Tensor], weight: Tensor, *others: torch.dtype) -> list[str]:
+    """Every reason why the kernels cannot serve a call with such maps, mixing weights and ``others`` beside them."""
+    return [
+        *machine_refusals(weight.device, *dtypes_of(*maps), compute_dtype(weight), *others),
+        *mixture_refusals("maps", maps),
+        *width_refusals(maps[0].shape[-1]),
+    ]

@@ -84,6 +84,7 @@ def mixing_forward(
     map_image, map_row, tokens, tokens_per_image, num_mixes, width, eps,
     MAPS: tl.constexpr, NORMALIZE: tl.constexpr, BLOCK_MIXES: tl.constexpr,
     SLICES: tl.constexpr, CHANNELS: tl.constexpr, PANELS: tl.constexpr, ALIGNED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (share of the tokens, share of ``PANELS`` panels).
 
@@ -104,7 +105,7 @@ def mixing_forward(
             mixed = zeros
             for first in tl.static_range(0, MAPS, BLOCK):
                 rows = load_maps(maps, offset, first, columns, width, MAPS, ALIGNED).to(weight.dtype.element_ty)
-                mixed = tl.dot(weights[first // BLOCK], rows, mixed, input_precision="ieee")
+                mixed = tl.dot(weights[first // BLOCK], rows, mixed, input_precision=PRECISION)
             panels = panels + (mixed,)
             total += tl.sum(mixed, axis=2)
         if NORMALIZE:
@@ -174,12 +175,12 @@ def panel_of(panels, panel, PANELS: tl.constexpr):
 @triton.jit
 def store_dmaps(
     dmaps, weight, d, token, first, columns, tokens, num_mixes, width,
-    MAPS: tl.constexpr, BLOCK_MIXES: tl.constexpr, SLICES: tl.constexpr,
+    MAPS: tl.constexpr, BLOCK_MIXES: tl.constexpr, SLICES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write ``w^T d`` of a panel: one token's rows of the gradients of the maps from ``first`` on."""
     rows = first + tl.arange(0, BLOCK)[None, :, None]
     weights = load_weights(weight, first, num_mixes, MAPS, BLOCK_MIXES, SLICES)
-    tile = tl.dot(tl.permute(weights, (0, 2, 1)), d, input_precision="ieee")
+    tile = tl.dot(tl.permute(weights, (0, 2, 1)), d, input_precision=PRECISION)
     pointers = dmaps + (rows.to(tl.int64) * tokens + token) * width + columns
     tl.store(pointers, tile.to(dmaps.dtype.element_ty), mask=(rows < MAPS) & (columns < width))
 
@@ -197,7 +198,7 @@ def mixing_backward(
     maps, weight, means, rstds, dout, dmaps, dweight,
     map_image, map_row, dout_mix, dout_image, dout_row, tokens, tokens_per_image, num_mixes, width,
     MAPS: tl.constexpr, BLOCK_MIXES: tl.constexpr, SLICES: tl.constexpr, CHANNELS: tl.constexpr,
-    PANELS: tl.constexpr, HOLD_DOUT: tl.constexpr, ALIGNED: tl.constexpr,
+    PANELS: tl.constexpr, HOLD_DOUT: tl.constexpr, ALIGNED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Normalised mixes. Program: a share of the tokens. ``dmaps`` or ``dweight`` may be None.
 
@@ -241,7 +242,7 @@ def mixing_backward(
             rows = ()
             for first in tl.static_range(0, MAPS, BLOCK):
                 rows = rows + (load_maps(maps, offset, first, columns, width, MAPS, ALIGNED).to(dtype),)
-                mixed = tl.dot(weights[first // BLOCK], rows[first // BLOCK], mixed, input_precision="ieee")
+                mixed = tl.dot(weights[first // BLOCK], rows[first // BLOCK], mixed, input_precision=PRECISION)
             x_hat = (mixed - mean) * rstd
             shift += tl.sum(d.to(tl.float32), axis=2)
             slope += tl.sum(d.to(tl.float32) * x_hat, axis=2)
@@ -254,9 +255,9 @@ def mixing_backward(
                 by_dout, by_x_hat, sums = (), (), ()
                 for block in tl.static_range((MAPS + BLOCK - 1) // BLOCK):
                     columns_first = tl.permute(rows[block], (0, 2, 1))
-                    by_dout = by_dout + (tl.dot(d, columns_first, by_dout_before[block], input_precision="ieee"),)
+                    by_dout = by_dout + (tl.dot(d, columns_first, by_dout_before[block], input_precision=PRECISION),)
                     by_x_hat = by_x_hat + (
-                        tl.dot(x_hat, columns_first, by_x_hat_before[block], input_precision="ieee"),
+                        tl.dot(x_hat, columns_first, by_x_hat_before[block], input_precision=PRECISION),
                     )
                     sums = sums + (sums_before[block] + tl.sum(rows[block].to(tl.float32), axis=2),)
         shift, slope = mean_of_slices(shift, width), mean_of_slices(slope, width)
@@ -275,8 +276,9 @@ def mixing_backward(
                 d = tl.where(columns < width, rstd * d, 0.0).to(dtype)
                 for first in tl.static_range(0, MAPS, BLOCK):
                     store_dmaps(
-                        dmaps, weight, d, token, first, columns, tokens, num_mixes, width, MAPS, BLOCK_MIXES, SLICES
-                    )
+                        dmaps, weight, d, token, first, columns, tokens, num_mixes, width,
+                        MAPS, BLOCK_MIXES, SLICES, PRECISION,
+                    )  # fmt: skip
     if dweight is not None:
         for first in tl.static_range(0, MAPS, BLOCK):
             store_dweight(dweight, dweights[first // BLOCK], tl.program_id(0), first, num_mixes, MAPS, BLOCK_MIXES)
@@ -287,7 +289,7 @@ def sums_backward(
     maps, weight, dout, dmaps, dweight,
     map_image, map_row, dout_mix, dout_image, dout_row, tokens, tokens_per_image, num_mixes, width,
     MAPS: tl.constexpr, BLOCK_MIXES: tl.constexpr, SLICES: tl.constexpr, CHANNELS: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    ALIGNED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Mixes as they are. Program (share of the tokens, panel). ``dmaps`` or ``dweight`` may be None.
 
@@ -308,12 +310,13 @@ def sums_backward(
             first = block * BLOCK
             if dmaps is not None:
                 store_dmaps(
-                    dmaps, weight, d, token, first, columns, tokens, num_mixes, width, MAPS, BLOCK_MIXES, SLICES
-                )
+                    dmaps, weight, d, token, first, columns, tokens, num_mixes, width,
+                    MAPS, BLOCK_MIXES, SLICES, PRECISION,
+                )  # fmt: skip
             if dweight is not None:
                 rows = load_maps(maps, offset, first, columns, width, MAPS, ALIGNED).to(d.dtype)
                 sums = panel_of(dweights, block, len(dweights))
-                sums = tl.dot(d, tl.permute(rows, (0, 2, 1)), sums, input_precision="ieee")
+                sums = tl.dot(d, tl.permute(rows, (0, 2, 1)), sums, input_precision=PRECISION)
                 dweights = with_panel(dweights, block, sums, len(dweights))
     if dweight is not None:
         program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from crossmae_kernels.common.launch import blocks, on_device_of, unit_stride
 from crossmae_kernels.common.machine import multiprocessors, shared_memory
 from crossmae_kernels.common.normalization import launch as normalization
+from crossmae_kernels.common.precision import input_precision
 from crossmae_kernels.feature_mixing import kernels
 from crossmae_kernels.feature_mixing.config import (
     ALL_REGISTERS,
@@ -123,6 +124,7 @@ class _Call:
             "SLICES": NUM_WARPS,
             "CHANNELS": self.tiles.channels,
             "ALIGNED": all(place % 16 == 0 for place in [*(m.data_ptr() for m in self.maps), *bytes_between]),
+            "PRECISION": input_precision(self.weight.dtype),
             "num_warps": NUM_WARPS,
         }
 

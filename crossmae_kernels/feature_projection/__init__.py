@@ -9,6 +9,7 @@ from crossmae_kernels.common.autocast import compute_dtype
 from crossmae_kernels.common.checks import ArgumentChecks
 from crossmae_kernels.common.folding import fold_norm
 from crossmae_kernels.common.implementation import Implementation, choose
+from crossmae_kernels.common.machine import dtypes_of, mixture_refusals
 from crossmae_kernels.feature_mixing import mix_feature_maps, refusals
 from crossmae_kernels.feature_projection import ops, reference
 
@@ -61,9 +62,11 @@ def project_feature_maps(
         for index, tensor in enumerate(several):
             checks.tensor(f"{name}[{index}]", tensor, pattern)
     checks.raise_if_any()
-    chosen = choose("project_feature_maps", impl, refusals(maps[0]), worthwhile=mixing_weight.is_cuda)
+    compute = compute_dtype(weights[0])
+    folded = dtypes_of(*weights, *biases, norm_weight, norm_bias)
+    reasons = refusals(maps, mixing_weight, *folded, compute) + mixture_refusals("weights", weights)
+    chosen = choose("project_feature_maps", impl, reasons, worthwhile=mixing_weight.is_cuda)
     if chosen == "reference":
         return reference.project_feature_maps(maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps)
-    compute, bias = compute_dtype(weights[0]), torch.stack(list(biases))
-    weight, bias = fold_norm(weights, bias, norm_weight, norm_bias, compute, impl="triton")
+    weight, bias = fold_norm(weights, torch.stack(list(biases)), norm_weight, norm_bias, compute, impl="triton")
     return ops.project(mix_feature_maps(maps, mixing_weight, eps=eps, impl="triton"), weight, bias)

@@ -61,7 +61,8 @@ def mlp(
     checks.that(hidden in get_args(Hidden), f"hidden must be 'save' or 'recompute', got {hidden!r}")
     checks.raise_if_any()
     compute = compute_dtype(fc1_weight)
-    if choose("mlp", impl, refusals(x, compute), worthwhile=x.is_cuda) == "reference":
+    reasons = refusals(x, (norm_weight, norm_bias, fc1_weight, fc1_bias), compute)
+    if choose("mlp", impl, reasons, worthwhile=x.is_cuda) == "reference":
         return reference.mlp(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps)
     fc1_weight, fc1_bias = fold_norm(fc1_weight, fc1_bias, norm_weight, norm_bias, compute, impl="triton")
     return ops.mlp(

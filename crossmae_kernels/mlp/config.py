@@ -1,5 +1,6 @@
 """Which form serves the MLP, and with which tiles: analytic rules, and why a call or a form is refused."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from crossmae_kernels.common.gemm.config import Tiles
 from crossmae_kernels.common.gemm.config import tiles as gemm_tiles
-from crossmae_kernels.common.machine import machine_refusals, stream_refusals
+from crossmae_kernels.common.machine import dtypes_of, machine_refusals, stream_refusals
 from crossmae_kernels.common.normalization.config import width_refusals
 
 # Where the form with one kernel ends: the float32 sums of 64 rows of 256 take 64 registers of each of 256 threads, and
@@ -84,6 +85,10 @@ def single_refusals(width: int, dtype: torch.dtype, shared_memory: int) -> list[
     return reasons
 
 
-def refusals(x: Tensor, compute: torch.dtype) -> list[str]:
-    """Every reason why the kernels cannot serve a call with these rows."""
-    return machine_refusals(x.device) + stream_refusals("x", x, compute) + width_refusals(x.shape[-1])
+def refusals(x: Tensor, parameters: Sequence[Tensor | None], compute: torch.dtype) -> list[str]:
+    """Every reason why the kernels cannot serve a call with these rows; they fold ``parameters`` as they are."""
+    return (
+        machine_refusals(x.device, *dtypes_of(x, *parameters), compute)
+        + stream_refusals("x", x, compute)
+        + width_refusals(x.shape[-1])
+    )

@@ -66,6 +66,7 @@ def hidden_backward(
     dout, w2, x_hat, w1, b1, hidden, dhidden, activated, sums, dout_row, w2_row, w1_row, num_rows,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``dhidden = (dout w2) gelu'(h)``, ``activated = gelu(h)``, and sums of dhidden's columns over each row tile.
 
@@ -79,14 +80,14 @@ def hidden_backward(
     if hidden is None:
         h = product(
             x_hat + first_row * WIDTH, WIDTH, inside, w1, w1_row, columns,
-            HIDDEN, WIDTH, True, BLOCK_M, BLOCK_N, BLOCK_K,
+            HIDDEN, WIDTH, True, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
         )  # fmt: skip
         if b1 is not None:
             h += tl.load(b1 + columns, mask=columns < HIDDEN, other=0.0).to(tl.float32)[None, :]
         h = h.to(w1.dtype.element_ty)
     gradient = product(
         dout + first_row * dout_row, dout_row, inside, w2, w2_row, columns,
-        HIDDEN, WIDTH, False, BLOCK_M, BLOCK_N, BLOCK_K,
+        HIDDEN, WIDTH, False, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
     )  # fmt: skip
     if hidden is not None:
         mask = inside[:, None] & (columns < HIDDEN)[None, :]

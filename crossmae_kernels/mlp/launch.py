@@ -14,6 +14,7 @@ from crossmae_kernels.common.gemm.launch import gemm
 from crossmae_kernels.common.launch import blocks, flat_rows, on_device_of, unit_stride, unit_stride_optional
 from crossmae_kernels.common.machine import shared_memory
 from crossmae_kernels.common.normalization.launch import normalize, normalize_backward
+from crossmae_kernels.common.precision import input_precision
 from crossmae_kernels.mlp import kernels
 from crossmae_kernels.mlp.config import (
     block_width,
@@ -46,16 +47,15 @@ def forward(
         return rows + F.linear(F.gelu(hidden), w2, b2), (x_hat, rstd, hidden if keep_hidden else None)
 
     refused = single_refusals(width, w1.dtype, shared_memory(x.device))
-    key = (width, hidden_width, str(w1.dtype), str(x.dtype), keep, keep_hidden)
+    key = (width, hidden_width, str(w1.dtype), input_precision(w1.dtype), str(x.dtype), keep, keep_hidden)
     rule = form_rule(w1.dtype, refused)
     form = choose_form("mlp", key, rule, {"single": refused, "tiled": [], "vendor": []}, run, x)
     out, (x_hat, rstd, hidden) = run(Form(form))
-    nothing = w1.new_empty(0)
     return (
         out.view(x.shape),
-        x_hat if keep and x_hat is not None else nothing,
-        rstd if keep and rstd is not None else nothing.float(),
-        hidden if hidden is not None else nothing.clone(),
+        x_hat if keep and x_hat is not None else w1.new_empty(0),
+        rstd if keep and rstd is not None else w1.new_empty(0, dtype=torch.float32),
+        w1.new_empty(0) if hidden is None else hidden,
     )
 
 
@@ -136,7 +136,7 @@ def _hidden_backward(
             return gelu_backward(dout @ w2, h, wants_activated)
         return _tiled_hidden_backward(dout, w1, b1, w2, x_hat, hidden, wants_activated)
 
-    key = (width, hidden_width, str(w1.dtype), hidden is not None, wants_activated)
+    key = (width, hidden_width, str(w1.dtype), input_precision(w1.dtype), hidden is not None, wants_activated)
     rule = "vendor" if w1.dtype == torch.float32 else "tiled"
     form = choose_form("mlp_backward", key, rule, {"tiled": [], "vendor": []}, run, dout)
     return run(Form(form))
@@ -165,6 +165,6 @@ def _tiled_hidden_backward(
             kernels.hidden_backward[(row_tiles * blocks(hidden_width, choice.block_n),)](
                 dout, w2, x_hat, w1, b1, hidden, dhidden, activated, sums,
                 dout.stride(0), w2.stride(0), w1.stride(0), rows,
-                WIDTH=width, HIDDEN=hidden_width, GROUP=GROUP, **sizes,
+                WIDTH=width, HIDDEN=hidden_width, GROUP=GROUP, PRECISION=input_precision(w1.dtype), **sizes,
             )  # fmt: skip
     return dhidden, activated, sums.sum(0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from crossmae_kernels.common.autocast import autocasts
 from crossmae_kernels.common.checks import ArgumentChecks
 from crossmae_kernels.common.implementation import Implementation, choose
-from crossmae_kernels.common.machine import dtype_refusals, machine_refusals
+from crossmae_kernels.common.machine import machine_refusals
 from crossmae_kernels.patches import ops, reference
 from crossmae_kernels.patches.config import LARGEST_TILE, Reduction, tile_size
 
@@ -49,12 +49,12 @@ def gather_patches(
     _check_images(checks, images, patch_size, mean, std)
     checks.ids("ids", ids, "B V", limit=_patches_of(images, patch_size))
     checks.raise_if_any()
-    reasons = refusals(images, patch_size, mean, std)
-    if choose("gather_patches", impl, reasons, worthwhile=images.is_cuda) == "reference":
-        return reference.gather_patches(images, ids, patch_size, mean, std)
     dtype = torch.float32 if images.dtype == torch.uint8 else images.dtype
     if autocasts(images.device.type):
         dtype = torch.get_autocast_dtype(images.device.type)
+    reasons = refusals(images, patch_size, mean, std, dtype)
+    if choose("gather_patches", impl, reasons, worthwhile=images.is_cuda) == "reference":
+        return reference.gather_patches(images, ids, patch_size, mean, std)
     return ops.gather_patches(images, ids, patch_size, mean, std, dtype)
 
 
@@ -105,7 +105,7 @@ def patch_loss(
     checks.raise_if_any()
     checks.that(prediction.numel() > 0 or reduction == "none", "predicted_ids must name at least one patch, got none")
     checks.raise_if_any()
-    reasons = refusals(images, patch_size, mean, std) + dtype_refusals(prediction)
+    reasons = refusals(images, patch_size, mean, std, prediction.dtype)
     if _need_gradients(images):
         reasons.append("the kernels have no gradient to the images, and these need one")
     if choose("patch_loss", impl, reasons, worthwhile=images.is_cuda) == "reference":
@@ -114,11 +114,10 @@ def patch_loss(
     return losses.mean() if reduction == "mean" else losses
 
 
-def refusals(images: Tensor, patch_size: int, mean: Tensor | None, std: Tensor | None) -> list[str]:
-    """Every reason why neither kernel can serve a call with these images."""
-    reasons = machine_refusals(images.device)
-    if images.dtype != torch.uint8:
-        reasons += dtype_refusals(images)
+def refusals(images: Tensor, patch_size: int, mean: Tensor | None, std: Tensor | None, rows: torch.dtype) -> list[str]:
+    """Every reason why neither kernel can serve a call with these images, and rows of that dtype."""
+    pixels = [] if images.dtype == torch.uint8 else [images.dtype]
+    reasons = machine_refusals(images.device, *pixels, rows)
     if tile_size(images.shape[1], patch_size) > LARGEST_TILE:
         reasons.append(
             f"kernels take patches of up to {LARGEST_TILE} values with channels and sides padded to powers of two,"

@@ -59,7 +59,8 @@ def norm_linear(
     )
     checks.raise_if_any()
     compute = compute_dtype(weight)
-    if choose("norm_linear", impl, norm_linear_refusals(x, compute), worthwhile=x.is_cuda) == "reference":
+    refusals = norm_linear_refusals(x, (weight, bias, norm_weight, norm_bias), compute)
+    if choose("norm_linear", impl, refusals, worthwhile=x.is_cuda) == "reference":
         return reference.norm_linear(x, weight, bias, norm_weight, norm_bias, eps, activation)
     weight, bias = fold_norm(weight, bias, norm_weight, norm_bias, compute, impl="triton")
     return ops.norm_linear(x, weight, bias, eps, activation == "gelu")
@@ -109,9 +110,7 @@ def linear_residual(
         checks.ids("residual_ids", residual_ids, "B Q", limit=checks.size("N"))
     checks.raise_if_any()
     compute = compute_dtype(weight)
-    if (
-        choose("linear_residual", impl, linear_residual_refusals(residual, compute), worthwhile=x.is_cuda)
-        == "reference"
-    ):
+    refusals = linear_residual_refusals(residual, compute)
+    if choose("linear_residual", impl, refusals, worthwhile=x.is_cuda) == "reference":
         return reference.linear_residual(x, weight, bias, residual, residual_ids)
     return ops.linear_residual(x.to(compute), weight.to(compute), cast_optional(bias, compute), residual, residual_ids)

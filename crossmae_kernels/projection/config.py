@@ -1,9 +1,11 @@
 """Which form serves a projection: an analytic rule, and why a call may be refused."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.machine import machine_refusals, stream_refusals
+from crossmae_kernels.common.machine import dtypes_of, machine_refusals, stream_refusals
 from crossmae_kernels.common.normalization.config import width_refusals
 
 
@@ -18,11 +20,15 @@ def form_rule(dtype: torch.dtype, saves_a_pass: bool) -> str:
     return "tiled" if saves_a_pass and dtype != torch.float32 else "vendor"
 
 
-def norm_linear_refusals(x: Tensor, compute: torch.dtype) -> list[str]:
-    """Every reason why the kernels cannot serve ``norm_linear`` of ``x``."""
-    return machine_refusals(x.device) + stream_refusals("x", x, compute) + width_refusals(x.shape[-1])
+def norm_linear_refusals(x: Tensor, parameters: Sequence[Tensor | None], compute: torch.dtype) -> list[str]:
+    """Every reason why the kernels cannot serve ``norm_linear`` of ``x``; they fold ``parameters`` as they are."""
+    return (
+        machine_refusals(x.device, *dtypes_of(x, *parameters), compute)
+        + stream_refusals("x", x, compute)
+        + width_refusals(x.shape[-1])
+    )
 
 
 def linear_residual_refusals(residual: Tensor, compute: torch.dtype) -> list[str]:
     """Every reason why the kernels cannot serve ``linear_residual``."""
-    return machine_refusals(residual.device) + stream_refusals("residual", residual, compute)
+    return machine_refusals(residual.device, residual.dtype, compute) + stream_refusals("residual", residual, compute)

@@ -12,6 +12,7 @@ from crossmae_kernels.common.gemm.launch import gemm
 from crossmae_kernels.common.launch import blocks, flat_rows, on_device_of
 from crossmae_kernels.common.normalization.config import tiles
 from crossmae_kernels.common.normalization.launch import normalize, normalize_backward
+from crossmae_kernels.common.precision import input_precision
 from crossmae_kernels.common.segmented_sum import segmented_sum
 from crossmae_kernels.projection import kernels
 from crossmae_kernels.projection.config import form_rule
@@ -32,7 +33,7 @@ def norm_linear(
         product = F.linear(x_hat, weight, bias)
         return (F.gelu(product), product if keep else None) if gelu else (product, None)
 
-    key = (*weight.shape, str(weight.dtype), gelu, keep)
+    key = (*weight.shape, str(weight.dtype), input_precision(weight.dtype), gelu, keep)
     form = choose_form("norm_linear", key, form_rule(weight.dtype, gelu), FORMS, run, x)
     out, hidden = run(Form(form))
     if not keep:
@@ -78,7 +79,7 @@ def linear_residual(
             return gemm(rows, weight, bias, residual=residual_rows, residual_ids=ids)
         return add_residual(F.linear(rows, weight, bias), residual_rows, ids)
 
-    key = (*weight.shape, str(weight.dtype), str(residual.dtype), ids is not None)
+    key = (*weight.shape, str(weight.dtype), input_precision(weight.dtype), str(residual.dtype), ids is not None)
     form = choose_form("linear_residual", key, form_rule(weight.dtype, True), FORMS, run, x)
     return run(Form(form)).view(*x.shape[:-1], len(weight))
 

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+import crossmae.demo
 from crossmae.cli import main
 
 
@@ -47,9 +48,25 @@ def test_unknown_words_are_refused(arguments, capsys):
     assert "error" in capsys.readouterr().err
 
 
+def once(function):
+    """What the function returns for arguments of the same names and number; called for the first of them."""
+    results = {}
+
+    def call(*arguments, **named):
+        key = len(arguments), *named.values()
+        if key not in results:
+            results[key] = function(*arguments, **named)
+        return results[key]
+
+    return call
+
+
 def test_demo_in_a_few_steps(tmp_path, capsys, monkeypatch):
     for name, smaller in (("BATCH", 16), ("EVALUATIONS", 2), ("BASE_BATCH", 1)):
         monkeypatch.setattr(f"crossmae.demo.{name}", smaller)
+    # What does not depend on the run takes most of the time, and is found once.
+    monkeypatch.setattr("crossmae.demo.baseline_accuracies", once(crossmae.demo.baseline_accuracies))
+    monkeypatch.setattr("crossmae.demo._decode_cost", once(crossmae.demo._decode_cost))
     for _ in range(2):  # anew each time
         assert main(["demo", "--steps", "4", "--out", str(tmp_path / "out")]) == 0
         text = capsys.readouterr().out

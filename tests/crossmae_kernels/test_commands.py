@@ -78,15 +78,23 @@ def test_info_names_the_implementation_of_each_op_and_the_reasons():
     (served,) = [line for line in done.stdout.split("cpu:")[1].splitlines() if "cross_attention" in line][:1]
     assert "reference: kernels run on CUDA devices" in served
     interpreted = run("-m", "crossmae_kernels.info", TRITON_INTERPRET="1", CROSSMAE_KERNELS_IMPL="triton")
-    lines = [line.split(maxsplit=1) for line in interpreted.stdout.splitlines() if line.startswith("  ")]
-    assert ["cross_attention", "triton"] in lines
+    head, _, tail = interpreted.stdout.partition("  fold_norm ")
+    assert head.endswith("only in float32 and float16\n")
+    lines = [line.split(maxsplit=3) for line in tail.splitlines()]
+    assert lines[0] == ["float32,", "float16", "triton"]
+    assert lines[1][:2] == ["bfloat16", "none:"]
 
 
 def test_check_judges_the_kernels_in_the_interpreter():
     done = run("-m", "crossmae_kernels.check", "--interpret", "--json")
     assert done.returncode == 0, done.stderr
     lines = json.loads(done.stdout)
-    judged = [line for line in lines if line["implementation"].startswith("triton") and line["verdict"] != "missing"]
+    by_kernels = [line for line in lines if line["implementation"] == "triton, interpreted"]
+    refused, judged = (
+        [line for line in by_kernels if (line["dtype"] == "bfloat16") is is_it] for is_it in (True, False)
+    )
+    assert {line["op"] for line in refused} == {line["op"] for line in judged}
+    assert all(line["verdict"] == "refused" and "does not compute in bfloat16" in line["reason"] for line in refused)
     assert {line["op"] for line in judged} >= {
         "cross_attention",
         "gather_patches",
@@ -111,7 +119,7 @@ def test_check_sets_other_attention_beside_and_shows_what_is_missing():
     for name in ("sdpa math", "sdpa efficient", "sdpa flash", "sdpa cudnn", "flash-attn", "xformers"):
         assert name in done.stdout
     if not torch.cuda.is_available():
-        assert "missing  kernels run on CUDA devices" in done.stdout
+        assert "refused  kernels run on CUDA devices" in done.stdout
 
 
 def test_check_fails_when_a_kernel_is_wrong_or_breaks(interpreter, monkeypatch, capsys):

@@ -63,10 +63,12 @@ def test_reference_follows_the_definition():
         torch.testing.assert_close(found[name], truth, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.budget
 def test_kernels_keep_to_the_budget(place):
     make_problem().judge([kernels], partial(project, "reference"), naive, *place)
 
 
+@pytest.mark.budget
 def test_kernels_keep_to_the_budget_under_autocast(device):
     # The maps stay in float32, as an encoder's residual stream has them.
     problem = make_problem()

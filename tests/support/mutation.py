@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+now = False
+
 
 @contextmanager
 def broken(folder, directory, *parts):
@@ -22,5 +24,5 @@ def broken(folder, directory, *parts):
     spec = importlib.util.spec_from_file_location("broken_kernels", file)
     kernels = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(kernels)
-    with mock.patch.object(launch, "kernels", kernels):
+    with mock.patch.object(launch, "kernels", kernels), mock.patch(f"{__name__}.now", True):
         yield

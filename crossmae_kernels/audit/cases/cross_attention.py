@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import get_args
 
-from crossmae_kernels.audit.case import ITEM_SIZES, Case
+from crossmae_kernels.audit.case import ITEM_SIZES, Case, element, precision
 from crossmae_kernels.audit.compilation import SHARED_MEMORY
 from crossmae_kernels.cross_attention.config import Kernel, fits_on_chip, padded, tiles
 
@@ -53,13 +53,13 @@ def case(
         "looped_backward_query": ("DQ_ROW",),
         "looped_backward_key": ("DKV_ROW",),
     }
-    choice = tiles(kernel, QUERIES, keys, head_width, ITEM_SIZES[dtype], SHARED_MEMORY[arch])
+    choice = tiles(kernel, QUERIES, keys, head_width, ITEM_SIZES[dtype], SHARED_MEMORY[arch], precision(dtype))
     return Case(
         kernel=f"crossmae_kernels.cross_attention.kernels:{kernel}",
         label=f"width {head_width}, keys {keys}" + ", gathered" * gathered + ", 64-bit offsets" * wide_offsets,
         arch=arch,
         dtype=dtype,
-        pointers=dict.fromkeys(("q", "k", "v", "out", "dout", "dq", "dk", "dv"), dtype)
+        pointers=dict.fromkeys(("q", "k", "v", "out", "dout", "dq", "dk", "dv"), element(dtype))
         | {"ids": "i64", "lse": "fp32", "delta": "fp32"},
         constants={
             "HEADS": HEADS,
@@ -68,11 +68,12 @@ def case(
             "BLOCK_K": choice.block_k,
             "BLOCK_D": padded(head_width),
             "WIDE": wide_offsets,
+            "PRECISION": precision(dtype),
             **{name: row_strides[name] for name in taken.get(kernel, ())},
             **({} if gathered else {"ids": None}),
         },
         warps=choice.num_warps,
         stages=choice.num_stages,
-        # float32 is not rounded to what tensor cores take.
+        # float32 is not rounded to what tensor cores take, unless as TF32.
         tensor_cores=dtype != "fp32",
     )

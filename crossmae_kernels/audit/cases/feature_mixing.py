@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from crossmae_kernels.audit.case import ITEM_SIZES, Case
+from crossmae_kernels.audit.case import ITEM_SIZES, Case, element, precision
 from crossmae_kernels.audit.compilation import SHARED_MEMORY
 from crossmae_kernels.feature_mixing.config import (
     ALL_REGISTERS,
@@ -86,9 +86,9 @@ def _case(
         arch=arch,
         dtype=dtype,
         pointers={
-            "maps": (dtype_of_maps,) * shape.maps,
-            "dmaps": dtype_of_maps,
-            **dict.fromkeys(("weight", "out", "dout"), dtype),
+            "maps": (element(dtype_of_maps),) * shape.maps,
+            "dmaps": element(dtype_of_maps),
+            **dict.fromkeys(("weight", "out", "dout"), element(dtype)),
             **dict.fromkeys(("means", "rstds", "dweight"), "fp32"),
         },
         scalars={"eps": "fp32"},
@@ -98,6 +98,7 @@ def _case(
             "SLICES": NUM_WARPS,
             "CHANNELS": choice.channels,
             "ALIGNED": True,
+            "PRECISION": precision(dtype),
             **constants,
         },
         warps=NUM_WARPS,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from crossmae_kernels.audit.case import ITEM_SIZES, Case
+from crossmae_kernels.audit.case import ITEM_SIZES, Case, element, precision
 from crossmae_kernels.audit.compilation import SHARED_MEMORY
 from crossmae_kernels.common.gemm.config import GROUP
 from crossmae_kernels.mlp.config import block_width, hidden_tiles, single_tiles
@@ -14,7 +14,7 @@ LARGE, MEDIUM, ODD = (512, 2048), (256, 1024), (96, 200)
 
 def cases(arch: int, dtype: str) -> Iterator[Case]:
     """Every kernel in 16 bits, those without a chunk of their own in float32 too."""
-    if dtype != "fp32":
+    if ITEM_SIZES[dtype] == 2:
         for shape in (MEDIUM, ODD):
             yield single(arch, dtype, *shape, training=True)
         yield single(arch, dtype, *MEDIUM, training=False)
@@ -51,10 +51,10 @@ def backward(arch: int, dtype: str, width: int, hidden: int, recompute: bool) ->
         label=f"{width} x {hidden}, " + ("recompute" if recompute else "save"),
         arch=arch,
         dtype=dtype,
-        pointers=dict.fromkeys(("dout", "w1", "b1", "w2", "x_hat", "hidden", "dhidden", "activated"), dtype)
+        pointers=dict.fromkeys(("dout", "w1", "b1", "w2", "x_hat", "hidden", "dhidden", "activated"), element(dtype))
         | {"sums": "fp32"},
         constants={name.upper(): size for name, size in sizes.items() if name.startswith("block")}
-        | {"WIDTH": width, "HIDDEN": hidden, "GROUP": GROUP}
+        | {"WIDTH": width, "HIDDEN": hidden, "GROUP": GROUP, "PRECISION": precision(dtype)}
         | (dict.fromkeys(["hidden"]) if recompute else dict.fromkeys(("x_hat", "w1", "b1"))),
         warps=choice.num_warps,
         stages=choice.num_stages,

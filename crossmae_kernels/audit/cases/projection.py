@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from crossmae_kernels.audit.case import ITEM_SIZES, Case
+from crossmae_kernels.audit.case import ITEM_SIZES, Case, element, precision
 from crossmae_kernels.audit.compilation import SHARED_MEMORY
 from crossmae_kernels.common.gelu.launch import BLOCK_M, BLOCK_N, NUM_WARPS
 from crossmae_kernels.common.gemm.config import GROUP
@@ -15,7 +15,10 @@ WIDTH = 768
 
 
 def cases(arch: int, dtype: str) -> Iterator[Case]:
-    """Every kernel, with a residual stream in float32."""
+    """Every kernel, with a residual stream in float32; in TF32 those that multiply."""
+    yield from products(arch, dtype)
+    if dtype == "tf32":
+        return
     for kernel in (
         "common.normalization.kernels:normalize",
         "common.normalization.kernels:normalize_backward",
@@ -31,7 +34,10 @@ def cases(arch: int, dtype: str) -> Iterator[Case]:
         constants={"WIDTH": 2048, "BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N},
         warps=NUM_WARPS,
     )
-    # Tiles of 128, 64 and 32 columns, the last with widths that tiles do not divide.
+
+
+def products(arch: int, dtype: str) -> Iterator[Case]:
+    """Tiles of 128, 64 and 32 columns, the last with widths that tiles do not divide."""
     yield product(arch, dtype, 2048, 512, "gelu")
     yield product(arch, dtype, 512, 512, "table")
     yield product(arch, dtype, 192, 768, "residual")
@@ -64,13 +70,13 @@ def product(arch: int, dtype: str, outer: int, inner: int, epilogue: str) -> Cas
         label=f"{inner} to {outer}, {epilogue}",
         arch=arch,
         dtype=dtype,
-        pointers=dict.fromkeys(("a", "weight", "bias", "hidden"), dtype)
-        | {"residual": "fp32", "ids": "i64", "out": dtype if epilogue == "gelu" else "fp32"},
+        pointers=dict.fromkeys(("a", "weight", "bias", "hidden"), element(dtype))
+        | {"residual": "fp32", "ids": "i64", "out": element(dtype) if epilogue == "gelu" else "fp32"},
         constants={name.upper(): size for name, size in sizes.items() if name.startswith("block")}
-        | {"OUTER": outer, "INNER": inner, "GELU": epilogue == "gelu", "GROUP": GROUP}
+        | {"OUTER": outer, "INNER": inner, "GELU": epilogue == "gelu", "GROUP": GROUP, "PRECISION": precision(dtype)}
         | dict.fromkeys(absent),
         warps=choice.num_warps,
         stages=choice.num_stages,
-        # float32 is not rounded to what tensor cores take.
+        # float32 is not rounded to what tensor cores take, unless as TF32.
         tensor_cores=dtype != "fp32",
     )

@@ -14,7 +14,7 @@ from crossmae_kernels.common.autocast import cast_optional
 from crossmae_kernels.common.checks import ArgumentChecks
 from crossmae_kernels.common.folding import ops, reference
 from crossmae_kernels.common.implementation import Implementation, choose
-from crossmae_kernels.common.machine import KERNEL_DTYPES, dtype_refusals, machine_refusals
+from crossmae_kernels.common.machine import dtypes_of, machine_refusals
 
 
 @overload
@@ -82,9 +82,7 @@ def fold_norm(
     checks.raise_if_any()
     first = weights[0]
     dtype = first.dtype if dtype is None else dtype
-    refusals = machine_refusals(first.device) + dtype_refusals(first)
-    if dtype not in KERNEL_DTYPES:
-        refusals.append(f"kernels fold to float32, float16 or bfloat16, not to {dtype}")
+    refusals = machine_refusals(first.device, *dtypes_of(*weights, bias, norm_weight, norm_bias), dtype)
     chosen = choose("fold_norm", impl, refusals, worthwhile=first.is_cuda)
     folds = norm_weight is not None or norm_bias is not None
     if folds and chosen == "triton":

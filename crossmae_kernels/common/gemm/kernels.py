@@ -30,7 +30,7 @@ def place_of_tile(num_rows, OUTER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N:
 def product(
     a, a_row, inside, b, b_row, columns,
     OUTER: tl.constexpr, INNER: tl.constexpr, TRANSPOSED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Rows of ``a`` from its first one on, times columns of ``b``: a float32 tile (BLOCK_M, BLOCK_N).
 
@@ -56,7 +56,7 @@ def product(
         else:
             b_part = tl.load(b_tile, mask=b_mask, other=0.0)
         a_part = tl.load(a_tile, mask=a_mask, other=0.0)
-        total = tl.dot(a_part, b_part, total, input_precision="ieee")
+        total = tl.dot(a_part, b_part, total, input_precision=PRECISION)
         a_tile += BLOCK_K
         b_tile += b_step
     return total
@@ -67,6 +67,7 @@ def gemm(
     a, weight, bias, residual, ids, out, hidden, a_row, weight_row, residual_row, num_rows, table_rows,
     OUTER: tl.constexpr, INNER: tl.constexpr, GELU: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``out = activation(a weight^T + bias) + residual``; program: one tile.
 
@@ -81,7 +82,7 @@ def gemm(
     inside = rows < num_rows - first_row
     a += first_row * a_row
     tile = product(
-        a, a_row, inside, weight, weight_row, columns, OUTER, INNER, True, BLOCK_M, BLOCK_N, BLOCK_K
+        a, a_row, inside, weight, weight_row, columns, OUTER, INNER, True, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
     )  # fmt: skip
     mask = inside[:, None] & (columns < OUTER)[None, :]
     offsets = first_row * OUTER + rows[:, None] * OUTER + columns[None, :]

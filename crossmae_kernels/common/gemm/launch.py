@@ -9,6 +9,7 @@ from crossmae_kernels.common.gemm import kernels
 from crossmae_kernels.common.gemm.config import GROUP, Tiles, candidates, tiles
 from crossmae_kernels.common.launch import blocks, on_device_of, unit_stride, unit_stride_optional
 from crossmae_kernels.common.machine import shared_memory
+from crossmae_kernels.common.precision import input_precision
 from crossmae_kernels.common.tuning import tuned
 
 
@@ -34,6 +35,7 @@ def gemm(
     """
     rows, inner = a.shape
     outer = len(weight)
+    precision = input_precision(a.dtype)
     weight, bias = unit_stride(weight), unit_stride_optional(bias)
     out = torch.empty(rows, outer, dtype=a.dtype if residual is None else residual.dtype, device=a.device)
     if not out.numel():
@@ -45,12 +47,12 @@ def gemm(
             a, weight, bias, residual, residual_ids, out, hidden,
             a.stride(0), weight.stride(0), 0 if residual is None else residual.stride(0),
             rows, 0 if residual is None else len(residual),
-            OUTER=outer, INNER=inner, GELU=gelu, GROUP=GROUP, **sizes,
+            OUTER=outer, INNER=inner, GELU=gelu, GROUP=GROUP, PRECISION=precision, **sizes,
         )  # fmt: skip
 
     shape = (outer, inner, a.element_size(), shared_memory(a.device))
     with on_device_of(a):
         epilogue = (gelu, hidden is not None, residual is not None, residual_ids is not None, str(out.dtype))
-        key = (outer, inner, str(a.dtype), *epilogue)
+        key = (outer, inner, str(a.dtype), precision, *epilogue)
         run(tuned("gemm", key, tiles(*shape), lambda: candidates(*shape), run, a.device))
     return out

@@ -47,8 +47,9 @@ def test_baselines():
     assert 0.9 < levels["raw pixels"]["knn"] < 1
     assert 0.9 < levels["raw pixels"]["linear"] < 1
     assert 0.5 < levels["untrained encoder"]["knn"] < levels["raw pixels"]["knn"]
-    assert baseline_accuracies(images, recipe.config(), seed=0) == levels
-    assert baseline_accuracies(images, recipe.config(), seed=1) != levels
+    again, same, other = (baseline_accuracies(images, recipe.config(), seed, probe_images=300) for seed in (0, 0, 1))
+    assert again == same
+    assert again != other
 
 
 def test_images_without_labels_have_no_baselines(tmp_path):

@@ -1,8 +1,10 @@
 """The fold's kernels: error budget with all gradients, layouts, what PyTorch asks of operators, bytes, mutations."""
 
+import functools
 from functools import partial
 
 import pytest
+import seeds
 import torch
 from mutation import broken
 from operators import names_of_all_operators
@@ -54,6 +56,7 @@ def definition(weight, bias, norm_weight, norm_bias):
     return joined(folded, bias)
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize(
     ("shape", "absent"),
     [
@@ -75,6 +78,7 @@ def test_results_and_all_gradients_keep_to_the_budget(place, shape, absent):
     make_problem(shape, absent).judge([kernels], partial(fold, "reference"), definition, *place)
 
 
+@pytest.mark.budget
 def test_results_in_16_bits_of_parameters_in_float32(device):
     for dtype in (torch.float16, *([torch.bfloat16] if device == "cuda" else [])):
         ours, theirs = (partial(fold, impl, dtype) for impl in ("triton", "reference"))
@@ -254,7 +258,7 @@ def test_wrong_arguments():
         ck.fold_norm([weight, weight.half()], None, None, None)
     with pytest.raises(ValueError, match=r"dtype must be floating point or None, got torch.int8"):
         ck.fold_norm(weight, None, None, None, torch.int8)
-    with pytest.raises(RuntimeError, match=r"these tensors are torch.float64; kernels fold to float32"):
+    with pytest.raises(RuntimeError, match=r"kernels take float32, float16, bfloat16, these tensors are torch.float64"):
         ck.fold_norm(weight.double(), None, None, None, impl="triton")
 
 
@@ -336,14 +340,24 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_kernel_fails_the_budget(place, tmp_path, mutation):
-    task, theirs = make_problem((2, 66, 1030)), partial(fold, "reference")
     with (
         broken("crossmae_kernels.common.folding", tmp_path, *MUTATIONS[mutation]),
         pytest.raises(AssertionError, match="errs by"),
     ):
-        task.judge([kernels], theirs, definition, *place)
+        to_break(seeds.current, *place)(kernels)
+
+
+@functools.cache
+def to_break(seed, device, dtype):
+    return make_problem((2, 66, 1030)).judged(partial(fold, "reference"), definition, device, dtype)
+
+
+@pytest.mark.budget
+def test_the_kernels_that_are_broken_pass_whole(place):
+    to_break(seeds.current, *place)(kernels)
 
 
 @pytest.mark.gpu

@@ -1,9 +1,8 @@
-import os
-import subprocess
-import sys
+import runpy
 
 import pytest
 
+from crossmae_kernels.common import implementation
 from crossmae_kernels.common.implementation import choose, default, default_implementation
 
 
@@ -38,18 +37,14 @@ def test_the_default_answers_auto_only_and_is_restored():
 
 
 @pytest.mark.parametrize(("value", "answer"), [("reference", "reference"), (None, "auto")])
-def test_the_environment_sets_the_default(value, answer):
-    environment = {name: v for name, v in os.environ.items() if name != "CROSSMAE_KERNELS_IMPL"}
+def test_the_environment_sets_the_default(monkeypatch, value, answer):
+    monkeypatch.delenv("CROSSMAE_KERNELS_IMPL", raising=False)
     if value:
-        environment["CROSSMAE_KERNELS_IMPL"] = value
-    code = "from crossmae_kernels.common.implementation import default; print(default())"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == answer
+        monkeypatch.setenv("CROSSMAE_KERNELS_IMPL", value)
+    assert runpy.run_path(implementation.__file__)["default"]() == answer
 
 
-def test_a_wrong_environment_is_refused():
-    environment = {**os.environ, "CROSSMAE_KERNELS_IMPL": "fast"}
-    code = "import crossmae_kernels"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "CROSSMAE_KERNELS_IMPL must be one of auto, triton, reference, got 'fast'" in done.stderr
+def test_a_wrong_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("CROSSMAE_KERNELS_IMPL", "fast")
+    with pytest.raises(ValueError, match="CROSSMAE_KERNELS_IMPL must be one of auto, triton, reference, got 'fast'"):
+        runpy.run_path(implementation.__file__)

@@ -1,12 +1,15 @@
 """Problems for cross-attention, and an oracle that shares nothing with the reference."""
 
+import copy
 from dataclasses import dataclass, field
 
 import pytest
 import torch
+from seeds import generator
 from torch import Tensor
 
 import crossmae_kernels as ck
+from crossmae_kernels.testing import assert_within_budget, budgets, poisoned_allocations
 
 
 def naive_attention(query, key, value, num_heads, query_ids=None, scale=None):
@@ -44,12 +47,12 @@ class Problem:
     upstream: Tensor = field(init=False)
 
     def __post_init__(self):
-        generator = torch.Generator().manual_seed(self.seed)
+        draw = generator(self.seed)
         width = self.heads * self.head_width
 
         def random(*shape):
             # Rounded to float16, so that every dtype under test gets the same numbers.
-            return torch.randn(*shape, generator=generator).half()
+            return torch.randn(*shape, generator=draw).half()
 
         self.query = random(*((self.table,) if self.table else (self.batch, self.queries)), width)
         self.key, self.value = random(self.batch, self.keys, width), random(self.batch, self.keys, width)
@@ -57,7 +60,7 @@ class Problem:
         self.ids = None
         if self.table:
             # More queries than rows, so some repeat; another choice for every image.
-            self.ids = torch.randint(self.table, (self.batch, self.queries), generator=generator, dtype=self.ids_dtype)
+            self.ids = torch.randint(self.table, (self.batch, self.queries), generator=draw, dtype=self.ids_dtype)
 
     def arguments(self, device, dtype):
         """Query, key and value as leaves."""
@@ -81,9 +84,27 @@ class Problem:
         out = naive_attention(*inputs, self.heads, self.ids, self.scale)
         return [out.detach(), *torch.autograd.grad(out, inputs, upstream)]
 
-    def eager(self, device, dtype):
-        """What PyTorch's operators make of it."""
-        return self.solve(_reference, device, dtype)
+    def judge(self, attention, device, dtype):
+        """Output and gradients of ``attention`` within the budget, with fresh allocations poisoned."""
+        self.judged(device, dtype)(attention)
+
+    def judged(self, device, dtype):
+        """What ``judge`` does with ``attention``."""
+
+        def named(results):
+            return dict(zip(RESULTS, results, strict=True))
+
+        exact, rounded = named(self.exact(dtype)), copy.copy(self)
+        for name in ("query", "key", "value", "upstream"):
+            setattr(rounded, name, getattr(self, name).to(dtype))
+        allowed = budgets(lambda: named(rounded.solve(_reference, device, dtype)), exact)
+
+        def check(attention):
+            with poisoned_allocations():
+                found = named(self.solve(attention, device, dtype))
+            assert_within_budget(found, exact, allowed)
+
+        return check
 
     def fused(self, device, dtype):
         """What the kernels make of it."""
@@ -114,6 +135,6 @@ def oracle():
 
 
 @pytest.fixture
-def result_names():
-    """Names of what ``solve`` returns."""
-    return RESULTS
+def kernels():
+    """Attention by the kernels."""
+    return _triton

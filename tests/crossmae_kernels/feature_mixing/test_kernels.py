@@ -3,9 +3,10 @@
 import pytest
 import torch
 from problems import same
+from seeds import generator
 
 from crossmae_kernels.feature_mixing import config
-from crossmae_kernels.testing import assert_within_budget, poisoned_allocations
+from crossmae_kernels.testing import poisoned_allocations
 
 # Images and tokens, maps, mixes, width, affine. In 16 bits a token stays on chip, in the backward pass without its
 # upstream gradients (16 mixes, padded, of 1280), or does not (32 of 768). In float32 it stays with them (384), without
@@ -23,33 +24,28 @@ SHAPES = [
 ]
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{'x'.join(map(str, s[0]))}-{s[1]}-to-{s[2]}-{s[3]}")
 def test_normalised_mixes_and_all_gradients_keep_to_the_budget(problem, by, place, shape):
     problem(*shape).judge([by["kernels"]()], by["eager"](), by["oracle"](), *place)
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("shape", [((2, 3), 13, 12, 24), ((1, 1), 13, 12, 768), ((1, 1), 40, 20, 384)], ids=str)
 def test_sums_alone(problem, by, place, shape):
     problem(*shape).judge([by["kernels"](False)], by["eager"](False), by["oracle"](False), *place)
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(("mixes", "width"), [(1, 24), (2, 384)])
 def test_one_map(problem, by, place, mixes, width, normalize):
-    device, dtype = place
     task = problem((2, 3), 1, mixes, width)
     task.arguments["weight"] = torch.tensor([[1.5], [-0.75]])[:mixes]
-    found, eager = (task.solve(by[who](normalize), device, dtype) for who in ("kernels", "eager"))
-    exact = {name: truth.to(device) for name, truth in task.exact(by["oracle"](normalize), dtype).items()}
-    for name in ("out", "d map 0"):
-        assert_within_budget(name, found[name], eager[name], exact[name])
-    # One number or two, in which much cancels: which of two errs less is luck. So a bound from the size of what is
-    # added up, a gradient of the mix times the map.
-    added = (exact["d map 0"] * task.arguments["map 0"].to(device)).abs().sum()
-    error = (found["d weight"].double() - exact["d weight"]).abs().max()
-    assert error <= torch.finfo(dtype).eps * added
+    task.judge([by["kernels"](normalize)], by["eager"](normalize), by["oracle"](normalize), *place)
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("half", ["norm_weight", "norm_bias"])
 def test_half_of_an_affine(problem, by, place, half):
     task = problem((2, 3), 5, 3, 24, affine=True)
@@ -57,6 +53,7 @@ def test_half_of_an_affine(problem, by, place, half):
     task.judge([by["kernels"]()], by["eager"](), by["oracle"](), *place)
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize(
     ("mixes", "width", "normalize"), [(12, 130, True), (12, 1280, True), (20, 768, True), (12, 130, False)]
 )
@@ -74,6 +71,7 @@ def test_maps_in_float32_beside_weights_in_16_bits(problem, by, device, mixes, w
         assert all(found[name].dtype == torch.float32 for name in found if name != "out")
 
 
+@pytest.mark.budget
 def test_a_large_mean_costs_no_precision(problem, by, place):
     task = problem((1, 2), 13, 12, 136)
     for index in range(13):
@@ -81,15 +79,17 @@ def test_a_large_mean_costs_no_precision(problem, by, place):
     task.judge([by["kernels"]()], by["eager"](), by["oracle"](), *place)
 
 
+@pytest.mark.budget
 def test_tokens_of_very_different_size_share_a_program(problem, by, place):
     """Their gradients are summed in units of each one's deviation in turn."""
     task = problem((3, 6), 17, 3, 136)
-    sizes = 2.0 ** torch.randint(-4, 5, (3, 6, 1), generator=torch.Generator().manual_seed(0))
+    sizes = 2.0 ** torch.randint(-4, 5, (3, 6, 1), generator=generator())
     for index in range(17):
         task.arguments[f"map {index}"] *= sizes
     task.judge([by["kernels"]()], by["eager"](), by["oracle"](), *place)
 
 
+@pytest.mark.budget
 def test_rows_without_variance(problem, by, place):
     task = problem((1, 3), 4, 3, 136)
     # Sums are exact, so that nobody's rounding makes up a variance.

@@ -10,13 +10,13 @@ from crossmae_kernels.testing import poisoned_allocations
 
 # Leading dimensions, width, hidden width, biases, norm's affine.
 PROBLEMS = [
-    ((3, 49), 96, 384, True, True),
+    ((3, 49), 96, 160, True, True),
     ((147,), 96, 200, False, True),
     ((1,), 192, 384, True, True),
-    ((2, 9), 256, 512, True, False),
-    ((49,), 384, 768, True, True),
-    ((1, 5), 512, 1024, True, True),
-    ((7,), 768, 768, False, False),
+    ((2, 9), 256, 320, True, False),
+    ((49,), 320, 200, True, True),
+    ((1, 5), 512, 300, True, True),
+    ((7,), 768, 200, False, False),
     # More row tiles than are grouped, and widths below every tile's.
     ((1100,), 20, 35, True, True),
 ]
@@ -30,6 +30,7 @@ def served(form, width, dtype):
     return form == "vendor" or width == 96 or dtype != torch.float32
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("form_name", FORMS)
 @pytest.mark.parametrize("shape", PROBLEMS, ids=lambda s: f"{'x'.join(map(str, s[0]))}-{s[1]}-{s[2]}")
 def test_output_and_all_gradients_keep_to_the_budget_with_either_policy(problem, by, form, place, shape, form_name):
@@ -44,6 +45,7 @@ def test_output_and_all_gradients_keep_to_the_budget_with_either_policy(problem,
         task.judge(policies, by["eager"], by["oracle"], device, dtype)
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("form_name", FORMS)
 def test_a_stream_in_float32_beside_products_in_16_bits(problem, by, form, device, form_name):
     task = problem((2, 33), 96, 192)
@@ -53,6 +55,7 @@ def test_a_stream_in_float32_beside_products_in_16_bits(problem, by, form, devic
         assert all(result.dtype == torch.float32 for result in found.values())
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("form_name", FORMS)
 def test_large_values_neither_overflow_nor_vanish(problem, by, form, place, form_name):
     device, dtype = place

@@ -1,12 +1,17 @@
 """Problems for gather and loss, and oracles that share nothing with the references."""
 
+import copy
 from dataclasses import dataclass, field
 
 import pytest
 import torch
+from seeds import generator
 from torch import Tensor
 
 import crossmae_kernels as ck
+from crossmae_kernels.testing import assert_within_budget, budgets, poisoned_allocations
+
+RESULTS = {"gather": ("rows", "d images"), "loss": ("losses", "d prediction")}
 
 
 def naive_patches(images, ids, size, mean=None, std=None):
@@ -57,24 +62,24 @@ class Problem:
     upstream_losses: Tensor = field(init=False)
 
     def __post_init__(self):
-        generator = torch.Generator().manual_seed(0)
+        draw = generator()
 
         def random(*shape):
             # Rounded to float16, so that every dtype under test gets the same numbers.
-            return torch.randn(*shape, generator=generator).half()
+            return torch.randn(*shape, generator=draw).half()
 
         height, width = self.grid
         shape = (self.batch, self.channels, height * self.size, width * self.size)
         self.mean = self.std = None
         if self.pixels == torch.uint8:
-            self.images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-            self.mean = 0.3 + 0.4 * torch.rand(self.channels, generator=generator)
-            self.std = 0.1 + 0.3 * torch.rand(self.channels, generator=generator)
+            self.images = torch.randint(256, shape, generator=draw, dtype=torch.uint8)
+            self.mean = 0.3 + 0.4 * torch.rand(self.channels, generator=draw)
+            self.std = 0.1 + 0.3 * torch.rand(self.channels, generator=draw)
         else:
             # Neither mean 0 nor deviation 1.
             self.images = 0.3 + 1.7 * random(*shape)
         patches = height * width
-        self.ids = torch.randint(patches, (self.batch, self.count), generator=generator, dtype=self.ids_dtype)
+        self.ids = torch.randint(patches, (self.batch, self.count), generator=draw, dtype=self.ids_dtype)
         values = self.size**2 * self.channels
         self.prediction, self.upstream = (random(self.batch, self.count, values) for _ in range(2))
         self.upstream_losses = random(self.batch, self.count)
@@ -121,6 +126,23 @@ class Problem:
             loss = losses.mean()
             return [loss.detach(), *torch.autograd.grad(loss, leaf)]
         return [losses.detach(), *torch.autograd.grad(losses, leaf, self.upstream_losses.double())]
+
+    def judge(self, op, device, dtype, layout=lambda t: t, **how):
+        """Results of the ``"gather"`` or ``"loss"`` kernels within the budget, with fresh allocations poisoned."""
+
+        def solve(task, impl):
+            results = getattr(task, op)(impl, device, dtype, layout=layout, **how)
+            return dict(zip(RESULTS[op], results, strict=False))
+
+        exact = dict(zip(RESULTS[op], getattr(self, f"exact_{op}")(dtype, **how), strict=False))
+        rounded = copy.copy(self)
+        rounded.images, _, _, _ = self.arguments("cpu", dtype)
+        rounded.prediction, rounded.upstream = self.prediction.to(dtype), self.upstream.to(dtype)
+        allowed = budgets(lambda: solve(rounded, "reference"), exact)
+        with poisoned_allocations():
+            found = solve(self, "triton")
+        assert set(found) == set(exact)
+        assert_within_budget(found, exact, allowed)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import crossmae_kernels as ck
-from crossmae_kernels.testing import assert_within_budget, poisoned_allocations
+from crossmae_kernels.testing import poisoned_allocations
 
 # Side of a patch, channels, patches down and across, patches asked for, images.
 SHAPES = [
@@ -19,39 +19,31 @@ SHAPES = [
 ]
 IDS = {"ids": lambda s: f"{s[1]}x{s[0]}x{s[0]}-{s[2][0]}x{s[2][1]}-{s[3]}of{s[4]}"}
 
-RESULTS = {"gather": ("rows", "d images"), "loss": ("losses", "d prediction")}
 
-
-def keeps_to_the_budget(task, op, place, **how):
-    device, dtype = place
-    exact = getattr(task, f"exact_{op}")(dtype, **{name: value for name, value in how.items() if name != "layout"})
-    eager = getattr(task, op)("reference", device, dtype, **how)
-    with poisoned_allocations():
-        fused = getattr(task, op)("triton", device, dtype, **how)
-    for name, ours, theirs, truth in zip(RESULTS[op], fused, eager, exact, strict=False):
-        assert_within_budget(name, ours, theirs, truth.to(device))
-
-
+@pytest.mark.budget
 @pytest.mark.parametrize("shape", SHAPES, **IDS)
 def test_gather_of_floats_and_their_gradient(problem, place, shape):
-    keeps_to_the_budget(problem(*shape), "gather", place)
+    problem(*shape).judge("gather", *place)
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("shape", SHAPES, **IDS)
 def test_losses_of_normalised_patches(problem, place, shape):
-    keeps_to_the_budget(problem(*shape), "loss", place)
+    problem(*shape).judge("loss", *place)
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("pixels", [torch.float32, torch.uint8])
 def test_mean_loss_of_pixels_in_another_dtype(problem, place, pixels, normalize):
     task = problem(14, pixels=pixels, normalize=normalize, ids_dtype=torch.int32)
-    keeps_to_the_budget(task, "loss", place, reduction="mean")
+    task.judge("loss", *place, reduction="mean")
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("shape", [(16, 3), (5, 1), (5, 7)])
 def test_gather_of_bytes(problem, device, shape):
-    keeps_to_the_budget(problem(*shape, pixels=torch.uint8, ids_dtype=torch.int32), "gather", (device, torch.float32))
+    problem(*shape, pixels=torch.uint8, ids_dtype=torch.int32).judge("gather", device, torch.float32)
 
 
 # What a pixel becomes.
@@ -65,19 +57,21 @@ PIXELS = {
 }
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("pixels", PIXELS)
 def test_losses_of_uncommon_pixels(problem, place, pixels):
     task = problem(8, pixels=torch.float32)
     task.images = PIXELS[pixels](task.images.float())
-    keeps_to_the_budget(task, "loss", place)
+    task.judge("loss", *place)
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("pixels", ["huge", "tiny"])
 def test_losses_of_uncommon_pixels_as_they_are(problem, device, pixels):
     # Not in float16: a difference beyond its range is not kept.
     task = problem(8, normalize=False)
     task.images = PIXELS[pixels](task.images.float())
-    keeps_to_the_budget(task, "loss", (device, torch.float32))
+    task.judge("loss", device, torch.float32)
 
 
 LAYOUTS = {
@@ -94,6 +88,7 @@ def _equal(ours, theirs):
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("pixels", [torch.float32, torch.uint8])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_of_images_change_nothing(problem, device, layout, pixels):
@@ -101,13 +96,14 @@ def test_layouts_of_images_change_nothing(problem, device, layout, pixels):
     plain = task.gather("triton", device, torch.float32)
     assert _equal(task.gather("triton", device, torch.float32, layout=LAYOUTS[layout]), plain)
     # Another layout may be summed in another order.
-    keeps_to_the_budget(task, "loss", (device, torch.float32), layout=LAYOUTS[layout])
+    task.judge("loss", device, torch.float32, layout=LAYOUTS[layout])
 
 
+@pytest.mark.budget
 def test_images_that_are_one_expanded_image(problem, device):
     task = problem(5)
     task.images[1] = task.images[0]
-    keeps_to_the_budget(task, "loss", (device, torch.float32), layout=lambda t: t[:1].expand_as(t))
+    task.judge("loss", device, torch.float32, layout=lambda t: t[:1].expand_as(t))
 
 
 def test_ids_and_predictions_in_any_layout(problem, device):
@@ -154,13 +150,14 @@ def test_expanded_gradients_of_losses(problem, device, shape):
     assert _equal([expanded], torch.autograd.grad(losses, prediction, upstream.contiguous()))
 
 
+@pytest.mark.budget
 def test_more_ids_than_are_looked_through_at_a_time(problem, device, monkeypatch):
     from crossmae_kernels.patches import launch
 
     monkeypatch.setattr(launch, "BLOCK_IDS", 4)
     task = problem(5, 1, (2, 2), count=11)
     task.ids[0, :9] = torch.tensor([3, 0, 0, 3, 2, 2, 0, 2, 3])
-    keeps_to_the_budget(task, "gather", (device, torch.float32))
+    task.judge("gather", device, torch.float32)
 
 
 def test_results_repeat_bitwise(problem, place):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from problems import Problem, Randoms, naive_gelu, naive_linear, naive_norm
+from seeds import generator
 
 import crossmae_kernels as ck
 
@@ -34,7 +35,7 @@ def linear_residual(rows, inner, outer, biases=True, table=0, seed=0):
 
 def picked(rows, table, dtype=torch.int64):
     """Ids that repeat."""
-    return torch.randint(table, rows, generator=torch.Generator().manual_seed(1), dtype=dtype) if table else None
+    return torch.randint(table, rows, generator=generator(1), dtype=dtype) if table else None
 
 
 def naive_norm_linear(activation, x, weight, bias, norm_weight, norm_bias):

@@ -31,6 +31,7 @@ LINEAR_RESIDUAL = [
 ]
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", NORM_LINEAR, ids=lambda s: f"{'x'.join(map(str, s[0]))}-{s[1]}-{s[2]}-{s[5]}")
 def test_norm_linear_and_all_gradients_keep_to_the_budget(problems, by, place, shape, form):
@@ -40,6 +41,7 @@ def test_norm_linear_and_all_gradients_keep_to_the_budget(problems, by, place, s
         task.judge(solvers[:1], *solvers[1:], *place)
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", LINEAR_RESIDUAL, ids=lambda s: f"{'x'.join(map(str, s[0]))}-{s[1]}-{s[2]}-{s[4]}")
 def test_linear_residual_and_all_gradients_keep_to_the_budget(problems, by, ids_of, place, shape, form):
@@ -52,6 +54,7 @@ def test_linear_residual_and_all_gradients_keep_to_the_budget(problems, by, ids_
         task.judge([solvers["kernels"](here)], solvers["eager"](here), solvers["oracle"](ids), device, dtype)
 
 
+@pytest.mark.budget
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("op", "table"), [("norm_linear", 0), ("linear_residual", 0), ("linear_residual", 9)])
 def test_a_stream_in_float32_beside_products_in_16_bits(problems, by, ids_of, device, op, table, form):

@@ -1,0 +1,88 @@
+"""PyTorch's operators with results rounded at random: draws of the errors that computing in a dtype forces.
+
+An operator's result is found in float64 and rounded to the dtype up or down at random, by how near either number is
+(stochastic rounding). What needs no rounding gets none, and so a copy stays a copy. What a 16-bit operator adds up
+inside is not rounded: hardware and kernels do this in float32, in which it is exact beside the rounding of the result.
+In float32 it is not, so there an operator's own error is kept, in PyTorch's order of summation and with a random sign.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+BITS_OF_FLOAT64 = 53
+
+
+@contextmanager
+def random_rounding(seed: int) -> Iterator[None]:
+    """Round the results of all of PyTorch's operators at random, forward and backward, until the block ends.
+
+    They must be out of place. Attention is computed as it is defined, so that the weights, which are an operand of a
+    product, are rounded to the dtype as every operand is.
+    """
+    # This imports Triton, which must not happen before the interpreter is asked for.
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    in_dtype = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), _RandomRounding(seed):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(in_dtype)
+
+
+def round_at_random(wide: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """float64 -> one of the two nearest numbers of ``dtype``, on average ``wide`` itself."""
+    # As integers: adding less than one to the last bit that is kept carries into it with the right probability.
+    dropped = BITS_OF_FLOAT64 - 1 + round(math.log2(torch.finfo(dtype).eps))
+    random = torch.randint(2**dropped, wide.shape, generator=generator, device=wide.device)
+    return ((wide.view(torch.int64) + random) >> dropped << dropped).view(torch.float64).to(dtype)
+
+
+class _RandomRounding(TorchDispatchMode):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func.is_view or func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags:
+            return result
+        if not any(_is_rounded(leaf) for leaf in tree_leaves((args, kwargs))):
+            return result
+        wide = func(*tree_map(_widened, args), **tree_map(_widened, kwargs))
+        for narrow, exact in zip(tree_leaves(result), tree_leaves(wide), strict=True):
+            if _is_rounded(narrow):
+                narrow.copy_(self._rounded(narrow, exact))
+        return result
+
+    def _rounded(self, narrow: Tensor, exact: Tensor) -> Tensor:
+        generator = self._generators.get(narrow.device)
+        if generator is None:
+            generator = torch.Generator(narrow.device).manual_seed(self._seed)
+            self._generators[narrow.device] = generator
+        if narrow.dtype == torch.float32:
+            sign = 2 * torch.randint(2, (), generator=generator, device=narrow.device) - 1
+            # Nothing where both are infinite, or one is.
+            exact = exact + sign * (narrow - exact).nan_to_num(0, 0, 0)
+        return round_at_random(exact, narrow.dtype, generator)
+
+
+def _is_rounded(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dtype in (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _widened(value: Any) -> Any:
+    """Tensors, and dtypes asked for, in float64."""
+    if _is_rounded(value):
+        return value.double()
+    return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value

@@ -50,7 +50,7 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = {_renamed(name): tensor for name, tensor in tensors.items()}
     for name in [name for name in names if re.search(r"blocks\.\d+\.query\.\w+$", name)]:
         parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-        if len({tuple(names[part].shape) for part in parts if part in names}) == 1 and names.keys() >= set(parts):
+        if names.keys() >= set(parts) and len({names[part].shape for part in parts}) == 1:
             names[name.replace(".query.", ".attn.qkv.")] = torch.cat([names.pop(part) for part in parts])
     return names
 
@@ -64,9 +64,10 @@ def _renamed(name: str) -> str:
     else:
         return name
     block = re.fullmatch(r"((?:decoder_)?blocks\.\d+)\.(.+)\.(\w+)", plain)
-    for pattern, replacement in _PARTS if block else ():
-        if block and re.fullmatch(pattern, block[2]):
-            return f"{block[1]}.{replacement}.{block[3]}"
+    if block:
+        for pattern, replacement in _PARTS:
+            if re.fullmatch(pattern, block[2]):
+                return f"{block[1]}.{replacement}.{block[3]}"
     return plain
 
 
@@ -97,6 +98,6 @@ def told_by_config(folder: Path) -> dict[str, Any] | None:
     told = {field: values.get(name, default) for field, (name, default) in known.items()}
     height, width = (told["image_size"],) * 2 if isinstance(told["image_size"], int) else told["image_size"]
     told["image_size"] = height, width
-    if isinstance(told["patch_size"], list):
-        told["patch_size"] = told["patch_size"][0] if len(set(told["patch_size"])) == 1 else told["patch_size"]
+    if isinstance(told["patch_size"], list) and len(set(told["patch_size"])) == 1:
+        told["patch_size"] = told["patch_size"][0]
     return told

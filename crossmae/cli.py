@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from crossmae.training.recipe import Recipe, RunOptions
 from crossmae_kernels.common.command import reason, run_command

@@ -81,7 +81,8 @@ class Encoder(nn.Module):
     def _tokens(self, images: Tensor, ids: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
         patches = residual_stream(self.patch_embed(images, ids, mean, std) + self.positions[0, 1:][ids], self.config)
         class_token: Tensor = self.cls_token
-        if self.config.decoder == "mae":
-            # CrossMAE's release gives the class token no position. Fresh tables hold zeros for it, loaded ones may not.
+        if self.config.decoder != "crossmae":
+            # CrossMAE's release gives the class token no position, where MAE and ViTs that are encoders alone do. Fresh
+            # tables hold zeros for it, loaded ones may not.
             class_token = class_token + self.positions[:, :1]
         return torch.cat([class_token.to(patches.dtype).expand(patches.shape[0], -1, -1), patches], dim=1)

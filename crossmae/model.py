@@ -32,10 +32,6 @@ _pytree.register_dataclass(Output)
 class NoDecoder(nn.Module):
     """In the place of the decoder of a model that is an encoder alone."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList()
-
     def forward(self, *_: object) -> Never:
         """Refuse, saying what to do instead."""
         raise ValueError(
@@ -44,7 +40,7 @@ class NoDecoder(nn.Module):
             "new.encoder.load_state_dict(model.encoder.state_dict(), strict=False)"
         )
 
-    pixels = streams = forward
+    streams = pixels = forward
 
 
 class MaskedAutoencoder(nn.Module):

@@ -81,7 +81,7 @@ class Encoder(nn.Module):
 
     def _tokens(self, images: Tensor, ids: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
         patches = residual_stream(self.patch_embed(images, ids, mean, std) + self.positions[0, 1:][ids], self.config)
-        class_token = self.cls_token
+        class_token: Tensor = self.cls_token
         if self.config.decoder == "mae":
             # CrossMAE's release gives the class token no position. Fresh tables hold zeros for it, loaded ones may not.
             class_token = class_token + self.positions[:, :1]

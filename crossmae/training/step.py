@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
+from crossmae.masking import Masking, random_masking
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.data.batches import Batch
 from crossmae.training.devices import over_devices
@@ -23,12 +24,16 @@ class PretrainingLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor, noise: Tensor, mask_ratio: float, prediction_ratio: float) -> Tensor:
-        """Images ``(B, C, H, W)``, uint8 or floating point as they were read, and noise ``(B, L)`` -> the loss."""
+    def forward(self, images: Tensor, visible_ids: Tensor, predicted_ids: Tensor) -> Tensor:
+        """Images ``(B, C, H, W)``, uint8 or floating point as they were read, and a mask drawn for them -> the loss.
+
+        The mask comes from outside, since ratios may change from epoch to epoch: to a compiler its sizes are dynamic,
+        where each ratio would be a graph of its own, and after eight of them nothing would be compiled any more.
+        """
         model = self.model
         if images.dtype != torch.uint8 or next(model.parameters()).dtype == torch.float64:
             images = model.normalized(images)
-        return model(images, mask_ratio, prediction_ratio, noise=noise).loss
+        return model(images, masking=Masking(visible_ids, predicted_ids, model.config.patches)).loss
 
 
 class Stepper:
@@ -73,7 +78,9 @@ class Stepper:
             if plan.recipe.execution == "graphs":
                 torch.compiler.cudagraph_mark_step_begin()
             with fabric.no_backward_sync(self.loss, enabled=left > 0):
-                loss = self.loss(batch.images, batch.noise, *ratios)
+                images, patches = batch.noise.shape
+                mask = random_masking(images, patches, *ratios, noise=batch.noise)
+                loss = self.loss(batch.images, mask.visible_ids, mask.predicted_ids)
                 fabric.backward(loss / plan.accumulation)
             if plan.recipe.execution == "graphs" and left and not losses:
                 self._own_gradients()

@@ -266,6 +266,24 @@ def test_autocast_and_compilation_agree_with_eager(name):
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize(("name", "adds"), [("crossmae_vit_tiny_patch4", False), ("mae_vit_tiny_patch4", True)])
+def test_the_class_token_has_a_position_in_mae_alone(name, adds):
+    torch.manual_seed(0)
+    model, images = crossmae.create_model(name, encoder_depth=2, decoder_depth=2), torch.randn(2, 3, 32, 32)
+    masking = random_masking(2, 64)
+    plain = model(images, masking=masking).prediction, model.encode(images)
+    row = torch.randn(96)
+    model.encoder.positions[:, 0] = row
+    loaded = model(images, masking=masking).prediction, model.encode(images)
+    assert [torch.equal(*pair) for pair in zip(plain, loaded, strict=True)] == [not adds] * 2
+    # What the row adds is what the token would be with it.
+    model.encoder.positions[:, 0] = 0
+    if adds:
+        with torch.no_grad():
+            model.encoder.cls_token.add_(row)
+    torch.testing.assert_close((model(images, masking=masking).prediction, model.encode(images)), loaded)
+
+
 def with_statistics(**overrides):
     torch.manual_seed(0)
     statistics = {"pixel_mean": (0.2, 0.5, 0.7), "pixel_std": (0.1, 0.3, 0.2)}

@@ -7,9 +7,11 @@ import pytest
 import torch
 from pretraining import into, small
 
+from crossmae.masking import random_masking
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.devices import make_fabric, processes
 from crossmae.training.plan import make_plan
+from crossmae.training.data.batches import Batch
 from crossmae.training.step import Stepper
 
 
@@ -24,17 +26,19 @@ def test_images_and_noise_are_not_rounded_on_their_way_to_the_model(tmp_path, pr
     stepper = stepper_of(small(precision=precision, data=data), tmp_path)
     config = stepper.model.config
     images = 1 + torch.rand(2, config.channels, *config.image_size) / 1000
-    noise = torch.rand(2, config.patches)
+    # Distinct in float32 alone.
+    noise = 1 + torch.rand(2, config.patches).argsort(dim=1) * torch.finfo(torch.float32).eps
     seen = []
 
     def see(module, inputs):
-        seen.extend((*inputs[:2], torch.is_autocast_enabled("cpu")))
+        seen.extend((*inputs, torch.is_autocast_enabled("cpu")))
 
     stepper.module.register_forward_pre_hook(see)
-    loss = stepper.loss(images, noise, 0.75, 0.25)
-    assert torch.equal(seen[0], images)
-    assert torch.equal(seen[1], noise)
-    assert seen[2] == (precision == "bfloat16")
+    loss = stepper.take(iter([Batch(images, noise, torch.zeros(2), ())]))
+    mask = random_masking(2, config.patches, 0.75, 0.25, noise=noise)
+    for found, expected in zip(seen, (images, mask.visible_ids, mask.predicted_ids), strict=False):
+        assert torch.equal(found, expected)
+    assert seen[3] == (precision == "bfloat16")
     assert torch.isfinite(loss)
 
 

@@ -21,7 +21,7 @@ distribution, at most: rounding to nearest, it errs ``sqrt(2)`` times less in th
 fused, in fewer places. Over many independent errors, all draws of a norm agree, and the largest is no larger than the
 others: the budget is then 2.8 times what eager errs when it rounds to nearest. Over few, draws scatter, and the budget
 grows just as far as chance reaches. For a single number with a normally distributed error, the worst case, a right
-kernel fails once in some 30,000 times, a band of nought assumed.
+kernel that rounds as often as eager fails once in some 17,000 times, the band left aside.
 
 *Why twice?* A kernel may round in other places than eager does, and add in another order. The band is the one rounding
 that nobody can avoid: a result x, however computed, is stored with an error of up to ``u |x|``. Nothing in the budget

@@ -29,7 +29,7 @@ def counted(config, prediction_ratio):
             ids = torch.empty(batch, predicted, dtype=torch.int64)
 
             def decode():
-                with default_implementation("triton"), torch.autocast("cpu", torch.bfloat16):
+                with default_implementation("triton"), torch.autocast("cpu", torch.float16):
                     return decoder(maps, Masking(ids, ids))
 
             return bytes_saved_for_backward(decode, decoder) - sum(m.numel() * m.element_size() for m in maps)

@@ -82,6 +82,7 @@ def test_autocast_casts_and_returns_gradients_in_the_dtype_of_the_leaves(problem
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.usefixtures("bfloat16_anywhere")
 def test_autocast_may_be_set_to_either_dtype_and_mends_mixed_arguments(problem, device, dtype, monkeypatch):
     from crossmae_kernels.cross_attention import launch
 

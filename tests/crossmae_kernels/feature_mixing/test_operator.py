@@ -76,6 +76,7 @@ def test_one_operator_per_call(maps_and_weight):
 
 
 @pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])
+@pytest.mark.usefixtures("bfloat16_anywhere")
 def test_autocast_casts_the_weights_and_leaves_the_maps_as_they_are(maps_and_weight, device, compute, monkeypatch):
     from crossmae_kernels.feature_mixing import launch
 

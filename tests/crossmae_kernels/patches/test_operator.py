@@ -132,6 +132,7 @@ def test_gradients_through_rows_in_another_dtype_come_in_that_of_the_images(argu
     assert torch.equal(gradient, expected)
 
 
+@pytest.mark.usefixtures("bfloat16_anywhere")
 def test_autocast_may_be_bfloat16(arguments, device, monkeypatch):
     from crossmae_kernels.patches import launch
 

@@ -197,7 +197,7 @@ def test_checkpoints_go_both_ways(tmp_path):
     assert_alike(call(model, images()), call(fresh, images()))
     torch.save({"model": model.state_dict()}, tmp_path / "checkpoint.pth")
     loaded = crossmae.load(
-        tmp_path / "checkpoint.pth", num_heads=4, decoder_num_heads=2, norm_pix_loss=True, use_input=True
+        tmp_path / "checkpoint.pth", img_size=32, num_heads=4, decoder_num_heads=2, norm_pix_loss=True, use_input=True
     )
     torch.manual_seed(3)
     output = loaded(images(), 0.75, 0.25, rounding="release")

@@ -14,7 +14,7 @@ from benchmarks.records import machine
 from benchmarks.suites import SUITES
 from benchmarks.timing import passes
 from crossmae.measure import wait_for_device
-from crossmae_kernels.common.implementation import REFUSAL
+from crossmae_kernels.runtime.dispatch import REFUSAL
 
 FORM = form_named("short" if torch.cuda.is_available() else "small")
 # Rounds at least, and at most as long as they fit into so many seconds.

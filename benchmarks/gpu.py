@@ -30,7 +30,7 @@ from benchmarks.problem import form_named
 from benchmarks.records import ROOT, Run, Stage
 from benchmarks.suites import SUITES
 from crossmae.files import make_folder, replacing
-from crossmae_kernels.common.command import run_command
+from crossmae_kernels.command import run_command
 
 # Seconds of the short form; they add up to under nine minutes. What a stage does not need, the next may take.
 SHORT_SECONDS = {

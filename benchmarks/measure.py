@@ -38,8 +38,8 @@ from benchmarks.records import Record, Run
 from benchmarks.suites import SUITES, problems
 from benchmarks.timing import measure
 from crossmae.files import replacing
-from crossmae_kernels.common.implementation import REFUSAL
-from crossmae_kernels.common.tuning import cache_directory, enabled
+from crossmae_kernels.runtime.dispatch import REFUSAL
+from crossmae_kernels.runtime.tuning import cache_directory, enabled
 
 MEASURING = "measuring.json"
 # The device is in no state to go on; a fresh process may.

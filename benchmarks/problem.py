@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.implementation import Implementation, default_implementation
+from crossmae_kernels.runtime.dispatch import Implementation, default_implementation
 
 Direction = Literal["forward", "forward + backward", "step", "largest batch"]
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.command import run_command, stop_without
+from crossmae_kernels.command import run_command, stop_without
 
 if __name__ == "__main__":
     stop_without("python -m benchmarks.study", "train")

@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 import crossmae_kernels as ck
 from crossmae.config import Config, Hidden
-from crossmae_kernels.common.autocast import autocasts
+from crossmae_kernels.runtime.autocast import autocasts
 
 
 def self_attention(x: Tensor, norm: nn.LayerNorm, qkv: nn.Linear, proj: nn.Linear, heads: int) -> Tensor:

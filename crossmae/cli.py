@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from crossmae.training.recipe import Recipe, RunOptions
-from crossmae_kernels.common.command import reason, run_command
-from crossmae_kernels.common.extras import MissingPackageError, require
+from crossmae_kernels.command import reason, run_command
+from crossmae_kernels.extras import MissingPackageError, require
 
 
 def flops(figure: str | None = None) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from crossmae.files import replacing
-from crossmae_kernels.common.extras import require
+from crossmae_kernels.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

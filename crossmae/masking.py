@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from crossmae.noise import uniform
-from crossmae_kernels.common.checks import traced
+from crossmae_kernels.runtime.checks import traced
 
 Rounding = Literal["exact", "release"]
 

@@ -14,7 +14,7 @@ from crossmae.decoder import CrossDecoder
 from crossmae.encoder import Encoder
 from crossmae.mae import SelfDecoder
 from crossmae.masking import Masking, Rounding, random_masking
-from crossmae_kernels.common.autocast import autocasts
+from crossmae_kernels.runtime.autocast import autocasts
 
 
 @dataclass(frozen=True)

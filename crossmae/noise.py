@@ -5,7 +5,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.machine import constant_when_compiled
+from crossmae_kernels.runtime.device import constant_when_compiled
 
 # Generators that compiled graphs name by their id. They stay, so that no other object can come to have that id.
 _generators: dict[int, torch.Generator] = {}

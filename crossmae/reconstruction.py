@@ -10,8 +10,8 @@ import crossmae_kernels as ck
 from crossmae.config import Config
 from crossmae.masking import Masking
 from crossmae.model import MaskedAutoencoder, Output
-from crossmae_kernels.common.machine import constant_when_compiled
 from crossmae_kernels.patches.config import VARIANCE_EPS
+from crossmae_kernels.runtime.device import constant_when_compiled
 
 Statistics = Literal["visible", "true"]
 

@@ -4,11 +4,11 @@ Every op lives in a folder of its own with a reference in plain PyTorch that spe
 serves a call: ``"auto"``, ``"triton"`` or ``"reference"``; an explicit choice never falls back.
 """
 
-from crossmae_kernels.common.folding import fold_norm
 from crossmae_kernels.cross_attention import cross_attention, cross_attention_kvpacked, self_attention_qkvpacked
 from crossmae_kernels.feature_mixing import mix_feature_maps
 from crossmae_kernels.feature_projection import project_feature_maps
 from crossmae_kernels.mlp import mlp
+from crossmae_kernels.norm_folding import fold_norm
 from crossmae_kernels.patches import gather_patches, patch_loss
 from crossmae_kernels.projection import linear_residual, norm_linear
 

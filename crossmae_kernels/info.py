@@ -14,8 +14,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import crossmae_kernels as ck
-from crossmae_kernels.common import implementation, machine, precision, tuning
-from crossmae_kernels.common.command import run_command
+from crossmae_kernels.command import run_command
+from crossmae_kernels.runtime import precision, tuning
 
 # ViT-B's decoder at 224 px: 13 feature maps of 49 visible patches and a class token, mixed for 12 blocks; of 196
 # patches 49 are predicted.
@@ -73,17 +73,17 @@ def served_by(op: str, device: torch.device, dtype: torch.dtype) -> str:
         try:
             calls(device, dtype)[op]()
         except RuntimeError as error:
-            _, refusal, reasons = str(error).partition(implementation.REFUSAL)
+            _, refusal, reasons = str(error).partition(dispatch.REFUSAL)
             if not refusal:
                 raise
             refusals.append(reasons)
     try:
-        chosen = implementation.choose(op, "auto", refusals, worthwhile=device.type == "cuda")
+        chosen = dispatch.choose(op, "auto", refusals, worthwhile=device.type == "cuda")
     except RuntimeError:
         return f"none: {refusals[0]}"
     if chosen == "triton":
         return "triton"
-    if implementation.default() == "reference":
+    if dispatch.default() == "reference":
         return "reference: the process-wide default"
     return "reference: " + ("; ".join(refusals) or "on a CPU the interpreter runs kernels only when asked to")
 
@@ -93,7 +93,7 @@ def rows_of(device: torch.device) -> list[str]:
     lines = []
     for op in ck.__all__:
         by_answer: dict[str, list[str]] = {}
-        for dtype in machine.KERNEL_DTYPES:
+        for dtype in device_of.KERNEL_DTYPES:
             by_answer.setdefault(served_by(op, device, dtype), []).append(str(dtype).removeprefix("torch."))
         for place, (answer, dtypes) in enumerate(by_answer.items()):
             lines.append(f"  {'' if place else op:26}{', '.join(dtypes):28}{answer}")
@@ -105,8 +105,8 @@ def report() -> list[str]:
     lines = [f"python      {platform.python_version()} on {platform.system()} {platform.machine()}"]
     for name in ("torch", "triton", "flash-attn", "xformers"):
         lines.append(f"{name:12}{version(name) or 'not installed'}")
-    lines.append(f"default     {implementation.default()} ({implementation.ENVIRONMENT_VARIABLE})")
-    lines.append(f"interpreter {'on' if machine.interpreted() else 'off'} (TRITON_INTERPRET)")
+    lines.append(f"default     {dispatch.default()} ({dispatch.ENVIRONMENT_VARIABLE})")
+    lines.append(f"interpreter {'on' if device_of.interpreted() else 'off'} (TRITON_INTERPRET)")
     lines.append(f"tuning      {'on' if tuning.enabled() else 'off'} (CROSSMAE_KERNELS_TUNE)")
     products = {"ieee": "exact products", "tf32": "products in TF32"}[precision.input_precision(torch.float32)]
     lines.append(f"float32     {products} (torch.backends.cuda.matmul.fp32_precision)")
@@ -123,7 +123,7 @@ def describe(device: torch.device) -> str:
     return (
         f"{properties.name}, compute capability {properties.major}.{properties.minor},"
         f" {properties.multi_processor_count} multiprocessors,"
-        f" {machine.shared_memory(device) // 1024} KiB of shared memory a program"
+        f" {device_of.shared_memory(device) // 1024} KiB of shared memory a program"
     )
 
 

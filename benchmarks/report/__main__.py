@@ -13,7 +13,7 @@ from benchmarks.report.compare import comparison
 from benchmarks.report.markdown import insert
 from benchmarks.report.reading import newest, run_of
 from crossmae.files import replacing
-from crossmae_kernels.common.command import run_command
+from crossmae_kernels.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

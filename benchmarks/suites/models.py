@@ -31,7 +31,7 @@ from crossmae.config import Config
 from crossmae.flops import decoder_macs
 from crossmae.masking import Masking, mask_counts
 from crossmae.model import MaskedAutoencoder, Output
-from crossmae_kernels.common.implementation import Implementation
+from crossmae_kernels.runtime.dispatch import Implementation
 
 
 def decode_problem(

@@ -29,7 +29,7 @@ from crossmae.checkpoint.saving import CONFIG_KEY, save_state
 from crossmae.config import Config
 from crossmae.files import replacing, to_disk
 from crossmae.training.step import Stepper
-from crossmae_kernels.common.command import reason
+from crossmae_kernels.command import reason
 
 MODEL, TRAINING, MANIFEST = "model.safetensors", "training.pt", "manifest.json"
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

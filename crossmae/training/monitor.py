@@ -17,7 +17,7 @@ from tqdm import tqdm
 from crossmae.files import replacing
 from crossmae.training.plan import Plan
 from crossmae.training.readback import Losses
-from crossmae_kernels.common.command import reason
+from crossmae_kernels.command import reason
 
 LOG = "log.jsonl"
 

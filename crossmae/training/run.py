@@ -24,7 +24,7 @@ from crossmae.training.plan import Plan, describe, make_plan
 from crossmae.training.readback import Losses, LossReader
 from crossmae.training.recipe import Recipe, RunOptions
 from crossmae.training.step import Stepper
-from crossmae_kernels.common.command import reason
+from crossmae_kernels.command import reason
 
 IMAGENET_IMAGES = 1_281_167
 

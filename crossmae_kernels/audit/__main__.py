@@ -3,7 +3,7 @@
 import os
 import sys
 
-from crossmae_kernels.common.command import run_command
+from crossmae_kernels.command import run_command
 
 # The interpreter compiles nothing; Triton reads this when it is imported.
 os.environ.pop("TRITON_INTERPRET", None)

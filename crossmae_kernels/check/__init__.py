@@ -20,8 +20,8 @@ from torch import Tensor
 
 from crossmae_kernels.check.contenders import attentions
 from crossmae_kernels.check.problems import Problem, problems
-from crossmae_kernels.common.implementation import REFUSAL
-from crossmae_kernels.common.machine import KERNEL_DTYPES, interpreted, machine_refusals
+from crossmae_kernels.runtime.device import KERNEL_DTYPES, interpreted, machine_refusals
+from crossmae_kernels.runtime.dispatch import REFUSAL
 from crossmae_kernels.testing import budgets, judge
 
 INTERPRETED = "triton, interpreted"

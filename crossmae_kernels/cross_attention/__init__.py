@@ -2,13 +2,13 @@
 
 from torch import Tensor
 
-from crossmae_kernels.common.autocast import compute_dtype
-from crossmae_kernels.common.checks import ArgumentChecks
-from crossmae_kernels.common.implementation import Implementation, choose
-from crossmae_kernels.common.machine import machine_refusals
 from crossmae_kernels.cross_attention import ops, reference
 from crossmae_kernels.cross_attention.config import WIDEST_HEAD
 from crossmae_kernels.cross_attention.packing import unpacked, width_of
+from crossmae_kernels.runtime.autocast import compute_dtype
+from crossmae_kernels.runtime.checks import ArgumentChecks
+from crossmae_kernels.runtime.device import machine_refusals
+from crossmae_kernels.runtime.dispatch import Implementation, choose
 
 
 def cross_attention(

@@ -8,11 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.launch import blocks, needs_wide_offsets, on_device_of, unit_stride, unit_stride_optional
-from crossmae_kernels.common.machine import multiprocessors, shared_memory
-from crossmae_kernels.common.precision import input_precision
-from crossmae_kernels.common.segmented_sum import segmented_sum
-from crossmae_kernels.common.tuning import tuned
 from crossmae_kernels.cross_attention import kernels
 from crossmae_kernels.cross_attention.config import (
     Kernel,
@@ -23,6 +18,11 @@ from crossmae_kernels.cross_attention.config import (
     tiles,
 )
 from crossmae_kernels.cross_attention.packing import parts, unpacked
+from crossmae_kernels.primitives.segmented_sum import segmented_sum
+from crossmae_kernels.runtime.device import multiprocessors, shared_memory
+from crossmae_kernels.runtime.launch import blocks, needs_wide_offsets, on_device_of, unit_stride, unit_stride_optional
+from crossmae_kernels.runtime.precision import input_precision
+from crossmae_kernels.runtime.tuning import tuned
 
 LOG2_E = math.log2(math.e)
 

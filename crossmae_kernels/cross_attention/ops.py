@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.autocast import register_autocast
-from crossmae_kernels.common.flops import Shape, flop_formula
 from crossmae_kernels.cross_attention.config import log_sum_exp_shape
 from crossmae_kernels.cross_attention.packing import width_of
+from crossmae_kernels.runtime.autocast import register_autocast
+from crossmae_kernels.runtime.flops import Shape, flop_formula
 
 NAMESPACE = "crossmae_kernels"
 

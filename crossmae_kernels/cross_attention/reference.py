@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossmae_kernels.common.flops import Shape, flop_formula
+from crossmae_kernels.runtime.flops import Shape, flop_formula
 
 # PyTorch's attention on a CPU works through blocks of keys; with so few of them the definition itself is faster, by
 # 1.3 to 2 times forward and backward (49 x 50 and 147 x 50 with 16 heads of 32, 17 x 17 with 3). At 197 it is not.

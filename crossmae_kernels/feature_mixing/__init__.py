@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.autocast import compute_dtype
-from crossmae_kernels.common.checks import ArgumentChecks
-from crossmae_kernels.common.implementation import Implementation, choose
-from crossmae_kernels.common.machine import dtypes_of, machine_refusals, mixture_refusals
-from crossmae_kernels.common.normalization.config import width_refusals
 from crossmae_kernels.feature_mixing import ops, reference
+from crossmae_kernels.primitives.tiles import width_refusals
+from crossmae_kernels.runtime.autocast import compute_dtype
+from crossmae_kernels.runtime.checks import ArgumentChecks
+from crossmae_kernels.runtime.device import dtypes_of, machine_refusals, mixture_refusals
+from crossmae_kernels.runtime.dispatch import Implementation, choose
 
 
 def mix_feature_maps(
@@ -27,7 +27,7 @@ def mix_feature_maps(
     The kernels never stack the maps. In 16 bits a token's mixes stay on chip while they are normalised, and again for
     the gradients, up to 12 decoder blocks of ViT-H; elsewhere LayerNorm is a pass of its own. For the backward pass the
     maps and float32 statistics ``(n, B, K)`` are kept, and where LayerNorm is a pass of its own, the mixes. An affine
-    costs a pass too; better fold it into the linear layer that follows (``crossmae_kernels.common.folding``). Under
+    costs a pass too; better fold it into the linear layer that follows (``crossmae_kernels.norm_folding``). Under
     autocast the kernels read the maps in the dtype they have, which is one for all. float32 is multiplied as PyTorch is
     set to (``torch.set_float32_matmul_precision``).
 

@@ -6,10 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.launch import blocks, on_device_of, unit_stride
-from crossmae_kernels.common.machine import multiprocessors, shared_memory
-from crossmae_kernels.common.normalization import launch as normalization
-from crossmae_kernels.common.precision import input_precision
 from crossmae_kernels.feature_mixing import kernels
 from crossmae_kernels.feature_mixing.config import (
     ALL_REGISTERS,
@@ -23,6 +19,10 @@ from crossmae_kernels.feature_mixing.config import (
     held,
     holds_upstream_gradients,
 )
+from crossmae_kernels.primitives import normalization
+from crossmae_kernels.runtime.device import multiprocessors, shared_memory
+from crossmae_kernels.runtime.launch import blocks, on_device_of, unit_stride
+from crossmae_kernels.runtime.precision import input_precision
 
 # Programs per multiprocessor, which share the tokens: more than its registers hold, to even out the ends.
 PROGRAMS_PER_MULTIPROCESSOR = 8

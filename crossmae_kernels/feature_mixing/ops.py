@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.autocast import compute_dtype
-from crossmae_kernels.common.flops import Shape, flop_formula
 from crossmae_kernels.feature_mixing.config import held
+from crossmae_kernels.runtime.autocast import compute_dtype
+from crossmae_kernels.runtime.flops import Shape, flop_formula
 
 NAMESPACE = "crossmae_kernels"
 

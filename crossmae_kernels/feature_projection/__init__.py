@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.autocast import compute_dtype
-from crossmae_kernels.common.checks import ArgumentChecks
-from crossmae_kernels.common.folding import fold_norm
-from crossmae_kernels.common.implementation import Implementation, choose
-from crossmae_kernels.common.machine import dtypes_of, mixture_refusals
 from crossmae_kernels.feature_mixing import mix_feature_maps, refusals
 from crossmae_kernels.feature_projection import ops, reference
+from crossmae_kernels.norm_folding import fold_norm
+from crossmae_kernels.runtime.autocast import compute_dtype
+from crossmae_kernels.runtime.checks import ArgumentChecks
+from crossmae_kernels.runtime.device import dtypes_of, mixture_refusals
+from crossmae_kernels.runtime.dispatch import Implementation, choose
 
 
 def project_feature_maps(

@@ -4,12 +4,12 @@ from typing import get_args
 
 from torch import Tensor
 
-from crossmae_kernels.common.autocast import cast_optional, compute_dtype
-from crossmae_kernels.common.checks import ArgumentChecks
-from crossmae_kernels.common.folding import fold_norm
-from crossmae_kernels.common.implementation import Implementation, choose
 from crossmae_kernels.mlp import ops, reference
 from crossmae_kernels.mlp.config import Hidden, refusals
+from crossmae_kernels.norm_folding import fold_norm
+from crossmae_kernels.runtime.autocast import cast_optional, compute_dtype
+from crossmae_kernels.runtime.checks import ArgumentChecks
+from crossmae_kernels.runtime.dispatch import Implementation, choose
 
 
 def mlp(

@@ -7,10 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.gemm.config import Tiles
-from crossmae_kernels.common.gemm.config import tiles as gemm_tiles
-from crossmae_kernels.common.machine import dtypes_of, machine_refusals, stream_refusals
-from crossmae_kernels.common.normalization.config import width_refusals
+from crossmae_kernels.primitives.tiles import GemmTiles, gemm_tiles, width_refusals
+from crossmae_kernels.runtime.device import dtypes_of, machine_refusals, stream_refusals
 
 # Where the form with one kernel ends: the float32 sums of 64 rows of 256 take 64 registers of each of 256 threads, and
 # with the chunk of the hidden layer beside them there is no room for 512.
@@ -63,7 +61,7 @@ def block_width(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
-def hidden_tiles(hidden: int, width: int, element_size: int, shared_memory: int) -> Tiles:
+def hidden_tiles(hidden: int, width: int, element_size: int, shared_memory: int) -> GemmTiles:
     """Tiles of the backward pass through the hidden layer.
 
     Two sums stand beside each other there, so tiles are half as wide as those of a single product.

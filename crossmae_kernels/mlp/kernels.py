@@ -12,9 +12,9 @@ again, or reads it, beside the gradient that reaches it, so that GELU's backward
 import triton
 import triton.language as tl
 
-from crossmae_kernels.common.gelu.kernels import gelu, store_hidden_gradients
-from crossmae_kernels.common.gemm.kernels import place_of_tile, product
-from crossmae_kernels.common.normalization.kernels import normalized_rows
+from crossmae_kernels.primitives.gelu import gelu, store_hidden_gradients
+from crossmae_kernels.primitives.gemm import place_of_tile, product
+from crossmae_kernels.primitives.normalization import normalized_rows
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -7,14 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossmae_kernels.common.forms import Form, choose_form
-from crossmae_kernels.common.gelu.launch import gelu_backward
-from crossmae_kernels.common.gemm.config import GROUP
-from crossmae_kernels.common.gemm.launch import gemm
-from crossmae_kernels.common.launch import blocks, flat_rows, on_device_of, unit_stride, unit_stride_optional
-from crossmae_kernels.common.machine import shared_memory
-from crossmae_kernels.common.normalization.launch import normalize, normalize_backward
-from crossmae_kernels.common.precision import input_precision
 from crossmae_kernels.mlp import kernels
 from crossmae_kernels.mlp.config import (
     block_width,
@@ -23,6 +15,14 @@ from crossmae_kernels.mlp.config import (
     single_refusals,
     single_tiles,
 )
+from crossmae_kernels.primitives.gelu import gelu_backward
+from crossmae_kernels.primitives.gemm import gemm
+from crossmae_kernels.primitives.normalization import normalize, normalize_backward
+from crossmae_kernels.primitives.tiles import GROUP
+from crossmae_kernels.runtime.device import shared_memory
+from crossmae_kernels.runtime.forms import Form, choose_form
+from crossmae_kernels.runtime.launch import blocks, flat_rows, on_device_of, unit_stride, unit_stride_optional
+from crossmae_kernels.runtime.precision import input_precision
 
 # Rows, normalised; the statistic of each; what goes into GELU. None where nobody keeps it.
 Kept = tuple[Tensor | None, Tensor | None, Tensor | None]

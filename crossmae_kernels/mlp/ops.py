@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.autocast import without_autocast
-from crossmae_kernels.common.flops import Shape, flop_formula, linear_flops
+from crossmae_kernels.runtime.autocast import without_autocast
+from crossmae_kernels.runtime.flops import Shape, flop_formula, linear_flops
 
 NAMESPACE = "crossmae_kernels"
 

@@ -8,12 +8,12 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.autocast import autocasts
-from crossmae_kernels.common.checks import ArgumentChecks
-from crossmae_kernels.common.implementation import Implementation, choose
-from crossmae_kernels.common.machine import machine_refusals
 from crossmae_kernels.patches import ops, reference
 from crossmae_kernels.patches.config import LARGEST_TILE, Reduction, tile_size
+from crossmae_kernels.runtime.autocast import autocasts
+from crossmae_kernels.runtime.checks import ArgumentChecks
+from crossmae_kernels.runtime.device import machine_refusals
+from crossmae_kernels.runtime.dispatch import Implementation, choose
 
 
 def gather_patches(

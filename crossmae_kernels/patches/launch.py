@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.launch import needs_wide_offsets, on_device_of, unit_stride
-from crossmae_kernels.common.tuning import tuned
 from crossmae_kernels.patches import kernels
 from crossmae_kernels.patches.config import VARIANCE_EPS, Tiles, candidates, padded, tile_size, tiles
+from crossmae_kernels.runtime.launch import needs_wide_offsets, on_device_of, unit_stride
+from crossmae_kernels.runtime.tuning import tuned
 
 # Ids that a program of the gather's backward pass looks through at a time.
 BLOCK_IDS = 128

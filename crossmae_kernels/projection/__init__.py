@@ -4,12 +4,12 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from crossmae_kernels.common.autocast import cast_optional, compute_dtype
-from crossmae_kernels.common.checks import ArgumentChecks
-from crossmae_kernels.common.folding import fold_norm
-from crossmae_kernels.common.implementation import Implementation, choose
+from crossmae_kernels.norm_folding import fold_norm
 from crossmae_kernels.projection import ops, reference
 from crossmae_kernels.projection.config import linear_residual_refusals, norm_linear_refusals
+from crossmae_kernels.runtime.autocast import cast_optional, compute_dtype
+from crossmae_kernels.runtime.checks import ArgumentChecks
+from crossmae_kernels.runtime.dispatch import Implementation, choose
 
 Activation = Literal["gelu"]
 

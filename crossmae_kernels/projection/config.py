@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.machine import dtypes_of, machine_refusals, stream_refusals
-from crossmae_kernels.common.normalization.config import width_refusals
+from crossmae_kernels.primitives.tiles import width_refusals
+from crossmae_kernels.runtime.device import dtypes_of, machine_refusals, stream_refusals
 
 
 def form_rule(dtype: torch.dtype, saves_a_pass: bool) -> str:

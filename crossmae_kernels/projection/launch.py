@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossmae_kernels.common.forms import Form, choose_form
-from crossmae_kernels.common.gelu.launch import gelu_backward
-from crossmae_kernels.common.gemm.launch import gemm
-from crossmae_kernels.common.launch import blocks, flat_rows, on_device_of
-from crossmae_kernels.common.normalization.config import tiles
-from crossmae_kernels.common.normalization.launch import normalize, normalize_backward
-from crossmae_kernels.common.precision import input_precision
-from crossmae_kernels.common.segmented_sum import segmented_sum
+from crossmae_kernels.primitives.gelu import gelu_backward
+from crossmae_kernels.primitives.gemm import gemm
+from crossmae_kernels.primitives.normalization import normalize, normalize_backward
+from crossmae_kernels.primitives.segmented_sum import segmented_sum
+from crossmae_kernels.primitives.tiles import row_tiles
 from crossmae_kernels.projection import kernels
 from crossmae_kernels.projection.config import form_rule
+from crossmae_kernels.runtime.forms import Form, choose_form
+from crossmae_kernels.runtime.launch import blocks, flat_rows, on_device_of
+from crossmae_kernels.runtime.precision import input_precision
 
 FORMS: dict[str, list[str]] = {"tiled": [], "vendor": []}
 
@@ -104,7 +104,7 @@ def add_residual(x: Tensor, residual: Tensor, ids: Tensor | None) -> Tensor:
     rows, width = x.shape
     out = torch.empty(rows, width, dtype=residual.dtype, device=x.device)
     if out.numel():
-        choice = tiles(width)
+        choice = row_tiles(width)
         with on_device_of(x):
             kernels.add_residual[(blocks(rows, choice.block_rows),)](
                 x, residual, ids, out, residual.stride(0), rows, len(residual),

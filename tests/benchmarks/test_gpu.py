@@ -32,7 +32,7 @@ from benchmarks.report import runs
 from benchmarks.suites.models import GraphedLoss, model_problem
 from crossmae.masking import Masking
 from crossmae.model import Output
-from crossmae_kernels.common import tuning
+from crossmae_kernels.runtime import tuning
 
 FORM = form_named("tiny")
 

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 import crossmae
 from crossmae.masking import Masking, block_masking, grid_masking, mask_counts, random_masking
 from crossmae.reconstruction import reconstruction_columns
-from crossmae_kernels.common.implementation import default_implementation
+from crossmae_kernels.runtime.dispatch import default_implementation
 
 CROSS, MAE = "crossmae_vit_tiny_patch4", "mae_vit_tiny_patch4"
 STATISTICS = {"pixel_mean": (0.2, 0.5, 0.7), "pixel_std": (0.1, 0.3, 0.2)}

@@ -8,7 +8,7 @@ from golden_cases import CASES, Case
 from operators import names_of_operators
 
 import crossmae
-from crossmae_kernels.common.implementation import default_implementation
+from crossmae_kernels.runtime.dispatch import default_implementation
 
 
 def relative(ours, theirs):

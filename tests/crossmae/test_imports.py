@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from crossmae.cli import main
-from crossmae_kernels.common.extras import EXTRAS, distribution
+from crossmae_kernels.extras import EXTRAS, distribution
 
 ROOT = Path(__file__).parents[2]
 # A module that is None in sys.modules is neither found nor importable.

@@ -11,8 +11,8 @@ from seeds import generator, seeded
 from torch.profiler import ProfilerActivity, profile
 
 import crossmae
-from crossmae_kernels.common.forms import form_of
-from crossmae_kernels.common.implementation import default_implementation
+from crossmae_kernels.runtime.dispatch import default_implementation
+from crossmae_kernels.runtime.forms import form_of
 from crossmae_kernels.testing import assert_within_budget, budgets
 
 # Wide enough for matrix products in tiles, small enough for the interpreter.

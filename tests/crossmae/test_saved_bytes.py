@@ -11,7 +11,7 @@ from crossmae.decoder import CrossDecoder
 from crossmae.flops import decoder_saved_bytes
 from crossmae.masking import Masking, mask_counts
 from crossmae.measure import bytes_saved_for_backward
-from crossmae_kernels.common.implementation import default_implementation
+from crossmae_kernels.runtime.dispatch import default_implementation
 
 MIB = 2**20
 

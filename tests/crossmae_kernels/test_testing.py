@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from problems import Randoms, naive_gelu, naive_linear, naive_norm
 
-from crossmae_kernels.common.rounding import random_rounding, round_at_random
 from crossmae_kernels.testing import (
     Budget,
     Error,
@@ -16,6 +15,7 @@ from crossmae_kernels.testing import (
     judge,
     poisoned_allocations,
 )
+from crossmae_kernels.testing.rounding import random_rounding, round_at_random
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from crossmae_kernels.common.gelu.kernels import gelu, gelu_and_gradient
+from crossmae_kernels.primitives.gelu import gelu, gelu_and_gradient
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from crossmae_kernels.audit.case import Case
-from crossmae_kernels.common.folding.launch import BACKWARD_COLUMNS, BACKWARD_ROWS, forward_tile
+from crossmae_kernels.norm_folding.launch import BACKWARD_COLUMNS, BACKWARD_ROWS, forward_tile
 
 # Decoder of ViT-B, its encoder, which is no power of two, and more than a program takes at a time.
 WIDTHS = (512, 768, 1280)
@@ -20,7 +20,7 @@ def cases(arch: int, dtype: str) -> Iterator[Case]:
         for width in WIDTHS:
             block_rows, block_columns = forward_tile(width)
             yield Case(
-                kernel="crossmae_kernels.common.folding.kernels:fold_forward",
+                kernel="crossmae_kernels.norm_folding.kernels:fold_forward",
                 label=f"width {width}, weights {matrices}",
                 arch=arch,
                 dtype=dtype,
@@ -34,7 +34,7 @@ def cases(arch: int, dtype: str) -> Iterator[Case]:
                 store_bits=64,
             )
         yield Case(
-            kernel="crossmae_kernels.common.folding.kernels:fold_backward",
+            kernel="crossmae_kernels.norm_folding.kernels:fold_backward",
             label=f"width {WIDTHS[1]}, weights {matrices}",
             arch=arch,
             dtype=dtype,

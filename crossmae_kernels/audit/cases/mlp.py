@@ -5,8 +5,8 @@ from dataclasses import asdict
 
 from crossmae_kernels.audit.case import ITEM_SIZES, Case, element, precision
 from crossmae_kernels.audit.compilation import SHARED_MEMORY
-from crossmae_kernels.common.gemm.config import GROUP
 from crossmae_kernels.mlp.config import block_width, hidden_tiles, single_tiles
+from crossmae_kernels.primitives.tiles import GROUP
 
 # Width and hidden width: ViT-B's decoder and ViT-S's, and what tiles do not divide.
 LARGE, MEDIUM, ODD = (512, 2048), (256, 1024), (96, 200)

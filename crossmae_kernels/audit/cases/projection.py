@@ -5,10 +5,8 @@ from dataclasses import asdict
 
 from crossmae_kernels.audit.case import ITEM_SIZES, Case, element, precision
 from crossmae_kernels.audit.compilation import SHARED_MEMORY
-from crossmae_kernels.common.gelu.launch import BLOCK_M, BLOCK_N, NUM_WARPS
-from crossmae_kernels.common.gemm.config import GROUP
-from crossmae_kernels.common.gemm.config import tiles as gemm_tiles
-from crossmae_kernels.common.normalization.config import tiles
+from crossmae_kernels.primitives.gelu import BLOCK_M, BLOCK_N, NUM_WARPS
+from crossmae_kernels.primitives.tiles import GROUP, gemm_tiles, row_tiles
 
 # Encoder of ViT-B, which is no power of two.
 WIDTH = 768
@@ -20,13 +18,13 @@ def cases(arch: int, dtype: str) -> Iterator[Case]:
     if dtype == "tf32":
         return
     for kernel in (
-        "common.normalization.kernels:normalize",
-        "common.normalization.kernels:normalize_backward",
+        "primitives.normalization:normalize_kernel",
+        "primitives.normalization:normalize_backward_kernel",
         "projection.kernels:add_residual",
     ):
         yield pass_over_rows(arch, dtype, kernel)
     yield Case(
-        kernel="crossmae_kernels.common.gelu.kernels:gelu_backward",
+        kernel="crossmae_kernels.primitives.gelu:gelu_backward_kernel",
         label="width 2048",
         arch=arch,
         dtype=dtype,
@@ -46,7 +44,7 @@ def products(arch: int, dtype: str) -> Iterator[Case]:
 
 def pass_over_rows(arch: int, dtype: str, kernel: str) -> Case:
     """A pass between the residual stream and what products take and give."""
-    choice = tiles(WIDTH)
+    choice = row_tiles(WIDTH)
     return Case(
         kernel=f"crossmae_kernels.{kernel}",
         label=f"width {WIDTH}",
@@ -66,7 +64,7 @@ def product(arch: int, dtype: str, outer: int, inner: int, epilogue: str) -> Cas
     absent = {"gelu": ("residual", "ids"), "residual": ("hidden", "ids"), "table": ("hidden",)}[epilogue]
     sizes = asdict(choice)
     return Case(
-        kernel="crossmae_kernels.common.gemm.kernels:gemm",
+        kernel="crossmae_kernels.primitives.gemm:gemm_kernel",
         label=f"{inner} to {outer}, {epilogue}",
         arch=arch,
         dtype=dtype,

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 from crossmae_kernels.audit.case import Case
-from crossmae_kernels.common.segmented_sum.kernels import BLOCK_COLUMNS, BLOCK_ROWS
+from crossmae_kernels.primitives.segmented_sum import BLOCK_COLUMNS, BLOCK_ROWS
 
 
 def cases(arch: int, dtype: str) -> Iterator[Case]:
     """The one form that there is."""
     yield Case(
-        kernel="crossmae_kernels.common.segmented_sum.kernels:segmented_sum_kernel",
+        kernel="crossmae_kernels.primitives.segmented_sum:segmented_sum_kernel",
         label="",
         arch=arch,
         dtype=dtype,

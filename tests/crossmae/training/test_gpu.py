@@ -13,7 +13,7 @@ from crossmae.training.devices import make_fabric
 from crossmae.training.plan import make_plan
 from crossmae.training.recipe import RunOptions
 from crossmae.training.step import Stepper
-from crossmae_kernels.common.implementation import default_implementation
+from crossmae_kernels.runtime.dispatch import default_implementation
 
 pytestmark = pytest.mark.gpu
 

@@ -59,7 +59,7 @@ def test_table_queries(measured):
 
 def test_what_is_counted(interpreter):
     from crossmae_kernels.audit.traffic import count_traffic
-    from crossmae_kernels.common.segmented_sum import segmented_sum
+    from crossmae_kernels.primitives.segmented_sum import segmented_sum
 
     rows, ids = torch.randn(5, 3), torch.tensor([0, 2, 2, 0, 2])
     with count_traffic() as traffic:

@@ -12,8 +12,8 @@ import time
 import pytest
 
 import crossmae_kernels
-from crossmae_kernels.common.command import reason, run_command
-from crossmae_kernels.common.extras import MissingPackageError
+from crossmae_kernels.command import reason, run_command
+from crossmae_kernels.extras import MissingPackageError
 
 
 def raising(error):
@@ -58,7 +58,7 @@ START = f"""
 import sys, types
 package = sys.modules["crossmae_kernels"] = types.ModuleType("crossmae_kernels")
 package.__path__ = {list(crossmae_kernels.__path__)!r}
-from crossmae_kernels.common.command import run_command
+from crossmae_kernels.command import run_command
 """
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from crossmae_kernels.common.folding import fold_norm
+from crossmae_kernels.norm_folding import fold_norm
 
 NAMES = ("x", "weight", "bias", "norm_weight", "norm_bias")
 

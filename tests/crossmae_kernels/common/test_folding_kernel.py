@@ -344,7 +344,7 @@ MUTATIONS = {
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_kernel_fails_the_budget(place, tmp_path, mutation):
     with (
-        broken("crossmae_kernels.common.folding", tmp_path, *MUTATIONS[mutation]),
+        broken("crossmae_kernels.norm_folding", tmp_path, *MUTATIONS[mutation]),
         pytest.raises(AssertionError, match="errs by"),
     ):
         to_break(seeds.current, *place)(kernels)

@@ -2,8 +2,7 @@ import runpy
 
 import pytest
 
-from crossmae_kernels.common import implementation
-from crossmae_kernels.common.implementation import choose, default, default_implementation
+from crossmae_kernels.runtime.dispatch import choose, default, default_implementation
 
 
 def test_auto_takes_the_kernel_where_it_can_serve_and_is_worth_it():

@@ -17,7 +17,7 @@ def definition(x):
 @pytest.mark.budget
 @pytest.mark.parametrize(("rows", "width"), [(50, 1), (147, 7), (147, 96), (49, 512), (9, 768), (9, 2049), (5, 16384)])
 def test_rows_and_their_gradient(place, rows, width):
-    from crossmae_kernels.common.normalization.launch import normalize, normalize_backward
+    from crossmae_kernels.primitives.normalization import normalize, normalize_backward
 
     device, dtype = place
     draw = generator()
@@ -42,7 +42,7 @@ def test_rows_and_their_gradient(place, rows, width):
 
 @pytest.mark.budget
 def test_a_large_mean_costs_no_precision(place):
-    from crossmae_kernels.common.normalization.launch import normalize
+    from crossmae_kernels.primitives.normalization import normalize
 
     device, dtype = place
     x = (torch.randn(40, 300, generator=generator()) + 1000).to(device, dtype)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from crossmae_kernels.common.segmented_sum import segmented_sum
+from crossmae_kernels.primitives.segmented_sum import segmented_sum
 from crossmae_kernels.testing import assert_within_budget, budgets, poisoned_allocations
 
 

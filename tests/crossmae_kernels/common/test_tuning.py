@@ -4,8 +4,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from crossmae_kernels.common import tuning
 from crossmae_kernels.cross_attention.config import Tiles, candidates, tiles
+from crossmae_kernels.runtime import tuning
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import crossmae_kernels as ck
-from crossmae_kernels.common.launch import needs_wide_offsets
+from crossmae_kernels.runtime.launch import needs_wide_offsets
 
 
 def _meta(shape, strides):

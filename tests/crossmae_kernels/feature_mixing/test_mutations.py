@@ -10,7 +10,7 @@ from mutation import broken
 from crossmae_kernels.feature_mixing import config
 
 MIXING = "crossmae_kernels.feature_mixing"
-NORM = "crossmae_kernels.common.normalization"
+NORM = "crossmae_kernels.primitives.normalization"
 
 # In all kernels, or where a token is normalised on chip; tried in 16 bits, some of which lie two in a word.
 OF_MIXING = {

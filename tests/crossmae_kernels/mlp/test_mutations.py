@@ -6,9 +6,9 @@ import pytest
 import seeds
 from mutation import broken
 
-NORM = "crossmae_kernels.common.normalization"
-GEMM = "crossmae_kernels.common.gemm"
-GELU = "crossmae_kernels.common.gelu"
+NORM = "crossmae_kernels.primitives.normalization"
+GEMM = "crossmae_kernels.primitives.gemm"
+GELU = "crossmae_kernels.primitives.gelu"
 MLP = "crossmae_kernels.mlp"
 
 # The form that shows it, the kernels, what is replaced and by what.

@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import crossmae_kernels as ck
-from crossmae_kernels.common.implementation import default_implementation
+from crossmae_kernels.runtime.dispatch import default_implementation
 
 ROWS, WIDTH, HIDDEN = (2, 5), 32, 64
 

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import crossmae_kernels as ck
-from crossmae_kernels.common.implementation import default_implementation
+from crossmae_kernels.runtime.dispatch import default_implementation
 
 OPS = torch.ops.crossmae_kernels
 

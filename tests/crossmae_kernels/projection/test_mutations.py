@@ -4,9 +4,9 @@ import pytest
 import seeds
 from mutation import broken
 
-from crossmae_kernels.common.forms import form_of
+from crossmae_kernels.runtime.forms import form_of
 
-GEMM = ("tiled", "crossmae_kernels.common.gemm")
+GEMM = ("tiled", "crossmae_kernels.primitives.gemm")
 PASS = ("vendor", "crossmae_kernels.projection")
 
 MUTATIONS = {

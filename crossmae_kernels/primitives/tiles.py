@@ -1,4 +1,4 @@
-"""Tile sizes of the matrix products: an analytic rule."""
+"""Tile sizes of the primitives, by analytic rules. Nothing here needs Triton, so choices can be made without it."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ GROUP = 8
 
 
 @dataclass(frozen=True)
-class Tiles:
+class GemmTiles:
     """Rows, columns and inner extent of a program's tiles, its warps, and the depth of its software pipeline."""
 
     block_m: int
@@ -17,7 +17,7 @@ class Tiles:
     num_stages: int
 
 
-def tiles(outer: int, inner: int, element_size: int, shared_memory: int) -> Tiles:
+def gemm_tiles(outer: int, inner: int, element_size: int, shared_memory: int) -> GemmTiles:
     """The analytic choice for rows times a weight ``(outer, inner)``.
 
     In 16 bits a tile of 128 x 128 takes 64 registers of each of 256 threads for its sum, and does 64 FLOP for each
@@ -26,17 +26,17 @@ def tiles(outer: int, inner: int, element_size: int, shared_memory: int) -> Tile
     where operands need registers too.
     """
     if element_size == 4:
-        return Tiles(64, 32, 32, 8, 2)
+        return GemmTiles(64, 32, 32, 8, 2)
     block_n = next((block for block in (128, 64) if 8 * (-outer % block) <= outer), 32)
     block_k = 64 if inner > 32 else 32
     stage = (128 + block_n) * block_k * element_size
-    return Tiles(128, block_n, block_k, 8 if block_n > 32 else 4, max(2, min(4, shared_memory // stage)))
+    return GemmTiles(128, block_n, block_k, 8 if block_n > 32 else 4, max(2, min(4, shared_memory // stage)))
 
 
-def candidates(outer: int, inner: int, element_size: int, shared_memory: int) -> list[Tiles]:
+def gemm_candidates(outer: int, inner: int, element_size: int, shared_memory: int) -> list[GemmTiles]:
     """Neighbours of the analytic choice, for tuning to try."""
     return [
-        Tiles(block_m, block_n, block_k, warps, stages)
+        GemmTiles(block_m, block_n, block_k, warps, stages)
         for block_m in (64, 128)
         for block_n in (64, 128, 256)
         for block_k in (32, 64)
@@ -45,3 +45,28 @@ def candidates(outer: int, inner: int, element_size: int, shared_memory: int) ->
         if stages * (block_m + block_n) * block_k * element_size <= shared_memory
         and block_m * block_n <= 128 * 32 * warps
     ]
+
+
+# A row beyond this would not stay in the registers of a program of 16 warps.
+WIDEST_ROW = 16 * 1024
+
+
+@dataclass(frozen=True)
+class RowTiles:
+    """Rows and columns of a program's tile, and its warps."""
+
+    block_rows: int
+    block_columns: int
+    num_warps: int
+
+
+def row_tiles(width: int) -> RowTiles:
+    """Whole rows, 4096 elements or more: 32 for each of 128 threads, which is 4 to 8 wide loads in flight."""
+    block_columns = 1 << (width - 1).bit_length()
+    block_rows = max(1, 4096 // block_columns)
+    return RowTiles(block_rows, block_columns, max(4, block_columns // 1024))
+
+
+def width_refusals(width: int) -> list[str]:
+    """Why rows so wide cannot be normalised by the kernels, if they cannot."""
+    return [f"kernels normalise rows of up to {WIDEST_ROW}, these have {width}"] if width > WIDEST_ROW else []

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.machine import constant_when_compiled
+from crossmae_kernels.runtime.device import constant_when_compiled
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.autocast import cast_optional, without_autocast
+from crossmae_kernels.runtime.autocast import cast_optional, without_autocast
 
 
 @without_autocast

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from crossmae_kernels.common.autocast import autocasts
+from crossmae_kernels.runtime.autocast import autocasts
 
 
 class ArgumentChecks:

@@ -1,4 +1,4 @@
-"""Sum of the rows of a segment."""
+"""Gradient of a gather: rows summed by the id they were gathered with, in an order that never changes."""
 
 # Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
 # ruff: noqa: N803
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossmae_kernels.common.launch import on_device_of
+from crossmae_kernels.runtime.launch import on_device_of
 
 # Rows read at a time. With 4 warps each thread then has four 128-bit loads of 16-bit rows in flight.
 BLOCK_ROWS = 32
@@ -46,9 +46,23 @@ def segmented_sum_kernel(
     tl.store(out + segment.to(tl.int64) * row_stride + columns, total, mask=inside)
 
 
-def segmented_sum(rows: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-    """Rows ``(R, D)``, a permutation ``(R,)`` and bounds ``(N + 1,)``, both int64 -> sums ``(N, D)``."""
-    segments, width = len(starts) - 1, rows.shape[1]
+def segmented_sum(rows: Tensor, ids: Tensor, segments: int) -> Tensor:
+    """``out[n] = sum of rows[i] over all i with ids[i] == n``, as ``index_add`` on zeros but deterministic.
+
+    The stable sort of the ids is the inverse index: each segment's rows in ascending order. One program then adds
+    up one segment in float32, so there are no atomics, and nothing waits for the host.
+
+    Args:
+        rows: ``(R, D)``, contiguous.
+        ids: int64 or int32 ``(R,)``; a row whose id is not in ``[0, segments)`` is left out.
+        segments: N.
+
+    Returns:
+        ``(N, D)`` in the dtype of the rows.
+    """
+    ascending, order = ids.sort(stable=True)
+    starts = torch.searchsorted(ascending, torch.arange(segments + 1, device=ids.device, dtype=ids.dtype))
+    width = rows.shape[1]
     out = torch.empty(segments, width, dtype=rows.dtype, device=rows.device)
     if out.numel():
         with on_device_of(rows):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.folding import kernels
-from crossmae_kernels.common.launch import blocks, on_device_of, unit_stride
+from crossmae_kernels.norm_folding import kernels
+from crossmae_kernels.runtime.launch import blocks, on_device_of, unit_stride
 
 # Forward: 32 elements for each of 128 threads, in rows of which a program has the whole. More would share the norm's
 # parameters, read from caches, among more rows, and leave a matrix of 512 x 512 with less than 64 programs.

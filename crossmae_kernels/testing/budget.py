@@ -1,4 +1,4 @@
-"""How a kernel is judged: an error budget against float64, and fresh memory that is never zero by luck.
+"""How a kernel is judged: an error budget against float64.
 
 **Error budget.** Let ``exact`` be a result in float64, and let ``eager`` be PyTorch's own operators on the same
 arguments in the dtype under test. A kernel may err, in the maximum and in the root mean square over all elements,
@@ -11,7 +11,7 @@ where ``|exact|`` is the maximum or the root mean square of the exact result and
 *Why not eager's error as it is?* It is one number that chance made, and made anew by every CPU and library: what one
 accumulates in 16 bits, another does in float32 and a third in another order. A tensor of one number may be met exactly;
 so may the few that make up the norms of a larger one, whose errors all come from the same roundings before. So every
-operator of eager is computed in float64 and its result rounded to the dtype at random (``common.rounding``): the
+operator of eager is computed in float64 and its result rounded to the dtype at random (``testing.rounding``): the
 roundings that the dtype forces on whoever keeps intermediate results in it, and nothing else. In 16 bits this is the
 same on every machine. In float32, where sums err by more than their last rounding, operators keep their own errors, and
 what is left of the machine is its order of summation.
@@ -28,14 +28,13 @@ that nobody can avoid: a result x, however computed, is stored with an error of 
 grows with sizes: what accumulates must accumulate no faster than eager's.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.rounding import random_rounding
+from crossmae_kernels.testing.rounding import random_rounding
 
 DRAWS = 16
 NORMS = ("maximum", "rms")
@@ -141,22 +140,3 @@ def assert_within_budget(found: Results, exact: Results, allowed: Mapping[str, B
         assert found[name].dtype == dtype, f"{name}: {found[name].dtype}, eager has {dtype}"
     verdict = judge(found, exact, allowed)
     assert verdict.share <= 1, verdict
-
-
-@contextmanager
-def poisoned_allocations() -> Iterator[None]:
-    """Fill every fresh allocation (``torch.empty`` and its relatives) with NaN, integers with their maximum.
-
-    What a kernel forgets to write, or reads before it was written, then shows. PyTorch does the filling: it is part
-    of its deterministic mode.
-    """
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

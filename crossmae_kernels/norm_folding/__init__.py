@@ -10,11 +10,11 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.autocast import cast_optional
-from crossmae_kernels.common.checks import ArgumentChecks
-from crossmae_kernels.common.folding import ops, reference
-from crossmae_kernels.common.implementation import Implementation, choose
-from crossmae_kernels.common.machine import dtypes_of, machine_refusals
+from crossmae_kernels.norm_folding import ops, reference
+from crossmae_kernels.runtime.autocast import cast_optional
+from crossmae_kernels.runtime.checks import ArgumentChecks
+from crossmae_kernels.runtime.device import dtypes_of, machine_refusals
+from crossmae_kernels.runtime.dispatch import Implementation, choose
 
 
 @overload

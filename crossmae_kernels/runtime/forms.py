@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from crossmae_kernels.common.implementation import REFUSAL
-from crossmae_kernels.common.launch import on_device_of
-from crossmae_kernels.common.tuning import tuned
+from crossmae_kernels.runtime.dispatch import REFUSAL
+from crossmae_kernels.runtime.launch import on_device_of
+from crossmae_kernels.runtime.tuning import tuned
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,16 @@
-"""Normalised rows and their gradient: device code. Both passes read and write each byte once, with rows on chip."""
+"""Normalised rows and their gradient: LayerNorm without its affine part, which folds away. Both passes read and write each byte once, with rows on chip."""
 
 # Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
 # ruff: noqa: N803
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from crossmae_kernels.primitives.tiles import row_tiles
+from crossmae_kernels.runtime.launch import blocks, on_device_of
 
 
 @triton.jit
@@ -22,7 +27,7 @@ def normalized_rows(tile, inside, eps, WIDTH: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def normalize(
+def normalize_kernel(
     x, x_hat, rstd, x_row, num_rows, eps, WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
 ):
     """Program: a tile of whole rows. Writes ``x_hat`` in its dtype and ``rstd`` in float32."""
@@ -36,7 +41,7 @@ def normalize(
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def normalize_backward(
+def normalize_backward_kernel(
     dx_hat, x_hat, rstd, dresidual, dx, dx_hat_row, dresidual_row, num_rows,
     WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -54,3 +59,40 @@ def normalize_backward(
         passed_on = tl.load(dresidual + rows[:, None] * dresidual_row + columns[None, :], mask=mask, other=0.0)
         result += passed_on.to(tl.float32)
     tl.store(dx + rows[:, None] * WIDTH + columns[None, :], result.to(dx.dtype.element_ty), mask=mask)
+
+
+def normalize(x: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows ``(R, D)``, unit stride -> normalised rows ``(R, D)`` in ``dtype``, and ``1 / sqrt(variance + eps)``.
+
+    The statistic ``(R,)`` is float32.
+    """
+    rows, width = x.shape
+    x_hat = torch.empty(rows, width, dtype=dtype, device=x.device)
+    rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
+    if x_hat.numel():
+        choice = row_tiles(width)
+        with on_device_of(x):
+            normalize_kernel[(blocks(rows, choice.block_rows),)](
+                x, x_hat, rstd, x.stride(0), rows, eps,
+                WIDTH=width, BLOCK_ROWS=choice.block_rows, BLOCK_COLUMNS=choice.block_columns,
+                num_warps=choice.num_warps,
+            )  # fmt: skip
+    return x_hat, rstd
+
+
+def normalize_backward(
+    dx_hat: Tensor, x_hat: Tensor, rstd: Tensor, dresidual: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Gradient ``(R, D)`` in ``dtype`` of the rows that became ``x_hat``, plus ``dresidual`` if there is one."""
+    rows, width = x_hat.shape
+    dx = torch.empty(rows, width, dtype=dtype, device=x_hat.device)
+    if dx.numel():
+        choice = row_tiles(width)
+        with on_device_of(x_hat):
+            normalize_backward_kernel[(blocks(rows, choice.block_rows),)](
+                dx_hat, x_hat, rstd, dresidual, dx,
+                dx_hat.stride(0), 0 if dresidual is None else dresidual.stride(0), rows,
+                WIDTH=width, BLOCK_ROWS=choice.block_rows, BLOCK_COLUMNS=choice.block_columns,
+                num_warps=choice.num_warps,
+            )  # fmt: skip
+    return dx

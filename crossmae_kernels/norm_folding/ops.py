@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.autocast import without_autocast
+from crossmae_kernels.runtime.autocast import without_autocast
 
 NAMESPACE = "crossmae_kernels"
 
@@ -60,7 +60,7 @@ def _fold_norms(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """The same of several, stacked."""
-    from crossmae_kernels.common.folding import launch
+    from crossmae_kernels.norm_folding import launch
 
     folded, folded_bias = launch.fold_norm(weights, bias, norm_weight, norm_bias, dtype)
     return folded, folded.new_empty(0) if folded_bias is None else folded_bias
@@ -96,7 +96,7 @@ def _fold_norm_backward(
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the weights, empty where not wanted, and of the norms' parameters, stacked, in float32."""
-    from crossmae_kernels.common.folding import launch
+    from crossmae_kernels.norm_folding import launch
 
     dweight, dnorm = launch.fold_norm_backward(dfolded, dfolded_bias, weights, norm_weight, norm_bias, wanted)
     return weights[0].new_empty(0) if dweight is None else dweight, dnorm

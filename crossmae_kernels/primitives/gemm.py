@@ -1,4 +1,4 @@
-"""Matrix product on the GPU: device code.
+"""Matrix product, with bias, GELU and residual behind it.
 
 Tiles of pointers, which Triton turns into asynchronous copies through shared memory on every architecture from 8.0 on.
 Widths are compile-time constants: a model has few of them, and where a tile divides them no mask is left in the loop.
@@ -9,10 +9,19 @@ The number of rows is not: one compiled kernel serves every batch.
 # ruff: noqa: N803
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
+from dataclasses import asdict
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from crossmae_kernels.common.gelu.kernels import gelu
+from crossmae_kernels.primitives.gelu import gelu
+from crossmae_kernels.primitives.tiles import GROUP, GemmTiles, gemm_candidates, gemm_tiles
+from crossmae_kernels.runtime.device import shared_memory
+from crossmae_kernels.runtime.launch import blocks, on_device_of, unit_stride, unit_stride_optional
+from crossmae_kernels.runtime.precision import input_precision
+from crossmae_kernels.runtime.tuning import tuned
 
 
 @triton.jit
@@ -63,7 +72,7 @@ def product(
 
 
 @triton.jit(do_not_specialize=["num_rows", "table_rows"])
-def gemm(
+def gemm_kernel(
     a, weight, bias, residual, ids, out, hidden, a_row, weight_row, residual_row, num_rows, table_rows,
     OUTER: tl.constexpr, INNER: tl.constexpr, GELU: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
@@ -104,3 +113,48 @@ def gemm(
             added = tl.where(known[:, None], added, float("nan"))
         tile += added.to(tl.float32)
     tl.store(out + offsets, tile.to(out.dtype.element_ty), mask=mask)
+
+
+def gemm(
+    a: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gelu: bool = False,
+    hidden: Tensor | None = None,
+    residual: Tensor | None = None,
+    residual_ids: Tensor | None = None,
+) -> Tensor:
+    """``activation(a weight^T + bias) + residual``, rows ``(R, I)`` -> ``(R, O)`` in the residual's dtype, or a's.
+
+    Args:
+        a: ``(R, I)``, unit stride.
+        weight: ``(O, I)`` in the dtype of ``a``.
+        bias: ``(O,)`` or None.
+        gelu: whether the activation is GELU; there is none otherwise.
+        hidden: ``(R, O)``, contiguous, written with what goes into the activation; or None.
+        residual: ``(R, O)``, or a table ``(N, O)``, unit stride; or None.
+        residual_ids: int64 or int32 ``(R,)``, contiguous; only with a table.
+    """
+    rows, inner = a.shape
+    outer = len(weight)
+    precision = input_precision(a.dtype)
+    weight, bias = unit_stride(weight), unit_stride_optional(bias)
+    out = torch.empty(rows, outer, dtype=a.dtype if residual is None else residual.dtype, device=a.device)
+    if not out.numel():
+        return out
+
+    def run(choice: GemmTiles) -> None:
+        sizes = {name.upper() if name.startswith("block") else name: size for name, size in asdict(choice).items()}
+        gemm_kernel[(blocks(rows, choice.block_m) * blocks(outer, choice.block_n),)](
+            a, weight, bias, residual, residual_ids, out, hidden,
+            a.stride(0), weight.stride(0), 0 if residual is None else residual.stride(0),
+            rows, 0 if residual is None else len(residual),
+            OUTER=outer, INNER=inner, GELU=gelu, GROUP=GROUP, PRECISION=precision, **sizes,
+        )  # fmt: skip
+
+    shape = (outer, inner, a.element_size(), shared_memory(a.device))
+    with on_device_of(a):
+        epilogue = (gelu, hidden is not None, residual is not None, residual_ids is not None, str(out.dtype))
+        key = (outer, inner, str(a.dtype), precision, *epilogue)
+        run(tuned("gemm", key, gemm_tiles(*shape), lambda: gemm_candidates(*shape), run, a.device))
+    return out

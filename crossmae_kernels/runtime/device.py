@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from crossmae_kernels.common.extras import installed
+from crossmae_kernels.extras import installed
 
 # Shared memory of one program on the largest devices targeted (H100, H200, B200); the interpreter has no limit.
 LARGEST_SHARED_MEMORY = 227 * 1024

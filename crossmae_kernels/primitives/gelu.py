@@ -7,12 +7,16 @@ minimax fits (Lawson's reweighted least squares). Rounding apart they are off by
 (bfloat16) of half a unit in the last place, over all finite arguments whose result is above 2^-120.
 """
 
-# Compile-time arguments are in capitals, which are no constants to compare with, and nothing is annotated but them.
+# Compile-time arguments are in capitals, which are no constants to compare with, and nothing is annotated but them, as everywhere in the field.
 # ruff: noqa: N803, SIM300
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from crossmae_kernels.runtime.launch import blocks, on_device_of
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 DENSITY_AT_0 = tl.constexpr(0.3989422804014327)
@@ -100,7 +104,7 @@ def store_hidden_gradients(
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def gelu_backward(
+def gelu_backward_kernel(
     dactivated, hidden, dhidden, activated, sums, dactivated_row, num_rows,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -116,3 +120,26 @@ def gelu_backward(
     store_hidden_gradients(
         gradient, h, dhidden, activated, sums, first_row, tl.program_id(0), columns, inside, WIDTH, BLOCK_M
     )
+
+
+# 16 elements for each of 256 threads, as wide loads of two tensors.
+BLOCK_M, BLOCK_N, NUM_WARPS = 32, 128, 8
+
+
+def gelu_backward(dactivated: Tensor, hidden: Tensor, wants_activated: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Rows ``(R, H)`` -> gradient of ``hidden``, GELU of it if wanted, and the sum ``(H,)`` of that gradient, float32.
+
+    The gradient may have any row stride; ``hidden`` is contiguous.
+    """
+    rows, width = hidden.shape
+    dhidden = torch.empty_like(hidden)
+    activated = torch.empty_like(hidden) if wants_activated else None
+    row_tiles = blocks(rows, BLOCK_M)
+    sums = torch.empty(row_tiles, width, dtype=torch.float32, device=hidden.device)
+    if hidden.numel():
+        with on_device_of(hidden):
+            gelu_backward_kernel[(row_tiles, blocks(width, BLOCK_N))](
+                dactivated, hidden, dhidden, activated, sums, dactivated.stride(0), rows,
+                WIDTH=width, BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, num_warps=NUM_WARPS,
+            )  # fmt: skip
+    return dhidden, activated, sums.sum(0)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from crossmae_kernels.common.extras import MissingPackageError, missing_package, require
+from crossmae_kernels.extras import MissingPackageError, missing_package, require
 
 # As a shell has it for a process that a signal ended: 128 + SIGINT, 128 + SIGPIPE.
 INTERRUPTED, READER_GONE = 130, 141

@@ -1,1 +1,0 @@
-"""Matrix product with a linear layer's surroundings in its epilogue: bias, GELU, residual."""

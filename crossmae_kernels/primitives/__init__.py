@@ -1,0 +1,1 @@
+"""Steps that several ops share: device code and launcher of one in one file."""

@@ -115,7 +115,7 @@ def patch_loss(
 
 def refusals(images: Tensor, patch_size: int, mean: Tensor | None, std: Tensor | None) -> list[str]:
     """Every reason why neither kernel can serve a call with these images."""
-    reasons = machine_refusals(images.device)
+    reasons = [*machine_refusals(images.device)]
     if images.dtype != torch.uint8:
         reasons += dtype_refusals(images)
     if tile_size(images.shape[1], patch_size) > LARGEST_TILE:

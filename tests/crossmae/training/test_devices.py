@@ -9,9 +9,9 @@ from pretraining import into, small
 
 from crossmae.masking import random_masking
 from crossmae.model import MaskedAutoencoder
+from crossmae.training.data.batches import Batch
 from crossmae.training.devices import make_fabric
 from crossmae.training.plan import make_plan
-from crossmae.training.data.batches import Batch
 from crossmae.training.step import Stepper
 
 

@@ -33,14 +33,15 @@ def uniform(
         device = generator.device
     if not torch.compiler.is_compiling():
         return torch.rand(shape, generator=generator, device=device)
-    if torch.compiler.is_exporting():
-        raise ValueError("a generator cannot be exported; pass noise, or leave the generator out")
     return torch.ops.crossmae.uniform(shape, _held(id(generator)), torch.device(device))
 
 
 @constant_when_compiled
 def _held(identity: int) -> int:
     """The id of a generator, which is alive while it is an argument of what is being compiled."""
+    # Asked here, where the answer is true: PyTorch 2.11 traces it as True whatever is compiled.
+    if torch.compiler.is_exporting():
+        raise ValueError("a generator cannot be exported; pass noise, or leave the generator out")
     _generators[identity] = ctypes.cast(identity, ctypes.py_object).value
     return identity
 

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from crossmae.acceleration.agreement import agree, compare_gradients
 from crossmae.acceleration.autocast import observe_autocast
-from crossmae.acceleration.contract import Contract, agree, observe, parameters_of, sample_images
+from crossmae.acceleration.contract import Contract, Result, parameters_of
 from crossmae.acceleration.forward import (
     CrossAttentionForward,
     ModelForward,
@@ -14,7 +15,15 @@ from crossmae.acceleration.forward import (
     SelfAttentionForward,
     result_names,
 )
-from crossmae.acceleration.structure import BLOCKS, SELF_ATTENTION_BLOCK, Structure, blocks_of, read_structure
+from crossmae.acceleration.observation import is_sharded, observe, sample_images
+from crossmae.acceleration.structure import (
+    BLOCKS,
+    SELF_ATTENTION_BLOCK,
+    Structure,
+    blocks_of,
+    read_structure,
+    require_no_obstacles,
+)
 from crossmae.checkpoint.release import FIELDS, MAPS
 
 __all__ = ["accelerate", "restore"]
@@ -50,23 +59,32 @@ def accelerate(model: nn.Module, **arguments: Any) -> nn.Module:
     unknown = sorted(set(arguments) - set(known))
     if unknown:
         raise TypeError(f"accelerate: no argument {', '.join(unknown)}; there are {', '.join(known)}")
-    if any(isinstance(module.__dict__.get("forward"), ModuleForward) for module in model.modules()):
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"accelerate: a module is needed, got {type(model).__name__}")
+    if _accelerated(model):
         raise ValueError(f"accelerate: this {type(model).__name__} is accelerated already; see crossmae.restore")
     _require_whole_sharding(model)
     structure = read_structure(model, arguments)
+    require_no_obstacles(model, structure)
     defaults, flags = parameters_of(model)
-    images = sample_images(model, structure.channels, structure.image_size)
+    images = sample_images(model, structure.channels, structure.image_size, structure.patch_size)
     autocast = {images.device.type: observe_autocast(model, images)}
     if torch.cuda.is_available():
         autocast["cuda"] = observe_autocast(model, images.cuda())
-    observed = observe(model, images, defaults, flags)
-    everything = result_names(structure)
-    forward = _replace_forwards(model, structure, Contract(defaults, flags, dict.fromkeys(observed, everything)))
+    # Exactly, to tell one formula from another; and as it is, for dtypes.
+    passes = (True, False) if autocast[images.device.type][None] else (True,)
+    own = {exactly: observe(model, images, defaults, flags, exactly) for exactly in passes}
+    names = result_names(structure)
+    everything = dict.fromkeys(own[True], tuple(map(Result, names)))
+    forward = _replace_forwards(model, structure, arguments, Contract(defaults, flags, everything))
     forward.autocast = autocast
     try:
-        results = next(iter(observe(model, images, defaults, flags).values()))
-        outputs = agree(observed, dict(zip(everything, results, strict=True)))
-        forward.contract = Contract(defaults, flags, outputs)
+        for exactly in passes:
+            ours = observe(model, images, defaults, flags, exactly)
+            templates = agree(own[exactly], ours, names, is_sharded(model))
+        forward.contract = Contract(defaults, flags, templates)
+        if not is_sharded(model):
+            compare_gradients(own[True], observe(model, images, defaults, flags, exactly=True))
     except BaseException:
         restore(model)
         raise
@@ -79,22 +97,32 @@ def restore(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: if nothing in it is accelerated.
     """
-    accelerated = [m for m in model.modules() if isinstance(m.__dict__.get("forward"), ModuleForward)]
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"restore: a module is needed, got {type(model).__name__}")
+    accelerated = _accelerated(model)
     if not accelerated:
         raise ValueError(f"restore: this {type(model).__name__} is not accelerated")
+    if not any(isinstance(module.__dict__["forward"], ModelForward) for module in accelerated):
+        raise ValueError("restore: the model's forward was replaced after it was accelerated; undo that first")
     for module in accelerated:
         del module.forward
     return model
 
 
-def _replace_forwards(model: nn.Module, structure: Structure, contract: Contract) -> ModelForward:
+def _accelerated(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module.__dict__.get("forward"), ModuleForward)]
+
+
+def _replace_forwards(
+    model: nn.Module, structure: Structure, arguments: dict[str, Any], contract: Contract
+) -> ModelForward:
     encoder, decoder = (blocks_of(model, path) for path in BLOCKS)
     for index, block in enumerate(encoder):
         block.forward = SelfAttentionForward(block, f"blocks.{index}.", SELF_ATTENTION_BLOCK, structure.heads)
     kind = SelfAttentionForward if structure.maps is None else CrossAttentionForward
     for index, block in enumerate(decoder):
         block.forward = kind(block, f"decoder_blocks.{index}.", structure.decoder_block, structure.decoder_heads)
-    forward = ModelForward(model, structure.outside_of_blocks(len(decoder)), structure, contract)
+    forward = ModelForward(model, structure, structure.outside_of_blocks(len(decoder)), arguments, contract)
     model.forward = forward
     return forward
 

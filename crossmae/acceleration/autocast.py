@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossmae.acceleration.contract import same_random_numbers
-
 # Autocast's dtype, None where it is off.
 State = torch.dtype | None
 
@@ -45,7 +43,7 @@ def observe_autocast(model: nn.Module, images: Tensor) -> dict[State, State]:
         for outer in _OUTER:
             with (
                 torch.autocast(device_type, outer, enabled=outer is not None),
-                same_random_numbers(images),
+                torch.random.fork_rng([images.device] if images.is_cuda else []),
                 warnings.catch_warnings(),
             ):
                 # Autocast for CUDA is opened by forwards that run on a CPU too, where it warns and does nothing.

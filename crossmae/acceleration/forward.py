@@ -4,6 +4,7 @@ They hold the module they belong to and look up its layers at every call, so tha
 layer is used; copied or pickled with the module, they belong to the copy.
 """
 
+import functools
 import inspect
 from types import CodeType
 from typing import Any
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 import crossmae_kernels as ck
 from crossmae.acceleration.autocast import State, observe_autocast, state_of, within
 from crossmae.acceleration.contract import MASK_RATIO, PREDICTION_RATIO, Contract, filled, results_in
-from crossmae.acceleration.obstacles import Roles, has_hooks, listed, obstacles
-from crossmae.acceleration.structure import BLOCKS, Structure
+from crossmae.acceleration.obstacles import Roles, forwards, has_hooks, listed, obstacles
+from crossmae.acceleration.structure import BLOCKS, Structure, mixing_obstacles, read_structure
 from crossmae.blocks import cross_attention, mlp, self_attention
 from crossmae.masking import Masking, random_masking
+from crossmae_kernels.patches.reference import standardize
 
 
 def result_names(structure: Structure) -> tuple[str, ...]:
@@ -35,6 +37,7 @@ class ModuleForward:
         self.prefix = prefix
         self.roles = roles
         self.called = called
+        self.holders = {p: f for p, f in forwards(module, called).items() if roles.get(p, module) is None}
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -49,7 +52,10 @@ class ModuleForward:
 
     def require_unchanged(self) -> None:
         """Refuse hooks and layers that came after acceleration and would not be honoured."""
-        problems = [*obstacles(self.module, self.roles, self.prefix, self.called)]
+        self.refuse([*obstacles(self.module, self.roles, self.holders, self.prefix, self.called)])
+
+    def refuse(self, problems: list[str]) -> None:
+        """Raise RuntimeError if there are problems."""
         if problems:
             raise RuntimeError(f"an accelerated model cannot honour this: {listed(problems)}; see crossmae.restore")
 
@@ -58,6 +64,7 @@ class SelfAttentionForward(ModuleForward):
     """The forward of a block of the encoder or of MAE's decoder."""
 
     def __init__(self, block: nn.Module, prefix: str, roles: Roles, heads: int) -> None:
+        """``heads`` of attention that does not tell its own."""
         super().__init__(block, prefix, roles)
         self.heads = heads
 
@@ -65,7 +72,8 @@ class SelfAttentionForward(ModuleForward):
         """``(B, T, D)`` -> ``(B, T, D)``."""
         self.require_unchanged()
         block: Any = self.module
-        x = self_attention(x, block.norm1, block.attn.qkv, block.attn.proj, self.heads)
+        heads = getattr(block.attn, "num_heads", self.heads)
+        x = self_attention(x, block.norm1, block.attn.qkv, block.attn.proj, heads)
         return mlp(x, block.norm2, block.mlp.fc1, block.mlp.fc2)
 
 
@@ -73,6 +81,7 @@ class CrossAttentionForward(ModuleForward):
     """The forward of a block of CrossMAE's decoder."""
 
     def __init__(self, block: nn.Module, prefix: str, roles: Roles, heads: int) -> None:
+        """``heads`` of attention that does not tell its own."""
         super().__init__(block, prefix, roles)
         self.heads = heads
 
@@ -87,34 +96,37 @@ class CrossAttentionForward(ModuleForward):
         block: Any = self.module
         if "self_attn" in self.roles:
             x, ids = (x if ids is None else x[ids]), None
-            x = self_attention(x, block.norm0, block.self_attn.qkv, block.self_attn.proj, self.heads)
+            heads = getattr(block.self_attn, "num_heads", self.heads)
+            x = self_attention(x, block.norm0, block.self_attn.qkv, block.self_attn.proj, heads)
         attention = block.cross_attn
-        x = cross_attention(x, block.norm1, attention.q, attention.proj, self.heads, keys_and_values, ids)
+        heads = getattr(attention, "num_heads", self.heads)
+        x = cross_attention(x, block.norm1, attention.q, attention.proj, heads, keys_and_values, ids)
         return mlp(x, block.norm2, block.mlp.fc1, block.mlp.fc2)
 
 
 class ModelForward(ModuleForward):
-    """The forward of a whole model."""
+    """The forward of a whole model. ``arguments`` are the release's, as they were given to ``accelerate``."""
 
-    def __init__(self, model: nn.Module, roles: Roles, structure: Structure, contract: Contract) -> None:
+    def __init__(
+        self, model: nn.Module, structure: Structure, roles: Roles, arguments: dict[str, Any], contract: Contract
+    ) -> None:
         super().__init__(model, "", roles, called=BLOCKS)
         self.structure = structure
+        self.arguments = arguments
         self.contract = contract
         self.autocast: dict[str, dict[State, State]] = {}
+        self.overridden = self._overridden()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's own forward."""
         self.require_unchanged()
+        self.refuse([f"{name} was replaced in this instance" for name in self._overridden() - self.overridden])
+        self.structure = read_structure(self.module, self.arguments)
         values = self.contract.bind(args, kwargs)
-        template = self.contract.template(values)
+        template = self.contract.template(self.module.training, values)
         images = next(iter(values.values()))
         self._check(images)
-        mask_ratio = values[MASK_RATIO]
-        prediction_ratio = values.get(PREDICTION_RATIO, mask_ratio)
-        if not 0 < prediction_ratio <= mask_ratio < 1:
-            raise ValueError(
-                f"ratios must be 0 < {PREDICTION_RATIO} <= {MASK_RATIO} < 1, got {prediction_ratio} and {mask_ratio}"
-            )
+        mask_ratio, prediction_ratio = self._ratios(values)
         outer, device_type = state_of(images.device.type), images.device.type
         if device_type not in self.autocast:
             self.autocast[device_type] = observe_autocast(self.module, images)
@@ -122,19 +134,34 @@ class ModelForward(ModuleForward):
             results = self._results(images, mask_ratio, prediction_ratio, results_in(template))
         return filled(template, results)
 
+    def _overridden(self) -> set[str]:
+        """Methods of the class that the instance has of its own."""
+        model = self.module
+        return {n for n, value in model.__dict__.items() if callable(value) and hasattr(type(model), n)} - {"forward"}
+
     def _check(self, images: object) -> None:
         expected = (self.structure.channels, *self.structure.image_size)
         if not isinstance(images, Tensor) or images.ndim != 4 or tuple(images.shape[1:]) != expected:
             got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(f"images must have shape (batch, {', '.join(map(str, expected))}), got {got}")
+        if not images.is_floating_point():
+            raise TypeError(f"images must be floating point, got {images.dtype}")
+
+    def _ratios(self, values: dict[str, Any]) -> tuple[float, float]:
+        names = [name for name in (MASK_RATIO, PREDICTION_RATIO) if name in values]
+        ratios = [values[name] for name in names]
+        if not all(isinstance(ratio, (int, float)) for ratio in ratios) or not 0 < ratios[-1] <= ratios[0] < 1:
+            got = ", ".join(f"{name}={ratio!r}" for name, ratio in zip(names, ratios, strict=True))
+            raise ValueError(f"ratios must be 0 < {' <= '.join(reversed(names))} < 1, got {got}")
+        return ratios[0], ratios[-1]
 
     def _results(
         self, images: Tensor, mask_ratio: float, prediction_ratio: float, wanted: set[str]
     ) -> dict[str, Tensor]:
         """What a call may return, by name, as far as it is ``wanted``."""
-        structure = self.structure
+        structure, batch = self.structure, images.shape[0]
         masking = random_masking(
-            len(images), structure.patches, mask_ratio, prediction_ratio, device=images.device, rounding="release"
+            batch, structure.patches, mask_ratio, prediction_ratio, device=images.device, rounding="release"
         )
         ids, patch = masking.predicted_ids, structure.patch_size
         maps = self._encode(images, masking.visible_ids)
@@ -145,11 +172,15 @@ class ModelForward(ModuleForward):
         else:
             results["prediction"] = prediction = self._decode(maps, ids)
         if "loss" in wanted:
-            results["loss"] = ck.patch_loss(prediction, images, ids, patch, structure.normalize_targets)
+            loss = ck.patch_loss(prediction, images, ids, patch, structure.normalize_targets)
+            if structure.maps is not None:
+                # A mean over what is predicted. MAE's is weighted by the mask, which is float32.
+                loss = loss.to(torch.promote_types(prediction.dtype, images.dtype))
+            results["loss"] = loss
         if wanted & {"target", "all targets"}:
             results["all targets"] = targets = self._targets(images)
             results["target"] = _rows(targets, ids)
-        empty = images.new_zeros(len(images), structure.patches, dtype=torch.float32)
+        empty = torch.zeros(batch, structure.patches, device=images.device)
         if "mask" in wanted:
             results["mask"] = empty.scatter(1, ids, 1)
         if "hidden" in wanted:
@@ -165,7 +196,7 @@ class ModelForward(ModuleForward):
         x = x + model.pos_embed[0, 1:][visible_ids]
         # MAE gives its class token a row of the table, which is zero while the table is the fixed one; CrossMAE none.
         token = model.cls_token + model.pos_embed[:, :1] if self.structure.maps is None else model.cls_token
-        maps = [torch.cat([token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)]
+        maps = [torch.cat([token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)]
         for block in model.blocks:
             maps.append(block(maps[-1]))
         return maps
@@ -174,8 +205,11 @@ class ModelForward(ModuleForward):
         """CrossMAE's decoder: predicted patches ``(B, Q, P)``."""
         model: Any = self.module
         table = (model.mask_token + model.decoder_pos_embed[:, 1:])[0]
-        chosen = [maps[index] for index in self.structure.maps or ()]
+        # Shards of a model may compute in other dtypes than the whole.
+        dtype = functools.reduce(torch.promote_types, (each.dtype for each in maps))
+        chosen = [maps[index].to(dtype) for index in self.structure.maps or ()]
         weight, norms, blocks = model.wfm.linear.weight, list(model.dec_norms), list(model.decoder_blocks)
+        self.refuse([*mixing_obstacles(norms)])
         scale, shift = torch.stack([n.weight for n in norms]), torch.stack([n.bias for n in norms])
         kv = [block.cross_attn.kv for block in blocks]
         if all(_is_bare(block) for block in blocks) and all(layer.bias is not None for layer in kv):
@@ -198,7 +232,7 @@ class ModelForward(ModuleForward):
         norm, embed = model.norm, model.decoder_embed
         visible = ck.norm_linear(features, embed.weight, embed.bias, norm.weight, norm.bias, norm.eps)
         ids = masking.visible_ids
-        tokens = model.mask_token.to(visible.dtype).expand(len(visible), self.structure.patches, -1)
+        tokens = model.mask_token.to(visible.dtype).expand(visible.shape[0], self.structure.patches, -1)
         tokens = tokens.scatter(1, ids[:, :, None].expand(-1, -1, tokens.shape[-1]), visible[:, 1:])
         x = torch.cat([visible[:, :1], tokens], dim=1) + model.decoder_pos_embed
         for block in model.decoder_blocks:
@@ -212,12 +246,9 @@ class ModelForward(ModuleForward):
 
     def _targets(self, images: Tensor) -> Tensor:
         """What all patches are to be predicted as, ``(B, L, P)``."""
-        every = torch.arange(self.structure.patches, device=images.device).expand(len(images), -1)
+        every = torch.arange(self.structure.patches, device=images.device).expand(images.shape[0], -1)
         patches = ck.gather_patches(images, every, self.structure.patch_size)
-        if not self.structure.normalize_targets:
-            return patches
-        mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
-        return (patches - mean) / (variance + 1e-6).sqrt()
+        return standardize(patches) if self.structure.normalize_targets else patches
 
 
 def _rows(x: Tensor, ids: Tensor) -> Tensor:

@@ -76,8 +76,8 @@ class Structure:
 
 
 def blocks_of(model: nn.Module, path: str) -> list[nn.Module]:
-    """The encoder's blocks or the decoder's, without wrappers."""
-    return [unwrapped(block) for block in model.get_submodule(path).children()]
+    """The encoder's blocks or the decoder's, without wrappers; one that stands in two places is there twice."""
+    return [unwrapped(block) for block in model.get_submodule(path)._modules.values() if block is not None]
 
 
 def read_structure(model: nn.Module, given: Mapping[str, Any]) -> Structure:
@@ -95,13 +95,15 @@ def read_structure(model: nn.Module, given: Mapping[str, Any]) -> Structure:
     is_mae, attends_to_itself = hasattr(model, "decoder_embed"), hasattr(decoder[0], "self_attn")
     attentions = ("attn",) if is_mae else ("cross_attn", "self_attn")[: 1 + attends_to_itself]
     projection: Any = model.get_submodule("patch_embed.proj")
+    # Sizes as layers tell them: to read a weight is to compute it where it is parametrized.
     fc1: Any = encoder[0].get_submodule("mlp.fc1")
+    tokens: Any = model.mask_token
     numbers = _Numbers(given)
-    patch_size = numbers.settle("patch_size", tuple(projection.weight.shape[2:]), "patch_embed.proj", _single)
+    patch_size = numbers.settle("patch_size", tuple(projection.kernel_size), "patch_embed.proj", _single)
     structure = Structure(
         image_size=numbers.settle("img_size", _image_size(model, patch_size), "patch_embed.img_size", _pair),
         patch_size=patch_size,
-        channels=numbers.settle("in_chans", projection.weight.shape[1], "patch_embed.proj"),
+        channels=numbers.settle("in_chans", projection.in_channels, "patch_embed.proj"),
         heads=numbers.settle("num_heads", _heads(encoder, "attn"), "blocks.*.attn.num_heads"),
         decoder_heads=numbers.settle(
             "decoder_num_heads", _heads(decoder, *attentions), f"decoder_blocks.*.{attentions[0]}.num_heads"
@@ -114,14 +116,13 @@ def read_structure(model: nn.Module, given: Mapping[str, Any]) -> Structure:
         ("weight_fm", not is_mae, "wfm"),
         ("depth", len(encoder), "blocks"),
         ("decoder_depth", len(decoder), "decoder_blocks"),
-        ("embed_dim", fc1.weight.shape[1], "blocks.0.mlp.fc1"),
-        ("decoder_embed_dim", model.get_parameter("mask_token").shape[-1], "mask_token"),
-        ("mlp_ratio", fc1.weight.shape[0] / fc1.weight.shape[1], "blocks.0.mlp.fc1"),
+        ("embed_dim", fc1.in_features, "blocks.0.mlp.fc1"),
+        ("decoder_embed_dim", tokens.shape[-1], "mask_token"),
+        ("mlp_ratio", fc1.out_features / fc1.in_features, "blocks.0.mlp.fc1"),
     ):
         numbers.settle(name, told, where)
-    problems = numbers.problems or [*_all_obstacles(model, structure, encoder, decoder)]
-    if problems:
-        raise ValueError(f"accelerate: {type(model).__name__} cannot be served: {listed(problems)}")
+    if numbers.problems:
+        raise ValueError(f"accelerate: {type(model).__name__} cannot be served: {listed(numbers.problems)}")
     return structure
 
 
@@ -149,12 +150,12 @@ def _require_names(model: nn.Module) -> None:
     for name in ("module", *WRAPPED):
         if name in model._modules:
             raise ValueError(f"accelerate: give the model before it is wrapped, got {kind}, which holds it as {name}")
-    needed = [*TABLES, "patch_embed.proj.weight", "decoder_norm.weight", "decoder_pred.weight"]
-    needed += ["blocks.0.attn.proj.weight", "blocks.0.mlp.fc1.weight", "decoder_blocks.0.mlp.fc1.weight"]
+    needed = [*TABLES, "patch_embed.proj", "decoder_norm", "decoder_pred"]
+    needed += ["blocks.0.attn.proj", "blocks.0.mlp.fc1", "decoder_blocks.0.mlp.fc1"]
     if hasattr(model, "decoder_embed"):
-        needed += ["norm.weight", "decoder_blocks.0.attn.proj.weight"]
+        needed += ["norm", "decoder_blocks.0.attn.proj"]
     else:
-        needed += ["wfm.linear.weight", "dec_norms.0.weight", "decoder_blocks.0.cross_attn.proj.weight"]
+        needed += ["wfm.linear", "dec_norms.0", "decoder_blocks.0.cross_attn.proj"]
     missing = [name for name in needed if not _has(model, name)]
     if missing:
         raise ValueError(
@@ -180,7 +181,11 @@ def _single(size: Any) -> int:
 
 
 def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, tuple | list) and len(size) == 2:
+        return int(size[0]), int(size[1])
+    raise ValueError(f"accelerate: a size must be a number or two, got {size!r}")
 
 
 def _image_size(model: nn.Module, patch_size: int) -> Any:
@@ -191,7 +196,7 @@ def _image_size(model: nn.Module, patch_size: int) -> Any:
 
 def _heads(blocks: list[nn.Module], *attentions: str) -> Any:
     """The number of heads, which all must share; None if they do not tell."""
-    heads = {getattr(block.get_submodule(name), "num_heads", None) for block in blocks for name in attentions}
+    heads = {getattr(getattr(block, name, None), "num_heads", None) for block in blocks for name in attentions}
     if len(heads) > 1:
         raise ValueError(f"accelerate: {attentions[0]}.num_heads must be the same in all blocks, got {heads}")
     return heads.pop()
@@ -204,7 +209,7 @@ def _maps(model: nn.Module, depth: int, numbers: _Numbers) -> tuple[int, ...]:
     neither model nor caller say, only all blocks, with or without the encoder's input, can be told from the columns.
     """
     mixing: Any = model.get_submodule("wfm.linear")
-    columns = mixing.weight.shape[1]
+    columns = mixing.in_features
 
     def resolved(use_fm: Any) -> tuple[int, ...]:
         every = list(use_fm) == [-1] and columns > 1 + use_input
@@ -229,10 +234,20 @@ def _maps(model: nn.Module, depth: int, numbers: _Numbers) -> tuple[int, ...]:
     return (0,) * use_input + tuple(block + 1 for block in blocks)
 
 
+def require_no_obstacles(model: nn.Module, structure: Structure) -> None:
+    """Raise ValueError, with the first five reasons, if fused operations cannot stand in for the model's layers."""
+    encoder, decoder = (blocks_of(model, path) for path in BLOCKS)
+    problems = [*_all_obstacles(model, structure, encoder, decoder)]
+    if problems:
+        raise ValueError(f"accelerate: {type(model).__name__} cannot be served: {listed(problems)}")
+
+
 def _all_obstacles(
     model: nn.Module, structure: Structure, encoder: list[nn.Module], decoder: list[nn.Module]
 ) -> Iterator[str]:
-    yield from obstacles(model, structure.outside_of_blocks(len(decoder)), called=BLOCKS)
+    if "forward" in model.__dict__:
+        yield "the model has a forward of its own instance"
+    yield from obstacles(model, structure.outside_of_blocks(len(decoder)), {}, called=BLOCKS)
     for name in {**model._parameters, **model._buffers}:
         if name not in TABLES:
             yield f"{name} is a tensor that is not known"
@@ -244,21 +259,14 @@ def _all_obstacles(
             yield from (f"{name} has a parameter that is not known, {own}" for own in block._parameters)
             if "forward" in block.__dict__:
                 yield f"{name} has a forward of its own"
-            yield from obstacles(block, roles, f"{name}.")
-            yield from _odd_scales(block, name)
+            yield from obstacles(block, roles, {}, f"{name}.")
     if structure.maps is not None:
-        norms: list[Any] = list(model.get_submodule("dec_norms").children())
-        if any(norm.weight is None or norm.bias is None for norm in norms):
-            yield "dec_norms must have weights and biases"
-        if len({norm.eps for norm in norms}) > 1:
-            yield f"dec_norms must have the same eps, got {sorted({norm.eps for norm in norms})}"
+        yield from mixing_obstacles(list(model.get_submodule("dec_norms").children()))
 
 
-def _odd_scales(block: nn.Module, name: str) -> Iterator[str]:
-    """Scores are divided by the root of a head's width, whatever a module may say."""
-    for path, attention in block.named_children():
-        scale, heads, proj = (getattr(attention, key, None) for key in ("scale", "num_heads", "proj"))
-        if isinstance(scale, float) and isinstance(heads, int) and isinstance(proj, nn.Linear):
-            expected = (proj.in_features / heads) ** -0.5
-            if abs(scale / expected - 1) > 1e-6:
-                yield f"{name}.{path}.scale must be {expected:.6g}, got {scale:.6g}"
+def mixing_obstacles(norms: list[Any]) -> Iterator[str]:
+    """Why the norms of the decoder blocks' mixes cannot be applied together."""
+    if any(norm.weight is None or norm.bias is None for norm in norms):
+        yield "dec_norms must all have a weight and a bias"
+    if len({norm.eps for norm in norms}) > 1:
+        yield f"dec_norms must have the same eps, got {sorted({norm.eps for norm in norms})}"

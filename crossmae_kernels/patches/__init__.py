@@ -117,7 +117,7 @@ def patch_loss(
 def refusals(images: Tensor, patch_size: int, mean: Tensor | None, std: Tensor | None, rows: torch.dtype) -> list[str]:
     """Every reason why neither kernel can serve a call with these images, and rows of that dtype."""
     pixels = [] if images.dtype == torch.uint8 else [images.dtype]
-    reasons = machine_refusals(images.device, *pixels, rows)
+    reasons = [*machine_refusals(images.device, *pixels, rows)]
     if tile_size(images.shape[1], patch_size) > LARGEST_TILE:
         reasons.append(
             f"kernels take patches of up to {LARGEST_TILE} values with channels and sides padded to powers of two,"

@@ -113,8 +113,10 @@ def test_a_hook_that_would_not_be_called_is_refused_in_a_compiled_model_too():
 @pytest.mark.parametrize("make", [crossmae_model, mae_model])
 def test_exported(make):
     model = crossmae.accelerate(make())
-    program = torch.export.export(model, (images(),), strict=False)
-    assert_alike(call(program.module(), images()), call(model, images()))
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(model, (images(),), dynamic_shapes=({0: batch},), strict=False)
+    for size in (3, 5):
+        assert_alike(call(program.module(), images(size)), call(model, images(size)))
 
 
 def test_other_settings_of_an_accelerated_model_are_the_model_s():

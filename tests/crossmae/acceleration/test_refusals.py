@@ -1,13 +1,15 @@
 """What cannot be honoured is refused by name, before anything is changed or at the next call."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from accelerated import call, crossmae_model, images
 from golden_cases import Case
-from releases import MAE, CrossMAE, randomized
+from releases import MAE, Attention, CrossMAE, randomized
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import crossmae
 
@@ -40,8 +42,11 @@ CHANGES = [
     (change("blocks.2.mlp", act=nn.SiLU()), r"blocks.2.mlp.act \(SiLU\) is not known"),
     (change("blocks.0", extra=nn.Linear(3, 3)), r"blocks.0.extra \(Linear\) is not known"),
     (change("", head=nn.Linear(3, 3)), r"head \(Linear\) is not known"),
-    (change("decoder_blocks.0.mlp", fc1=Doubled(16, 64)), r"fc1 must compute as nn.Linear does, got Doubled"),
-    (change("blocks.0", norm1=nn.RMSNorm(32)), r"blocks.0.norm1 must compute as nn.LayerNorm does, got RMSNorm"),
+    (change("decoder_blocks.0.mlp", fc1=Doubled(16, 64)), r"fc1 must compute as nn.Linear does, got .*Doubled"),
+    (
+        change("blocks.0", norm1=nn.RMSNorm(32)),
+        r"blocks.0.norm1 must compute as nn.LayerNorm does, got torch.nn.modules.normalization.RMSNorm",
+    ),
     (change("blocks.0.attn.proj", forward=lambda x: x), r"blocks.0.attn.proj has a forward of its own"),
     (change("blocks.0.attn", temperature=nn.Parameter(torch.ones(1))), r"attn has a parameter that is not known, temp"),
 ]
@@ -147,6 +152,58 @@ class Otherwise(CrossMAE):
             self.cls_token = token
 
 
+class Detaching(CrossMAE):
+    """A frozen encoder, which no result shows."""
+
+    def forward(self, imgs, mask_ratio=0.75, kept_mask_ratio=0.75, vis=False):
+        hooks = [block.register_forward_hook(lambda *call: call[-1].detach()) for block in self.blocks]
+        try:
+            return super().forward(imgs, mask_ratio, kept_mask_ratio, vis)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+class Dropping(CrossMAE):
+    """No module tells of its dropout, which does nothing in evaluation."""
+
+    def target(self, images):
+        return nn.functional.dropout(super().target(images), 0.3, self.training)
+
+
+class Fixing(CrossMAE):
+    """Masks that are no random ones, under an autocast that blurs the loss, which is all that it returns."""
+
+    def forward(self, imgs, mask_ratio=0.75, kept_mask_ratio=0.75):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return super().forward(imgs, mask_ratio, kept_mask_ratio)
+
+
+class Clamping(CrossMAE):
+    """The same for images of usual contrast."""
+
+    def target(self, images):
+        return super().target(images.clamp(-3, 3))
+
+
+class Repeating(CrossMAE):
+    """Blocks are computed again in the backward pass, by hand."""
+
+    def forward(self, imgs, mask_ratio=0.75, kept_mask_ratio=0.75, vis=False):
+        blocks = self.blocks
+        self._modules["blocks"] = Checkpointed(blocks)
+        try:
+            return super().forward(imgs, mask_ratio, kept_mask_ratio, vis)
+        finally:
+            self._modules["blocks"] = blocks
+
+
+class Checkpointed(nn.ModuleList):
+    def __iter__(self):
+        return iter([partial(checkpoint, block, use_reentrant=False) for block in super().__iter__()])
+
+
 class Returning(CrossMAE):
     def forward(self, imgs, mask_ratio=0.75, kept_mask_ratio=0.75):
         return super().forward(imgs, mask_ratio, kept_mask_ratio), "fine"
@@ -164,20 +221,78 @@ class Without(CrossMAE):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (Otherwise, r"its result, torch.float32 \(\), is not what would be computed .*loss comes closest"),
+        (Otherwise, r"the output of blocks.0 is another than would be computed: .* 1e-04 is allowed"),
+        (Detaching, r"cls_token would get a gradient; the model's own forward detaches something else"),
+        (Dropping, r"which comes closest to the (all )?targets?,|which comes closest to the loss,"),
+        (Fixing, r"the output of blocks.0 is another than would be computed"),
+        (Clamping, r"which comes closest to the loss, is another than would be computed"),
+        (Repeating, r"calls blocks.0 2 times in a step, would do so 1 times \(checkpoint blocks by checkpoint_wrapper"),
         (Returning, r"its result\[1\] is of <class 'str'>; tensors, tuples, lists and dicts are served"),
         (
             Needing,
-            r"Needing.forward must take images, mask_ratio and others with defaults, got \(imgs, labels, mask_ratio",
+            r"Needing.forward must take images, mask_ratio with a number .*, got \(imgs, labels, mask_ratio",
         ),
         (Without, r"Without has no forward whose arguments and results could be kept"),
     ],
 )
 def test_a_forward_that_cannot_be_kept(kind, message):
-    model = randomized(kind(use_input=True))
+    model = randomized(kind(use_input=kind is not Detaching, amp=torch.bfloat16 if kind is Fixing else None))
+    model.eval()
     with pytest.raises(ValueError, match=message):
         crossmae.accelerate(model)
     assert not any("forward" in module.__dict__ for module in model.modules())
+    assert not any(module.training for module in model.modules())
+
+
+class Following(Attention):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Something(nn.Identity):
+    def forward(self, x):
+        return x + 1
+
+
+class Called(nn.Linear):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+@pytest.mark.parametrize(
+    ("apply", "message"),
+    [
+        (
+            change("blocks.0", attn=Following(32, 4)),
+            "blocks.0.attn was replaced by one with another forward, Following",
+        ),
+        (change("blocks.1", drop_path=Something()), r"blocks.1.drop_path \(Something\) is not known"),
+        (change("blocks.1.mlp", fc1=Called(32, 128)), r"blocks.1.mlp.fc1 has a forward of its own"),
+        (change("blocks.0.attn", scale=1.0), r"blocks.0.attn.scale must be 0.353553, got 1"),
+        (change("dec_norms.1", eps=0.5), r"dec_norms must have the same eps, got \[1e-06, 0.5\]"),
+        (change("patch_embed.proj", stride=(4, 4)), r"patch_embed.proj must take patches side by side, got stride"),
+        (change("", target=lambda images: images), r"target was replaced in this instance"),
+        (hook("blocks"), r"blocks has a hook"),
+    ],
+)
+def test_what_comes_later_and_would_compute_otherwise(apply, message):
+    model = crossmae.accelerate(crossmae_model())
+    apply(model)
+    with pytest.raises(RuntimeError, match=message):
+        call(model, images())
+
+
+def test_a_forward_of_the_instance_is_kept():
+    model = crossmae_model()
+    model.forward = wrapper = partial(CrossMAE.forward, model)
+    with pytest.raises(ValueError, match="the model has a forward of its own instance"):
+        crossmae.accelerate(model)
+    assert model.__dict__["forward"] is wrapper
+    del model.forward
+    crossmae.accelerate(model)
+    model.forward = partial(model.forward)
+    with pytest.raises(ValueError, match="forward was replaced after it was accelerated; undo that first"):
+        crossmae.restore(model)
 
 
 def test_weights_on_the_meta_device():
@@ -194,19 +309,27 @@ class Extra(MAE):
 
 def test_calls():
     model = crossmae.accelerate(randomized(Extra()))
-    with pytest.raises(TypeError, match=r"forward takes \(imgs, mask_ratio, noise\), got 1 positional, ratio"):
+    with pytest.raises(TypeError, match=r"forward takes \(imgs, mask_ratio, noise\), got ratio="):
         model(images(), ratio=0.5)
     with pytest.raises(TypeError, match="forward needs imgs"):
         model()
-    with pytest.raises(TypeError, match=r"got 4 positional"):
+    with pytest.raises(TypeError, match=r"got 4 arguments"):
         model(images(), 0.5, None, None)
     with pytest.raises(ValueError, match="noise is served at its default None only"):
         model(images(), noise=torch.rand(3, 16))
     with pytest.raises(ValueError, match=r"images must have shape \(batch, 3, 32, 32\), got \(3, 3, 16, 64\)"):
         model(images().reshape(3, 3, 16, 64))
-    with pytest.raises(ValueError, match=r"ratios must be 0 < kept_mask_ratio <= mask_ratio < 1, got 1\.5 and 1\.5"):
+    with pytest.raises(ValueError, match=r"ratios must be 0 < mask_ratio < 1, got mask_ratio=1\.5"):
         model(images(), mask_ratio=1.5)
-    with pytest.raises(ValueError, match=r"got 0\.75 and 0\.5"):
+    with pytest.raises(ValueError, match=r"ratios must be .* got mask_ratio=None"):
+        model(images(), None)
+    with pytest.raises(TypeError, match=r"images must be floating point, got torch\.uint8"):
+        model((255 * torch.rand(2, 3, 32, 32)).byte())
+    with pytest.raises(TypeError, match="forward got mask_ratio twice"):
+        model(images(), 0.5, mask_ratio=0.5)
+    with pytest.raises(
+        ValueError, match=r"0 < kept_mask_ratio <= mask_ratio < 1, got mask_ratio=0\.5, kept_mask_r.*=0\.75"
+    ):
         crossmae.accelerate(crossmae_model())(images(), 0.5)
 
 

@@ -213,3 +213,74 @@ def test_restore_undoes_it_in_a_model_and_in_a_copy():
         assert torch.equal(call(each, images())[0], call(plain, images())[0])
         with pytest.raises(ValueError, match="restore: this CrossMAE is not accelerated"):
             crossmae.restore(each)
+
+
+def test_numbers_that_change_are_followed():
+    plain = crossmae_model(use_input=False, norm_pix_loss=False)
+    model = crossmae.accelerate(copy.deepcopy(plain))
+    for each in (plain, model):
+        each.norm_pix_loss = True
+        for block in each.blocks:
+            block.attn.num_heads, block.attn.scale = 2, 16**-0.5
+    assert_alike(call(model, images(), vis=True), call(plain, images(), vis=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("first", ["cast", "acceleration"])
+@pytest.mark.parametrize("make", [crossmae_model, lambda: randomized(MAE())])
+def test_models_in_16_bits(make, first, dtype):
+    plain = make()
+    model = copy.deepcopy(plain)
+    if first == "acceleration":
+        crossmae.accelerate(model)
+    plain, model = plain.to(dtype), model.to(dtype)
+    if first == "cast":
+        crossmae.accelerate(model)
+    assert_alike(call(model, images().to(dtype)), call(plain, images().to(dtype)), rtol=0.05, atol=0.1)
+
+
+@pytest.mark.parametrize("path", ["blocks", "decoder_blocks"])
+def test_blocks_that_stand_in_two_places(path):
+    plain = crossmae_model()
+    blocks = plain.get_submodule(path)
+    blocks[1] = blocks[0]
+    model = crossmae.accelerate(copy.deepcopy(plain))
+    assert_alike(call(model, images()), call(plain, images()))
+
+
+def test_results_are_detached_where_the_model_detaches_them():
+    class Logging(CrossMAE):
+        def forward(self, imgs, mask_ratio=0.75, kept_mask_ratio=0.75):
+            loss, prediction, _, mask = super().forward(imgs, mask_ratio, kept_mask_ratio, vis=True)
+            return {"loss": loss, "log": loss.detach(), "pictures": [prediction.detach(), mask], "nothing": None}
+
+    model = crossmae.accelerate(randomized(Logging(use_input=True)))
+    out = model(images())
+    assert list(out) == ["loss", "log", "pictures", "nothing"]
+    assert out["nothing"] is None
+    assert out["loss"].requires_grad
+    assert not out["log"].requires_grad
+    assert not out["pictures"][0].requires_grad
+
+
+def test_what_is_returned_in_evaluation_may_be_something_else():
+    class Quiet(CrossMAE):
+        def forward(self, imgs, mask_ratio=0.75, kept_mask_ratio=0.75):
+            out = super().forward(imgs, mask_ratio, kept_mask_ratio, vis=True)
+            return out[0] if self.training else out[:2]
+
+    plain = randomized(Quiet(use_input=True))
+    model = crossmae.accelerate(copy.deepcopy(plain).eval())
+    for training in (True, False):
+        assert_alike(call(model.train(training), images()), call(plain.train(training), images()))
+
+
+def test_buffers_and_modes_are_as_they_were():
+    model = crossmae_model()
+    parametrizations.spectral_norm(model.blocks[0].mlp.fc1)
+    model.blocks[1].eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    crossmae.accelerate(model)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())

@@ -1,0 +1,131 @@
+"""Whether a model computes the same with our forwards as with its own, and what of our results it returns where."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from crossmae.acceleration.contract import Result, Setting, Template
+from crossmae.acceleration.observation import Observation
+
+# Roundings add up on the way through a model. All distances are root mean squares, relative to the model's own.
+_DEEP = 30
+_LEAST = 1e-4
+
+
+def agree(
+    own: Mapping[Setting, Observation], ours: Mapping[Setting, Observation], names: tuple[str, ...], sharded: bool
+) -> dict[Setting, Template]:
+    """Templates of what the model returns.
+
+    Args:
+        own: the model with its own forwards.
+        ours: with ours, which returned all results of ``names`` as a tuple.
+        names: of our results.
+        sharded: FSDP2 may let parts compute in 16 bits, which nobody sees from outside.
+
+    Raises:
+        ValueError: naming the first block, result or gradient that is another.
+    """
+    templates = {}
+    for setting, theirs in own.items():
+        dtype = torch.bfloat16 if sharded else _coarsest(theirs)
+        _compare_blocks(theirs, ours[setting], dtype)
+        results = dict(zip(names, ours[setting].output, strict=True))
+        templates[setting] = _template(theirs.output, results, "its result", dtype)
+    return templates
+
+
+def compare_gradients(own: Mapping[Setting, Observation], ours: Mapping[Setting, Observation]) -> None:
+    """Raise ValueError, naming the parameter, where a gradient is another, or is there in one of both only."""
+    for setting, theirs in own.items():
+        found = ours[setting].gradients
+        present = [gradient for gradient in theirs.gradients.values() if gradient is not None]
+        # Some are nought but for rounding, such as those of weights in front of a norm that divides by their size.
+        floor = 1e-3 * max((_rms(gradient) for gradient in present), default=0.0)
+        for name, gradient in theirs.gradients.items():
+            other = found.get(name)
+            if (gradient is None) != (other is None):
+                changes = "get a gradient" if gradient is None else "lose its gradient"
+                raise ValueError(f"accelerate: {name} would {changes}; the model's own forward detaches something else")
+            if gradient is not None and other is not None:
+                distance, allowed = _distance(other, gradient, floor), 10 * _tolerance(gradient, _coarsest(theirs))
+                if not distance <= allowed:
+                    raise ValueError(f"accelerate: {_other(f'the gradient of {name}', distance, allowed)}")
+
+
+def _compare_blocks(theirs: Observation, ours: Observation, dtype: torch.dtype) -> None:
+    if theirs.calls != ours.calls:
+        path = next(p for p in {**theirs.calls, **ours.calls} if theirs.calls[p] != ours.calls[p])
+        raise ValueError(
+            f"accelerate: the model calls {path} {theirs.calls[path]} times in a step, would do so {ours.calls[path]} "
+            "times (checkpoint blocks by checkpoint_wrapper, which is honoured)"
+        )
+    for (path, output), (other_path, found) in zip(theirs.blocks, ours.blocks, strict=True):
+        if path != other_path or output.shape != found.shape:
+            raise ValueError(
+                f"accelerate: the model's {path} returns {tuple(output.shape)}, in its place {other_path} would return "
+                f"{tuple(found.shape)}"
+            )
+        distance, allowed = _distance(found, output), _tolerance(output, dtype)
+        if not distance <= allowed:
+            raise ValueError(f"accelerate: {_other(f'the output of {path}', distance, allowed)}")
+
+
+def _template(output: Any, results: Mapping[str, Tensor], where: str, dtype: torch.dtype) -> Template:
+    if output is None:
+        return None
+    if type(output) is dict:
+        return {name: _template(part, results, f"{where}[{name!r}]", dtype) for name, part in output.items()}
+    if type(output) in (tuple, list):
+        parts = (_template(part, results, f"{where}[{index}]", dtype) for index, part in enumerate(output))
+        return type(output)(parts)
+    if not isinstance(output, Tensor):
+        raise ValueError(f"accelerate: {where} is of {type(output)}; tensors, tuples, lists and dicts are served")
+    what = f"{where}, {output.dtype} {tuple(output.shape)},"
+    distances = {name: _distance(r, output) for name, r in results.items() if r.shape == output.shape}
+    if not distances:
+        raise ValueError(f"accelerate: {what} has the shape of none of {', '.join(results)}, which are served")
+    closest = min(distances, key=distances.__getitem__)
+    allowed = _tolerance(output, dtype)
+    if not distances[closest] <= allowed:
+        nearest = f"{what} which comes closest to the {closest},"
+        raise ValueError(f"accelerate: {_other(nearest, distances[closest], allowed)}")
+    found = results[closest]
+    detached = found.requires_grad and not output.requires_grad
+    return Result(closest, detached, None if found.dtype == output.dtype else output.dtype)
+
+
+def _other(what: str, distance: float, allowed: float) -> str:
+    return (
+        f"{what} is another than would be computed: {distance:.1e} apart in the root mean square, {allowed:.0e} is "
+        "allowed. Something in the model's own forward is not as in the releases"
+    )
+
+
+def _rms(tensor: Tensor) -> float:
+    return float(tensor.detach().double().square().mean().sqrt())
+
+
+def _distance(ours: Tensor, theirs: Tensor, floor: float = 1e-30) -> float:
+    """Infinite where either is not finite."""
+    distance = _rms(ours.double() - theirs.double()) / max(_rms(theirs), floor)
+    return distance if distance == distance else float("inf")
+
+
+def _coarsest(seen: Observation) -> torch.dtype:
+    """Of the dtypes in which anything was computed."""
+    tensors = [output for _, output in seen.blocks] + [t for t in tree_leaves(seen.output) if isinstance(t, Tensor)]
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _tolerance(like: Tensor, dtype: torch.dtype) -> float:
+    """Many times the error of one product in ``dtype`` where ``like`` is."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(64, 64, generator=generator, device="cpu").to(like.device, dtype) for _ in range(2))
+    exact = a.double() @ b.double()
+    convolved = torch.nn.functional.conv2d(a[:, :, None, None], b.t()[:, :, None, None])[..., 0, 0]
+    return max(_LEAST, *(_DEEP * _distance(product, exact) for product in (a @ b, convolved)))

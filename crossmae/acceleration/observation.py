@@ -1,0 +1,160 @@
+"""What a model does when it is called: results, outputs of its blocks, gradients; and the model left as it was."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from crossmae.acceleration.contract import MASK_RATIO, PREDICTION_RATIO, Setting
+from crossmae.acceleration.structure import BLOCKS, blocks_of
+
+# Visible, left out and predicted patches differ in number, and truncated products from rounded ones.
+_RATIOS = {True: (0.7, 0.3), False: (0.5, 0.25)}
+
+
+@dataclass
+class Observation:
+    """One call of a model. ``gradients`` are those of the results' weighted sum, None where a parameter has none."""
+
+    output: Any = None
+    blocks: list[tuple[str, Tensor]] = field(default_factory=list)
+    calls: Counter[str] = field(default_factory=Counter)
+    gradients: dict[str, Tensor | None] = field(default_factory=dict)
+
+
+def sample_images(model: nn.Module, channels: int, size: tuple[int, int], patch: int) -> Tensor:
+    """Two images of noise, where and as the model takes them, from a generator of its own.
+
+    Brightness and contrast of their patches span four orders of magnitude, as dark and bright pictures do, so that
+    formulas show which differ only for some of them.
+    """
+    token: Any = model.cls_token
+    if token.is_meta:
+        raise ValueError("accelerate: the model's tensors are on the meta device; load its weights first")
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device="cpu", dtype=torch.float64)
+
+    grid = (size[0] // patch, size[1] // patch)
+    contrast = 10 ** (4 * torch.rand(2, 1, *grid, generator=generator, device="cpu", dtype=torch.float64) - 3)
+    brightness = normal(2, 1, *grid)
+    images = normal(2, channels, *size)
+    patches = [t.repeat_interleave(patch, 2).repeat_interleave(patch, 3) for t in (contrast, brightness)]
+    return (images * patches[0] + patches[1]).to(token.device, token.dtype)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 gathers the model's parameters when it is called."""
+    return any(hasattr(module, "set_reshard_after_forward") for module in model.modules())
+
+
+def observe(
+    model: nn.Module, images: Tensor, defaults: Mapping[str, Any], flags: tuple[str, ...], exactly: bool
+) -> dict[Setting, Observation]:
+    """The model in training and in evaluation, for all values of its Boolean arguments, always on the same randoms.
+
+    The model is called as a whole, which a sharded one needs; what hooks on it make of its results is left out.
+
+    Args:
+        model: computes with its own forward or with ours.
+        images: from ``sample_images``.
+        defaults: those of its parameters.
+        flags: Boolean parameters.
+        exactly: whether to let nobody compute under autocast, so that small differences show; only then, and only of a
+            model that is not sharded, are there gradients.
+    """
+    found = {}
+    for setting in product((True, False), *[(False, True)] * len(flags)):
+        ratios = dict(zip((MASK_RATIO, PREDICTION_RATIO), _RATIOS[setting[0]], strict=True))
+        arguments = {name: ratio for name, ratio in ratios.items() if name in defaults}
+        arguments |= dict(zip(flags, setting[1:], strict=True))
+        with ExitStack() as stack:
+            stack.enter_context(_left_as_it_was(model, images))
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.set_grad_enabled(exactly and not is_sharded(model)))
+            stack.enter_context(torch.autocast(images.device.type, enabled=False))
+            if exactly:
+                stack.enter_context(_no_autocast())
+            model.train(setting[0])
+            found[setting] = _observe(model, images, arguments)
+    return found
+
+
+def _observe(model: nn.Module, images: Tensor, arguments: Mapping[str, Any]) -> Observation:
+    seen = Observation()
+    forward, replaced = model.forward, model.__dict__.get("forward")
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        seen.output = forward(*args, **kwargs)
+        return seen.output
+
+    with ExitStack() as stack:
+        running = True
+
+        def called(path: str) -> Any:
+            return lambda *_: seen.calls.update([path])
+
+        def returned(path: str) -> Any:
+            return lambda _, __, output: seen.blocks.append((path, output)) if running else None
+
+        for blocks in BLOCKS:
+            for index, block in enumerate(blocks_of(model, blocks)):
+                path = f"{blocks}.{index}"
+                stack.callback(block.register_forward_pre_hook(called(path)).remove)
+                stack.callback(block.register_forward_hook(returned(path)).remove)
+        model.forward = recorded
+        try:
+            model(images, **arguments)
+        finally:
+            del model.forward
+            if replaced is not None:
+                model.forward = replaced
+        running = False
+        seen.gradients = _gradients(model, seen.output)
+    seen.blocks = [(path, output.detach()) for path, output in seen.blocks]
+    return seen
+
+
+def _gradients(model: nn.Module, output: Any) -> dict[str, Tensor | None]:
+    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not leaves or not parameters:
+        return {}
+    # A slope, which tells the elements of a result from one another.
+    total = sum((leaf * torch.linspace(1, 2, leaf.numel(), device=leaf.device).view_as(leaf)).sum() for leaf in leaves)
+    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)  # type: ignore[arg-type]
+    return dict(zip(parameters, gradients, strict=True))
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Restore random numbers, buffers, which a call may update, modes, and shards."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng([images.device] if images.is_cuda else []):
+        yield
+    for module, training in modes.items():
+        module.training = training
+        # Behind a forward pass FSDP2's root waits for the backward pass with its parameters gathered: an optimizer that
+        # is made now would be given these, and its steps would be lost.
+        reshard: Any = getattr(module, "reshard", None)
+        if reshard is not None:
+            reshard()
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    """Let autocast that a forward opens itself do nothing."""
+    with mock.patch.multiple(torch.autocast, __enter__=lambda self: self, __exit__=lambda *_: None):
+        yield

@@ -210,7 +210,7 @@ class Session:
         check = [sys.executable, "-m", "crossmae_kernels.check", "--json", *(["--interpret"] if self.interpret else [])]
         pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"]
         if self.interpret:
-            groups = [[*pytest, "tests/crossmae_kernels/common/test_segmented_sum.py"]]
+            groups = [[*pytest, "tests/crossmae_kernels/primitives/test_segmented_sum.py"]]
         else:
             folders = sorted({path.parent for path in (ROOT / "tests" / "crossmae_kernels").glob("*/test_*.py")})
             # The check covers every dtype; the tests only bfloat16, which nothing but a GPU shows, unless time allows.

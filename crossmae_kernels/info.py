@@ -15,7 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import crossmae_kernels as ck
 from crossmae_kernels.command import run_command
-from crossmae_kernels.runtime import precision, tuning
+from crossmae_kernels.runtime import dispatch, precision, tuning
+from crossmae_kernels.runtime.device import KERNEL_DTYPES, interpreted, shared_memory
 
 # ViT-B's decoder at 224 px: 13 feature maps of 49 visible patches and a class token, mixed for 12 blocks; of 196
 # patches 49 are predicted.
@@ -93,7 +94,7 @@ def rows_of(device: torch.device) -> list[str]:
     lines = []
     for op in ck.__all__:
         by_answer: dict[str, list[str]] = {}
-        for dtype in device_of.KERNEL_DTYPES:
+        for dtype in KERNEL_DTYPES:
             by_answer.setdefault(served_by(op, device, dtype), []).append(str(dtype).removeprefix("torch."))
         for place, (answer, dtypes) in enumerate(by_answer.items()):
             lines.append(f"  {'' if place else op:26}{', '.join(dtypes):28}{answer}")
@@ -106,7 +107,7 @@ def report() -> list[str]:
     for name in ("torch", "triton", "flash-attn", "xformers"):
         lines.append(f"{name:12}{version(name) or 'not installed'}")
     lines.append(f"default     {dispatch.default()} ({dispatch.ENVIRONMENT_VARIABLE})")
-    lines.append(f"interpreter {'on' if device_of.interpreted() else 'off'} (TRITON_INTERPRET)")
+    lines.append(f"interpreter {'on' if interpreted() else 'off'} (TRITON_INTERPRET)")
     lines.append(f"tuning      {'on' if tuning.enabled() else 'off'} (CROSSMAE_KERNELS_TUNE)")
     products = {"ieee": "exact products", "tf32": "products in TF32"}[precision.input_precision(torch.float32)]
     lines.append(f"float32     {products} (torch.backends.cuda.matmul.fp32_precision)")
@@ -123,7 +124,7 @@ def describe(device: torch.device) -> str:
     return (
         f"{properties.name}, compute capability {properties.major}.{properties.minor},"
         f" {properties.multi_processor_count} multiprocessors,"
-        f" {device_of.shared_memory(device) // 1024} KiB of shared memory a program"
+        f" {shared_memory(device) // 1024} KiB of shared memory a program"
     )
 
 

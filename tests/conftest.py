@@ -37,7 +37,7 @@ NEEDED = {
     "crossmae/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
     "crossmae/test_imports.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
     "crossmae_kernels/test_precision.py": ("numpy",),
-    "crossmae_kernels/common/test_extras.py": ("tabulate", "matplotlib", *TRAINING),
+    "crossmae_kernels/test_extras.py": ("tabulate", "matplotlib", *TRAINING),
     "crossmae/training": TRAINING,
     "benchmarks/test_decode_report.py": ("matplotlib",),
     "benchmarks/test_runs.py": ("matplotlib",),

@@ -5,7 +5,7 @@ Widths are compile-time constants: a model has few of them, and where a tile div
 The number of rows is not: one compiled kernel serves every batch.
 """
 
-# Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
+# Compile-time arguments are in capitals, and in device code nothing is annotated but them.
 # ruff: noqa: N803
 # mypy: allow-untyped-defs, allow-incomplete-defs
 

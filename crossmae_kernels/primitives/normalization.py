@@ -1,6 +1,9 @@
-"""Normalised rows and their gradient: LayerNorm without its affine part, which folds away. Both passes read and write each byte once, with rows on chip."""
+"""Rows brought to mean 0 and variance 1, and the gradient: LayerNorm without its affine part, which folds away.
 
-# Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
+Both passes read and write each byte once, with rows on chip.
+"""
+
+# Compile-time arguments are in capitals, and in device code nothing is annotated but them.
 # ruff: noqa: N803
 # mypy: allow-untyped-defs, allow-incomplete-defs
 

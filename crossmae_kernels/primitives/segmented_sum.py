@@ -1,6 +1,6 @@
 """Gradient of a gather: rows summed by the id they were gathered with, in an order that never changes."""
 
-# Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
+# Compile-time arguments are in capitals, and in device code nothing is annotated but them.
 # ruff: noqa: N803
 # mypy: allow-untyped-defs, allow-incomplete-defs
 

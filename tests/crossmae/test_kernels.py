@@ -165,9 +165,9 @@ def test_launches_per_block(interpreter_asked_for, problem, monkeypatch):
                 loss.backward()
         passes[depth] = forward, backward
     forward, backward = (deep - shallow for deep, shallow in zip(passes[3], passes[2], strict=True))
-    assert forward == {"fold_forward": 2, "normalize": 2, "short_forward": 1, "gemm": 3, "aten::addmm": 1}
+    assert forward == {"fold_forward": 2, "normalize_kernel": 2, "short_forward": 1, "gemm_kernel": 3, "aten::addmm": 1}
     assert backward == {
-        "normalize_backward": 2,
+        "normalize_backward_kernel": 2,
         "hidden_backward": 1,
         "short_backward": 1,
         "fold_backward": 2,

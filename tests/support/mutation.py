@@ -9,20 +9,25 @@ now = False
 
 
 @contextmanager
-def broken(folder, directory, *parts):
-    """Let the launcher of ``folder`` (a module's name) take kernels in which of each two ``parts`` the second stands.
+def broken(name, directory, *parts):
+    """Let launchers take kernels in which of each two ``parts`` the second stands.
 
-    The first of them is what it stands for.
+    The first of them is what it stands for. ``name`` is that of an op's folder, or of the module of a primitive, where
+    device code and launcher share a file.
     """
-    launch = importlib.import_module(f"{folder}.launch")
-    source = Path(launch.kernels.__file__).read_text()
+    module = importlib.import_module(name)
+    launcher = module if hasattr(module, "triton") else importlib.import_module(f"{name}.launch")
+    original = getattr(launcher, "kernels", launcher)
+    source = Path(original.__file__).read_text()
     for good, bad in zip(parts[::2], parts[1::2], strict=True):
         assert good in source
         source = source.replace(good, bad)
     file = directory / "broken_kernels.py"
     file.write_text(source)
     spec = importlib.util.spec_from_file_location("broken_kernels", file)
-    kernels = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(kernels)
-    with mock.patch.object(launch, "kernels", kernels), mock.patch(f"{__name__}.now", True):
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    kernels = {name: getattr(copy, name) for name in vars(original) if name.endswith("_kernel")}
+    replaced = kernels if original is launcher else {"kernels": copy}
+    with mock.patch.multiple(launcher, **replaced), mock.patch(f"{__name__}.now", True):
         yield

@@ -84,14 +84,14 @@ def test_linear_layers_do_so_in_bfloat16():
         "add_residual",
         "fold_backward",
         "fold_forward",
-        "gelu_backward",
-        "gemm",
+        "gelu_backward_kernel",
+        "gemm_kernel",
         "hidden_backward",
-        "normalize",
-        "normalize_backward",
+        "normalize_kernel",
+        "normalize_backward_kernel",
         "single_forward",
     }
-    assert {record["arch"] for record in records if record["kernel"] == "gemm"} == set(ARCHITECTURES)
+    assert {record["arch"] for record in records if record["kernel"] == "gemm_kernel"} == set(ARCHITECTURES)
 
 
 # float16 becomes bfloat16's code with other names of types.

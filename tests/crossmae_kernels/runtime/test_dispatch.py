@@ -2,6 +2,7 @@ import runpy
 
 import pytest
 
+from crossmae_kernels.runtime import dispatch
 from crossmae_kernels.runtime.dispatch import choose, default, default_implementation
 
 
@@ -40,10 +41,10 @@ def test_the_environment_sets_the_default(monkeypatch, value, answer):
     monkeypatch.delenv("CROSSMAE_KERNELS_IMPL", raising=False)
     if value:
         monkeypatch.setenv("CROSSMAE_KERNELS_IMPL", value)
-    assert runpy.run_path(implementation.__file__)["default"]() == answer
+    assert runpy.run_path(dispatch.__file__)["default"]() == answer
 
 
 def test_a_wrong_environment_is_refused(monkeypatch):
     monkeypatch.setenv("CROSSMAE_KERNELS_IMPL", "fast")
     with pytest.raises(ValueError, match="CROSSMAE_KERNELS_IMPL must be one of auto, triton, reference, got 'fast'"):
-        runpy.run_path(implementation.__file__)
+        runpy.run_path(dispatch.__file__)

@@ -1,0 +1,1 @@
+"""What every op needs around its kernels: checks, dispatch, autocast, devices, launches, tuning."""

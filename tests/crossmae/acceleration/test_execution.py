@@ -88,7 +88,9 @@ def test_blocks_may_be_called_alone():
     torch.testing.assert_close(model.blocks[0](y), plain.blocks[0](y))
 
 
-@pytest.mark.parametrize("make", [lambda: crossmae_model(depth=1), lambda: randomized(MAE(depth=1))])
+@pytest.mark.parametrize(
+    "make", [lambda: crossmae_model(depth=1, decoder_depth=1), lambda: randomized(MAE(depth=1, decoder_depth=1))]
+)
 def test_compiled_into_one_graph(make):
     model = crossmae.accelerate(make())
     torch._dynamo.reset()

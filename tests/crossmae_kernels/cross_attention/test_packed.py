@@ -29,9 +29,17 @@ CASES = [
     (qkvpacked, 20, 20, 0),
     (qkvpacked, 140, 140, 0),
 ]
-cases = pytest.mark.parametrize(
-    ("packed", "queries", "keys", "table"), CASES, ids=lambda v: v.__name__ if callable(v) else str(v)
-)
+
+
+def parametrized(cases):
+    return pytest.mark.parametrize(
+        ("packed", "queries", "keys", "table"), cases, ids=lambda v: v.__name__ if callable(v) else str(v)
+    )
+
+
+cases = parametrized(CASES)
+# In float32 70 keys are many: rows of scores no longer fit on chip.
+float32_cases = parametrized([tuple(70 if part == 140 else part for part in case) for case in CASES])
 
 
 def equal(ours, theirs):
@@ -61,7 +69,7 @@ LAYOUTS = {
 }
 
 
-@cases
+@float32_cases
 def test_packing_and_layouts_change_nothing(problem, device, packed, queries, keys, table):
     task = problem(queries, keys, 2, 16, table)
     plain = task.fused(device, torch.float32)
@@ -71,7 +79,7 @@ def test_packing_and_layouts_change_nothing(problem, device, packed, queries, ke
         assert equal(task.solve(strided, device, torch.float32), plain)
 
 
-@cases
+@float32_cases
 def test_checkpointing_changes_nothing(problem, device, packed, queries, keys, table):
     task = problem(queries, keys, 2, 16, table)
     call = partial(checkpoint, packed, use_reentrant=False)
@@ -91,7 +99,7 @@ def leaves_of(task, packed, device, dtype):
     return call, [leaf.requires_grad_() for leaf in leaves]
 
 
-@cases
+@float32_cases
 def test_one_operator_in_either_direction_and_nothing_else(problem, device, packed, queries, keys, table):
     call, leaves = leaves_of(problem(queries, keys, 2, 16, table), packed, device, torch.float32)
     upstream = torch.randn(2, queries, 32, device=device)
@@ -104,10 +112,10 @@ def test_one_operator_in_either_direction_and_nothing_else(problem, device, pack
     assert all(gradient.is_contiguous() for gradient in gradients)
     assert {t.data_ptr() for t in leaves} <= {t.data_ptr() for t in saved}
     # Of many keys also ids, the output and a statistic.
-    assert len(saved) == len(leaves) + (table > 0) + 2 * (keys > 128)
+    assert len(saved) == len(leaves) + (table > 0) + 2 * (keys > 64)
 
 
-@cases
+@float32_cases
 def test_a_second_backward_expanded_gradients_and_frozen_tensors(problem, device, packed, queries, keys, table):
     call, leaves = leaves_of(problem(queries, keys, 2, 16, table), packed, device, torch.float32)
     before = [leaf.detach().clone() for leaf in leaves]
@@ -137,7 +145,7 @@ def test_autocast_is_the_same_as_casting(problem, device, packed, queries, keys,
 
 # PyTorch looks at the gradients of its own intermediate tensors here.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@cases
+@float32_cases
 def test_opcheck_and_compilation(problem, device, packed, queries, keys, table):
     task = problem(queries, keys, 2, 16, table)
     call, leaves = leaves_of(task, packed, device, torch.float32)
@@ -199,7 +207,7 @@ def test_wrong_arguments_are_named(call, message):
         ("rows, DQ_ROW,", "rows, HEADS * HEAD_DIM,"),
     ],
 )
-@pytest.mark.parametrize("keys", [20, 140])
+@pytest.mark.parametrize("keys", [20, 70])
 def test_rows_in_the_wrong_places_are_noticed(problem, device, tmp_path, keys, good, bad):
     task = problem(keys, keys, 2, 16)
     plain = task.fused(device, torch.float32)

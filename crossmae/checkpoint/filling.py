@@ -42,8 +42,9 @@ def filled(
         if shape != expected.get(name, shape):
             wrong.append(f"{name} must have shape {expected[name]}, got {shape}")
         elif tensor.is_meta or tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
-            got = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
-            wrong.append(f"{name} must be dense, of 16, 32 or 64-bit floats with data, got {got}")
+            layout = "" if tensor.layout == torch.strided else f", {tensor.layout},"
+            got = f"{tensor.dtype}{layout} on {tensor.device}"
+            wrong.append(f"{name} must be of 16, 32 or 64-bit floats, dense and with data, got {got}")
     if wrong:
         raise ValueError(f"{source} does not fit the model: {first_few(wrong, separator='; ')}")
     weights = (tensor.dtype for name, tensor in state_dict.items() if not ours[name].endswith(".positions"))

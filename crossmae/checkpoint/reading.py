@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import warnings
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from crossmae.checkpoint.messages import first_few
-from crossmae.checkpoint.recognition import looks_like
+from crossmae.checkpoint.recognition import first_class, looks_like
 
 # What a folder is looked through for, in this order.
 _INDEX = ".index.json"
@@ -63,8 +64,9 @@ def find(path: str | os.PathLike[str]) -> Path:
         found = [file / held for held in (_MODEL, *_OTHERS) if (file / held).is_file()]
         if not found:
             held = first_few(sorted(f"{entry.name}{'/' * entry.is_dir()}" for entry in file.iterdir())) or "nothing"
+            others = ", no ".join(_OTHERS)
             raise FileNotFoundError(
-                f"there is no checkpoint file {', no '.join(_OTHERS)} and no {file / _MODEL}; the folder holds {held}"
+                f"there is no checkpoint file {others} in the folder, which holds {held}, and no {file / _MODEL}"
             )
         return found[0]
     if file.is_file():
@@ -72,7 +74,9 @@ def find(path: str | os.PathLike[str]) -> Path:
     if re.match(r"[a-z][a-z0-9+.-]+:/", name):
         raise FileNotFoundError(f"{name} is a URL, and nothing is downloaded: fetch the file and give its path")
     hub = "; if that is a model on a hub: nothing is downloaded, so fetch its folder and give that"
-    raise FileNotFoundError(f"there is no checkpoint file {name!r}{hub if re.fullmatch(_HUB, name) else ''}")
+    raise FileNotFoundError(
+        f"there is no checkpoint file {name or repr(name)}{hub if re.fullmatch(_HUB, name) else ''}"
+    )
 
 
 def read(path: Path) -> tuple[Any, dict[str, str]]:
@@ -102,12 +106,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_pickled(path: Path) -> Any:
     try:
         # An open file, since torch.load goes by the names of paths.
-        with path.open("rb") as file, torch.serialization.safe_globals(_HARMLESS):
+        with path.open("rb") as file, torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that then fail, and of sparse tensors
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle may raise anything
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        if asked:
-            why = f"holds objects of {asked[1]}, which are never unpickled; save a model's state_dict() instead"
+        if name := asked[1] if asked else first_class(path):
+            why = f"holds objects of {name}, which are never unpickled; save a model's state_dict() instead"
         elif "TorchScript" in str(error):
             why = "is a TorchScript archive, which is never run; save a model's state_dict() instead"
         else:

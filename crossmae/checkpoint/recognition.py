@@ -1,6 +1,8 @@
-"""What a file that is no checkpoint is instead, by its first bytes."""
+"""What a file that is no checkpoint is instead."""
 
+import pickletools
 import re
+from pathlib import Path
 
 _LOOKS = [
     (rb"\s*<(!doctype|html|\?xml|head|body)", "an HTML or XML page, such as a server sends instead of a file"),
@@ -22,3 +24,26 @@ def looks_like(head: bytes) -> str | None:
     The first 512 bytes are enough.
     """
     return next((what for pattern, what in _LOOKS if re.match(pattern, head, re.IGNORECASE | re.DOTALL)), None)
+
+
+def first_class(path: Path) -> str | None:
+    """The first class or function that a bare pickle names, found without unpickling it; None if there is none.
+
+    PyTorch says so itself of protocol 2, its own, and not of what Python writes unless told otherwise.
+    """
+    words: list[str] = []
+    try:
+        with path.open("rb") as file:
+            if file.read(1) != b"\x80":  # text may look like operations of a protocol before 2
+                return None
+            file.seek(0)
+            for operation, argument, _ in pickletools.genops(file):
+                if operation.name == "GLOBAL":
+                    return str(argument).replace(" ", ".")
+                if operation.name == "STACK_GLOBAL":
+                    return ".".join(words[-2:])
+                if isinstance(argument, str):
+                    words.append(argument)
+    except Exception:  # a damaged pickle may raise anything
+        return None
+    return None

@@ -152,11 +152,12 @@ def test_what_a_file_is_instead_is_said(content, what, name, tmp_path):
     assert "weights_only" not in str(caught.value)
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 5])
+@pytest.mark.parametrize("protocol", range(6))
 def test_plain_pickles_run_no_code(protocol, tmp_path, capfd):
     path = tmp_path / "file.pkl"
     path.write_bytes(pickle.dumps({"model": Made(os.system, "echo code was run")}, protocol))
-    with pytest.raises(ValueError, match=r"file.pkl (holds objects of|is no checkpoint)") as caught:
+    message = r"holds objects of \w+.system, which are never unpickled" if protocol else "is no checkpoint"
+    with pytest.raises(ValueError, match=f"file.pkl {message}") as caught:
         crossmae.load(path)
     assert "weights_only" not in str(caught.value)
     assert "code was run" not in capfd.readouterr().out
@@ -169,19 +170,19 @@ def test_what_is_elsewhere_is_not_downloaded(tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError, match=f"{url} is a URL, and nothing is downloaded"):
             crossmae.load(url)
     for hub in ("facebook/vit-mae-base", "timm/vit_base_patch16_224.mae"):
-        with pytest.raises(FileNotFoundError, match=rf"no checkpoint file '{hub}'; .* hub: nothing is downloaded"):
+        with pytest.raises(FileNotFoundError, match=rf"no checkpoint file {hub}; .* hub: nothing is downloaded"):
             crossmae.load(hub)
-    for file in ("run/file.pth", "checkpoint", ""):
-        with pytest.raises(FileNotFoundError, match=rf"no checkpoint file '{file}'$"):
+    for file in ("run/file.pth", "checkpoint", "a/b/c", ""):
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint file {file or repr(file)}$"):
             crossmae.load(file)
 
 
 def test_a_folder_without_a_model_is_looked_into(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"the folder holds nothing$"):
+    with pytest.raises(FileNotFoundError, match="in the folder, which holds nothing, and no"):
         crossmae.load(tmp_path)
     saved(WEIGHTS, tmp_path / "checkpoint-799.pth")
     (tmp_path / "logs").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"the folder holds checkpoint-799.pth, logs/$"):
+    with pytest.raises(FileNotFoundError, match="in the folder, which holds checkpoint-799.pth, logs/, and no"):
         crossmae.load(tmp_path)
 
 

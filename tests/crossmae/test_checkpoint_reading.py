@@ -182,7 +182,7 @@ def test_a_folder_without_a_model_is_looked_into(tmp_path):
         crossmae.load(tmp_path)
     saved(WEIGHTS, tmp_path / "checkpoint-799.pth")
     (tmp_path / "logs").mkdir()
-    with pytest.raises(FileNotFoundError, match="in the folder, which holds checkpoint-799.pth, logs/, and no"):
+    with pytest.raises(FileNotFoundError, match=r"folder, which holds checkpoint-799\.pth, logs/, and no"):
         crossmae.load(tmp_path)
 
 

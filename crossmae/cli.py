@@ -59,7 +59,8 @@ def pretrain(recipe: Recipe, options: RunOptions) -> int:
 
     Takes a folder of images (nested or flat; train/ and val/ as ImageNet has them), WebDataset shards or a bundled set,
     and writes the model, checkpoints to go on from, curves and pictures into a folder. On all accelerators of this
-    machine or, started by torchrun, of many. Exit code 130 or 143 if Ctrl-C or SIGTERM stopped it, with its state saved.
+    machine or, started by torchrun, of many. Ctrl-C and SIGTERM stop it with its state saved; exit
+    code 130 or 143.
     """
     require("train")
     from crossmae.training.run import prepared

@@ -111,8 +111,8 @@ def _read(path: str, config: Config) -> Tensor:
     if config.pixel_numbers is None and picture.full != 255:
         taken = "as they are" if picture.full is None else f"as shares of {picture.full:,}"
         print(
-            f"{path} holds {picture.values.dtype} from {picture.values.min():,.6g} to {picture.values.max():,.6g}, taken "
-            f"{taken}; the checkpoint does not tell what numbers its model was trained on."
+            f"{path} holds {picture.values.dtype} from {picture.values.min():,.6g} to {picture.values.max():,.6g}, "
+            f"taken {taken}; the checkpoint does not tell what numbers its model was trained on."
         )
     low, high = image.aminmax()
     return centred(image, config.image_size).clamp(low, high)[None]  # bicubic resizing overshoots at edges

@@ -106,7 +106,7 @@ class Recipe:
         return json.dumps(asdict(self), indent=2)
 
 
-# What may change when a run goes on in its folder: how long it is, and how and where it runs. All else is what it computes.
+# What may change when a run goes on in its folder: how long it is, and how and where it runs.
 _MAY_CHANGE = ("epochs", "steps", "micro_batch", "execution", "data.workers", "data.evaluation")
 # Told apart by the configuration that they make, which every checkpoint holds.
 _OF_THE_MODEL = ("model", "image_size", "model_options")

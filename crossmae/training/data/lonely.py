@@ -7,11 +7,11 @@ import numpy as np
 from crossmae.training.data.values import Array
 
 # A measured value has neighbours, and one at the end of a range is rarely repeated exactly. Suspected is therefore a
-# minimum or maximum that is more than REPEATED of all, with a gap behind it that is larger than the standard deviation
-# of the others and than GAPS times the next gap. Examples: -999 below 0 to 3,000 (deviation 866, next gap 1), -32767 below
-# anything of 16 bits, 65,535 above 12 bits. Not so clipped values (no gap), 0 of rain or of counts (1 deviation or less),
-# log(1 + count) (gaps of 0.69 and 0.41), labels 0 to 3 (equal gaps), masks of two values (no others), dead pixels (few).
-# What lies within a deviation of the others, as MODIS's -3000 below -2,000 to 10,000 may, cannot be told from a value.
+# minimum or maximum that is more than REPEATED of all, with a gap behind it that is larger than the deviation of
+# the others and than GAPS times the next gap. Such are -999 below 0 to 3,000 (deviation 866, next gap 1), -32767 below
+# most of 16 bits, 65,535 above 12 bits. Such are not: clipped values (no gap), no rain or no counts (a gap within a
+# deviation), log(1 + count) (gaps of 0.69 and 0.41), labels 0 to 3 (equal gaps), masks of two values (no others), dead
+# pixels (few). What lies within a deviation of the others, as -3000 below -2,000 to 10,000, is not told from a value.
 REPEATED, GAPS = 1e-3, 3
 
 

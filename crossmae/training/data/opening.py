@@ -11,8 +11,8 @@ from crossmae.training.data.sources import find_sources
 from crossmae.training.data.statistics import Survey, survey
 
 # Times that deep images may spread wider or narrower than is said, and how many of their own deviations their mean may
-# lie from the one that is said: ImageNet's statistics, which recipes give, serve photographs of 16 bits (0.5 off), and no
-# 12 to 14 bits that lie in 16. Evenly spread, 14 bits are narrower by 3.2 only, but have their mean 5.0 deviations off.
+# lie from the one that is said: ImageNet's statistics, which recipes give, serve photographs of 16 bits (0.5 off), and
+# no 12 to 14 bits that lie in 16. Evenly spread, 14 bits deviate 3.2 times less, but have their mean 5 off.
 FAR_OFF, MEAN_OFF = 8, 4
 
 

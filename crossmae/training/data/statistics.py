@@ -117,7 +117,7 @@ def _refuse_lonely(types: dict[str, _Type]) -> None:
             if lonely is not None:
                 value, share = lonely
                 raise ValueError(
-                    f"{share:.2%} of what channel {index} of the images holds, far from all else, is {like_no_data(value)}"
+                    f"of channel {index} of the images, {share:.2%} is, far from all else, {like_no_data(value)}"
                 )
 
 

@@ -284,7 +284,7 @@ def test_a_recipe_that_was_written_is_read_as_far_as_it_tells(tmp_path):
     written.write_text(json.dumps(settings))
     assert changes(small(), written) == (["seed 4, here 0"], ["steps 3, here 12"])
     written.write_text("[")
-    with pytest.raises(ValueError, match="recipe.json is no recipe"):
+    with pytest.raises(ValueError, match=r"recipe.json is no recipe"):
         changes(small(), written)
 
 

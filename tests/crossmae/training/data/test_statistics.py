@@ -241,7 +241,7 @@ LONELY = [
 def test_a_value_far_from_all_others_is_refused_until_it_is_said_what_it_is(tmp_path, value, low, high, dtype):
     arrays = marked(value, low, high, dtype)
     folder = write(tmp_path, arrays)
-    with pytest.raises(ValueError, match="looks like no data; pretraining with data.nodata=") as refusal:
+    with pytest.raises(ValueError, match=r"looks like no data; pretraining with data.nodata=") as refusal:
         opened(folder, 1, (24, 24))
     assert "of channel 0 of the images, 10.42% is, far from all else, " in str(refusal.value)
     named = float(str(refusal.value).partition("data.nodata=")[2].partition(" ")[0])
@@ -271,8 +271,9 @@ USUAL = {
     "a background of 0": marked(0, 1, 4000, np.uint16),
     "pictures": marked(0, 250, 255, np.uint8),
     "masks of bool": [a > 0 for a in grey(0, 1, np.int8)],
-    "two dead pixels": [np.where(np.arange(576).reshape(24, 24) == 5, 9e4, a) for a in grey(0, 1, np.float32, 2)]
-    + grey(0, 1, np.float64, 6),
+    "dead pixels": [
+        np.where(np.arange(48**2).reshape(48, 48) == 5, np.float32(9e4), a) for a in grey(0, 1, "f4", side=48)
+    ],
 }
 
 

@@ -23,18 +23,16 @@ class _End:
     count: int = 0
 
     def add(self, values: Array) -> None:
-        found: list[float] = []
-        rest = values
-        while rest.size and len(found) < 3:
-            found.append(float(rest.min()))
-            rest = rest[rest > found[-1]]
-            if len(found) == 1:
-                count = values.size - rest.size
+        if len(self.lowest) == 3:
+            values = values[values <= self.lowest[2]]  # few, so that sorting them costs little
+        found, counts = np.unique(values, return_counts=True)
+        if not found.size:
+            return
         if not self.lowest or found[0] < self.lowest[0]:
-            self.count = count
-        elif found[0] == self.lowest[0]:
-            self.count += count
-        self.lowest = sorted({*self.lowest, *found})[:3]
+            self.count = 0
+        if not self.lowest or found[0] <= self.lowest[0]:
+            self.count += int(counts[0])
+        self.lowest = sorted({*self.lowest, *found[:3].tolist()})[:3]
 
 
 class Channel:

@@ -266,7 +266,7 @@ USUAL = {
     "rain": [a.clip(0) for a in grey(-40, 20, np.float32)],
     "logarithms of counts": [np.log1p(a).astype(np.float32) for a in grey(0, 20, np.int16)],
     "labels": grey(0, 3, np.int16),
-    "a mask": grey(0, 1, np.float32, 2) + [a.round() for a in grey(0, 1, np.float32)][2:],
+    "a soft mask": grey(0, 1, np.float32, 2) + [a.round() for a in grey(0, 1, np.float32)][2:],
     "two values": [a.round() * 7 for a in grey(0, 1, np.float32)],
     "a background of 0": marked(0, 1, 4000, np.uint16),
     "pictures": marked(0, 250, 255, np.uint8),

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from crossmae.acceleration.agreement import agree, compare_gradients
+from crossmae.acceleration.agreement import agree, compare_steps
 from crossmae.acceleration.autocast import observe_autocast
 from crossmae.acceleration.contract import Contract, Result, parameters_of
 from crossmae.acceleration.forward import (
@@ -15,7 +15,7 @@ from crossmae.acceleration.forward import (
     SelfAttentionForward,
     result_names,
 )
-from crossmae.acceleration.observation import is_sharded, observe, sample_images
+from crossmae.acceleration.observation import is_sharded, observe, observe_step, sample_images
 from crossmae.acceleration.structure import (
     BLOCKS,
     SELF_ATTENTION_BLOCK,
@@ -74,6 +74,7 @@ def accelerate(model: nn.Module, **arguments: Any) -> nn.Module:
     # Exactly, to tell one formula from another; and as it is, for dtypes.
     passes = (True, False) if autocast[images.device.type][None] else (True,)
     own = {exactly: observe(model, images, defaults, flags, exactly) for exactly in passes}
+    step = None if is_sharded(model) else observe_step(model, images, defaults, flags)
     names = result_names(structure)
     everything = dict.fromkeys(own[True], tuple(map(Result, names)))
     forward = _replace_forwards(model, structure, arguments, Contract(defaults, flags, everything))
@@ -83,8 +84,8 @@ def accelerate(model: nn.Module, **arguments: Any) -> nn.Module:
             ours = observe(model, images, defaults, flags, exactly)
             templates = agree(own[exactly], ours, names, is_sharded(model))
         forward.contract = Contract(defaults, flags, templates)
-        if not is_sharded(model):
-            compare_gradients(own[True], observe(model, images, defaults, flags, exactly=True))
+        if step is not None:
+            compare_steps(step, observe_step(model, images, defaults, flags))
     except BaseException:
         restore(model)
         raise

@@ -38,30 +38,33 @@ def agree(
     return templates
 
 
-def compare_gradients(own: Mapping[Setting, Observation], ours: Mapping[Setting, Observation]) -> None:
-    """Raise ValueError, naming the parameter, where a gradient is another, or is there in one of both only."""
-    for setting, theirs in own.items():
-        found = ours[setting].gradients
-        present = [gradient for gradient in theirs.gradients.values() if gradient is not None]
-        # Some are nought but for rounding, such as those of weights in front of a norm that divides by their size.
-        floor = 1e-3 * max((_rms(gradient) for gradient in present), default=0.0)
-        for name, gradient in theirs.gradients.items():
-            other = found.get(name)
-            if (gradient is None) != (other is None):
-                changes = "get a gradient" if gradient is None else "lose its gradient"
-                raise ValueError(f"accelerate: {name} would {changes}; the model's own forward detaches something else")
-            if gradient is not None and other is not None:
-                distance, allowed = _distance(other, gradient, floor), 10 * _tolerance(gradient, _coarsest(theirs))
-                if not distance <= allowed:
-                    raise ValueError(f"accelerate: {_other(f'the gradient of {name}', distance, allowed)}")
+def compare_steps(own: Observation, ours: Observation) -> None:
+    """Raise ValueError where blocks are called more or less often, or a gradient is another or one of both has none."""
+    if own.calls != ours.calls:
+        path = next(p for p in {**own.calls, **ours.calls} if own.calls[p] != ours.calls[p])
+        raise ValueError(
+            f"accelerate: the model calls {path} {own.calls[path]} times in a step, would do so {ours.calls[path]} "
+            "times (checkpoint blocks by checkpoint_wrapper, which is honoured)"
+        )
+    present = [gradient for gradient in own.gradients.values() if gradient is not None]
+    # Some are nought but for rounding, such as those of weights in front of a norm that divides by their size.
+    floor = 1e-3 * max((_rms(gradient) for gradient in present), default=0.0)
+    dtype = _coarsest(own)
+    for name, gradient in own.gradients.items():
+        other = ours.gradients.get(name)
+        if (gradient is None) != (other is None):
+            changes = "get a gradient" if gradient is None else "lose its gradient"
+            raise ValueError(f"accelerate: {name} would {changes}; the model's own forward detaches something else")
+        if gradient is not None and other is not None:
+            distance, allowed = _distance(other, gradient, floor), 10 * _tolerance(gradient, dtype)
+            if not distance <= allowed:
+                raise ValueError(f"accelerate: {_other(f'the gradient of {name}', distance, allowed)}")
 
 
 def _compare_blocks(theirs: Observation, ours: Observation, dtype: torch.dtype) -> None:
-    if theirs.calls != ours.calls:
-        path = next(p for p in {**theirs.calls, **ours.calls} if theirs.calls[p] != ours.calls[p])
+    if len(theirs.blocks) != len(ours.blocks):
         raise ValueError(
-            f"accelerate: the model calls {path} {theirs.calls[path]} times in a step, would do so {ours.calls[path]} "
-            "times (checkpoint blocks by checkpoint_wrapper, which is honoured)"
+            f"accelerate: the model calls its blocks {len(theirs.blocks)} times, would do so {len(ours.blocks)} times"
         )
     for (path, output), (other_path, found) in zip(theirs.blocks, ours.blocks, strict=True):
         if path != other_path or output.shape != found.shape:

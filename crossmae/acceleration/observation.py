@@ -21,7 +21,7 @@ _RATIOS = {True: (0.7, 0.3), False: (0.5, 0.25)}
 
 @dataclass
 class Observation:
-    """One call of a model. ``gradients`` are those of the results' weighted sum, None where a parameter has none."""
+    """One call of a model, or one step: then with gradients of the results' weighted sum, None where there are none."""
 
     output: Any = None
     blocks: list[tuple[str, Tensor]] = field(default_factory=list)
@@ -68,48 +68,56 @@ def observe(
         images: from ``sample_images``.
         defaults: those of its parameters.
         flags: Boolean parameters.
-        exactly: whether to let nobody compute under autocast, so that small differences show; only then, and only of a
-            model that is not sharded, are there gradients.
+        exactly: whether to let nobody compute under autocast, so that small differences show.
     """
-    found = {}
-    for setting in product((True, False), *[(False, True)] * len(flags)):
-        ratios = dict(zip((MASK_RATIO, PREDICTION_RATIO), _RATIOS[setting[0]], strict=True))
-        arguments = {name: ratio for name, ratio in ratios.items() if name in defaults}
-        arguments |= dict(zip(flags, setting[1:], strict=True))
-        with ExitStack() as stack:
-            stack.enter_context(_left_as_it_was(model, images))
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.set_grad_enabled(exactly and not is_sharded(model)))
-            stack.enter_context(torch.autocast(images.device.type, enabled=False))
-            if exactly:
-                stack.enter_context(_no_autocast())
-            model.train(setting[0])
-            found[setting] = _observe(model, images, arguments)
-    return found
+    settings = product((True, False), *[(False, True)] * len(flags))
+    return {
+        setting: _observe(model, images, _arguments(defaults, flags, setting), setting, exactly) for setting in settings
+    }
 
 
-def _observe(model: nn.Module, images: Tensor, arguments: Mapping[str, Any]) -> Observation:
+def observe_step(model: nn.Module, images: Tensor, defaults: Mapping[str, Any], flags: tuple[str, ...]) -> Observation:
+    """The same of one training step, with the gradients of all parameters; they are not kept in ``grad``."""
+    setting = (True, *[False] * len(flags))
+    return _observe(model, images, _arguments(defaults, flags, setting), setting, exactly=True, step=True)
+
+
+def _arguments(defaults: Mapping[str, Any], flags: tuple[str, ...], setting: Setting) -> dict[str, Any]:
+    ratios = dict(zip((MASK_RATIO, PREDICTION_RATIO), _RATIOS[setting[0]], strict=True))
+    return {n: r for n, r in ratios.items() if n in defaults} | dict(zip(flags, setting[1:], strict=True))
+
+
+def _observe(
+    model: nn.Module, images: Tensor, arguments: Mapping[str, Any], setting: Setting, exactly: bool, step: bool = False
+) -> Observation:
     seen = Observation()
     forward, replaced = model.forward, model.__dict__.get("forward")
+    running = True
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         seen.output = forward(*args, **kwargs)
         return seen.output
 
+    def called(path: str) -> Any:
+        return lambda *_: seen.calls.update([path])
+
+    def returned(path: str) -> Any:
+        return lambda _, __, output: seen.blocks.append((path, output.detach())) if running else None
+
     with ExitStack() as stack:
-        running = True
-
-        def called(path: str) -> Any:
-            return lambda *_: seen.calls.update([path])
-
-        def returned(path: str) -> Any:
-            return lambda _, __, output: seen.blocks.append((path, output)) if running else None
-
+        stack.enter_context(_left_as_it_was(model, images))
+        stack.enter_context(torch.inference_mode(False))
+        # Graphs show what is detached. A sharded model's would wait for a backward pass.
+        stack.enter_context(torch.set_grad_enabled(not is_sharded(model)))
+        stack.enter_context(torch.autocast(images.device.type, enabled=False))
+        if exactly:
+            stack.enter_context(_no_autocast())
         for blocks in BLOCKS:
             for index, block in enumerate(blocks_of(model, blocks)):
                 path = f"{blocks}.{index}"
                 stack.callback(block.register_forward_pre_hook(called(path)).remove)
                 stack.callback(block.register_forward_hook(returned(path)).remove)
+        model.train(setting[0])
         model.forward = recorded
         try:
             model(images, **arguments)
@@ -118,8 +126,8 @@ def _observe(model: nn.Module, images: Tensor, arguments: Mapping[str, Any]) -> 
             if replaced is not None:
                 model.forward = replaced
         running = False
-        seen.gradients = _gradients(model, seen.output)
-    seen.blocks = [(path, output.detach()) for path, output in seen.blocks]
+        if step:
+            seen.gradients = _gradients(model, seen.output)
     return seen
 
 

@@ -1,9 +1,10 @@
 """Argument checks shared by all ops: every problem of a call, in one message, before anything is allocated."""
 
 import reprlib
-import sys
 from collections.abc import Sequence
-from numbers import Integral
+from fractions import Fraction
+from math import inf
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -13,11 +14,10 @@ from crossmae_kernels.common.autocast import autocasts
 
 # PyTorch counts its storage formats of 8 bits and fewer as floating point too, and computes with none of them.
 FLOATING_POINT = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-LARGEST_NUMBER = sys.float_info.max
 
-# Compilers put symbols in the place of numbers.
+# Compilers put symbols in the place of numbers; NumPy has numbers of its own.
 _INTEGERS = (int, torch.SymInt, Integral)
-_NUMBERS = (float, int, torch.SymFloat, torch.SymInt, Integral)
+_NUMBERS = (float, int, torch.SymFloat, torch.SymInt, Real)
 _FLAGS = (bool, torch.SymBool)
 _SEQUENCES = (list, tuple, Sequence, torch.nn.ParameterList)
 
@@ -99,12 +99,12 @@ class ArgumentChecks:
             return True
         return False
 
-    def number(self, name: str, value: object, least: float = -LARGEST_NUMBER) -> None:
+    def number(self, name: str, value: object, least: float = -inf) -> None:
         """A finite number of at least ``least``."""
-        if not isinstance(value, _NUMBERS) or isinstance(value, bool):
+        if not isinstance(value, _NUMBERS) or isinstance(value, (bool, Fraction)):
             self._wrong_types.append(f"{name} must be a number, got {_shown(value)}")
-        elif not least <= value <= LARGEST_NUMBER:
-            bound = "" if least == -LARGEST_NUMBER else f" of at least {least}"
+        elif not (value >= least and -inf < value < inf):
+            bound = "" if least == -inf else f" of at least {least}"
             self._wrong_values.append(f"{name} must be a finite number{bound}, got {_shown(value)}")
 
     def flag(self, name: str, value: object) -> None:

@@ -2,12 +2,14 @@
 
 import inspect
 from collections.abc import Sequence
+from fractions import Fraction
 from math import inf, nan
 
 import numpy
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import crossmae_kernels as ck
 from crossmae_kernels.common.implementation import Implementation
@@ -133,7 +135,7 @@ RIGHT = {
 }  # fmt: skip
 
 EIGHT_BITS = torch.zeros(2, 3, 8).to(torch.float8_e4m3fn)
-NO_NUMBERS = ["1", True, (4, 4), torch.ones(()), 1j, inf, -inf, nan]
+NO_NUMBERS = ["1", True, (4, 4), torch.ones(()), Fraction(1, 2), 1j, inf, -inf, nan]
 # By how a parameter is annotated: values that it must not have.
 NOT_OF_KIND = {
     Tensor: [None, 2.0, "x", [1.0], EIGHT_BITS, EIGHT_BITS.to(torch.complex64)],
@@ -141,8 +143,8 @@ NOT_OF_KIND = {
     Tensor | Sequence[Tensor]: [None, 2.0, "x", [], [1.0], EIGHT_BITS, [EIGHT_BITS], (x for x in (H, H))],
     Sequence[Tensor]: [None, X, [], [1.0], "x", [EIGHT_BITS], {X}, (x for x in (X, X))],
     int: [None, 2.0, *NO_NUMBERS, 0, -1, torch.tensor([[1, 2], [3, 4]])],
-    float: [None, *NO_NUMBERS, -1.0, 10**400, "a" * 1000],
-    float | None: [*NO_NUMBERS, 10**400],
+    float: [None, *NO_NUMBERS, -1.0, "a" * 1000],
+    float | None: NO_NUMBERS,
     bool: [None, 0, 1, 1.0, "no", "True", torch.ones(())],
     Reduction: [None, True, 3, "sum", ["mean"], torch.ones(2)],
     Hidden: [None, True, 3, "keep", ["save"], torch.ones(2)],
@@ -173,7 +175,7 @@ def test_a_value_of_another_kind_is_named_in_one_line(op, name, kind):
         assert " must " in message
         assert "got" in message
         assert "\n" not in message
-        assert len(message) < 250
+        assert len(message) < 300
 
 
 @pytest.mark.parametrize("op", ck.__all__)
@@ -191,34 +193,46 @@ def test_numbers_and_choices_of_another_kind_come_in_one_message(op):
         assert op == "linear_residual"
 
 
-@pytest.mark.parametrize("number", [numpy.int64, numpy.int32])
-def test_integers_of_numpy_are_integers(number):
-    assert torch.equal(ck.cross_attention(X, X, X, number(2)), ck.cross_attention(X, X, X, 2))
-    assert torch.equal(ck.gather_patches(IMAGES, IDS, number(4)), ck.gather_patches(IMAGES, IDS, 4))
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_numbers_of_numpy_are_numbers(impl, request):
+    if impl == "triton":
+        request.getfixturevalue("interpreter")
+    for integer, real in ((numpy.int64, numpy.float64), (numpy.int32, numpy.float32)):
+        attended = ck.cross_attention(X, X, X, integer(2), scale=real(0.5), impl=impl)
+        assert torch.equal(attended, ck.cross_attention(X, X, X, 2, scale=0.5, impl=impl))
+        rows = ck.gather_patches(IMAGES, IDS, integer(4), impl=impl)
+        assert torch.equal(rows, ck.gather_patches(IMAGES, IDS, 4, impl=impl))
+        assert torch.equal(ck.norm_linear(X, W, eps=real(0.5), impl=impl), ck.norm_linear(X, W, eps=0.5, impl=impl))
 
 
-@pytest.mark.parametrize("fullgraph", [True, False])
-def test_numbers_that_a_compiler_does_not_know(fullgraph):
-    def call(x, heads, scale, eps, patch_size):
-        attended = ck.norm_linear(ck.cross_attention(x, x, x, heads, scale=scale), W, eps=eps)
-        return attended, ck.gather_patches(IMAGES, IDS, patch_size)
+def numbers_in_use(x, heads, scale, eps, patch_size):
+    attended = ck.norm_linear(ck.cross_attention(x, x, x, heads, scale=scale), x.new_ones(8, 8), eps=eps)
+    images, ids = x.new_ones(1, 1, 4, 4), x.new_zeros(1, 1, dtype=torch.int64)
+    return attended, ck.gather_patches(images, ids, patch_size)
 
+
+def test_numbers_that_a_compiler_does_not_know():
     torch._dynamo.reset()
-    compiled = torch.compile(call, backend="aot_eager", fullgraph=fullgraph, dynamic=True)
-    for numbers in ((2, 0.5, 1e-6, 4), (4, 0.25, 1e-5, 2), (1, 1, 0.0, 1)):
-        torch.testing.assert_close(compiled(X, *numbers), call(X, *numbers))
+    compiled = torch.compile(numbers_in_use, backend="eager", fullgraph=True, dynamic=True)
+    for numbers in ((2, 0.5, 1e-6, 2), (4, 1, 0.0, 4)):
+        torch.testing.assert_close(compiled(X, *numbers), numbers_in_use(X, *numbers))
 
 
-@pytest.mark.parametrize(
-    ("op", "name"),
-    [(op, name) for op, name, _ in PARAMETERS if name in ("ids", "query_ids", "residual_ids", "predicted_ids")],
-)
+def test_symbols():
+    def call(x):
+        return numbers_in_use(x, x.shape[0], x.shape[0] ** -0.5, x.shape[0] / 7, x.shape[0])
+
+    torch.testing.assert_close(make_fx(call, tracing_mode="symbolic")(X)(X), call(X))
+
+
+@pytest.mark.parametrize(("op", "name"), [(op, name) for op, name, _ in PARAMETERS if name.endswith("ids")])
 def test_ids_out_of_range_do_not_wrap_in_compiled_code(op, name):
+    def call(ids):
+        return getattr(ck, op)(**{**RIGHT[op], name: ids})
+
     torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda ids: getattr(ck, op)(**{**RIGHT[op], name: ids}), backend="aot_eager", fullgraph=True
-    )
-    torch.testing.assert_close(compiled(IDS), getattr(ck, op)(**RIGHT[op]))
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(IDS), call(IDS))
     for wrong in (IDS - 1, IDS + 5):
         with pytest.raises(RuntimeError, match=f"{op}: {name} must lie within the table"):
             compiled(wrong)

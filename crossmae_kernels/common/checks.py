@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from math import inf
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ FLOATING_POINT = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # Compilers put symbols in the place of numbers; NumPy has numbers of its own.
 _INTEGERS = (int, torch.SymInt, Integral)
-_NUMBERS = (float, int, torch.SymFloat, torch.SymInt, Real)
+_NUMBERS: tuple[Any, ...] = (float, int, torch.SymFloat, torch.SymInt, Real)
 _FLAGS = (bool, torch.SymBool)
 _SEQUENCES = (list, tuple, Sequence, torch.nn.ParameterList)
 
@@ -99,7 +100,7 @@ class ArgumentChecks:
             return True
         return False
 
-    def number(self, name: str, value: object, least: float = -inf) -> None:
+    def number(self, name: str, value: Any, least: float = -inf) -> None:
         """A finite number of at least ``least``."""
         if not isinstance(value, _NUMBERS) or isinstance(value, (bool, Fraction)):
             self._wrong_types.append(f"{name} must be a number, got {_shown(value)}")

@@ -216,14 +216,11 @@ def test_wrong_images(images, error, message):
             call(images)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_no_image_has_no_loss_and_no_features(compiled):
+def test_no_image_has_no_loss_and_no_features():
     model = crossmae.create_model("crossmae_vit_tiny_patch4", encoder_depth=1, decoder_depth=1, feature_maps=(1,))
-    torch._dynamo.reset()
-    call = torch.compile(model, backend="eager") if compiled else model
     for masking in (None, random_masking(0, 64)):
         with pytest.raises(ValueError, match="images must hold at least one image, got none"):
-            call(torch.zeros(0, 3, 32, 32), masking=masking)
+            model(torch.zeros(0, 3, 32, 32), masking=masking)
     assert model.encode(torch.zeros(0, 3, 32, 32)).shape == (0, 65, 96)
 
 

@@ -17,7 +17,7 @@ from crossmae_kernels.common.autocast import autocasts
 FLOATING_POINT = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # Compilers put symbols in the place of numbers; NumPy has numbers of its own.
-_INTEGERS = (int, torch.SymInt, Integral)
+_INTEGERS: tuple[Any, ...] = (int, torch.SymInt, Integral)
 _NUMBERS: tuple[Any, ...] = (float, int, torch.SymFloat, torch.SymInt, Real)
 _FLAGS = (bool, torch.SymBool)
 _SEQUENCES = (list, tuple, Sequence, torch.nn.ParameterList)

@@ -97,7 +97,7 @@ def told_by_config(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text("utf-8"))
         kind = values.get("model_type")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error

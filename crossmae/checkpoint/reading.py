@@ -127,7 +127,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     """The tensors of all files that an index names."""
     by_shard: dict[str, set[str]] = {}
     try:
-        for name, shard in json.loads(index.read_text())["weight_map"].items():
+        for name, shard in json.loads(index.read_text("utf-8"))["weight_map"].items():
             if Path(shard).name != shard or shard.endswith(_INDEX):
                 raise ValueError(f"{shard!r} is no name of a file beside it")
             by_shard.setdefault(shard, set()).add(name)

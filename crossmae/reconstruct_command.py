@@ -45,6 +45,8 @@ def run(
     missing = [path for path in images if not Path(path).is_file()]
     if missing:
         raise FileNotFoundError(f"there is no image {', '.join(missing)}")
+    if norm_pix_loss and not load_options.get("norm_pix_loss", True):
+        raise ValueError("--norm_pix_loss and --load_options.norm_pix_loss false contradict each other")
     model = _loaded(checkpoint, {**load_options, **({"norm_pix_loss": True} if norm_pix_loss else {})})
     config = model.config
     generator = torch.Generator().manual_seed(seed)

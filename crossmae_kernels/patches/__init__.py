@@ -35,7 +35,7 @@ def gather_patches(
         ids: int64 or int32 ``(B, V)``, each in ``[0, (H / patch_size) * (W / patch_size))``. May repeat.
         patch_size: side of a patch in pixels.
         mean: float32 ``(C,)`` to subtract from uint8 pixels, as shares of 255; only with uint8 images.
-        std: float32 ``(C,)``, positive, to divide by after that: ``(pixel / 255 - mean) / std``; only with uint8 images.
+        std: float32 ``(C,)``, positive, to divide by then: ``(pixel / 255 - mean) / std``; only with uint8 images.
         impl: who serves the call.
 
     Returns:

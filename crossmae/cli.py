@@ -54,18 +54,23 @@ def demo(out: str = "demo", steps: int = 600) -> None:
     run(out, steps)
 
 
-def pretrain(recipe: Recipe, options: RunOptions) -> None:
+def pretrain(recipe: Recipe, options: RunOptions) -> int:
     """Pretrain an encoder on images.
 
     Takes a folder of images (nested or flat; train/ and val/ as ImageNet has them), WebDataset shards or a bundled set,
     and writes the model, checkpoints to go on from, curves and pictures into a folder. On all accelerators of this
-    machine or, started by torchrun, of many.
+    machine or, started by torchrun, of many. Ctrl-C and SIGTERM stop it with its state saved; exit
+    code 130 or 143.
     """
     require("train")
-    from crossmae.training.run import pretrain as run
+    from crossmae.training.run import prepared
 
-    if run(recipe, options) is not None:
-        print(f"The model: {options.out}/model.safetensors, for crossmae.load.")
+    run = prepared(recipe, options)
+    if run is None:
+        return 0
+    run.to_its_end()
+    print(f"The model: {options.out}/model.safetensors, for crossmae.load.")
+    return 0 if run.stopped_by is None else 128 + run.stopped_by
 
 
 def check(json: bool = False, interpret: bool = False) -> int:

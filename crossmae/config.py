@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from functools import cache
+from math import isfinite
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Decoder = Literal["crossmae", "mae"]
 Residual = Literal["float32", "autocast"]
@@ -62,39 +65,45 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, naming every field that is wrong."""
-        wrong = []
-        for name in (
-            "patch_size",
-            "channels",
-            "encoder_width",
-            "encoder_depth",
-            "encoder_heads",
-            "decoder_width",
-            "decoder_depth",
-            "decoder_heads",
-        ):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                wrong.append(f"{name} must be a positive integer, got {getattr(self, name)!r}")
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            wrong.append(f"image_size must be (height, width), got {self.image_size}")
-        if self.decoder not in (*get_args(Decoder), None):
-            wrong.append(f"decoder must be one of {', '.join(get_args(Decoder))} or None, got {self.decoder!r}")
-        for name, choices in (("hidden_layer", Hidden), ("residual", Residual)):
-            if getattr(self, name) not in get_args(choices):
-                wrong.append(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
-        if self.pixel_numbers not in (None, *get_args(Numbers)):
-            wrong.append(f"pixel_numbers must be one of {', '.join(get_args(Numbers))}, got {self.pixel_numbers!r}")
-        if not isinstance(self.pixel_nodata, (int, float)) and self.pixel_nodata not in (None, "nan"):
-            wrong.append(f"pixel_nodata must be a number or 'nan', got {self.pixel_nodata!r}")
-        if not 0 <= self.drop_path < 1:
-            wrong.append(f"drop_path must be in [0, 1), got {self.drop_path}")
-        for name in ("mlp_ratio", "norm_eps"):
-            if not getattr(self, name) > 0:
-                wrong.append(f"{name} must be positive, got {getattr(self, name)}")
+        wrong = [
+            f"{name} must be {expected}, got {getattr(self, name)!r}"
+            for name, kind in field_types().items()
+            if (expected := expected_instead(getattr(self, name), kind))
+        ]
+        if not wrong:
+            wrong = self._out_of_range()
         if not wrong:
             wrong += self._misfits()
         if wrong:
             raise ValueError("Config: " + "; ".join(wrong))
+
+    def _out_of_range(self) -> list[str]:
+        """Fields that are wrong alone, of the right type."""
+        wrong = [
+            f"{name} must be a positive integer, got {getattr(self, name)}"
+            for name in (
+                "patch_size",
+                "channels",
+                "encoder_width",
+                "encoder_depth",
+                "encoder_heads",
+                "decoder_width",
+                "decoder_depth",
+                "decoder_heads",
+            )
+            if getattr(self, name) < 1
+        ]
+        if min(self.image_size) < 1:
+            wrong.append(f"image_size must be positive, got {self.image_size}")
+        if not 0 <= self.drop_path < 1:
+            wrong.append(f"drop_path must be in [0, 1), got {self.drop_path}")
+        for name in ("mlp_ratio", "norm_eps"):
+            if not (getattr(self, name) > 0 and isfinite(getattr(self, name))):
+                wrong.append(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("pixel_mean", "pixel_std"):
+            if not all(map(isfinite, getattr(self, name) or ())):
+                wrong.append(f"{name} must be finite, got {getattr(self, name)}")
+        return wrong
 
     def _misfits(self) -> list[str]:
         """Fields that are fine alone and do not fit each other."""
@@ -148,12 +157,62 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
         """The inverse of ``to_dict``, also after a trip through JSON."""
-        values = dict(values)
-        values["image_size"] = tuple(values["image_size"])
-        for name in ("feature_maps", "pixel_mean", "pixel_std"):
-            if values.get(name) is not None:
-                values[name] = tuple(values[name])
-        return cls(**values)
+        tuples = ("image_size", "feature_maps", "pixel_mean", "pixel_std")
+        return cls(**{name: as_tuple(value) if name in tuples else value for name, value in values.items()})
+
+
+def as_tuple(value: Any) -> Any:
+    """A sequence as a tuple; anything else as it is."""
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def pair(size: Any) -> Any:
+    """Height and width from either, or from the side of a square; what is neither stays, for ``Config`` to refuse."""
+    return (size, size) if _is(size, int) else as_tuple(size)
+
+
+@cache
+def field_types() -> dict[str, Any]:
+    """The annotated type of each field of ``Config``."""
+    return get_type_hints(Config)
+
+
+def expected_instead(value: object, kind: Any) -> str | None:
+    """What an annotated type allows, in words, if the value is of another one."""
+    if _is(value, kind):
+        return None
+    *words, last = _words(kind)
+    return f"{', '.join(words)} or {last}" if words else last
+
+
+def _is(value: object, kind: Any) -> bool:
+    """Whether a value is of an annotated type. Integers are numbers, True and False are neither."""
+    inner = get_args(kind)
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in inner
+    if get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        return len(value) == len(kinds) and all(map(_is, value, kinds))
+    if inner:  # a union
+        return any(_is(value, one) for one in inner)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _words(kind: Any) -> list[str]:
+    """What an annotated type allows, one by one."""
+    inner = get_args(kind)
+    if get_origin(kind) is Literal:
+        return [repr(value) for value in inner]
+    if get_origin(kind) is tuple:
+        of = "numbers" if inner[0] is float else "integers"
+        return [f"a tuple of {of}" if inner[-1] is ... else f"(height, width), {len(inner)} {of}"]
+    if inner:
+        return [word for one in inner for word in _words(one)]
+    return {int: ["an integer"], float: ["a number"], bool: ["True", "False"], NoneType: ["None"]}[kind]
 
 
 _ENCODERS: dict[str, dict[str, Any]] = {
@@ -204,7 +263,7 @@ def named_config(name: str, image_size: int | Sequence[int] | None = None, **ove
         values.setdefault("decoder_depth", _MAE_DECODER_DEPTH)
     values.update(overrides)
     if image_size is not None:
-        values["image_size"] = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        values["image_size"] = pair(image_size)
     if family == "crossmae" and "feature_maps" not in overrides:
         depth = values.get("encoder_depth", Config.encoder_depth)
         values["feature_maps"] = tuple(range(depth + 1))

@@ -91,6 +91,8 @@ class MaskedAutoencoder(nn.Module):
         if isinstance(self.decoder, NoDecoder):
             self.decoder()
         self._check(images)
+        if images.shape[0] == 0:
+            raise ValueError("images must hold at least one image, got none")
         if masking is None:
             if prediction_ratio is None:
                 prediction_ratio = mask_ratio if self.config.decoder == "mae" or mask_ratio < 0.25 else 0.25

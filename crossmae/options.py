@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
@@ -21,6 +21,15 @@ _HELP = {
 }
 
 
+class _Parser(ArgumentParser):
+    """A parser that refuses in one line, as everything here does."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End the process with code 2."""
+        name = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")
+        self.exit(2, f"{name}: error: {' '.join(message.split())}; see {name} --help\n")
+
+
 class _RecipeFiles(ActionConfigFile):
     """Files of settings, which may also be named by the name of a recipe."""
 
@@ -31,10 +40,10 @@ class _RecipeFiles(ActionConfigFile):
 
 def parser_of(commands: Mapping[str, tuple[Callable[..., int | None], str]]) -> ArgumentParser:
     """A parser with a subcommand for each function, which is given with an example of its use."""
-    parser = ArgumentParser(prog="crossmae", description="CrossMAE with fused kernels: benchmarks, training, checks.")
+    parser = _Parser(prog="crossmae", description="CrossMAE with fused kernels: benchmarks, training, checks.")
     subcommands = parser.add_subcommands(required=True)
     for name, (function, example) in commands.items():
-        command = ArgumentParser(description=_description(function.__doc__ or ""), epilog=f"Example: {example}")
+        command = _Parser(description=_description(function.__doc__ or ""), epilog=f"Example: {example}")
         _add_options(command, function)
         subcommands.add_subcommand(name, command, help=(function.__doc__ or "").partition("\n")[0])
     return parser

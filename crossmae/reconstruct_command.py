@@ -17,7 +17,8 @@ from crossmae.masking import random_masking
 from crossmae.model import MaskedAutoencoder
 from crossmae.reconstruction import Statistics, reconstruction_columns
 from crossmae.training.data.augmentation import centred
-from crossmae.training.data.decoding import decode
+from crossmae.training.data.decoding import read
+from crossmae.training.data.opening import FAR_OFF, MEAN_OFF
 
 # What the releases' models were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -44,6 +45,8 @@ def run(
     missing = [path for path in images if not Path(path).is_file()]
     if missing:
         raise FileNotFoundError(f"there is no image {', '.join(missing)}")
+    if norm_pix_loss and not load_options.get("norm_pix_loss", True):
+        raise ValueError("--norm_pix_loss and --load_options.norm_pix_loss false contradict each other")
     model = _loaded(checkpoint, {**load_options, **({"norm_pix_loss": True} if norm_pix_loss else {})})
     config = model.config
     generator = torch.Generator().manual_seed(seed)
@@ -55,6 +58,7 @@ def run(
     rows = []
     for path, raw, masking in zip(images, pixels, maskings, strict=True):
         image = model.normalized(raw)
+        _tell_if_unlike(path, image)
         output = model(image, masking=masking)
         hidden = masking.predicted_ids.shape[1]
         print(f"{path}: loss {output.loss:.4f} on the {hidden} masked patches of {config.patches}")
@@ -103,18 +107,28 @@ def _draw_mixing(model: MaskedAutoencoder, checkpoint: str, path: str) -> None:
 
 def _read(path: str, config: Config) -> Tensor:
     """An image as the model was trained on ``(1, C, H, W)``, covering its size and cropped at the centre."""
-    image = decode(
-        Path(path),
-        path,
-        config.channels,
-        torch.float32,
-        at_least=config.image_size,
-        numbers=config.pixel_numbers,
-        nodata=None if config.pixel_nodata is None else float(config.pixel_nodata),
-        fill=config.pixel_mean,
-    )
+    nodata = None if config.pixel_nodata is None else float(config.pixel_nodata)
+    picture = read(Path(path), path, config.channels, config.image_size, nodata)
+    image = picture.tensor(config.channels, torch.float32, config.pixel_numbers, config.pixel_mean)
+    if config.pixel_numbers is None and picture.full != 255:
+        taken = "as they are" if picture.full is None else f"as shares of {picture.full:,}"
+        print(
+            f"{path} holds {picture.values.dtype} from {picture.values.min():,.6g} to {picture.values.max():,.6g}, "
+            f"taken {taken}; the checkpoint does not tell what numbers its model was trained on."
+        )
     low, high = image.aminmax()
     return centred(image, config.image_size).clamp(low, high)[None]  # bicubic resizing overshoots at edges
+
+
+def _tell_if_unlike(path: str, image: Tensor) -> None:
+    """Say it if a normalised image ``(1, C, H, W)`` is as far off as no training takes it."""
+    for channel, (std, mean) in enumerate(zip(*torch.std_mean(image[0], (1, 2), correction=0), strict=True)):
+        if abs(mean) > MEAN_OFF or std > FAR_OFF:
+            print(
+                f"{path} is unlike the images that the model was trained on: channel {channel}, normalised, has mean "
+                f"{mean:.3g} and deviates by {std:.3g}, where 0 and 1 were the whole data set's."
+            )
+            return
 
 
 def _provenance(config: Config, statistics: Statistics) -> str:

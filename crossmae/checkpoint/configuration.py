@@ -10,10 +10,10 @@ from torch import Tensor
 
 from crossmae.checkpoint import huggingface
 from crossmae.checkpoint.messages import first_few
-from crossmae.checkpoint.release import FIELDS, MAPS, feature_maps, pair, release_name
+from crossmae.checkpoint.release import FIELDS, MAPS, feature_maps, release_name
 from crossmae.checkpoint.shapes import told_by_tensors
 from crossmae.checkpoint.wrappers import Layout, StateDict
-from crossmae.config import Config, usual_heads
+from crossmae.config import Config, as_tuple, pair, usual_heads
 
 # What is built on top of an encoder for a task.
 _ON_TOP = ("head.", "fc_norm.", "classifier.", "pooler.")
@@ -78,10 +78,12 @@ def configuration(
         ValueError: for what is no model, is told twice and differently, or can neither be read off nor assumed.
     """
     of_fields, of_maps = _translated(arguments)
+    # In the file's own words; image_size as an argument of load is the size to interpolate to.
+    words = {**({} if layout == "ours" else _RELEASE_NAMES), "image_size": "img_size"}
     told = _Told(file)
     told.add("its tensors", told_by_tensors(tensors, file))
     if layout == "huggingface":
-        told.add("its config.json", huggingface.told_by_config(file.parent) or {})
+        told.add("its config.json", huggingface.told_by_config(file.parent, tensors) or {})
     of_training, _ = _translated({name: value for name, value in trained.items() if name in FIELDS})
     if "image_size" in told or not _fits(of_training.get("image_size"), told["patch_size"], tensors["pos_embed"]):
         of_training.pop("image_size", None)
@@ -92,14 +94,12 @@ def configuration(
     if told["decoder"] is None:
         if told["feature_maps"] is not None:
             said.append("there is no final norm, so encode() gives tokens as the last block leaves them")
-        unused = [name for name in of_fields if name.startswith("decoder_")]
+        unused = [name for name in of_fields if name.startswith("decoder_") or name == "normalize_targets"]
         of_fields = {name: value for name, value in of_fields.items() if name not in unused}
         if unused:
-            said.append(f"of no use without a decoder: {first_few(unused)}")
+            said.append(f"of no use without a decoder: {first_few([words.get(name, name) for name in unused])}")
     told.add("the arguments", of_fields)
 
-    # In the file's own words; image_size as an argument of load is the size to interpolate to.
-    words = {**({} if layout == "ours" else _RELEASE_NAMES), "image_size": "img_size"}
     needed = huggingface.needed(told["decoder"]) if layout == "huggingface" else ()
     lacking = [words.get(field, field) for field in needed if field not in told]
     if lacking:
@@ -150,13 +150,19 @@ def _translated(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     unknown = [name for name in arguments if name not in there_are]
     if unknown:
         raise TypeError(f"load: no argument {', '.join(unknown)}; there are {', '.join(sorted(there_are))}")
-    maps, translated = {}, {}
+    maps, translated = dict[str, Any](), dict[str, Any]()
+    spelling: dict[str, str] = {}
     for name, value in arguments.items():
-        plain = tuple(value) if isinstance(value, list) else value
+        plain = as_tuple(value)
         if name in MAPS:
             maps[name] = plain
-        else:
-            translated[FIELDS.get(name, name)] = pair(plain) if name == "img_size" else plain
+            continue
+        field = FIELDS.get(name, name)
+        plain = pair(plain) if name == "img_size" else plain
+        if translated.setdefault(field, plain) != plain:
+            first = spelling[field]
+            raise ValueError(f"load: {first}={arguments[first]!r} and {name}={value!r} are the same setting")
+        spelling[field] = name
     return translated, maps
 
 
@@ -207,11 +213,20 @@ def _assumed(
         if side * side == patches:
             assumed["image_size"] = (side * told["patch_size"],) * 2
         else:
-            asked.append(f"how its {patches} patches lie; give img_size=(height, width), the size it was trained on")
+            # What timm calls no_embed_class adds positions to the patches alone.
+            rows = patches + 1
+            other = f" (or its {rows} positions have no row for the class token, which cannot be served)"
+            other *= isqrt(rows) ** 2 == rows
+            asked.append(
+                f"how its {patches} patches lie{other}; give img_size=(height, width), the size it was trained on"
+            )
     if "feature_maps" not in told:
         columns = tensors["wfm.linear.weight"].shape[-1]
         names = "feature_maps=" if layout == "ours" else "use_fm= and use_input="
         asked.append(f"which {columns} feature maps of its encoder it mixes; give {names}")
+    if told["decoder"] is None and "norm_eps" not in told:
+        # Of MAE and timm; other encoders have 1e-5 or 1e-12.
+        assumed["norm_eps"] = Config.norm_eps
     if told["decoder"] is not None and "normalize_targets" not in told:
         # CrossMAE's release trains with it throughout; of MAE's whole models those to look at were trained without.
         assumed["normalize_targets"] = told["decoder"] == "crossmae" or layout == "ours"

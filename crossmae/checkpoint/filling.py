@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def filled(
     config: Config, state_dict: Mapping[str, Tensor], source: str, rename: Callable[[str], str] = str
 ) -> MaskedAutoencoder:
-    """A model of the configuration with exactly the given tensors, copied, at least in float32.
+    """A model of the configuration with exactly the given tensors, copied, in one dtype.
+
+    That is the widest of the weights', at least float32. Positions, which NumPy makes in float64, follow the weights.
 
     Args:
         config: of the model.
@@ -38,14 +41,15 @@ def filled(
         shape = tuple(tensor.shape)
         if shape != expected.get(name, shape):
             wrong.append(f"{name} must have shape {expected[name]}, got {shape}")
-        elif tensor.is_meta or tensor.dtype not in _DTYPES:
-            wrong.append(f"{name} must be of 16, 32 or 64-bit floats with data, got {tensor.dtype} on {tensor.device}")
+        elif tensor.is_meta or tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
+            layout = "" if tensor.layout == torch.strided else f", {tensor.layout},"
+            got = f"{tensor.dtype}{layout} on {tensor.device}"
+            wrong.append(f"{name} must be of 16, 32 or 64-bit floats, dense and with data, got {got}")
     if wrong:
         raise ValueError(f"{source} does not fit the model: {first_few(wrong, separator='; ')}")
-    copies = {
-        ours[name]: tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True).contiguous()
-        for name, tensor in state_dict.items()
-    }
+    weights = (tensor.dtype for name, tensor in state_dict.items() if not ours[name].endswith(".positions"))
+    widest = reduce(torch.promote_types, weights, torch.float32)
+    copies = {ours[name]: tensor.detach().to(widest, copy=True).contiguous() for name, tensor in state_dict.items()}
     model.load_state_dict(copies, assign=True)
     model.register_pixel_statistics()
     return model

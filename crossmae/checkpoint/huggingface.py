@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossmae.config import expected_instead, field_types, pair
+
 # Their names on the left, those of the releases on the right. ``save_pretrained`` writes the first of two spellings;
 # the second is that of modules of version 5 and of decoders that were published.
 _RENAMES = [
@@ -42,6 +44,14 @@ _DECODER: dict[str, tuple[str, Any]] = {
     "decoder_heads": ("decoder_num_attention_heads", 16),
     "normalize_targets": ("norm_pix_loss", False),
 }
+# What tensors tell as well: the dimension of one, and the number of blocks. Nothing holds for what is left out.
+_SIZES = {
+    "hidden_size": ("cls_token", -1),
+    "intermediate_size": ("blocks.0.mlp.fc1.weight", 0),
+    "decoder_hidden_size": ("mask_token", -1),
+    "decoder_intermediate_size": ("decoder_blocks.0.mlp.fc1.weight", 0),
+}
+_DEPTHS = {"num_hidden_layers": "blocks", "decoder_num_hidden_layers": "decoder_blocks"}
 _FIXED = {"hidden_act": "gelu", "qkv_bias": True}
 
 
@@ -50,7 +60,8 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = {_renamed(name): tensor for name, tensor in tensors.items()}
     for name in [name for name in names if re.search(r"blocks\.\d+\.query\.\w+$", name)]:
         parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-        if names.keys() >= set(parts) and len({names[part].shape for part in parts}) == 1:
+        whole = names.keys() >= set(parts) and len({names[part].shape for part in parts}) == 1
+        if whole and all(names[part].is_floating_point() for part in parts):
             names[name.replace(".query.", ".attn.qkv.")] = torch.cat([names.pop(part) for part in parts])
     return names
 
@@ -76,16 +87,17 @@ def needed(decoder: str | None) -> tuple[str, ...]:
     return ("encoder_heads", "norm_eps", *(() if decoder is None else tuple(_DECODER)))
 
 
-def told_by_config(folder: Path) -> dict[str, Any] | None:
+def told_by_config(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """Fields of ``Config`` that a folder's config.json tells; None if there is no such file.
 
-    Raises ValueError for a model of another kind, or one that cannot be expressed.
+    Raises ValueError for a model of another kind, one that cannot be expressed, or one that has not these tensors, by
+    the releases' names.
     """
     path = folder / "config.json"
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text("utf-8"))
         kind = values.get("model_type")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
@@ -96,8 +108,31 @@ def told_by_config(folder: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} asks for {', '.join(wrong)}; there is only {_FIXED}")
     known = {**_ENCODER, **(_DECODER if kind == "vit_mae" else {})}
     told = {field: values.get(name, default) for field, (name, default) in known.items()}
-    height, width = (told["image_size"],) * 2 if isinstance(told["image_size"], int) else told["image_size"]
-    told["image_size"] = height, width
-    if isinstance(told["patch_size"], list) and len(set(told["patch_size"])) == 1:
-        told["patch_size"] = told["patch_size"][0]
+    told["image_size"] = pair(told["image_size"])
+    match told["patch_size"]:
+        case [int(height), int(width)] if height == width:
+            told["patch_size"] = height
+    wrong = [
+        f"{known[field][0]} must be {expected}, got {values.get(known[field][0])!r}"
+        for field, value in told.items()
+        if (expected := expected_instead(value, field_types()[field]))
+    ] or _contradictions(values, tensors)
+    if wrong:
+        raise ValueError(f"{path}: {'; '.join(wrong)}")
     return told
+
+
+def _contradictions(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]:
+    """What a config.json says about the sizes of tensors that they are not."""
+    wrong = [
+        f"{name} is {values[name]!r}, and {tensors[tensor].shape[dimension]} by the shape of {tensor}"
+        for name, (tensor, dimension) in _SIZES.items()
+        if name in values and tensor in tensors and values[name] != tensors[tensor].shape[dimension]
+    ]
+    for name, prefix in _DEPTHS.items():
+        there, depth = {tensor.split(".")[1] for tensor in tensors if tensor.startswith(f"{prefix}.")}, values.get(name)
+        if there and name in values and depth != len(there):
+            first = next(i for i in range(len(there) + 1) if str(i) not in there)
+            missing = f": missing {prefix}.{first}" if isinstance(depth, int) and depth > len(there) else ""
+            wrong.append(f"{name} is {depth!r}, and there are {len(there)} blocks{missing}")
+    return wrong

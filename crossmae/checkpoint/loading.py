@@ -10,13 +10,30 @@ from typing import Any
 from crossmae.checkpoint.configuration import configuration, named_as_released, on_top, told_by_training
 from crossmae.checkpoint.filling import filled, resized
 from crossmae.checkpoint.reading import find, read
-from crossmae.checkpoint.release import pair, release_name
+from crossmae.checkpoint.release import release_name, wrong_types
 from crossmae.checkpoint.saving import CONFIG_KEY
 from crossmae.checkpoint.wrappers import find_state_dict
-from crossmae.config import Config
+from crossmae.config import Config, pair
 from crossmae.model import MaskedAutoencoder
 
 _RUNNING = ("drop_path", "gradient_checkpointing", "hidden_layer", "residual")
+# Fields that every file of ours has; those that came later have a default that holds for the files before.
+_ALWAYS = (
+    "image_size",
+    "patch_size",
+    "channels",
+    "encoder_width",
+    "encoder_depth",
+    "encoder_heads",
+    "decoder",
+    "decoder_width",
+    "decoder_depth",
+    "decoder_heads",
+    "mlp_ratio",
+    "feature_maps",
+    "decoder_self_attention",
+    "normalize_targets",
+)
 
 
 class CheckpointWarning(UserWarning):
@@ -52,10 +69,16 @@ def load(
     Raises:
         FileNotFoundError: if there is no such file.
         TypeError: on arguments that do not exist, or are given for a file of ours that tells its configuration.
-        ValueError: if the file is no checkpoint or damaged, holds other tensors than the model has, does not tell
-            what cannot be assumed, or tells something else than the arguments.
+        ValueError: if an argument is of another type, or its two spellings differ; if the file is no checkpoint or
+            damaged, holds other tensors than the model has, does not tell what cannot be assumed, or tells something
+            else than the arguments.
     """
-    file = find(Path(path))
+    wrong = wrong_types({**arguments, **({} if image_size is None else {"image_size": image_size})})
+    if key is not None and type(key) is not str:
+        wrong.append(f"key must be a string or None, got {key!r}")
+    if wrong:
+        raise ValueError(f"load: {'; '.join(wrong)}")
+    file = find(path)
     content, metadata = read(file)
     running = {name: arguments.pop(name) for name in _RUNNING if name in arguments}
     said: list[str] = []
@@ -82,6 +105,16 @@ def load(
 
 def _own_config(text: str, file: Path) -> Config:
     try:
-        return Config.from_dict(json.loads(text))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
         raise ValueError(f"{file} holds a configuration that cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} holds a configuration that must be a JSON object, got {text[:80]!r}")
+    if unknown := sorted(values.keys() - Config.__dataclass_fields__.keys()):
+        raise ValueError(f"{file} was written by a newer version: unknown field {', '.join(unknown)}")
+    if missing := [field for field in _ALWAYS if field not in values]:
+        raise ValueError(f"{file} holds a configuration without {', '.join(missing)}")
+    try:
+        return Config.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{file} holds a configuration that cannot be: {error}") from error

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import re
+import warnings
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -10,10 +12,13 @@ import torch
 from torch import Tensor
 
 from crossmae.checkpoint.messages import first_few
+from crossmae.checkpoint.recognition import first_class, looks_like
 
 # What a folder is looked through for, in this order.
 _INDEX = ".index.json"
 _MODEL, _OTHERS = "model.safetensors", (f"model.safetensors{_INDEX}", "pytorch_model.bin", f"pytorch_model.bin{_INDEX}")
+# A name such as owner/model, with no suffix of a file.
+_HUB = r"[\w-][\w.-]*/(?!.*\.(?:pth|pt|bin|ckpt|safetensors|json|tar|pkl)$)[\w.-]+"
 
 
 class _Nothing:
@@ -49,16 +54,29 @@ _HARMLESS: list[Any] = [
 ]
 
 
-def find(path: Path) -> Path:
-    """The file to read: ``path`` itself, or the one that a folder holds."""
-    if path.is_dir():
-        found = [path / name for name in (_MODEL, *_OTHERS) if (path / name).is_file()]
+def find(path: str | os.PathLike[str]) -> Path:
+    """The file to read: ``path`` itself, or the one that a folder holds.
+
+    Raises FileNotFoundError, with what is there instead; for addresses, that nothing is downloaded.
+    """
+    name, file = os.fspath(path), Path(path)
+    if name and file.is_dir():
+        found = [file / held for held in (_MODEL, *_OTHERS) if (file / held).is_file()]
         if not found:
-            raise FileNotFoundError(f"there is no checkpoint file {', no '.join(_OTHERS)} and no {path / _MODEL}")
+            held = first_few(sorted(f"{entry.name}{'/' * entry.is_dir()}" for entry in file.iterdir())) or "nothing"
+            others = ", no ".join(_OTHERS)
+            raise FileNotFoundError(
+                f"there is no checkpoint file {others} in the folder, which holds {held}, and no {file / _MODEL}"
+            )
         return found[0]
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint file {path}")
-    return path
+    if file.is_file():
+        return file
+    if re.match(r"[a-z][a-z0-9+.-]+:/", name):
+        raise FileNotFoundError(f"{name} is a URL, and nothing is downloaded: fetch the file and give its path")
+    hub = "; if that is a model on a hub: nothing is downloaded, so fetch its folder and give that"
+    raise FileNotFoundError(
+        f"there is no checkpoint file {name or repr(name)}{hub if re.fullmatch(_HUB, name) else ''}"
+    )
 
 
 def read(path: Path) -> tuple[Any, dict[str, str]]:
@@ -69,7 +87,9 @@ def read(path: Path) -> tuple[Any, dict[str, str]]:
     if path.name.endswith(_INDEX):
         return _read_shards(path), {}
     with path.open("rb") as file:
-        head = file.read(9)
+        head = file.read(512)
+    if what := looks_like(head):
+        raise ValueError(f"{path} is no checkpoint but {what}")
     return _read_safetensors(path) if head[8:9] == b"{" else (_read_pickled(path), {})
 
 
@@ -86,24 +106,28 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_pickled(path: Path) -> Any:
     try:
         # An open file, since torch.load goes by the names of paths.
-        with path.open("rb") as file, torch.serialization.safe_globals(_HARMLESS):
+        with path.open("rb") as file, torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that then fail, and of sparse tensors
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle may raise anything
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        why = re.search(r"WeightsUnpickler error: (.+)", str(error)) or re.match(r"(.+)", str(error).strip())
-        reason = why[1] if why else type(error).__name__
-        if asked:
-            reason = f"it asks for {asked[1]}; save a model's state_dict() instead"
-        raise ValueError(
-            f"{path} is no checkpoint, is damaged, or holds more than tensors and plain values: {reason}"
-        ) from error
+        if name := asked[1] if asked else first_class(path):
+            why = f"holds objects of {name}, which are never unpickled; save a model's state_dict() instead"
+        elif "TorchScript" in str(error):
+            why = "is a TorchScript archive, which is never run; save a model's state_dict() instead"
+        else:
+            first = str(error).strip().partition("\n")[0]
+            # PyTorch's advice to unpickle anything is not passed on.
+            reason = "" if "weights" in first.lower() else f": {first or type(error).__name__}"
+            why = f"is no checkpoint, or is damaged: neither safetensors nor a file of torch.save{reason}"
+        raise ValueError(f"{path} {why}") from error
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     """The tensors of all files that an index names."""
     by_shard: dict[str, set[str]] = {}
     try:
-        for name, shard in json.loads(index.read_text())["weight_map"].items():
+        for name, shard in json.loads(index.read_text("utf-8"))["weight_map"].items():
             if Path(shard).name != shard or shard.endswith(_INDEX):
                 raise ValueError(f"{shard!r} is no name of a file beside it")
             by_shard.setdefault(shard, set()).add(name)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from crossmae.checkpoint.filling import filled
-from crossmae.config import Config
+from crossmae.config import Config, as_tuple, expected_instead, field_types, pair
 from crossmae.model import MaskedAutoencoder
 
 # Our names on the left, the releases' on the right. Applied in order, the first that matches.
@@ -57,8 +57,8 @@ FIELDS = {
     "norm_pix_loss": "normalize_targets",
     "self_attn": "decoder_self_attention",
 }
-# And those that choose feature maps together.
-MAPS = ("weight_fm", "use_fm", "use_input")
+# And those that choose feature maps together, with their types.
+MAPS = {"weight_fm": bool, "use_fm": tuple[int, ...], "use_input": bool}
 
 
 def to_release(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,12 +86,14 @@ def from_release(state_dict: Mapping[str, Tensor], **arguments: Any) -> MaskedAu
 
     Raises:
         TypeError: on an argument that the release does not have.
-        ValueError: if tensors are missing, unexpected or of another shape than the arguments ask for, with the first
-            few; if ``use_fm`` names blocks that are not there.
+        ValueError: if an argument is of another type; if tensors are missing, unexpected or of another shape than the
+            arguments ask for, with the first few; if ``use_fm`` names blocks that are not there.
     """
     unknown = sorted(set(arguments) - set(_DEFAULTS))
     if unknown:
         raise TypeError(f"from_release: no argument {', '.join(unknown)}; there are {', '.join(_DEFAULTS)}")
+    if wrong := wrong_types(arguments):
+        raise ValueError(f"from_release: {'; '.join(wrong)}")
     values = {**_DEFAULTS, **arguments}
     is_mae = "decoder_embed.weight" in state_dict
     fields = {field: values[name] for name, field in FIELDS.items()}
@@ -105,10 +107,15 @@ def from_release(state_dict: Mapping[str, Tensor], **arguments: Any) -> MaskedAu
     return filled(config, state_dict, "the release's state dict", release_name)
 
 
-def pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width from either, or from the side of a square."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
+def wrong_types(arguments: Mapping[str, Any]) -> list[str]:
+    """Which arguments, by the releases' names or those of ``Config``, are of another type than theirs."""
+    kinds, wrong = {**field_types(), **MAPS}, []
+    for name, value in arguments.items():
+        field = FIELDS.get(name, name)
+        plain = pair(value) if field == "image_size" else as_tuple(value)
+        if field in kinds and (expected := expected_instead(plain, kinds[field])):
+            wrong.append(f"{name} must be {'an integer or ' * (field == 'image_size')}{expected}, got {value!r}")
+    return wrong
 
 
 def feature_maps(

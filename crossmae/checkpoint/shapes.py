@@ -21,8 +21,11 @@ _DIMENSIONS = {
     "patch_embed.proj.weight": 4,
     "blocks.0.mlp.fc1.weight": 2,
     "mask_token": 3,
+    "decoder_blocks.0.mlp.fc1.weight": 2,
     "wfm.linear.weight": 2,
 }
+# DeiT's token of distillation and registers: beside the class token there is none in a model of this package.
+_MORE_TOKENS = ("dist_token", "reg_token", "register_tokens", "storage_tokens")
 
 
 def told_by_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
@@ -42,6 +45,9 @@ def told_by_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]
     if flat:
         shapes = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in flat)
         raise ValueError(f"{path} holds a model of another kind; of other dimensions are {shapes}")
+    tokens = [name for name in tensors if name.startswith(_MORE_TOKENS)]
+    if tokens:
+        raise ValueError(f"{path} holds a model of another kind: beside the class token it has {first_few(tokens)}")
     width = tensors["cls_token"].shape[-1]
     patches = tuple(tensors["patch_embed.proj.weight"].shape)
     if patches[2] != patches[3]:

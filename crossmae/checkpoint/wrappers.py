@@ -28,8 +28,8 @@ _PATCHES: dict[Layout, str] = {
     "ours": r"(?:encoder\.)?patch_embed\.weight",
 }
 _AVERAGED = {"ema", "swa", "averaged", "average"}
-# Its momenta may be named like the parameters they belong to.
-_OPTIMIZER = re.compile(r"(^|_)optim(izers?)?(_|$)")
+# An optimizer's moments and gradients may be named like the parameters they belong to.
+_OPTIMIZER = re.compile(r"(^|_)(opt(im(izers?)?)?|exp_avg|momentum_buffer|moments?|grad(ient)?s?)(_|$)|^momentum$")
 _DEPTH = 4  # of dictionaries in dictionaries
 
 
@@ -52,22 +52,21 @@ def find_state_dict(content: Any, path: Path, key: str | None) -> tuple[StateDic
         path: of the file, for messages.
         key: the place to take, of several; of one raw and any number of averaged models the raw one is taken.
     """
-    found = [
-        model
-        for keys, tensors in _dictionaries(content, ())
-        for model in _models(tensors, keys, path)
-        if key is None or f".{key}." in f".{model.place}."
-    ]
+    there = [model for keys, tensors in _dictionaries(content, ()) for model in _models(tensors, keys, path)]
+    found = [model for model in there if key is None or f".{key}." in f".{model.place}."]
     whole = [model for model in found if any(name.endswith("cls_token") for name in model.tensors)]
     found = whole or found
     if not found:
-        if key is not None:
-            raise ValueError(f"{path} holds no model under {key!r}")
+        if there:
+            raise ValueError(f"{path} holds no model under {key!r}; there are models {_places(there)}")
         return _unknown(content, path), []
     raw = [model for model in found if not model.averaged] or found
     if len(raw) > 1:
         raise ValueError(f"{path} holds several models, {_places(raw)}; choose one by key=")
     (chosen,) = raw
+    empty = [f"{name} on {t.device}, {t.layout}" for name, t in chosen.tensors.items() if not _has_values(t)]
+    if empty:
+        raise ValueError(f"{path}: tensors must be dense and with data, got {first_few(empty)}")
     said = []
     others = [model for model in found if model is not chosen]
     if others:
@@ -79,6 +78,11 @@ def find_state_dict(content: Any, path: Path, key: str | None) -> tuple[StateDic
     if chosen.left_out:
         said.append(f"left out as no part of the model: {first_few(chosen.left_out)}")
     return chosen, said
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether a tensor is dense and has data."""
+    return not tensor.is_meta and tensor.layout == torch.strided
 
 
 def _places(models: list[StateDict]) -> str:
@@ -129,10 +133,14 @@ def _unwrapped(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-        if short in plain and not (plain[short].dtype == tensor.dtype and torch.equal(plain[short], tensor)):
+        if short in plain and not _same(plain[short], tensor):
             raise ValueError(f"{path} holds two tensors {short!r} that differ, in different wrappers")
         plain[short] = tensor
     return plain
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return _has_values(a) and _has_values(b) and a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _unknown(content: Any, path: Path) -> StateDict:

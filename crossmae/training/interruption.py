@@ -18,7 +18,7 @@ class Interruption:
     """
 
     def __init__(self, fabric: Fabric) -> None:
-        self._fabric, self._noted = fabric, False
+        self._fabric, self._noted = fabric, 0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -36,13 +36,18 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._noted and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._noted = True
+        self._noted = number
+
+    @property
+    def signal(self) -> int:
+        """The signal that was noted; SIGTERM where another process had it."""
+        return self._noted or signal.SIGTERM
 
     def agreed(self, at_interval: bool) -> bool:
         """Whether all processes stop now. Several agree at intervals only, since asking each other takes time."""
         if self._fabric.world_size == 1:
-            return self._noted
+            return bool(self._noted)
         if not at_interval:
             return False
-        noted = torch.tensor(float(self._noted), device=self._fabric.device)
+        noted = torch.tensor(float(bool(self._noted)), device=self._fabric.device)
         return bool(over_devices(self._fabric, noted, "sum") > 0)

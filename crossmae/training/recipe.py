@@ -106,6 +106,43 @@ class Recipe:
         return json.dumps(asdict(self), indent=2)
 
 
+# What may change when a run goes on in its folder: how long it is, and how and where it runs.
+_MAY_CHANGE = ("epochs", "steps", "micro_batch", "execution", "data.workers", "data.evaluation")
+# Told apart by the configuration that they make, which every checkpoint holds.
+_OF_THE_MODEL = ("model", "image_size", "model_options")
+
+
+def changes(recipe: Recipe, written: Path) -> tuple[list[str], list[str]]:
+    """What a recipe changes of one that was written: what may not change where a run goes on, and what may.
+
+    Settings that came after the file was written are no changes, and neither is anything where there is no file.
+
+    Raises:
+        ValueError: if the file is no recipe.
+    """
+    if not written.is_file():
+        return [], []
+    try:
+        theirs = _by_name(json.loads(written.read_text("utf-8")))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{written} is no recipe: {error}") from error
+    ours = _by_name(json.loads(recipe.to_json()))
+    told = {
+        name: f"{name} {json.dumps(theirs[name])}, here {json.dumps(value)}"
+        for name, value in ours.items()
+        if name in theirs and name not in _OF_THE_MODEL and theirs[name] != value
+    }
+    return [text for name, text in told.items() if name not in _MAY_CHANGE], [
+        text for name, text in told.items() if name in _MAY_CHANGE
+    ]
+
+
+def _by_name(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the data as ``data.name``."""
+    rest = {name: value for name, value in settings.items() if name != "data"}
+    return {**rest, **{f"data.{name}": value for name, value in settings.get("data", {}).items()}}
+
+
 def between(ratio: Ratio, share: float) -> float:
     """A ratio after a share of the run."""
     first, last = ratio if isinstance(ratio, tuple) else (ratio, ratio)

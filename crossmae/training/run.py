@@ -22,7 +22,7 @@ from crossmae.training.interruption import Interruption
 from crossmae.training.monitor import Monitor
 from crossmae.training.plan import Plan, describe, make_plan
 from crossmae.training.readback import Losses, LossReader
-from crossmae.training.recipe import Recipe, RunOptions
+from crossmae.training.recipe import Recipe, RunOptions, changes
 from crossmae.training.step import Stepper
 from crossmae_kernels.command import reason
 
@@ -35,6 +35,9 @@ def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
     The folder then holds ``model.safetensors`` (the newest), ``checkpoints/``, ``recipe.json``, ``log.jsonl``,
     ``tensorboard/``, ``pictures/`` and, if there were any, the names of images that could not be read.
 
+    A run goes on in its folder as the same run: what it computes must be as ``recipe.json`` says, while its length and
+    how it runs may change.
+
     Returns:
         The model, on the device that trained it; None after a dry run. A run that was asked to stop by SIGTERM or
         SIGINT returns what it has.
@@ -43,6 +46,12 @@ def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
         ValueError, OSError: if recipe, images or folder are not fit for a run, before any work.
         RuntimeError: if a loss is not finite, with the tensor that was first, or no checkpoint can be gone on from.
     """
+    run = prepared(recipe, options)
+    return None if run is None else run.to_its_end()
+
+
+def prepared(recipe: Recipe, options: RunOptions) -> "Run | None":
+    """A run that is ready to go, see ``pretrain``; None after a dry run."""
     if options.dry_run and not recipe.data.source:
         print(f"No images are given: planned for the {IMAGENET_IMAGES:,} of ImageNet-1k.")
         print(describe(make_plan(recipe, IMAGENET_IMAGES, processes(options))))
@@ -54,9 +63,9 @@ def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
         return None
     fabric = make_fabric(recipe, options)
     folder = Path(options.out)
-    _check_folder(folder, options)
+    _check_folder(folder, recipe, options)
     fabric.launch()
-    return Run(plan, options, folder, images, fabric).to_its_end()
+    return Run(plan, options, folder, images, fabric)
 
 
 def opened(recipe: Recipe, strict: bool = False) -> tuple[Recipe, ImageDataset]:
@@ -66,19 +75,31 @@ def opened(recipe: Recipe, strict: bool = False) -> tuple[Recipe, ImageDataset]:
     return replace(recipe, data=images.data), images
 
 
-def _check_folder(folder: Path, options: RunOptions) -> None:
+def _check_folder(folder: Path, recipe: Recipe, options: RunOptions) -> None:
     """Refuse a folder that cannot be written to, or that holds another run which must not go on."""
     make_folder(folder)
-    if options.resume == "never" and any((folder / "checkpoints").glob("step-*")):
+    there = sorted((folder / "checkpoints").glob("step-*"))
+    if there and options.resume == "never":
         raise ValueError(f"{folder} holds checkpoints of a run; take another folder, or resume=auto to go on with it")
     if Path(options.resume).resolve().parent == (folder / "checkpoints").resolve():
         raise ValueError(
             f"{options.resume} is one of this run, which goes on from its newest; remove the later ones and resume=auto"
         )
+    refused, _ = changes(recipe, folder / "recipe.json") if there else ([], [])
+    if refused:
+        raise ValueError(
+            f"{folder} holds a run of other settings: {'; '.join(refused)}; "
+            f"another folder may start from where it is, with resume={there[-1]}"
+        )
 
 
 class Run:
-    """A run on one process's device, from the checkpoint it goes on from to its last step."""
+    """A run on one process's device, from the checkpoint it goes on from to its last step.
+
+    ``stopped_by`` is the signal that ended it before that, or None.
+    """
+
+    stopped_by: int | None = None
 
     def __init__(self, plan: Plan, options: RunOptions, folder: Path, images: ImageDataset, fabric: Fabric) -> None:
         self._plan, self._options, self._folder, self._images, self._fabric = plan, options, folder, images, fabric
@@ -110,13 +131,17 @@ class Run:
             restore(self._stepper, chosen)
         if self._fabric.is_global_zero:
             self._monitor = Monitor(self._folder, self._plan, self._stepper.step)
-            self._monitor.say(describe(self._plan) if chosen is None else f"Going on from {chosen}.")
+            self._monitor.say(describe(self._plan) if chosen is None else self._going_on(chosen))
             if chosen is not None and chosen.parent == self._checkpoints.folder:
                 self._checkpoints.show(chosen)  # a run that was killed may have written it without
             with replacing(self._folder / "recipe.json") as beside:
                 beside.write_text(self._plan.recipe.to_json(), "utf-8")
         if chosen is None:
             self._save(None)  # what a diagnosis can start from; and a disk that is full is known at once
+
+    def _going_on(self, chosen: Path) -> str:
+        refused, changed = changes(self._plan.recipe, chosen.parent.parent / "recipe.json")
+        return "; ".join([f"Going on from {chosen}", *refused, *changed]) + "."
 
     def _train(self) -> None:
         plan, stepper, options = self._plan, self._stepper, self._options
@@ -141,7 +166,9 @@ class Run:
                     self._save(self._score(probing))
                 if step % pictures == 0 or last:
                     self._draw()
-        if self._monitor is not None and stopping:
+                if stopping and not last:
+                    self.stopped_by = interruption.signal
+        if self._monitor is not None and self.stopped_by is not None:
             self._monitor.say(f"Stopped after step {stepper.step:,}, as asked; resume=auto goes on from there.")
 
     def _batches(self) -> Iterator[Batch]:
@@ -229,11 +256,12 @@ class Run:
                 verify(checkpoint.path, self._plan.config)
             except ValueError as error:
                 refused.append(str(error))
-                warnings.warn(f"not going on from it: {error}", stacklevel=2)
             else:
+                for why in refused:
+                    warnings.warn(f"not going on from it: {why}", stacklevel=2)
                 return checkpoint.path
         if refused:
-            raise RuntimeError(f"no checkpoint of {self._folder} can be gone on from: {'; '.join(refused)}")
+            raise RuntimeError(f"no checkpoint of {self._folder} can be gone on from; the newest: {refused[0]}")
         if self._options.resume in ("auto", "never"):
             return None
         verify(Path(self._options.resume), self._plan.config)

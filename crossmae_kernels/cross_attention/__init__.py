@@ -45,10 +45,11 @@ def cross_attention(
         RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("cross_attention")
+    whole = _check_numbers(checks, num_heads, scale)
     _check_query(checks, query, query_ids)
     checks.tensor("key", key, "B K D")
     checks.tensor("value", value, "B K D")
-    _check_heads(checks, num_heads, checks.size("D"))
+    _check_heads(checks, num_heads if whole else 1, checks.size("D"))
     checks.that(checks.size("K") > 0, "key must hold at least one key, got 0")
     return _attend(checks, query, key, value, num_heads, query_ids, scale, impl)
 
@@ -71,9 +72,10 @@ def cross_attention_kvpacked(
         num_heads: as in ``cross_attention``, and so are the others, results and errors.
     """
     checks = ArgumentChecks("cross_attention_kvpacked")
+    whole = _check_numbers(checks, num_heads, scale)
     _check_query(checks, query, query_ids)
     checks.tensor("key_value", key_value, f"B K {2 * checks.size('D')}")
-    _check_heads(checks, num_heads, checks.size("D"))
+    _check_heads(checks, num_heads if whole else 1, checks.size("D"))
     checks.that(checks.size("K") > 0, "key_value must hold at least one key, got 0")
     return _attend(checks, query, key_value, None, num_heads, query_ids, scale, impl)
 
@@ -91,12 +93,20 @@ def self_attention_qkvpacked(
         ``(B, T, D)``.
     """
     checks = ArgumentChecks("self_attention_qkvpacked")
+    whole = _check_numbers(checks, num_heads, scale)
     checks.tensor("query_key_value", query_key_value, "B T W")
     width = checks.size("W")
     checks.that(width % 3 == 0, f"query_key_value must hold three tensors of one width, got {width} columns")
-    _check_heads(checks, num_heads, width // 3)
+    _check_heads(checks, num_heads if whole else 1, width // 3)
     checks.that(checks.size("T") > 0, "query_key_value must hold at least one token, got 0")
     return _attend(checks, query_key_value, None, None, num_heads, None, scale, impl)
+
+
+def _check_numbers(checks: ArgumentChecks, num_heads: int, scale: float | None) -> bool:
+    """Note what is wrong with numbers on their own; says whether ``num_heads`` is one of heads."""
+    if scale is not None:
+        checks.number("scale", scale)
+    return checks.integer("num_heads", num_heads)
 
 
 def _check_query(checks: ArgumentChecks, query: Tensor, query_ids: Tensor | None) -> None:
@@ -108,10 +118,7 @@ def _check_query(checks: ArgumentChecks, query: Tensor, query_ids: Tensor | None
 
 
 def _check_heads(checks: ArgumentChecks, num_heads: int, width: int) -> None:
-    checks.that(
-        num_heads > 0 and width % max(num_heads, 1) == 0,
-        f"num_heads must divide the width {width}, got {num_heads}",
-    )
+    checks.that(width % num_heads == 0, f"num_heads must divide the width {width}, got {num_heads}")
 
 
 def _attend(

@@ -48,14 +48,14 @@ def mix_feature_maps(
         RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("mix_feature_maps")
-    checks.that(len(maps) > 0, "maps must hold at least one feature map, got none")
-    for index, feature_map in enumerate(maps):
-        checks.tensor(f"maps[{index}]", feature_map, "B K E")
-    checks.tensor("weight", weight, f"n {len(maps)}")
+    maps = checks.tensors("maps", maps, "B K E")
+    checks.tensor("weight", weight, f"n {len(maps) or 'k'}")
     checks.optional("norm_weight", norm_weight, "n E")
     checks.optional("norm_bias", norm_bias, "n E")
+    checks.number("eps", eps, least=0)
+    checks.flag("normalize", normalize)
     checks.that(
-        normalize or (norm_weight is None and norm_bias is None),
+        normalize is not False or (norm_weight is None and norm_bias is None),
         "norm_weight and norm_bias must be None where normalize=False",
     )
     checks.raise_if_any()

@@ -48,19 +48,19 @@ def project_feature_maps(
         RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("project_feature_maps")
-    checks.that(len(maps) > 0, "maps must hold at least one feature map, got none")
-    for index, feature_map in enumerate(maps):
-        checks.tensor(f"maps[{index}]", feature_map, "B K E")
-    checks.tensor("mixing_weight", mixing_weight, f"n {len(maps)}")
+    maps = checks.tensors("maps", maps, "B K E")
+    checks.tensor("mixing_weight", mixing_weight, f"n {len(maps) or 'k'}")
     checks.tensor("norm_weight", norm_weight, "n E")
     checks.tensor("norm_bias", norm_bias, "n E")
+    weights = checks.tensors("weights", weights, "O E")
+    biases = checks.tensors("biases", biases, "O")
+    checks.number("eps", eps, least=0)
     blocks = checks.size("n")
-    for name, several, pattern in (("weights", weights, "O E"), ("biases", biases, "O")):
+    for name, several in (("weights", weights), ("biases", biases)):
         checks.that(
-            len(several) == blocks, f"{name} must hold one tensor for each of {blocks} rows, got {len(several)}"
+            not several or len(several) == blocks,
+            f"{name} must hold one tensor for each of {blocks} rows, got {len(several)}",
         )
-        for index, tensor in enumerate(several):
-            checks.tensor(f"{name}[{index}]", tensor, pattern)
     checks.raise_if_any()
     compute = compute_dtype(weights[0])
     folded = dtypes_of(*weights, *biases, norm_weight, norm_bias)
@@ -68,5 +68,5 @@ def project_feature_maps(
     chosen = choose("project_feature_maps", impl, reasons, worthwhile=mixing_weight.is_cuda)
     if chosen == "reference":
         return reference.project_feature_maps(maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps)
-    weight, bias = fold_norm(weights, torch.stack(list(biases)), norm_weight, norm_bias, compute, impl="triton")
+    weight, bias = fold_norm(weights, torch.stack(biases), norm_weight, norm_bias, compute, impl="triton")
     return ops.project(mix_feature_maps(maps, mixing_weight, eps=eps, impl="triton"), weight, bias)

@@ -67,15 +67,17 @@ def fold_norm(
     """
     checks = ArgumentChecks("fold_norm")
     several = isinstance(weight, list | tuple)
-    weights: list[Tensor] = list(weight) if several else [weight]  # type: ignore[list-item]
-    checks.that(len(weights) > 0, "weight must be a tensor or hold at least one, got none")
-    for index, each in enumerate(weights):
-        checks.tensor(f"weight[{index}]" if several else "weight", each, "O I")
+    if several:
+        weights = checks.tensors("weight", weight, "O I")
+    else:
+        checks.tensor("weight", weight, "O I")
+        weights = [weight]  # type: ignore[list-item]
     stack = f"{len(weights)} " if several else ""
     checks.optional("bias", bias, stack + "O")
     checks.optional("norm_weight", norm_weight, stack + "I")
     checks.optional("norm_bias", norm_bias, stack + "I")
-    checks.that(dtype is None or dtype.is_floating_point, f"dtype must be floating point or None, got {dtype}")
+    if dtype is not None:
+        checks.dtype("dtype", dtype)
     checks.raise_if_any()
     dtypes = sorted({str(each.dtype) for each in weights})
     checks.that(len(dtypes) == 1, f"weight must hold tensors of one dtype, got {' and '.join(dtypes)}")

@@ -35,7 +35,7 @@ def gather_patches(
         ids: int64 or int32 ``(B, V)``, each in ``[0, (H / patch_size) * (W / patch_size))``. May repeat.
         patch_size: side of a patch in pixels.
         mean: float32 ``(C,)`` to subtract from uint8 pixels, as shares of 255; only with uint8 images.
-        std: float32 ``(C,)`` to divide by after that: ``(pixel / 255 - mean) / std``; only with uint8 images.
+        std: float32 ``(C,)``, positive, to divide by then: ``(pixel / 255 - mean) / std``; only with uint8 images.
         impl: who serves the call.
 
     Returns:
@@ -96,14 +96,18 @@ def patch_loss(
         RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("patch_loss")
+    checks.flag("normalize", normalize)
+    checks.choice("reduction", reduction, get_args(Reduction))
     _check_images(checks, images, patch_size, mean, std)
     checks.ids("predicted_ids", predicted_ids, "B Q", limit=_patches_of(images, patch_size))
     values = patch_size * patch_size * images.shape[1]
     checks.tensor("prediction", prediction, f"B Q {values}", any_dtype=True)
-    checks.that(values > 1 or not normalize, "normalize=True needs patches of more than one value")
-    checks.that(reduction in get_args(Reduction), f"reduction must be 'mean' or 'none', got {reduction!r}")
+    checks.that(values > 0, "images must have at least one channel, got none")
+    checks.that(values > 1 or normalize is not True, "normalize=True needs patches of more than one value")
     checks.raise_if_any()
-    checks.that(prediction.numel() > 0 or reduction == "none", "predicted_ids must name at least one patch, got none")
+    if reduction == "mean":
+        checks.that(prediction.shape[0] > 0, "images must hold at least one image, got none")
+        checks.that(prediction.shape[1] > 0, "predicted_ids must name at least one patch, got none")
     checks.raise_if_any()
     reasons = refusals(images, patch_size, mean, std, prediction.dtype)
     if _need_gradients(images):
@@ -136,18 +140,21 @@ def _check_images(
     checks: ArgumentChecks, images: Tensor, patch_size: int, mean: Tensor | None, std: Tensor | None
 ) -> None:
     """Note what is wrong with images; raise if there is no telling how many patches they have."""
+    fits = checks.integer("patch_size", patch_size)
     checks.tensor("images", images, "B C H W", or_dtype=torch.uint8)
     height, width = checks.size("H"), checks.size("W")
-    checks.that(
-        patch_size > 0 and height % max(patch_size, 1) == 0 and width % max(patch_size, 1) == 0,
-        f"patch_size must divide the image size {height} x {width}, got {patch_size}",
-    )
-    checks.raise_if_any()
+    if fits:
+        fits = height % patch_size == 0 and width % patch_size == 0
+        checks.that(fits, f"patch_size must divide the image size {height} x {width}, got {patch_size}")
+    if not fits:
+        checks.raise_if_any()
     for name, statistic in (("mean", mean), ("std", std)):
         if images.dtype != torch.uint8:
             checks.that(statistic is None, f"{name} is for uint8 images, these are {images.dtype}")
         else:
             checks.tensor(name, statistic, "C", dtype=torch.float32)
+    if images.dtype == torch.uint8:
+        checks.positive("std", std)
 
 
 def _patches_of(images: Tensor, patch_size: int) -> int:

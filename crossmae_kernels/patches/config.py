@@ -29,7 +29,7 @@ class Tiles:
 
 def padded(count: int) -> int:
     """The tile extent that holds ``count``: a power of two."""
-    return 1 << (count - 1).bit_length()
+    return 1 << int(count - 1).bit_length()  # NumPy's integers have none
 
 
 def tile_size(channels: int, patch_size: int) -> int:

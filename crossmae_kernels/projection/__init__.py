@@ -53,10 +53,8 @@ def norm_linear(
     checks.optional("bias", bias, "O")
     checks.optional("norm_weight", norm_weight, "I")
     checks.optional("norm_bias", norm_bias, "I")
-    checks.that(
-        activation is None or activation in get_args(Activation),
-        f"activation must be 'gelu' or None, got {activation!r}",
-    )
+    checks.number("eps", eps, least=0)
+    checks.choice("activation", activation, (*get_args(Activation), None))
     checks.raise_if_any()
     compute = compute_dtype(weight)
     refusals = norm_linear_refusals(x, (weight, bias, norm_weight, norm_bias), compute)

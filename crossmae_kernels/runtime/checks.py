@@ -1,6 +1,11 @@
 """Argument checks shared by all ops: every problem of a call, in one message, before anything is allocated."""
 
+import reprlib
 from collections.abc import Sequence
+from fractions import Fraction
+from math import inf
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,14 +13,23 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from crossmae_kernels.runtime.autocast import autocasts
 
+# PyTorch counts its storage formats of 8 bits and fewer as floating point too, and computes with none of them.
+FLOATING_POINT = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+# Compilers put symbols in the place of numbers; NumPy has numbers of its own.
+_INTEGERS: tuple[Any, ...] = (int, torch.SymInt, Integral)
+_NUMBERS: tuple[Any, ...] = (float, int, torch.SymFloat, torch.SymInt, Real)
+_FLAGS = (bool, torch.SymBool)
+_SEQUENCES = (list, tuple, Sequence, torch.nn.ParameterList)
+
 
 class ArgumentChecks:
     """Collects what is wrong with the arguments of one op call.
 
     Shapes are given as patterns such as ``"B Q D"``: a letter stands for a size that must be the same wherever it
     occurs, a number for itself, ``...`` in front for any leading dimensions. Call ``raise_if_any`` when all
-    arguments were looked at: ``TypeError`` when an argument is no tensor or has a wrong dtype, ``ValueError`` for
-    everything else.
+    arguments were looked at: ``TypeError`` when an argument is of a wrong type or dtype, ``ValueError`` for everything
+    else.
     """
 
     def __init__(self, op: str) -> None:
@@ -44,9 +58,9 @@ class ArgumentChecks:
                 f"{name} must be a tensor of shape ({_commas(pattern)}), got {type(tensor).__name__}"
             )
             return
-        if not tensor.dtype.is_floating_point and tensor.dtype != or_dtype:
-            alternative = f" or {or_dtype}" if or_dtype else ""
-            self._wrong_types.append(f"{name} must be floating point{alternative}, got {tensor.dtype}")
+        if tensor.dtype not in FLOATING_POINT and tensor.dtype != or_dtype:
+            alternative = f", or {or_dtype}" if or_dtype else ""
+            self._wrong_types.append(f"{name} must be {_FLOATING_POINT}{alternative}, got {tensor.dtype}")
         elif dtype is not None and tensor.dtype != dtype:
             self._wrong_types.append(f"{name} must be {dtype}, got {tensor.dtype}")
         elif self._reference is None:
@@ -65,23 +79,78 @@ class ArgumentChecks:
         if tensor is not None:
             self.tensor(name, tensor, pattern)
 
+    def tensors(self, name: str, several: object, pattern: str) -> list[Tensor]:
+        """At least one tensor, each as ``tensor`` has them; returns a list of them, empty if there is none."""
+        if not isinstance(several, _SEQUENCES):
+            self._wrong_types.append(f"{name} must be a sequence of tensors, got {type(several).__name__}")
+            return []
+        listed: list[Tensor] = list(several)
+        self.that(len(listed) > 0, f"{name} must hold at least one tensor, got none")
+        for index, tensor in enumerate(listed):
+            self.tensor(f"{name}[{index}]", tensor, pattern)
+        return listed
+
+    def integer(self, name: str, value: object) -> bool:
+        """A positive integer; says whether it is one."""
+        if not isinstance(value, _INTEGERS) or isinstance(value, bool):
+            self._wrong_types.append(f"{name} must be a positive integer, got {_shown(value)}")
+        elif not value > 0:
+            self._wrong_values.append(f"{name} must be a positive integer, got {_shown(value)}")
+        else:
+            return True
+        return False
+
+    def number(self, name: str, value: Any, least: float = -inf) -> None:
+        """A finite number of at least ``least``."""
+        if not isinstance(value, _NUMBERS) or isinstance(value, (bool, Fraction)):
+            self._wrong_types.append(f"{name} must be a number, got {_shown(value)}")
+        elif not (value >= least and -inf < value < inf):
+            bound = "" if least == -inf else f" of at least {least}"
+            self._wrong_values.append(f"{name} must be a finite number{bound}, got {_shown(value)}")
+
+    def flag(self, name: str, value: object) -> None:
+        """True or False, and nothing that counts as such."""
+        if not isinstance(value, _FLAGS):
+            self._wrong_types.append(f"{name} must be True or False, got {_shown(value)}")
+
+    def choice(self, name: str, value: object, options: Sequence[str | None]) -> None:
+        """One of ``options``."""
+        if value is not None and not isinstance(value, str):
+            self._wrong_types.append(f"{name} must be {_either(options)}, got {_shown(value)}")
+        elif value not in options:
+            self._wrong_values.append(f"{name} must be {_either(options)}, got {_shown(value)}")
+
+    def dtype(self, name: str, value: object) -> None:
+        """A floating-point dtype that tensors are computed in."""
+        if not isinstance(value, torch.dtype) or value not in FLOATING_POINT:
+            self._wrong_types.append(f"{name} must be {_FLOATING_POINT}, got {_shown(value)}")
+
     def ids(self, name: str, ids: object, pattern: str, limit: int) -> None:
         """Integer ids in ``[0, limit)``.
 
-        The range is read where reading costs no wait, on a CPU, unless the call is only traced. On an accelerator
-        the op that gathers refuses ids out of range itself.
+        The range is read where reading costs no wait, on a CPU; compiled code asserts it there when it runs. On an
+        accelerator the op that gathers refuses ids out of range itself.
         """
         if not isinstance(ids, Tensor):
             self._wrong_types.append(f"{name} must be a tensor of shape ({_commas(pattern)}), got {type(ids).__name__}")
             return
         if ids.dtype not in (torch.int64, torch.int32):
             self._wrong_types.append(f"{name} must be int64 or int32, got {ids.dtype}")
-        elif ids.device.type == "cpu" and ids.numel() and not traced(ids):
+        elif ids.device.type == "cpu" and torch.compiler.is_compiling():
+            inside = ((ids >= 0) & (ids < limit)).all()
+            torch._assert_async(inside, f"{self.op}: {name} must lie within the table, and one does not")
+        elif _readable(ids):
             low, high = (int(bound) for bound in ids.aminmax())
             if low < 0 or high >= limit:
                 self._wrong_values.append(f"{name} must lie in [0, {limit}), got ids from {low} to {high}")
         self._shape(name, ids, pattern)
         self._device(name, ids)
+
+    def positive(self, name: str, tensor: object) -> None:
+        """Nothing in a tensor is 0, negative or no number; read where reading costs no wait, on a CPU."""
+        if isinstance(tensor, Tensor) and tensor.dtype in FLOATING_POINT and _readable(tensor):
+            low = float(tensor.detach().amin())
+            self.that(low > 0, f"{name} must be positive, got {low:g}")
 
     def that(self, condition: bool, message: str) -> None:
         """Note ``message`` unless ``condition`` holds."""
@@ -133,6 +202,24 @@ class ArgumentChecks:
 def traced(tensor: Tensor) -> bool:
     """Whether there is no data behind the tensor, only shapes: in compiled graphs and under ``FakeTensorMode``."""
     return torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Whether there are values and reading them costs no wait."""
+    return tensor.device.type == "cpu" and not traced(tensor) and tensor.numel() > 0
+
+
+# In words, as errors say it.
+_FLOATING_POINT = "floating point ({})".format(", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING_POINT))
+
+
+def _either(options: Sequence[str | None]) -> str:
+    return " or ".join(map(repr, options))
+
+
+def _shown(value: object) -> str:
+    """A wrong value in an error: short, and in one line."""
+    return " ".join(reprlib.repr(value).split())
 
 
 def _commas(pattern: str) -> str:

@@ -151,14 +151,14 @@ def damaged_files(folder):
     [
         ("torn.safetensors", "damaged safetensors"),
         ("head.safetensors", "damaged safetensors"),
-        ("torn.pth", "is no checkpoint, is damaged"),
-        ("empty.pth", "is no checkpoint, is damaged"),
-        ("text.pth", "is no checkpoint, is damaged"),
-        ("archive.pth", "is no checkpoint, is damaged"),
-        ("evil.pth", "or holds more than tensors"),
+        ("torn.pth", "is no checkpoint, or is damaged"),
+        ("empty.pth", "is no checkpoint but empty"),
+        ("text.pth", "is no checkpoint, or is damaged"),
+        ("archive.pth", "is no checkpoint, or is damaged"),
+        ("evil.pth", r"holds objects of \S*print, which are never unpickled"),
         ("list.pth", "must hold a state dict .* got list"),
         ("foreign.pth", "neither a checkpoint of ours nor of CrossMAE's or MAE's release: it has no cls_token"),
-        ("config.safetensors", "configuration that cannot be read"),
+        ("config.safetensors", "holds a configuration without image_size, channels, encoder_width"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(name, message, tmp_path, capsys):
@@ -198,6 +198,54 @@ def test_files_from_before_a_field_was_there(tmp_path):
     assert config.pop("norm_eps") == 1e-6
     save_file(model.state_dict(), tmp_path / "old.safetensors", metadata={"crossmae_config": json.dumps(config)})
     assert crossmae.load(tmp_path / "old.safetensors").config == model.config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"zzz": 1, "yyy": None}, r"was written by a newer version: unknown field yyy, zzz"),
+        ({"encoder_heads": ...}, r"holds a configuration without encoder_heads"),
+        ({"image_size": ..., "decoder": ...}, r"holds a configuration without image_size, decoder"),
+        ({"encoder_heads": None}, r"encoder_heads must be an integer, got None"),
+        ({"encoder_heads": 5}, r"encoder_heads must divide encoder_width 96, got 5"),
+        ({"image_size": "32"}, r"image_size must be \(height, width\), 2 integers, got '32'"),
+        ({"image_size": None}, r"image_size must be .*, got None"),
+        ({"feature_maps": 5}, r"feature_maps must be a tuple of integers or None, got 5"),
+        ({"drop_path": "a"}, r"drop_path must be a number, got 'a'"),
+        ({"normalize_targets": "False"}, r"normalize_targets must be True or False, got 'False'"),
+        ("{", "configuration that cannot be read"),
+        ("[1]", r"configuration that must be a JSON object, got '\[1\]'"),
+        ("null", r"configuration that must be a JSON object"),
+    ],
+)
+def test_our_files_with_another_configuration_name_the_field(change, message, tmp_path):
+    model = crossmae.create_model("mae_vit_tiny_patch4", encoder_depth=1, decoder_depth=1)
+    config = change
+    if isinstance(change, dict):
+        config = {name: value for name, value in {**model.config.to_dict(), **change}.items() if value is not ...}
+        config = json.dumps(config)
+    save_file(model.state_dict(), tmp_path / "file.safetensors", metadata={"crossmae_config": config})
+    with pytest.raises(ValueError, match=rf"file.safetensors .*{message}") as caught:
+        crossmae.load(tmp_path / "file.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wide", "dtype"),
+    [
+        (["pos_embed", "decoder_pos_embed"], torch.float32),
+        (["pos_embed"], torch.float32),
+        (["norm.bias"], torch.float64),
+    ],
+)
+@pytest.mark.parametrize("narrow", [torch.float32, torch.bfloat16])
+def test_a_model_has_one_dtype(wide, dtype, narrow, tmp_path):
+    weights = {name: t.double() if name in wide else t.to(narrow) for name, t in Case("mae").weights.items()}
+    torch.save(weights, tmp_path / "file.pth")
+    model = crossmae.load(tmp_path / "file.pth", norm_pix_loss=True, **HEADS)
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {dtype}
+    assert model(torch.randn(2, 3, 32, 32, dtype=dtype)).loss.isfinite()
+    assert torch.equal(model.encoder.norm.bias, weights["norm.bias"].to(dtype))
 
 
 def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):

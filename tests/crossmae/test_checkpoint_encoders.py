@@ -40,7 +40,7 @@ def test_features_are_those_of_the_weights(on_top, norm, prefix, tmp_path):
     assert close(model, weights)
     assert all(name in messages[0] for name in ON_TOP[on_top])
     assert any("no final norm" in message for message in messages) == (not norm)
-    assert bool(messages) == (on_top != "nothing" or not norm)
+    assert messages[0].endswith("not told and so assumed, unless given to load: norm_eps=1e-06")
 
 
 def test_published_widths_need_no_arguments(tmp_path):
@@ -49,13 +49,15 @@ def test_published_widths_need_no_arguments(tmp_path):
     weights = encoder_of(crossmae.to_release(whole.state_dict()))
     model, messages = heard(saved({"model": weights}, tmp_path / "mae_pretrain_vit_small.pth"))
     assert close(model, weights, torch.randn(1, 3, 64, 64), heads=6)
-    assert messages[0].endswith("an encoder alone; not told and so assumed, unless given to load: num_heads=6")
+    assert messages[0].endswith(
+        "an encoder alone; not told and so assumed, unless given to load: num_heads=6, norm_eps=1e-06"
+    )
     with pytest.raises(ValueError, match=r"encoder width 24\); give num_heads="):
         crossmae.load(saved(ENCODER, tmp_path / "narrow.pth"))
 
 
 def test_nothing_is_reconstructed(tmp_path):
-    model = crossmae.load(saved(ENCODER, tmp_path / "file.pth"), num_heads=3)
+    model = crossmae.load(saved(ENCODER, tmp_path / "file.pth"), num_heads=3, norm_eps=1e-6)
     before = model.encoder.blocks[0].register_forward_hook(lambda *_: pytest.fail("the encoder ran"))
     with pytest.raises(ValueError, match=r"an encoder alone and reconstructs nothing: encode\(images\) gives its feat"):
         model(IMAGES)
@@ -70,7 +72,7 @@ def test_nothing_is_reconstructed(tmp_path):
 
 
 def test_our_own_file_of_it(tmp_path):
-    model = crossmae.load(saved(ENCODER, tmp_path / "file.pth"), num_heads=3)
+    model = crossmae.load(saved(ENCODER, tmp_path / "file.pth"), num_heads=3, norm_eps=1e-6)
     crossmae.save(model, tmp_path / "model.safetensors")
     again, messages = heard(tmp_path / "model.safetensors", drop_path=0.2, image_size=64)
     assert (again.config.decoder, again.config.drop_path, messages) == (None, 0.2, [])
@@ -93,27 +95,29 @@ def test_another_size_head_and_dtype_at_once(dtype, tmp_path):
 
 def test_positions_that_were_trained(tmp_path):
     fine_tuned = {**ENCODER, "pos_embed": ENCODER["pos_embed"] + 0.02 * torch.randn(1, 17, 24)}
-    assert not heard(saved(fine_tuned, tmp_path / "near.pth"), num_heads=3)[1]
+    told = {"num_heads": 3, "norm_eps": 1e-6}
+    assert not heard(saved(fine_tuned, tmp_path / "near.pth"), **told)[1]
     learned = {**ENCODER, "pos_embed": 0.02 * torch.randn(1, 17, 24)}
-    model, messages = heard(saved(learned, tmp_path / "learned.pth"), num_heads=3)
+    model, messages = heard(saved(learned, tmp_path / "learned.pth"), **told)
     assert messages[0].endswith("not told and so assumed, unless given to load: img_size=(32, 32)")
     assert close(model, learned)
-    flat, messages = heard(tmp_path / "learned.pth", num_heads=3, img_size=(16, 64))
+    flat, messages = heard(tmp_path / "learned.pth", **told, img_size=(16, 64))
     assert not messages
     assert close(flat, learned, torch.randn(2, 3, 16, 64))
     learned["pos_embed"] = 0.02 * torch.randn(1, 9, 24)
-    with pytest.raises(ValueError, match=r"how its 8 patches lie; give img_size=\(height, width\)"):
+    with pytest.raises(ValueError, match=r"how its 8 patches lie .*; give img_size=\(height, width\)"):
         crossmae.load(saved(learned, tmp_path / "rectangle.pth"), num_heads=3, image_size=64)
-    assert close(crossmae.load(tmp_path / "rectangle.pth", num_heads=3, img_size=(16, 32)), learned, IMAGES[:, :, :16])
-    told = saved({"model": {**learned, "pos_embed": torch.randn(1, 17, 24)}, "args": argparse.Namespace(input_size=32)},
-                 tmp_path / "told.pth")  # fmt: skip
-    assert not heard(told, num_heads=3)[1]
+    assert close(crossmae.load(tmp_path / "rectangle.pth", **told, img_size=(16, 32)), learned, IMAGES[:, :, :16])
+    content = {"model": {**learned, "pos_embed": torch.randn(1, 17, 24)}, "args": argparse.Namespace(input_size=32)}
+    assert not heard(saved(content, tmp_path / "told.pth"), **told)[1]
 
 
 def test_what_a_decoder_would_need_is_of_no_use(tmp_path):
     model, messages = heard(saved(ENCODER, tmp_path / "file.pth"), **HEADS)
     assert close(model, ENCODER)
-    assert messages[0].endswith("an encoder alone; of no use without a decoder: decoder_heads")
+    assert "an encoder alone; of no use without a decoder: decoder_num_heads; not told" in messages[0]
+    _, messages = heard(tmp_path / "file.pth", num_heads=3, norm_pix_loss=True, norm_eps=1e-6)
+    assert messages[0].endswith("an encoder alone; of no use without a decoder: norm_pix_loss")
     with pytest.raises(ValueError, match="decoder is None by its tensors, and 'mae' by the arguments"):
         crossmae.load(tmp_path / "file.pth", num_heads=3, decoder="mae")
 
@@ -122,7 +126,14 @@ def test_what_a_decoder_would_need_is_of_no_use(tmp_path):
     ("change", "message"),
     [
         ({"blocks.0.ls1.gamma": torch.ones(24)}, r"unexpected blocks.0.ls1.gamma \(24,\)"),
-        ({"dist_token": torch.ones(1, 1, 24)}, "unexpected dist_token"),
+        ({"dist_token": torch.ones(1, 1, 24)}, "another kind: beside the class token it has dist_token"),
+        (
+            {"dist_token": torch.ones(1, 1, 24), "pos_embed": torch.rand(1, 18, 24)},
+            "another kind: beside the class token it has dist_token",
+        ),
+        ({"reg_token": torch.ones(1, 4, 24)}, "another kind: beside the class token it has reg_token"),
+        ({"pos_embed": torch.rand(1, 16, 24)}, "its 16 positions have no row for the class token, which cannot be s"),
+        ({"pos_embed": ENCODER["pos_embed"][:, 1:]}, "its 16 positions have no row for the class token"),
         (
             {"mask_token": torch.ones(1, 1, 24)},
             "has parts of a decoder, mask_token, but no decoder_blocks.0.norm1.weight",
@@ -138,9 +149,11 @@ def test_what_a_decoder_would_need_is_of_no_use(tmp_path):
         ({"pos_embed": None}, "it has no pos_embed among its"),
         (
             {"norm.bias": torch.ones(24, dtype=torch.int8)},
-            r"norm.bias must be of 16, 32 or 64-bit floats .* torch.int8",
+            r"norm.bias must be of 16, 32 or 64-bit floats, .* torch.int8",
         ),
-        ({"norm.bias": torch.ones(24, device="meta")}, r"norm.bias must be of .* with data, got .* on meta"),
+        ({"norm.bias": torch.ones(24, device="meta")}, "must be dense and with data, got norm.bias on meta"),
+        ({"pos_embed": torch.ones(1, 17, 24, device="meta")}, "must be dense and with data, got pos_embed on meta"),
+        ({"norm.bias": torch.ones(24).to_sparse()}, "with data, got norm.bias on cpu, torch.sparse_coo"),
     ],
 )
 def test_other_encoders_are_refused(change, message, tmp_path):

@@ -160,7 +160,24 @@ def test_without_config_json_the_rest_is_asked_for(tmp_path):
         ({"hidden_act": "relu"}, "config.json asks for hidden_act 'relu'"),
         ({"qkv_bias": False}, "config.json asks for qkv_bias False"),
         ({"patch_size": 16}, "patch_size is 8 by its tensors, and 16 by its config.json"),
-        ({"patch_size": [8, 16]}, r"patch_size is 8 by its tensors, and \[8, 16\] by its config.json"),
+        ({"patch_size": [8, 16]}, r"config.json: patch_size must be an integer, got \[8, 16\]"),
+        ({"image_size": [32, 32, 3]}, r"image_size must be \(height, width\), 2 integers, got \[32, 32, 3\]"),
+        ({"image_size": "32"}, r"image_size must be .* got '32'"),
+        ({"layer_norm_eps": "1e-6"}, "layer_norm_eps must be a number, got '1e-6'"),
+        ({"norm_pix_loss": "false"}, "norm_pix_loss must be True or False, got 'false'"),
+        ({"num_attention_heads": True}, "num_attention_heads must be an integer, got True"),
+        ({"hidden_size": 768}, "config.json: hidden_size is 768, and 24 by the shape of cls_token"),
+        ({"intermediate_size": 3072}, "intermediate_size is 3072, and 96 by the shape of blocks.0.mlp.fc1.weight"),
+        ({"num_hidden_layers": 12}, "num_hidden_layers is 12, and there are 3 blocks: missing blocks.3"),
+        ({"num_hidden_layers": 2}, "num_hidden_layers is 2, and there are 3 blocks$"),
+        ({"num_hidden_layers": "3"}, "num_hidden_layers is '3', and there are 3 blocks$"),
+        ({"decoder_hidden_size": 512}, "decoder_hidden_size is 512, and 16 by the shape of mask_token"),
+        ({"decoder_intermediate_size": 2048}, "decoder_intermediate_size is 2048, and 64 by the shape of decoder_blo"),
+        ({"decoder_num_hidden_layers": 8}, "decoder_num_hidden_layers is 8, .*: missing decoder_blocks.2"),
+        (
+            {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12},
+            "hidden_size is 768, .*; num_hidden_layers is 12",
+        ),
         ({"image_size": 64}, r"image_size is \(32, 32\) by its tensors, and \(64, 64\) by its config.json"),
         ({"num_channels": 1}, "channels is 3 by its tensors, and 1 by its config.json"),
         ({"num_attention_heads": 5}, "encoder_heads must divide encoder_width 24, got 5"),
@@ -198,6 +215,39 @@ def test_missing_tensors_are_named(missing, tmp_path):
     del tensors[missing]
     with pytest.raises(ValueError, match=r"missing blocks.1.attn.qkv.bias|no mask_token"):
         crossmae.load(folder_of(tensors, tmp_path / "mae"))
+
+
+@pytest.mark.parametrize("value", [None, "32", [], {}])
+@pytest.mark.parametrize(
+    "name", ["layer_norm_eps", "num_attention_heads", "image_size", "patch_size", "norm_pix_loss", "hidden_size"]
+)
+def test_values_of_another_type(name, value, tmp_path):
+    folder = folder_of(theirs(WEIGHTS), tmp_path / "mae")
+    (folder / "config.json").write_text(json.dumps({**CONFIG, name: value}))
+    with pytest.raises(ValueError, match=rf"config.json: {name} (must be|is) .*"):
+        crossmae.load(folder)
+
+
+def test_sizes_that_are_left_out_are_read_off(tmp_path):
+    sizes = dict.fromkeys(name for name in CONFIG if name.endswith(("hidden_size", "_layers", "intermediate_size")))
+    assert len(sizes) == 6
+    assert agrees_with_the_release(heard(folder_of(theirs(WEIGHTS), tmp_path / "mae", **sizes))[0], "mae")
+
+
+@pytest.mark.parametrize(("prefix", "last"), [("vit.encoder.layer", 2), ("decoder.decoder_encoder.layer", 1)])
+def test_a_missing_last_layer_is_missed(prefix, last, tmp_path):
+    tensors = {name: t for name, t in theirs(WEIGHTS).items() if not name.startswith(f"{prefix}.{last}.")}
+    with pytest.raises(
+        ValueError, match=rf"hidden_layers is {last + 1}, and there are {last} blocks: missing .*{last}"
+    ):
+        crossmae.load(folder_of(tensors, tmp_path / "mae"))
+
+
+def test_integers_among_queries_and_keys(tmp_path):
+    name = "vit.encoder.layer.0.attention.attention.key.bias"
+    tensors = theirs(WEIGHTS)
+    with pytest.raises(ValueError, match=r"missing blocks.0.attn.qkv.bias"):
+        crossmae.load(folder_of({**tensors, name: tensors[name].to(torch.int8)}, tmp_path / "mae"))
 
 
 def test_against_the_client_itself(tmp_path):

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pathlib
+import pickle
 import sys
 import types
 
@@ -109,12 +110,80 @@ def test_nothing_else_is_unpickled(evil, place, tmp_path, capfd, monkeypatch):
     }[place]
     path = saved(content, tmp_path / "evil.pth")
     with pytest.raises(
-        ValueError, match=r"or holds more than tensors and plain values: it asks for .*state_dict"
+        ValueError, match=r"evil.pth holds objects of \S+, which are never unpickled; .*state_dict"
     ) as caught:
         crossmae.load(path, **HEADS)
     assert "\n" not in str(caught.value)
     assert "code was run" not in capfd.readouterr().out
     assert not (tmp_path / "evil").exists()
+
+
+JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(range(256))
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n"
+
+
+@pytest.mark.parametrize("name", ["file.pth", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"<!DOCTYPE html><html>404</html>", "but an HTML or XML page"),
+        (b"\n <HTML>\n<body>", "but an HTML or XML page"),
+        (POINTER, "but a git-LFS pointer: fetch the file itself with git lfs pull"),
+        (b'{"a": 1}', "but JSON"),
+        (b'{"mode":{"a": 1}}', "but JSON"),
+        (b'[\n  {"a": 1}]', "but JSON"),
+        (JPEG, "but an image"),
+        (b"\x89PNG\r\n\x1a\n" + JPEG, "but an image"),
+        (b"", "but empty"),
+        (bytes(9), "but zeros"),
+        (bytes(100_000), "but zeros"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "but an HDF5 file"),
+        (b"\x1f\x8b\x08" + bytes(99), "but compressed"),
+        (b"something else", "or is damaged: neither safetensors nor a file of torch.save"),
+        (pickle.dumps({"model": {"a": 1}}), "or is damaged: neither safetensors nor a file of torch.save"),
+        (pickle.dumps({"model": {"a": 1}}, 2), "or is damaged: neither safetensors nor a file of torch.save"),
+    ],
+)
+def test_what_a_file_is_instead_is_said(content, what, name, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is no checkpoint,? {what}") as caught:
+        crossmae.load(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_pickles_run_no_code(protocol, tmp_path, capfd):
+    path = tmp_path / "file.pkl"
+    path.write_bytes(pickle.dumps({"model": Made(os.system, "echo code was run")}, protocol))
+    message = r"holds objects of \w+.system, which are never unpickled" if protocol else "is no checkpoint"
+    with pytest.raises(ValueError, match=f"file.pkl {message}") as caught:
+        crossmae.load(path)
+    assert "weights_only" not in str(caught.value)
+    assert "code was run" not in capfd.readouterr().out
+
+
+def test_what_is_elsewhere_is_not_downloaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved(WEIGHTS, tmp_path / "model.safetensors")
+    for url in ("https://example.org/mae.pth", "s3://bucket/mae.pth", "hf://facebook/vit-mae-base"):
+        with pytest.raises(FileNotFoundError, match=f"{url} is a URL, and nothing is downloaded"):
+            crossmae.load(url)
+    for hub in ("facebook/vit-mae-base", "timm/vit_base_patch16_224.mae"):
+        with pytest.raises(FileNotFoundError, match=rf"no checkpoint file {hub}; .* hub: nothing is downloaded"):
+            crossmae.load(hub)
+    for file in ("run/file.pth", "checkpoint", "a/b/c", ""):
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint file {file or repr(file)}$"):
+            crossmae.load(file)
+
+
+def test_a_folder_without_a_model_is_looked_into(tmp_path):
+    with pytest.raises(FileNotFoundError, match="in the folder, which holds nothing, and no"):
+        crossmae.load(tmp_path)
+    saved(WEIGHTS, tmp_path / "checkpoint-799.pth")
+    (tmp_path / "logs").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"folder, which holds checkpoint-799\.pth, logs/, and no"):
+        crossmae.load(tmp_path)
 
 
 def shards(folder, kind="safetensors", parts=3):
@@ -174,7 +243,7 @@ def damage(index, how):
     [
         ("missing", r"index.json names model-00001-of-00003.safetensors \(1 of 3 shards\), which are missing"),
         ("torn", r"model-00001-of-00003.safetensors is a damaged safetensors file"),
-        ("empty", r"model-00001-of-00003.safetensors is no checkpoint, is damaged"),
+        ("empty", r"model-00001-of-00003.safetensors is no checkpoint but empty"),
         ("twice", r"model-00002-of-00003.safetensors holds as well, unlike model.safetensors.index.json: blocks.0"),
         ("less", r"model-00001-of-00003.safetensors lacks, unlike model.safetensors.index.json: blocks.0"),
         ("outside", r"no index of shards: .*'../model.safetensors' is no name of a file beside it"),
@@ -200,6 +269,6 @@ def test_torn_files_of_any_length_are_one_line(tmp_path):
         whole = path.read_bytes()
         for length in [*range(12), *range(12, len(whole), len(whole) // 12)]:
             path.write_bytes(whole[:length])
-            with pytest.raises(ValueError, match=rf"{name} is (no checkpoint, is damaged|a damaged)") as caught:
+            with pytest.raises(ValueError, match=rf"{name} is (no checkpoint|a damaged)") as caught:
                 crossmae.load(path, **HEADS)
             assert "\n" not in str(caught.value)

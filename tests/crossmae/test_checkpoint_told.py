@@ -205,6 +205,60 @@ def test_an_input_size_of_something_else_is_not_the_image_size(learned, tmp_path
     assert ["img_size=(32, 32)" in message for message in messages] == [True] * learned
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_heads": 3, "encoder_heads": 6}, "load: num_heads=3 and encoder_heads=6 are the same setting"),
+        ({"encoder_heads": 6, "num_heads": 3}, "load: encoder_heads=6 and num_heads=3 are the same setting"),
+        ({"norm_pix_loss": True, "normalize_targets": False}, "norm_pix_loss=True and normalize_targets=False are"),
+        ({"decoder_num_heads": 2, "decoder_heads": 4}, "decoder_num_heads=2 and decoder_heads=4 are the same setting"),
+        ({"norm_pix_loss": "False"}, "load: norm_pix_loss must be True or False, got 'False'"),
+        ({"norm_pix_loss": 1}, "load: norm_pix_loss must be True or False, got 1"),
+        ({"normalize_targets": None}, "load: normalize_targets must be True or False, got None"),
+        ({"use_input": "False"}, "load: use_input must be True or False, got 'False'"),
+        ({"use_fm": 0}, "load: use_fm must be a tuple of integers, got 0"),
+        ({"use_fm": ["1"]}, r"load: use_fm must be a tuple of integers, got \['1'\]"),
+        ({"num_heads": True}, "load: num_heads must be an integer, got True"),
+        ({"num_heads": "3"}, "load: num_heads must be an integer, got '3'"),
+        (
+            {"num_heads": 3.0, "img_size": "big"},
+            "num_heads must be an integer, got 3.0; img_size must be an integer or",
+        ),
+        ({"img_size": [32.0, 32.0]}, r"load: img_size must be an integer or \(height, width\).*, got \[32.0, 32.0\]"),
+        ({"drop_path": "a"}, "load: drop_path must be a number, got 'a'"),
+        ({"norm_eps": "a"}, "load: norm_eps must be a number, got 'a'"),
+        ({"hidden_layer": None}, "load: hidden_layer must be 'recompute' or 'save', got None"),
+        ({"pixel_mean": 0.5}, "load: pixel_mean must be a tuple of numbers or None, got 0.5"),
+    ],
+)
+def test_arguments_that_contradict_themselves_or_their_type(arguments, message, tmp_path):
+    path = saved(Case("mae").weights, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=message) as caught:
+        crossmae.load(path, **arguments, **{name: n for name, n in HEADS.items() if name not in arguments})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(64,), (64, 64, 3), "64", "big", 64.0, True, [64, "64"], torch.tensor(64)])
+@pytest.mark.parametrize("name", ["image_size", "img_size"])
+def test_sizes_that_are_none(name, size, tmp_path):
+    message = rf"load: {name} must be an integer or \(height, width\), 2 integers, got "
+    with pytest.raises(ValueError, match=message):
+        crossmae.load(saved(Case("mae").weights, tmp_path / "file.pth"), **{name: size}, **HEADS)
+
+
+def test_both_spellings_may_agree(tmp_path):
+    path = saved(Case("mae").weights, tmp_path / "file.pth")
+    told = {"norm_pix_loss": True, "normalize_targets": True, "encoder_heads": 3}
+    assert agrees_with_the_release(heard(path, **told, **HEADS)[0], "mae")
+
+
+def test_arguments_of_another_type_for_the_release():
+    case = Case("mae")
+    for wrong in ({"norm_pix_loss": "False"}, {"depth": "3"}, {"use_fm": 1}, {"weight_fm": 1}, {"img_size": "32"}):
+        with pytest.raises(ValueError, match=f"from_release: {next(iter(wrong))} must be"):
+            crossmae.from_release(case.weights, **{**case.arguments, **wrong})
+
+
 def test_unknown_arguments(tmp_path):
     with pytest.raises(TypeError, match="load: no argument heads; there are channels, decoder"):
         crossmae.load(file_of("mae", tmp_path / "file.pth"), heads=3)

@@ -112,15 +112,41 @@ def test_of_two_models_one_must_be_chosen(tmp_path):
     with pytest.raises(ValueError, match=r"several models, under 'student', under 'teacher'; choose one by key="):
         crossmae.load(path, **TOLD)
     assert agrees_with_the_release(crossmae.load(path, key="student", **TOLD), "mae")
-    with pytest.raises(ValueError, match="holds no model under 'model'"):
-        crossmae.load(path, key="model", **TOLD)
+    for key in ("model", "foo", ""):
+        message = f"holds no model under {key!r}; there are models under 'student', under 'teacher'"
+        with pytest.raises(ValueError, match=message):
+            crossmae.load(path, key=key, **TOLD)
+    with pytest.raises(ValueError, match="load: key must be a string or None, got 3"):
+        crossmae.load(path, key=3, **TOLD)
 
 
-def test_momenta_named_like_parameters_are_no_model(tmp_path):
-    content = {"model": CASE.weights, "optimizer": {"momentum": CASE.weights}}
+@pytest.mark.parametrize(
+    "beside",
+    [
+        lambda moments: {"optimizer": {"momentum": moments}},
+        lambda moments: {"exp_avg": moments, "exp_avg_sq": moments, "max_exp_avg_sq": moments},
+        lambda moments: {"momentum": moments, "momentum_buffer": moments},
+        lambda moments: {"grads": moments, "opt_state": moments},
+    ],
+)
+def test_momenta_named_like_parameters_are_no_model(beside, tmp_path):
+    content = {"model": CASE.weights, **beside(CASE.weights)}
     model, messages = heard(saved(content, tmp_path / "file.pth"), **TOLD)
     assert agrees_with_the_release(model, "mae")
     assert not messages
+
+
+def test_a_momentum_encoder_is_a_model(tmp_path):
+    content = {**prefixed("encoder_q."), **prefixed("momentum_encoder.")}
+    with pytest.raises(ValueError, match=r"several models, under 'encoder_q', under 'momentum_encoder'"):
+        crossmae.load(saved(content, tmp_path / "file.pth"), **TOLD)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_state_dicts_without_data(prefix, tmp_path):
+    empty = {f"{prefix}{name}": tensor.to("meta") for name, tensor in CASE.weights.items()}
+    with pytest.raises(ValueError, match=r"file.pth: tensors must be dense and with data, got .* on meta.* more$"):
+        crossmae.load(saved(empty, tmp_path / "file.pth"), **TOLD)
 
 
 def test_one_tensor_under_two_wrappers(tmp_path):

@@ -40,12 +40,17 @@ def test_failures_are_one_line(tmp_path, capsys):
     assert "steps must be at least 4, got 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["fly"], ["flops", "--size", "3"], ["demo", "--steps", "many"], []])
+WORD_AS_NUMBER = ["pretrain", "--data.nodata", "abc"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["fly"], ["flops", "--size", "3"], ["demo", "--steps", "many"], WORD_AS_NUMBER, []]
+)
 def test_unknown_words_are_refused(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
-    assert "error" in capsys.readouterr().err
+    assert re.fullmatch(r"crossmae.*: error: .*; see crossmae.* --help\n", capsys.readouterr().err)
 
 
 def once(function):

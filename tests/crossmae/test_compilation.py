@@ -82,6 +82,13 @@ def test_bytes_one_image_and_a_graph_for_each_batch_size():
     assert graphs_of(tiny_model(**STATISTICS), calls, dynamic=False) == [1, 2, 2]
 
 
+def test_an_empty_batch_is_refused_as_in_eager_code():
+    with pytest.raises(ValueError, match="images must hold at least one image, got none"):
+        torch.compile(tiny_model(), backend="eager")(pictures(2)[:0])
+    # The compiler would not look at what raised again.
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("impl", ["triton"], indirect=True)
 def test_features_of_any_batch(impl):
     assert graphs_of(tiny_model().eval().encode, BATCHES) == [1, 2, 2]

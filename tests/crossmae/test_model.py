@@ -216,6 +216,14 @@ def test_wrong_images(images, error, message):
             call(images)
 
 
+def test_no_image_has_no_loss_and_no_features():
+    model = crossmae.create_model("crossmae_vit_tiny_patch4", encoder_depth=1, decoder_depth=1, feature_maps=(1,))
+    for masking in (None, random_masking(0, 64)):
+        with pytest.raises(ValueError, match="images must hold at least one image, got none"):
+            model(torch.zeros(0, 3, 32, 32), masking=masking)
+    assert model.encode(torch.zeros(0, 3, 32, 32)).shape == (0, 65, 96)
+
+
 def test_masks_for_other_images_are_refused():
     model, images = crossmae.create_model("crossmae_vit_tiny_patch4"), torch.zeros(2, 3, 32, 32)
     with pytest.raises(ValueError, match="masking must be for 2 images, got one for 3"):

@@ -240,3 +240,65 @@ def test_what_cannot_be_done_is_one_line_and_writes_nothing(tmp_path, capsys):
     assert main(["reconstruct", name, "--checkpoint", saved, "--out", str(tmp_path / "no" / "o.png")]) == 1
     assert "cannot write" in capsys.readouterr().err
     assert set(tmp_path.iterdir()) == before
+
+
+def array_file(path, low, high, dtype):
+    rng = np.random.default_rng(0)
+    np.save(path, rng.uniform(low, high, (32, 32, 3)).astype(dtype))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "said"),
+    [
+        (
+            0,
+            4000,
+            np.uint16,
+            r"holds uint16 from \d to 3,99\d, taken as shares of 65,535; the checkpoint does not tell what",
+        ),
+        (
+            -4,
+            4,
+            np.float32,
+            r"holds float32 from -3\.99\d* to 3\.99\d*, taken as they are; the checkpoint does not tell what",
+        ),
+        (0, 256, np.uint8, None),
+    ],
+)
+def test_deep_images_are_told_where_a_checkpoint_does_not_tell_its_own(tmp_path, capsys, low, high, dtype, said):
+    _, saved = checkpoint(tmp_path / "model.safetensors", pixel_mean=None, pixel_std=None)
+    name = array_file(tmp_path / "image.npy", low, high, dtype)
+    assert main(["reconstruct", name, "--checkpoint", saved, "--out", str(tmp_path / "out.png")]) == 0
+    text = capsys.readouterr().out
+    assert "image.npy holds" not in text if said is None else re.search(said, text)
+    assert ("is unlike the images" in text) == (dtype == np.float32)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "image"),
+    [
+        (0.0, 2.3, (0, 4000, np.uint16)),
+        (0.0, 2.3, (-60, 60, np.float32)),
+        (0.03, 0.018, (0, 256, np.uint8)),
+        (1350.0, 100.0, (0, 2, np.bool_)),
+    ],
+)
+def test_an_image_unlike_those_of_the_training_is_told(tmp_path, capsys, mean, std, image):
+    numbers = "shares" if mean == 0.03 else "values"
+    _, saved = checkpoint(
+        tmp_path / "model.safetensors", pixel_mean=(mean,) * 3, pixel_std=(std,) * 3, pixel_numbers=numbers
+    )
+    words = ["--checkpoint", saved, "--out", str(tmp_path / "out.png")]
+    assert main(["reconstruct", array_file(tmp_path / "image.npy", *image), *words]) == 0
+    assert "image.npy is unlike the images that the model was trained on: channel 0" in capsys.readouterr().out
+    usual = (0, 2400, np.uint16) if numbers == "shares" else (mean - 2 * std, mean + 2 * std, np.float32)
+    assert main(["reconstruct", array_file(tmp_path / "usual.npy", *usual), *words]) == 0
+    assert "unlike the images" not in capsys.readouterr().out
+
+
+def test_no_data_is_refused_in_terms_of_the_training(tmp_path, capsys):
+    _, saved = checkpoint(tmp_path / "model.safetensors", pixel_numbers="values")
+    name = array_file(tmp_path / "image.npy", -9999, -9999, np.float32)
+    assert main(["reconstruct", name, "--checkpoint", saved, "--out", str(tmp_path / "out.png")]) == 1
+    assert "looks like no data; pretraining with data.nodata=-9999 has it filled" in capsys.readouterr().err

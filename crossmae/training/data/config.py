@@ -24,7 +24,8 @@ class DataConfig:
             bright; "values": all numbers as they are. Found from 1,000 images if null, and refused if they differ.
         nodata: value that stands for no data, "nan" for none but those that are not finite, which always count then; so
             does what a TIFF's tag GDAL_NODATA names. Such pixels are filled with the channel's mean. If null, images
-            with values that are not finite or look like no data (-9999) are refused.
+            with values that are not finite or look like no data (-9999) are refused, and so is a value of deep images
+            that is often repeated far from all others.
         mean: of each channel, of numbers as above, taken off on the device; found from 1,000 images if null.
         std: standard deviation of each channel, likewise, given together with the mean.
         workers: processes that load images, for each training process; 0 loads between the steps.

@@ -81,6 +81,8 @@ class Images(Dataset[Sample]):
                 if self.strict:
                     raise
                 unreadable.append(str(error))
+        if len(unreadable) == 1:
+            raise UnreadableImage(f"the only image cannot be read: {unreadable[0]}")
         raise UnreadableImage(f"{len(unreadable)} images in a row cannot be read; the first: {unreadable[0]}")
 
 

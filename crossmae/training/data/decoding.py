@@ -1,6 +1,7 @@
 """Pictures and arrays of many formats as tensors: Pillow for pictures, tifffile for scientific TIFF, NumPy for .npy."""
 
 import io
+import logging
 import threading
 import warnings
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SIZE_OF_JPEG_2000 = b"\xff\x4f\xff\x51"  # start of the codestream, and the marker of its sizes
 _ORIENTATION, _GDAL_NODATA = 274, 42113  # tags of EXIF and TIFF
 _OPENING = threading.Lock()
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is told by what is raised
 
 
 def decode(
@@ -99,7 +102,7 @@ def _picture_of(
     name: str, array: Array, missing: Array | None, orientation: int = 1, full: int | None = None
 ) -> Picture:
     if array.dtype == np.bool_:
-        array = array * np.uint8(255)
+        full = 255  # as pictures of one bit have
     if full is None and array.dtype.kind == "u" and array.dtype.itemsize <= 2:
         full = int(np.iinfo(array.dtype).max)
     return Picture(name, array, orientation, full, missing)
@@ -261,7 +264,10 @@ def _numpy(data: bytes, channels: int) -> Array:
             array = array.transpose(1, 2, 0)
             break
     else:
-        raise ValueError(f"its shape is {array.shape}, where {channels} channels were asked for")
+        raise ValueError(
+            f"its shape is {array.shape}, where {channels} channels were asked for; "
+            "pretraining with model_options.channels takes others"
+        )
     _check_size(*array.shape[:2])
     return array
 

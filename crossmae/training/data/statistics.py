@@ -1,6 +1,6 @@
 """What the pixels of a data set are: types of numbers, mean and deviation, no data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -10,7 +10,8 @@ from torch import Tensor
 from crossmae.config import Numbers
 from crossmae.training.data.augmentation import centred
 from crossmae.training.data.dataset import Images
-from crossmae.training.data.values import Picture
+from crossmae.training.data.lonely import Channel
+from crossmae.training.data.values import Picture, like_no_data
 
 LOOKED_AT = 1000
 DIM = 1 / 4  # of full scale: what stays below hardly uses it
@@ -18,13 +19,14 @@ DIM = 1 / 4  # of full scale: what stays below hardly uses it
 
 @dataclass
 class _Type:
-    """Images of one type of numbers: how many, and the range of what they hold."""
+    """Images of one type of numbers: how many, and the range of what they hold; channel by channel if they are deep."""
 
     full: int | None
     floats: bool
     images: int = 0
     low: float = float("inf")
     high: float = float("-inf")
+    channels: dict[int, Channel] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ def survey(images: Images, count: int = LOOKED_AT) -> Survey:
     """Look at ``count`` evenly spread images.
 
     Raises:
-        ValueError: if there are types of numbers among them that cannot be compared by themselves.
+        ValueError: if there are types of numbers among them that cannot be compared by themselves, a number that looks
+            like no data, or a channel that float32 hardly tells from a constant.
         UnreadableImage: if ``MAX_UNREADABLE`` in a row cannot be read, or one if ``images.strict``.
     """
     types: dict[str, _Type] = {}
@@ -73,15 +76,19 @@ def survey(images: Images, count: int = LOOKED_AT) -> Survey:
         weight += known.double().mean(dim=1)
         total += pixels.mean(dim=1)
         squares += pixels.square().mean(dim=1)
+    if images.nodata is None:
+        _refuse_lonely(types)
     numbers = images.numbers or _numbers(types)
     missing = 1 - float(weight.mean()) / len(places)
-    plain = set(types) == {"uint8"} and numbers == "shares" and images.nodata is None and missing == 0
+    plain = set(types) <= {"uint8", "bool"} and numbers == "shares" and images.nodata is None and missing == 0
     dtype: Literal["uint8", "float32"] = "float32"
     if images.dtype == torch.uint8 or (plain and images.dtype is None):
         dtype = "uint8"
     mean = total / weight.clamp(min=1e-9)
     deviation = (squares / weight.clamp(min=1e-9) - mean.square()).clamp(min=0).sqrt()
-    deviation = torch.where(deviation > 1e-6 * mean.abs(), deviation, 1.0)
+    same = deviation <= 1e-6 * mean.abs()  # but for rounding, float32's 6e-8 among it
+    _refuse_hardly_varying(types, same.tolist())
+    deviation = deviation.where(~same, 1.0)
     text = f"{_listed(types)} as {'shares of full scale' if numbers == 'shares' else 'they are'}, in {dtype}"
     if missing > 0:
         text += f"; no data in {missing:.2%} of the pixels, filled with the mean"
@@ -92,10 +99,36 @@ def survey(images: Images, count: int = LOOKED_AT) -> Survey:
 
 def _add(types: dict[str, _Type], picture: Picture) -> None:
     array = picture.values
-    known = array if picture.missing is None else array[~np.broadcast_to(picture.missing, array.shape)]
+    known = np.ones_like(array, np.bool_) if picture.missing is None else ~np.broadcast_to(picture.missing, array.shape)
     kind = types.setdefault(array.dtype.name, _Type(picture.full, array.dtype.kind == "f"))
     kind.images += 1
-    kind.low, kind.high = min(kind.low, float(known.min())), max(kind.high, float(known.max()))
+    kind.low, kind.high = min(kind.low, float(array[known].min())), max(kind.high, float(array[known].max()))
+    if picture.full == 255:  # pictures, where black and white are brightness and often lie alone
+        return
+    for index in range(array.shape[2]):
+        kind.channels.setdefault(index, Channel()).add(array[..., index][known[..., index]])
+
+
+def _refuse_lonely(types: dict[str, _Type]) -> None:
+    """Refuse a number that may stand for no data."""
+    for kind in types.values():
+        for index, channel in kind.channels.items():
+            lonely = channel.lonely()
+            if lonely is not None:
+                value, share = lonely
+                raise ValueError(
+                    f"of channel {index} of the images, {share:.2%} is, far from all else, {like_no_data(value)}"
+                )
+
+
+def _refuse_hardly_varying(types: dict[str, _Type], same: list[bool]) -> None:
+    """Refuse a channel that is not the same everywhere, though its deviation is nothing beside its mean."""
+    for index, channel in [item for kind in types.values() for item in kind.channels.items()]:
+        if index < len(same) and same[index] and channel.low < channel.high:
+            raise ValueError(
+                f"channel {index} of the images holds {channel.low:.9g} to {channel.high:.9g}, too close together for "
+                "float32; take off what they have in common"
+            )
 
 
 def _numbers(types: dict[str, _Type]) -> Numbers:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,13 +77,16 @@ class Picture:
     def _brightness(self, dtype: torch.dtype | None, numbers: Numbers | None) -> Tensor:
         """``(C, H, W)``, uint8 or float32; anything where there is no data."""
         kind = self.values.dtype
-        if kind.kind not in "uif":
+        if kind.kind not in "buif":
             raise ValueError(f"it holds {kind.name}; integers and floats are read")
         shares = self.full is not None if numbers is None else numbers == "shares"
         if shares and self.full is None:
             raise ValueError(
-                f"it holds {kind.name}, which has no full scale; data.numbers=values takes numbers as they are"
+                f"it holds {kind.name}, which has no full scale; "
+                "pretraining with data.numbers=values takes numbers as they are"
             )
+        if kind == np.bool_:  # as numbers 0 and 1
+            return replace(self, values=self.values * np.uint8(255 if shares else 1))._brightness(dtype, numbers)
         plain = kind == np.uint8 and shares and self.missing is None
         if dtype == torch.uint8 and not plain:
             what = "no data in places" if kind == np.uint8 and shares else kind.name
@@ -137,15 +140,23 @@ def refuse_markers(array: Array, missing: Array | None) -> None:
     if known.dtype.kind not in "if" or not known.size:
         return
     if not np.isfinite(known).all():
-        raise ValueError("it holds values that are not finite; data.nodata=nan has them filled with the mean")
+        raise ValueError(
+            "it holds values that are not finite; pretraining with data.nodata=nan has them filled with the mean"
+        )
     low, high = known.min(), known.max()
     marked = [float(value) for value in (low, high) if abs(float(value)) >= _BEYOND]
     marked += [float(m) for m in _MARKERS if low <= m and (known == m).any()]
     if marked:
-        raise ValueError(
-            f"it holds {marked[0]:g}, which looks like no data; data.nodata={marked[0]:g} has it filled with the mean, "
-            "and data.nodata=nan takes it as a value"
-        )
+        raise ValueError(f"it holds {like_no_data(marked[0])}")
+
+
+def like_no_data(value: float) -> str:
+    """What to do about a value that may stand for no data; given back as it is written, it is that very value."""
+    exact = f"{value:.17g}"
+    return (
+        f"{exact}, which looks like no data; pretraining with data.nodata={exact} has it filled with the mean, "
+        "and with data.nodata=nan takes it as a value"
+    )
 
 
 def in_dtype(image: Tensor, dtype: torch.dtype) -> Tensor:
@@ -167,7 +178,10 @@ def with_channels(image: Tensor, channels: int) -> Tensor:
 
 def mismatch(own: int, asked: int) -> ValueError:
     """An image of other channels than were asked for."""
-    return ValueError(f"its number of channels is {own}, where {asked} were asked for")
+    return ValueError(
+        f"its number of channels is {own}, where {asked} were asked for; "
+        f"pretraining with model_options.channels={own} takes it"
+    )
 
 
 def _planes(array: Array) -> Tensor:

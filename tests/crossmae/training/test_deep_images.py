@@ -75,9 +75,9 @@ def test_ten_bands_of_12_bits_reach_the_model_whole(tmp_path, seen, capsys):
     assert main(words(tmp_path / "scenes", run, "--steps", "3")) == 0  # goes on, and so does what it wrote down
     assert main(["pretrain", "--recipe", str(run / "recipe.json"), "--out", str(run), "--steps", "4"]) == 0
     capsys.readouterr()
-    with pytest.warns(UserWarning, match="not going on from it"):
-        assert main(words(tmp_path / "scenes", run, "--data.nodata", "-9999")) == 1
-    assert "pixel_nodata None, here -9999.0" in capsys.readouterr().err
+    assert main(words(tmp_path / "scenes", run, "--data.nodata", "-9999", "--steps", "4")) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds a run of other settings: data.nodata null, here -9999.0; another folder may start" in line
 
     first = str(tmp_path / "scenes" / "00.tif")
     assert main(["reconstruct", first, "--checkpoint", str(run), "--out", str(picture)]) == 0

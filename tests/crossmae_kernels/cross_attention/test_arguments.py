@@ -31,7 +31,7 @@ WRONG = {
     "another batch": ({"query": torch.randn(3, 5, 32)}, ValueError, "key must have shape"),
     "no keys": ({"key": torch.randn(2, 0, 32), "value": torch.randn(2, 0, 32)}, ValueError, "at least one key"),
     "heads that do not divide": ({"num_heads": 5}, ValueError, "num_heads must divide the width 32, got 5"),
-    "no heads": ({"num_heads": 0}, ValueError, "num_heads must divide"),
+    "no heads": ({"num_heads": 0}, ValueError, "num_heads must be a positive integer, got 0"),
     "another dtype": ({"value": torch.randn(2, 7, 32).half()}, TypeError, "value must be torch.float32"),
     "integers": ({"query": torch.zeros(2, 5, 32, dtype=torch.int64)}, TypeError, "query must be floating point"),
     "no tensor": ({"key": [1.0]}, TypeError, "key must be a tensor"),

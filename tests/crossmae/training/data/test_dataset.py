@@ -82,6 +82,10 @@ def test_where_nothing_is_readable_it_ends_before_any_work(tmp_path):
         (tmp_path / f"{name}.png").write_bytes(b"")
     with pytest.raises(UnreadableImage, match=r"3 images in a row cannot be read; the first: .*a.png cannot be read"):
         opened(tmp_path)
+    for name in "bc":
+        (tmp_path / f"{name}.png").unlink()
+    with pytest.raises(UnreadableImage, match=r"the only image cannot be read: .*a.png cannot be read"):
+        opened(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -123,7 +123,9 @@ def test_what_comes_later_and_does_not_fit_is_refused_by_name(tmp_path):
     assert message.endswith("it holds uint16, which uint8 has no room for; data.dtype=float32 keeps it")
     dataset = opened(folder, numbers="shares")
     (folder / "002.npy").write_bytes(npy(scene(1, dtype=np.int16)))
-    assert "it holds int16, which has no full scale; data.numbers=values" in dataset[0, 2].unreadable[0]
+    assert (
+        "it holds int16, which has no full scale; pretraining with data.numbers=values" in dataset[0, 2].unreadable[0]
+    )
 
 
 def test_bytes_that_were_asked_for_refuse_what_they_cannot_hold(tmp_path):
@@ -197,13 +199,108 @@ def test_no_data_that_nobody_named_is_refused_before_any_work(tmp_path):
     for name, value, setting in (("number", -9999, "-9999"), ("nan", np.nan, "nan")):
         arrays, _ = with_holes(value, np.float32)
         folder = write(tmp_path / name, arrays)
-        with pytest.raises(UnreadableImage, match=rf"6 images in a row .*; data.nodata={setting} has it|them filled"):
+        with pytest.raises(
+            UnreadableImage, match=rf"6 images in a row .*; pretraining with data.nodata={setting} has (it|them) filled"
+        ):
             opened(folder)
         write(folder, [scene(0, dtype=np.float32)])  # the first is whole
         dataset = opened(folder)
         assert f"5 of those looked at cannot be read, such as {folder / '001.npy'}" in dataset.found
         assert len(dataset[0, 1].unreadable) == 5
         assert (dataset[0, 1].image.numpy() == scene(0)).all()
+
+
+def grey(low, high, dtype, images=6, side=24):
+    rng = np.random.default_rng(0)
+    if np.dtype(dtype).kind == "f":
+        return [rng.uniform(low, high, (side, side)).astype(dtype) for _ in range(images)]
+    return [rng.integers(low, high, (side, side), endpoint=True).astype(dtype) for _ in range(images)]
+
+
+def marked(value, low, high, dtype, share=5):
+    arrays = grey(low, high, dtype)
+    for array in arrays[: len(arrays) // 2]:  # others are whole
+        array[:share] = value
+    return arrays
+
+
+LONELY = [
+    (-32767, -300, 3000, np.int16),
+    (-999, 0, 3000, np.int16),
+    (-2147483647, 0, 3000, np.int32),
+    (-28672, -100, 16000, np.int16),
+    (32767, 0, 3000, np.int16),
+    (65535, 0, 4000, np.uint16),
+    (0, 20000, 21000, np.uint16),
+    (-999, 0, 40, np.float32),
+    (999.25, -4, 4, np.float64),
+]
+
+
+@pytest.mark.parametrize(("value", "low", "high", "dtype"), LONELY)
+def test_a_value_far_from_all_others_is_refused_until_it_is_said_what_it_is(tmp_path, value, low, high, dtype):
+    arrays = marked(value, low, high, dtype)
+    folder = write(tmp_path, arrays)
+    with pytest.raises(ValueError, match=r"looks like no data; pretraining with data.nodata=") as refusal:
+        opened(folder, 1, (24, 24))
+    assert "of channel 0 of the images, 10.42% is, far from all else, " in str(refusal.value)
+    named = float(str(refusal.value).partition("data.nodata=")[2].partition(" ")[0])
+    assert named == value
+    known = np.ma.masked_equal(np.stack(arrays).astype(np.float64), value) / (65535 if dtype == np.uint16 else 1)
+    assert opened(folder, 1, (24, 24), nodata=named).data.mean == pytest.approx((known.mean(),), rel=1e-6)
+    if np.dtype(dtype).kind != "u":  # 32 bits around a value far off leave too little of the others
+        assert opened(folder, 1, (24, 24), nodata="nan").data.mean[0] == pytest.approx(np.mean(arrays), rel=1e-5)
+
+
+def test_one_channel_of_many_may_hold_it(tmp_path):
+    arrays = [scene(seed, 50_000, dtype=np.int32) for seed in range(4)]
+    for array in arrays:
+        array[7] %= 100
+        array[7, 0] = -999  # which is no outlier among the other channels
+    with pytest.raises(ValueError, match=r"of channel 7 of the images, 6.25% is"):
+        opened(write(tmp_path, arrays))
+
+
+USUAL = {
+    "clipped": [a.clip(-4, 4) for a in grey(-9, 9, np.float32)],
+    "rain": [a.clip(0) for a in grey(-40, 20, np.float32)],
+    "logarithms of counts": [np.log1p(a).astype(np.float32) for a in grey(0, 20, np.int16)],
+    "labels": grey(0, 3, np.int16),
+    "a soft mask": grey(0, 1, np.float32, 2) + [a.round() for a in grey(0, 1, np.float32)][2:],
+    "two values": [a.round() * 7 for a in grey(0, 1, np.float32)],
+    "a background of 0": marked(0, 1, 4000, np.uint16),
+    "pictures": marked(0, 250, 255, np.uint8),
+    "masks of bool": [a > 0 for a in grey(0, 1, np.int8)],
+    "dead pixels": [
+        np.where(np.arange(48**2).reshape(48, 48) == 5, np.float32(9e4), a) for a in grey(0, 1, "f4", side=48)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_what_has_neighbours_or_is_rare_is_a_value(tmp_path, name):
+    opened(write(tmp_path, USUAL[name]), 1, (24, 24))
+
+
+def test_a_channel_that_hardly_varies_is_refused(tmp_path):
+    """As float32 tells it from a constant, which has a deviation of 1."""
+    rng = np.random.default_rng(0)
+    kelvin = [(280 + rng.normal(0, 1e-4, (16, 16))).astype(np.float32) for _ in range(4)]
+    with pytest.raises(
+        ValueError, match=r"channel 0 of the images holds 279\.999\d* to 280\.000\d*, too close together"
+    ):
+        opened(write(tmp_path / "kelvin", kelvin), 1)
+    constant = write(tmp_path / "constant", [np.full((20, 20), 280.1, np.float32)] * 3)
+    assert opened(constant, 1).data.std == (1.0,)
+    assert opened(write(tmp_path / "less", [a - 280 for a in kelvin]), 1).data.std[0] == pytest.approx(1e-4, rel=0.1)
+
+
+@pytest.mark.parametrize("top", [10_000, 2**14 - 1])
+def test_statistics_whose_mean_is_of_other_images_are_refused(tmp_path, top):
+    """12 to 14 bits that lie in 16 spread nearly as wide as photographs, and are all dark."""
+    folder = write(tmp_path, [scene(seed, top, (3, 16, 16)) for seed in range(3)])
+    with pytest.raises(ValueError, match=r"channel 0 has mean 0\.\d+ and deviates by 0\.0\d+, not 0\.485 and 0\.229"):
+        opened(folder, 3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def test_nan_is_a_name_that_equals_itself():

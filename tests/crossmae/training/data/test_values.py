@@ -71,7 +71,7 @@ def test_what_the_numbers_mean_may_be_said():
     assert values.dtype == torch.float32
     assert (values.permute(1, 2, 0).numpy() == small).all()
     for kind in ("u4", "i2", "f4"):
-        with pytest.raises(UnreadableImage, match=r"has no full scale; data.numbers=values takes numbers as they are"):
+        with pytest.raises(UnreadableImage, match=r"has no full scale; pretraining with data.numbers=values takes"):
             decode(npy(of_type(np.dtype(kind))), "it", 10, numbers="shares")
 
 
@@ -107,8 +107,37 @@ HOLES += [("i4", -(2**31)), ("f4", float(np.finfo(np.float32).min)), ("f4", np.i
 def test_no_data_that_nobody_named_is_refused(kind, value):
     array, _ = holed(kind, value)
     for content in (npy(array), tiff(array, photometric="minisblack", planarconfig="contig")):
-        with pytest.raises(UnreadableImage, match=r"it cannot be read: it holds .*; data.nodata="):
+        with pytest.raises(UnreadableImage, match=r"it cannot be read: it holds .*; pretraining with data.nodata="):
             decode(content, "it", 10)
+
+
+def test_the_value_that_a_refusal_names_is_exact():
+    """-2147483648, where six digits would name another."""
+    array, holes = holed("i4", -(2**31))
+    with pytest.raises(UnreadableImage, match=r"data.nodata=") as refusal:
+        decode(npy(array), "it", 10)
+    named = float(str(refusal.value).partition("data.nodata=")[2].partition(" ")[0])
+    found = decode(npy(array), "it", 10, nodata=named).permute(1, 2, 0).numpy()
+    assert (np.isnan(found) == holes).all()
+
+
+def test_bits_as_numbers_are_0_and_1():
+    bits = of_type(np.dtype("?"))
+    values = decode(npy(bits), "it", 10, numbers="values")
+    assert values.dtype == torch.float32
+    assert (values.permute(1, 2, 0).numpy() == bits).all()
+
+
+def test_a_setting_takes_other_channels():
+    for content, message in (
+        (
+            tiff(of_type(np.dtype("u2")), photometric="minisblack", planarconfig="contig"),
+            r"is 10, where 3 .* model_options.channels=10",
+        ),
+        (npy(of_type(np.dtype("u2"))), r"is \(20, 30, 10\), where 3 channels .* model_options.channels takes"),
+    ):
+        with pytest.raises(UnreadableImage, match=message):
+            decode(content, "it", 3)
 
 
 @pytest.mark.parametrize(("kind", "value"), [*HOLES, ("u2", 0), ("u2", 65535), ("u1", 0), ("f4", -3.4), ("f2", -0.1)])
@@ -140,9 +169,10 @@ def test_a_tiffs_own_tag_names_it(text):
     assert (np.isnan(found) == holes[..., 4:5]).all()
 
 
-def test_a_tag_that_is_no_number_is_refused():
+def test_a_tag_that_is_no_number_is_refused(caplog):
     with pytest.raises(UnreadableImage, match="GDAL_NODATA, is no number: 'water'"):
         decode(tiff(of_type(np.dtype("u2")), extratags=[(42113, 2, 0, "water", True)]), "it", 10)
+    assert not caplog.records  # tifffile has its own opinion
 
 
 def test_a_tag_of_8_bits_counts_where_pillow_reads_too():

@@ -237,5 +237,5 @@ def test_wrong_arguments_are_named():
         ck.project_feature_maps(maps, *norms, weights[:2], biases)
     with pytest.raises(ValueError, match=r"biases\[1\] must have shape \(O\) with O=24, got \(23,\)"):
         ck.project_feature_maps(maps, *norms, weights, [biases[0], biases[1][:-1], biases[2]])
-    with pytest.raises(ValueError, match="at least one feature map"):
+    with pytest.raises(ValueError, match="maps must hold at least one tensor, got none"):
         ck.project_feature_maps([], norms[0][:, :0], *norms[1:], weights, biases)

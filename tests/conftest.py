@@ -12,8 +12,11 @@ import torch
 
 from crossmae_kernels import testing
 
-# Two pytest workers on two cores: one thread each, or they wait for each other.
+# Two pytest workers on two cores: one thread each, in scikit-learn's linear algebra and in processes that tests start
+# too, or they wait for each other.
 torch.set_num_threads(1)
+for library in ("OMP", "OPENBLAS"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 # Where there is no GPU, kernels run in Triton's interpreter. Triton reads this when it is imported, which any test
 # module may cause, so it is set before the first of them is.
@@ -37,6 +40,8 @@ NEEDED = {
     "crossmae/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
     "crossmae/test_imports.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
     "crossmae_kernels/test_precision.py": ("numpy",),
+    "crossmae_kernels/test_arguments.py": ("numpy",),
+    "crossmae/test_config.py": ("numpy",),
     "crossmae_kernels/test_extras.py": ("tabulate", "matplotlib", *TRAINING),
     "crossmae/training": TRAINING,
     "benchmarks/test_decode_report.py": ("matplotlib",),

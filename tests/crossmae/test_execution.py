@@ -81,8 +81,8 @@ def test_dtype_of_the_residual_stream(name, residual, dtype):
     ("overrides", "message"),
     [
         ({"drop_path": 1.0}, r"drop_path must be in \[0, 1\), got 1.0"),
-        ({"hidden_layer": "keep"}, "hidden_layer must be one of recompute, save, got 'keep'"),
-        ({"residual": "bfloat16"}, "residual must be one of float32, autocast, got 'bfloat16'"),
+        ({"hidden_layer": "keep"}, "hidden_layer must be 'recompute' or 'save', got 'keep'"),
+        ({"residual": "bfloat16"}, "residual must be 'float32' or 'autocast', got 'bfloat16'"),
     ],
 )
 def test_wrong_settings_are_named(overrides, message):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from crossmae_kernels import extras
 from crossmae_kernels.extras import EXTRAS, MissingPackageError, distribution, missing_package, require
-from crossmae_kernels.runtime import extras
 
-PROJECT = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8"))["project"]
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
 TOOLS = re.compile("ruff|mypy|types-.*|crossmae-kernels")  # run, or read by tools; imported by nothing
 
 

@@ -47,10 +47,12 @@ def _no_launches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parameter(*shape: int) -> torch.Tensor:
+    """Zeros that want a gradient, float16."""
     return torch.zeros(shape, dtype=torch.float16, requires_grad=True)
 
 
 def calls() -> dict[str, Callable[[], Any]]:
+    """Each op, ready to be called."""
     x, norm, bias = parameter(BATCH, TOKENS, WIDTH), parameter(WIDTH), parameter(WIDTH)
     square, fc1, fc2, fc1_bias = (parameter(*s) for s in ((WIDTH, WIDTH), (HIDDEN, WIDTH), (WIDTH, HIDDEN), (HIDDEN,)))
     key, key_value = parameter(BATCH, KEYS, WIDTH), parameter(BATCH, KEYS, 2 * WIDTH)

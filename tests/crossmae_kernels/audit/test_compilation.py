@@ -83,7 +83,7 @@ def test_float32_goes_to_tensor_cores_as_tf32():
     assert all(record["tensor_core"] for record in records)
 
 
-# float16 differs in the constants of a polynomial, and float32 is served by the vendor's products unless asked.
+# float16 differs in the constants of a polynomial, and float32 is served by the library's products unless asked.
 def test_linear_layers_do_so_in_bfloat16():
     records = taking_turns(["folding", "mlp", "projection"], "bf16")
     assert {record["kernel"] for record in records} == {

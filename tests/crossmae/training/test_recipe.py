@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from pretraining import small
 
-from crossmae.cli import main
+from crossmae.commands.cli import main
 from crossmae.masking import mask_counts
 from crossmae.training.data.config import DataConfig
 from crossmae.training.plan import make_plan

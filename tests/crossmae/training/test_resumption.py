@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pretraining import into, losses, small
 
-from crossmae.cli import main
+from crossmae.commands.cli import main
 from crossmae.training.data.bundled import bundled_set
 from crossmae.training.recipe import changes
 from crossmae.training.run import pretrain

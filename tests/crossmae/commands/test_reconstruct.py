@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import crossmae
-from crossmae.cli import main
+from crossmae.commands.cli import main
 from crossmae.figures import GAP, TITLE
 from crossmae.masking import random_masking
 from crossmae.reconstruction import block_predictions, reconstruct

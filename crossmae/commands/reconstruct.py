@@ -38,7 +38,7 @@ def run(
     norm_pix_loss: bool,
     load_options: dict[str, Any],
 ) -> None:
-    """Mask, reconstruct, draw and report; the arguments are those of ``crossmae.cli.reconstruct``."""
+    """Mask, reconstruct, draw and report; the arguments are those of ``crossmae.commands.cli.reconstruct``."""
     for picture in (out, mixing):
         if picture is not None:
             require_folder_of(picture)

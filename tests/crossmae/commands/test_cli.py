@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-import crossmae.demo
-from crossmae.cli import main
+import crossmae.commands.demo
+from crossmae.commands.cli import main
 from crossmae.training.data import bundled
 
 
@@ -69,7 +69,7 @@ def once(function):
 
 def test_demo_in_a_few_steps(tmp_path, capsys, monkeypatch):
     for name, smaller in (("BATCH", 16), ("EVALUATIONS", 2), ("BASE_BATCH", 1)):
-        monkeypatch.setattr(f"crossmae.demo.{name}", smaller)
+        monkeypatch.setattr(f"crossmae.commands.demo.{name}", smaller)
     # Probes of all 1,797 digits take most of the time; how well they work is tested elsewhere.
     few = tuple(
         bundled.ImagesInMemory(part.images[:count], part.labels[:count], part.classes)
@@ -77,8 +77,8 @@ def test_demo_in_a_few_steps(tmp_path, capsys, monkeypatch):
     )
     monkeypatch.setattr(bundled, "_digits", lambda: few)
     # What does not depend on the run is found once.
-    monkeypatch.setattr("crossmae.demo.baseline_accuracies", once(crossmae.demo.baseline_accuracies))
-    monkeypatch.setattr("crossmae.demo._decode_cost", once(crossmae.demo._decode_cost))
+    monkeypatch.setattr("crossmae.commands.demo.baseline_accuracies", once(crossmae.commands.demo.baseline_accuracies))
+    monkeypatch.setattr("crossmae.commands.demo._decode_cost", once(crossmae.commands.demo._decode_cost))
     for _ in range(2):  # anew each time
         assert main(["demo", "--steps", "4", "--out", str(tmp_path / "out")]) == 0
         text = capsys.readouterr().out

@@ -7,7 +7,7 @@ from PIL import Image
 
 from crossmae.training.data.config import DataConfig
 from crossmae.training.data.dataset import ImageDataset
-from crossmae.training.data.opening import open_images
+from crossmae.training.data.factory import open_images
 
 
 def jpegs(folder: Path, count: int) -> ImageDataset:

@@ -17,8 +17,8 @@ from crossmae.acceleration.autocast import State, observe_autocast, state_of, wi
 from crossmae.acceleration.contract import MASK_RATIO, PREDICTION_RATIO, Contract, filled, results_in
 from crossmae.acceleration.obstacles import Roles, forwards, has_hooks, listed, obstacles
 from crossmae.acceleration.structure import BLOCKS, Structure, mixing_obstacles, read_structure
-from crossmae.blocks import cross_attention, mlp, self_attention
 from crossmae.masking import Masking, random_masking
+from crossmae.model.blocks import cross_attention, mlp, self_attention
 from crossmae_kernels.patches.reference import standardize
 
 

@@ -63,12 +63,12 @@ def pretrain(recipe: Recipe, options: RunOptions) -> int:
     code 130 or 143.
     """
     require("train")
-    from crossmae.training.run import prepared
+    from crossmae.training.run import prepare
 
-    run = prepared(recipe, options)
+    run = prepare(recipe, options)
     if run is None:
         return 0
-    run.to_its_end()
+    run.fit()
     print(f"The model: {options.out}/model.safetensors, for crossmae.load.")
     return 0 if run.stopped_by is None else 128 + run.stopped_by
 

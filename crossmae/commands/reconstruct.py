@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from crossmae.checkpoint import CheckpointWarning, load
-from crossmae.config import Config
-from crossmae.decoder import CrossDecoder
 from crossmae.figures import draw_mixing_weights, draw_reconstructions
 from crossmae.files import require_folder_of
 from crossmae.masking import random_masking
 from crossmae.model import MaskedAutoencoder
+from crossmae.model.config import Config
+from crossmae.model.decoders import CrossMAEDecoder
 from crossmae.reconstruction import Statistics, reconstruction_columns
 from crossmae.training.data.augmentation import centred
 from crossmae.training.data.decoding import read
-from crossmae.training.data.opening import FAR_OFF, MEAN_OFF
+from crossmae.training.data.statistics import FAR_OFF, MEAN_OFF
 
 # What the releases' models were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -99,7 +99,7 @@ def _loaded(checkpoint: str, options: dict[str, Any]) -> MaskedAutoencoder:
 
 
 def _draw_mixing(model: MaskedAutoencoder, checkpoint: str, path: str) -> None:
-    mixing = model.decoder.mixing if isinstance(model.decoder, CrossDecoder) else None
+    mixing = model.decoder.mixing if isinstance(model.decoder, CrossMAEDecoder) else None
     if mixing is None or model.config.feature_maps is None:
         raise ValueError(f"the model of {checkpoint} mixes no feature maps, so there are no weights to draw")
     draw_mixing_weights(mixing.weight, model.config.feature_maps, path)

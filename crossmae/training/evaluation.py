@@ -1,24 +1,61 @@
 """What a run's features are worth while it trains, and pictures of what its model sees."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import BatchSampler, DataLoader, Subset
 
-from crossmae.config import Config
 from crossmae.figures import draw_mixing_weights, draw_reconstructions
 from crossmae.masking import random_masking
 from crossmae.model import MaskedAutoencoder
+from crossmae.model.config import Config
 from crossmae.reconstruction import reconstruction_columns
-from crossmae.training.data.batches import Batch
-from crossmae.training.data.dataset import ImageDataset, Sample
-from crossmae.training.data.evaluation import evaluation_loader, labelled
+from crossmae.training.data.batches import Batch, loader
+from crossmae.training.data.dataset import ImageDataset, Images, Sample
+from crossmae.training.data.statistics import evenly_spaced
 from crossmae.training.plan import Plan
 from crossmae.training.probe import LabelledFeatures, accuracies, encoder_features, pixel_features
 
 PICTURES = 6
 BATCH = 128
+
+
+@dataclass(frozen=True)
+class EvaluationSets:
+    """Images to fit a classifier on, and others to ask it about."""
+
+    training: "Subset[Sample]"
+    test: "Subset[Sample]"
+
+
+def labelled(dataset: ImageDataset, limit: int) -> EvaluationSets | None:
+    """At most ``limit`` images for each part, evenly spread over the labelled ones; None if there are none.
+
+    Where no labelled images are held out, both parts come from the training images: pretraining has seen the test part
+    then, though not its labels.
+    """
+    training, held_out = dataset.images, dataset.evaluation
+    if not training.source.labelled:
+        return None
+    if held_out is not None and held_out.source.labelled:
+        sets = EvaluationSets(_labelled(training, limit), _labelled(held_out, limit))
+    else:
+        chosen = _labelled(training, 2 * limit).indices
+        sets = EvaluationSets(Subset(training, chosen[::2]), Subset(training, chosen[1::2]))
+    return sets if len(sets.training) and len(sets.test) else None
+
+
+def evaluation_loader(
+    subset: "Subset[Sample]", batch_size: int, workers: int, device: torch.device | str = "cpu"
+) -> "DataLoader[Batch]":
+    """All images of a part in order, in batches; the last may be smaller."""
+    return loader(subset, BatchSampler(range(len(subset)), batch_size, drop_last=False), workers, device)
+
+
+def _labelled(images: Images, limit: int) -> "Subset[Sample]":
+    return Subset(images, [i for i in evenly_spaced(len(images), limit) if images.source.label(i) >= 0])
 
 
 class Evaluation:

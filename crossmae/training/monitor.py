@@ -15,8 +15,8 @@ import torch
 from tqdm import tqdm
 
 from crossmae.files import replacing
+from crossmae.training.losses import Losses
 from crossmae.training.plan import Plan
-from crossmae.training.readback import Losses
 from crossmae_kernels.command import reason
 
 LOG = "log.jsonl"

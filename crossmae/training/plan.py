@@ -7,13 +7,12 @@ import torch
 from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from crossmae.config import Config
 from crossmae.flops import decoder_macs
 from crossmae.masking import mask_counts
 from crossmae.measure import bytes_saved_for_backward
 from crossmae.model import MaskedAutoencoder
+from crossmae.model.config import Config
 from crossmae.training.recipe import Recipe, between
-from crossmae.training.schedule import cosine_with_warmup
 
 GIB = 2**30
 
@@ -62,6 +61,13 @@ def ratios(recipe: Recipe, config: Config, share: float) -> tuple[float, float]:
     if recipe.prediction_ratio is None:
         return mask_ratio, mask_ratio if config.decoder == "mae" else min(0.25, mask_ratio)
     return mask_ratio, round(between(recipe.prediction_ratio, share), 4)
+
+
+def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:
+    """Factor on the peak learning rate: linear over ``warmup`` steps, then half a cosine down to zero (MAE, A.1)."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def make_plan(recipe: Recipe, images: int, devices: int, found: str = "") -> Plan:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from crossmae.config import Config, named_config
+from crossmae.model.config import Config, named_config
 from crossmae.training.data.config import DataConfig
 
 Precision = Literal["bfloat16", "float16", "float32", "float64"]

@@ -10,19 +10,19 @@ from lightning_fabric import Fabric
 
 from crossmae.files import make_folder, replacing
 from crossmae.model import MaskedAutoencoder
-from crossmae.training.checkpoints import Checkpoints, restore, verify
 from crossmae.training.data.batches import Batch, loader
 from crossmae.training.data.dataset import ImageDataset
-from crossmae.training.data.opening import open_images
+from crossmae.training.data.factory import open_images
 from crossmae.training.data.sampling import GlobalBatches
 from crossmae.training.devices import make_fabric, processes
-from crossmae.training.diagnosis import NonFiniteLossError, diagnosed
 from crossmae.training.evaluation import Evaluation
-from crossmae.training.interruption import Interruption
+from crossmae.training.losses import Losses, LossReader
 from crossmae.training.monitor import Monitor
+from crossmae.training.nonfinite import NonFiniteLossError, find_nonfinite
 from crossmae.training.plan import Plan, describe, make_plan
-from crossmae.training.readback import Losses, LossReader
+from crossmae.training.preemption import Preemption
 from crossmae.training.recipe import Recipe, RunOptions, changes
+from crossmae.training.run_state import Checkpoints, restore, verify
 from crossmae.training.step import Stepper
 from crossmae_kernels.command import reason
 
@@ -46,17 +46,17 @@ def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
         ValueError, OSError: if recipe, images or folder are not fit for a run, before any work.
         RuntimeError: if a loss is not finite, with the tensor that was first, or no checkpoint can be gone on from.
     """
-    run = prepared(recipe, options)
-    return None if run is None else run.to_its_end()
+    run = prepare(recipe, options)
+    return None if run is None else run.fit()
 
 
-def prepared(recipe: Recipe, options: RunOptions) -> "Run | None":
+def prepare(recipe: Recipe, options: RunOptions) -> "Run | None":
     """A run that is ready to go, see ``pretrain``; None after a dry run."""
     if options.dry_run and not recipe.data.source:
         print(f"No images are given: planned for the {IMAGENET_IMAGES:,} of ImageNet-1k.")
         print(describe(make_plan(recipe, IMAGENET_IMAGES, processes(options))))
         return None
-    recipe, images = opened(recipe, options.strict)
+    recipe, images = open_dataset(recipe, options.strict)
     plan = make_plan(recipe, len(images), processes(options), images.found)
     if options.dry_run:
         print(describe(plan))
@@ -68,7 +68,7 @@ def prepared(recipe: Recipe, options: RunOptions) -> "Run | None":
     return Run(plan, options, folder, images, fabric)
 
 
-def opened(recipe: Recipe, strict: bool = False) -> tuple[Recipe, ImageDataset]:
+def open_dataset(recipe: Recipe, strict: bool = False) -> tuple[Recipe, ImageDataset]:
     """A recipe's images, and the recipe with what was found in them where it says nothing."""
     config = recipe.config()
     images = open_images(recipe.data, config.channels, config.image_size, config.patches, recipe.seed, strict)
@@ -113,7 +113,7 @@ class Run:
         self._recent: list[float] = []
         self._knn: float | None = None
 
-    def to_its_end(self) -> MaskedAutoencoder:
+    def fit(self) -> MaskedAutoencoder:
         """Go on from where the folder is, until the last step or a signal to stop."""
         try:
             self._begin()
@@ -148,12 +148,12 @@ class Run:
         reader = LossReader(self._fabric, options.log_every)
         batches = self._batches()
         save, probe, pictures = map(plan.interval, (options.save_every, options.probe_every, options.pictures_every))
-        with Interruption(self._fabric) as interruption:
+        with Preemption(self._fabric) as preemption:
             stopping = False
             while stepper.step < plan.steps and not stopping:
-                self._note(reader.add(stepper.step, stepper.take(batches)))
+                self._note(reader.add(stepper.step, stepper.train_step(batches)))
                 step = stepper.step
-                stopping = interruption.agreed(step % options.log_every == 0)
+                stopping = preemption.should_stop(step % options.log_every == 0)
                 last = step == plan.steps
                 probing = self._evaluation.has_labels and (step % probe == 0 or last)
                 saving = step % save == 0 or last or stopping or probing
@@ -167,7 +167,7 @@ class Run:
                 if step % pictures == 0 or last:
                     self._draw()
                 if stopping and not last:
-                    self.stopped_by = interruption.signal
+                    self.stopped_by = preemption.signal
         if self._monitor is not None and self.stopped_by is not None:
             self._monitor.say(f"Stopped after step {stepper.step:,}, as asked; resume=auto goes on from there.")
 
@@ -274,5 +274,5 @@ class Run:
         restore(self._stepper, newest)
         if self._monitor is not None:
             self._monitor.say(f"The loss of step {error.step} is not finite; looking for the reason from {newest} on.")
-        why = diagnosed(self._stepper, self._batches(), error.step)
+        why = find_nonfinite(self._stepper, self._batches(), error.step)
         return f"{error}: {why}; the last good checkpoint is {newest}"

@@ -63,7 +63,7 @@ class Stepper:
         self._steps = steps
         self.loss.train()
 
-    def take(self, batches: Iterator[Batch]) -> Tensor:
+    def train_step(self, batches: Iterator[Batch]) -> Tensor:
         """Take the next step on the next batches, as many as gradients are accumulated over: this device's loss."""
         plan, fabric = self.plan, self.fabric
         for group in self.optimizer.param_groups:

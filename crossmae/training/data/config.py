@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from crossmae.config import Numbers
+from crossmae.model.config import Numbers
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from crossmae.config import Numbers
+from crossmae.model.config import Numbers
 from crossmae.training.data import randomness
 from crossmae.training.data.augmentation import Augmentation, centred
 from crossmae.training.data.config import DataConfig

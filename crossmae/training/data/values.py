@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from crossmae.config import Numbers
+from crossmae.model.config import Numbers
 
 Array = npt.NDArray[Any]
 

@@ -12,7 +12,7 @@ from pictures import BROKEN, encoded, messy_folder, random_pixels
 from crossmae.training.data.batches import Batch, loader
 from crossmae.training.data.config import DataConfig
 from crossmae.training.data.decoding import UnreadableImage
-from crossmae.training.data.opening import open_images
+from crossmae.training.data.factory import open_images
 from crossmae.training.data.sampling import GlobalBatches
 
 

@@ -14,7 +14,7 @@ from pictures import encoded, messy_folder, smooth
 from crossmae.training.data import shards
 from crossmae.training.data.batches import loader
 from crossmae.training.data.config import DataConfig
-from crossmae.training.data.opening import open_images
+from crossmae.training.data.factory import open_images
 from crossmae.training.data.sampling import GlobalBatches
 
 

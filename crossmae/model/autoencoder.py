@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 import crossmae_kernels as ck
-from crossmae.config import Config, named_config
-from crossmae.decoder import CrossDecoder
-from crossmae.encoder import Encoder
-from crossmae.mae import SelfDecoder
 from crossmae.masking import Masking, Rounding, random_masking
+from crossmae.model.config import Config, named_config
+from crossmae.model.decoders import CrossMAEDecoder, MAEDecoder
+from crossmae.model.encoder import Encoder
 from crossmae_kernels.runtime.autocast import autocasts
 
 
@@ -40,7 +39,7 @@ class NoDecoder(nn.Module):
             "new.encoder.load_state_dict(model.encoder.state_dict(), strict=False)"
         )
 
-    streams = pixels = forward
+    residuals = pixels = forward
 
 
 class MaskedAutoencoder(nn.Module):
@@ -165,10 +164,10 @@ class MaskedAutoencoder(nn.Module):
             )
 
 
-def _decoder(config: Config) -> SelfDecoder | CrossDecoder | NoDecoder:
+def _decoder(config: Config) -> MAEDecoder | CrossMAEDecoder | NoDecoder:
     if config.decoder is None:
         return NoDecoder()
-    return SelfDecoder(config) if config.decoder == "mae" else CrossDecoder(config)
+    return MAEDecoder(config) if config.decoder == "mae" else CrossMAEDecoder(config)
 
 
 def create_model(name: str, image_size: int | Sequence[int] | None = None, **overrides: Any) -> MaskedAutoencoder:

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from crossmae.training.devices import over_devices
 
 
-class Interruption:
+class Preemption:
     """Within its context, a signal to stop is noted; a second SIGINT stops at once.
 
     In a thread other than the main one, which alone may ask for signals, none are.
@@ -21,7 +21,7 @@ class Interruption:
         self._fabric, self._noted = fabric, 0
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> "Preemption":
         asked = threading.current_thread() is threading.main_thread()
         for number in (signal.SIGTERM, signal.SIGINT) if asked else ():
             self._before[number] = signal.signal(number, self._note)
@@ -43,7 +43,7 @@ class Interruption:
         """The signal that was noted; SIGTERM where another process had it."""
         return self._noted or signal.SIGTERM
 
-    def agreed(self, at_interval: bool) -> bool:
+    def should_stop(self, at_interval: bool) -> bool:
         """Whether all processes stop now. Several agree at intervals only, since asking each other takes time."""
         if self._fabric.world_size == 1:
             return bool(self._noted)

@@ -64,7 +64,7 @@ class Channel:
             self._total += float(values.sum())
             self._squares += float(np.square(values).sum())
 
-    def lonely(self) -> tuple[float, float] | None:
+    def sentinel(self) -> tuple[float, float] | None:
         """A value that lies alone, see above, and its share of all; None if there is none."""
         for end, sign in ((self._lower, 1.0), (self._upper, -1.0)):
             if len(end.lowest) < 3 or end.count <= REPEATED * self._count:

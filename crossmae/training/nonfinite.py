@@ -21,21 +21,21 @@ class NonFiniteLossError(RuntimeError):
         self.step = step
 
 
-def diagnosed(stepper: Stepper, batches: Iterator[Batch], bad_step: int) -> str:
+def find_nonfinite(stepper: Stepper, batches: Iterator[Batch], bad_step: int) -> str:
     """Take the steps up to the bad one again, from where ``stepper`` is, and name the first tensor that is not finite.
 
     Steps depend on recipe and step number alone, so they happen again as they did, on an accelerator up to the order
     of its sums. The step before the bad one is watched too: its gradients may be to blame.
     """
     while stepper.step < bad_step - 1:
-        stepper.take(batches)
+        stepper.train_step(batches)
     found: list[str] = []
     anywhere = False
     while stepper.step <= bad_step and not anywhere:
         step = stepper.step
         # Compiled code would not see that it is watched.
-        with torch.compiler.set_stance("force_eager"), watched(stepper.module, found):
-            loss = stepper.take(batches)
+        with torch.compiler.set_stance("force_eager"), nonfinite_hooks(stepper.module, found):
+            loss = stepper.train_step(batches)
         if not found and not _finite(loss):
             found.append("the loss itself; all modules' outputs are finite")
         here = torch.tensor(float(bool(found)), device=loss.device)
@@ -47,7 +47,7 @@ def diagnosed(stepper: Stepper, batches: Iterator[Batch], bad_step: int) -> str:
 
 
 @contextmanager
-def watched(model: nn.Module, found: list[str]) -> Iterator[None]:
+def nonfinite_hooks(model: nn.Module, found: list[str]) -> Iterator[None]:
     """Within the context, note what is not finite: parameters, modules' outputs and these outputs' gradients.
 
     Waits for the device at every module; a name is that of the innermost module.

@@ -36,7 +36,7 @@ class Config:
     this from 0 along the encoder's depth, at which an image skips a residual branch while training (stochastic depth,
     arXiv 1603.09382); ``gradient_checkpointing`` computes blocks again in the backward pass instead of keeping what
     they need; ``hidden_layer`` is that choice for the MLPs' hidden layers alone, with kernels; ``residual`` is the
-    dtype of the residual stream under autocast, float32 (sums of dozens of branches lose nothing) or autocast's own.
+    dtype of the residual under autocast, float32 (sums of dozens of branches lose nothing) or autocast's own.
     """
 
     image_size: tuple[int, int] = (224, 224)

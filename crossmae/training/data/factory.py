@@ -1,19 +1,19 @@
-"""From settings to images."""
+"""From settings to a data set: find its images, and what must be known of them before work starts."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from crossmae.training.data.augmentation import Augmentation
+from crossmae.training.data.bundled import BUNDLED, bundled_set
 from crossmae.training.data.config import DataConfig
 from crossmae.training.data.dataset import ImageDataset, Images
-from crossmae.training.data.sources import find_sources
-from crossmae.training.data.statistics import Survey, survey
-
-# Times that deep images may spread wider or narrower than is said, and how many of their own deviations their mean may
-# lie from the one that is said: ImageNet's statistics, which recipes give, serve photographs of 16 bits (0.5 off), and
-# no 12 to 14 bits that lie in 16. Evenly spread, 14 bits deviate 3.2 times less, but have their mean 5 off.
-FAR_OFF, MEAN_OFF = 8, 4
+from crossmae.training.data.folders import image_files
+from crossmae.training.data.shards import expanded, shards
+from crossmae.training.data.source import Source
+from crossmae.training.data.statistics import FAR_OFF, MEAN_OFF, Survey, survey
 
 
 def open_images(
@@ -80,3 +80,58 @@ def _completed(config: DataConfig, seen: Survey) -> DataConfig:
                     "with data.mean=null and data.std=null they are found"
                 )
     return replace(config, dtype=seen.dtype, numbers=seen.numbers, mean=mean, std=std)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Images to train on, and held-out ones to evaluate on where there are any."""
+
+    training: Source
+    evaluation: Source | None = None
+
+
+def find_sources(where: str, evaluation: str | None = None) -> Sources:
+    """What there is under a name or path.
+
+    - the name of a bundled set, "digits" or "photographs", each with a part held out;
+    - a folder with ``train`` and ``val`` in it, as of ImageNet;
+    - WebDataset shards: a .tar file, a folder of them, or a pattern such as ``shards/train-{000..012}.tar`` with braces
+      and wildcards;
+    - any other folder: the images in it and below it. If all lie in subfolders, two or more, these are the classes.
+
+    Args:
+        where: see above.
+        evaluation: the same for held-out images, instead of those that belong to ``where``.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, PermissionError, ValueError: if there is nothing to read.
+    """
+    found = Sources(*bundled_set(where)) if where in BUNDLED else _at_path(where)
+    if evaluation is None:
+        return found
+    if evaluation in BUNDLED:
+        return Sources(found.training, bundled_set(evaluation)[1])
+    other = _at_path(evaluation, found.training.classes)
+    return Sources(found.training, other.evaluation or other.training)
+
+
+def _at_path(where: str, classes: Sequence[str] | None = None) -> Sources:
+    path = Path(where)
+    if not path.exists() and any(character in where for character in "{*?["):
+        return Sources(shards(expanded(where)))
+    known = f"a folder of images, .tar shards or a bundled set ({', '.join(BUNDLED)})"
+    if not where or not path.exists():
+        raise FileNotFoundError(f"there is no {where!r}; {known} is needed")
+    if path.is_file():
+        if path.suffix.lower() != ".tar":
+            raise NotADirectoryError(f"{path} is a file; {known} is needed")
+        return Sources(shards([path]))
+    if (path / "train").is_dir() and (path / "val").is_dir():
+        training = _in_folder(path / "train", classes)
+        return Sources(training, _in_folder(path / "val", training.classes))
+    return Sources(_in_folder(path, classes))
+
+
+def _in_folder(folder: Path, classes: Sequence[str] | None) -> Source:
+    tars = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".tar" and path.is_file())
+    return shards(tars) if tars else image_files(folder, classes)

@@ -1,4 +1,7 @@
-"""The decoder of CrossMAE: masked patches ask, visible patches answer, nobody else speaks."""
+"""The decoders of CrossMAE (arXiv 2401.14391) and of MAE (arXiv 2111.06377), the baseline.
+
+In CrossMAE masked patches attend to visible ones and to nothing else; in MAE all patches attend to all.
+"""
 
 from collections.abc import Iterator
 
@@ -6,16 +9,17 @@ import torch
 from torch import Tensor, nn
 
 import crossmae_kernels as ck
-from crossmae.blocks import (
+from crossmae.masking import Masking
+from crossmae.model.blocks import (
     CrossAttentionBlock,
+    SelfAttentionBlock,
     initialize,
     learned_token,
-    residual_stream,
     run_block,
+    to_residual,
 )
-from crossmae.config import Config
-from crossmae.masking import Masking
-from crossmae.positions import sincos_positions
+from crossmae.model.config import Config
+from crossmae.model.positions import sincos_positions
 
 
 class FeatureMixing(nn.Module):
@@ -36,7 +40,7 @@ class FeatureMixing(nn.Module):
         return ck.project_feature_maps(maps, self.weight, scale, shift, weights, biases, self.eps)
 
 
-class CrossDecoder(nn.Module):
+class CrossMAEDecoder(nn.Module):
     """Cross-attention blocks from mask queries to encoder features, then a linear head to pixels.
 
     The queries of the first block are ``mask_token + position``: one table for all images, normed and projected
@@ -64,13 +68,13 @@ class CrossDecoder(nn.Module):
 
     def forward(self, maps: list[Tensor], masking: Masking) -> Tensor:
         """Feature maps, each ``(B, V + 1, E)`` -> predicted patches ``(B, Q, P)``."""
-        for x in self.streams(maps, masking):
+        for x in self.residuals(maps, masking):
             last = x
         return self.pixels(last, masking)
 
-    def streams(self, maps: list[Tensor], masking: Masking) -> Iterator[Tensor]:
-        """The residual stream ``(B, Q, D)`` as each block in turn leaves it."""
-        x = residual_stream((self.mask_token + self.positions[:, 1:])[0], self.config)
+    def residuals(self, maps: list[Tensor], masking: Masking) -> Iterator[Tensor]:
+        """The residual ``(B, Q, D)`` as each block in turn leaves it."""
+        x = to_residual((self.mask_token + self.positions[:, 1:])[0], self.config)
         ids: Tensor | None = masking.predicted_ids
         for block, keys_and_values in zip(self.blocks, self.keys_and_values(maps), strict=True):
             x = run_block(block, self.config.gradient_checkpointing, x, keys_and_values, ids)
@@ -78,7 +82,7 @@ class CrossDecoder(nn.Module):
             yield x
 
     def pixels(self, x: Tensor, masking: Masking) -> Tensor:
-        """The residual stream ``(B, Q, D)`` behind any block, of queries ``masking`` names -> patches ``(B, Q, P)``."""
+        """The residual ``(B, Q, D)`` behind any block, of queries ``masking`` names -> patches ``(B, Q, P)``."""
         return ck.norm_linear(x, self.head.weight, self.head.bias, self.norm.weight, self.norm.bias, self.norm.eps)
 
     def keys_and_values(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
@@ -90,3 +94,54 @@ class CrossDecoder(nn.Module):
 
     def _blocks(self) -> list[CrossAttentionBlock]:
         return [block for block in self.blocks if isinstance(block, CrossAttentionBlock)]
+
+
+class MAEDecoder(nn.Module):
+    """Self-attention blocks over visible tokens and mask tokens, then a linear head to pixels.
+
+    Like the original it decodes every token, the visible ones too, whatever is asked for.
+    """
+
+    positions: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width = config.decoder_width
+        self.config = config
+        self.embed = nn.Linear(config.encoder_width, width)
+        self.mask_token = learned_token(width)
+        self.register_buffer("positions", sincos_positions(width, config.grid))
+        self.blocks = nn.ModuleList(
+            SelfAttentionBlock(config, width, config.decoder_heads) for _ in range(config.decoder_depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.head = nn.Linear(width, config.patch_values)
+        self.apply(initialize)
+
+    def forward(self, maps: list[Tensor], masking: Masking) -> Tensor:
+        """The encoder's output, one map ``(B, V + 1, E)`` -> predicted patches ``(B, Q, P)``."""
+        for x in self.residuals(maps, masking):
+            last = x
+        return self.pixels(last, masking)
+
+    def residuals(self, maps: list[Tensor], masking: Masking) -> Iterator[Tensor]:
+        """The residual ``(B, L + 1, D)`` as each block in turn leaves it."""
+        visible = self.embed(maps[-1])
+        tokens = self.mask_token.to(visible.dtype).expand(visible.shape[0], self.positions.shape[1] - 1, -1)
+        tokens = tokens.scatter(1, _rows(masking.visible_ids, visible), visible[:, 1:])
+        x = torch.cat([visible[:, :1], tokens], dim=1) + self.positions
+        x = to_residual(x, self.config)
+        for block in self.blocks:
+            x = run_block(block, self.config.gradient_checkpointing, x)
+            yield x
+
+    def pixels(self, x: Tensor, masking: Masking) -> Tensor:
+        """The residual ``(B, L + 1, D)`` behind any block -> the patches to predict ``(B, Q, P)``."""
+        norm, head = self.norm, self.head
+        patches = ck.norm_linear(x, head.weight, head.bias, norm.weight, norm.bias, norm.eps)[:, 1:]
+        return patches.gather(1, _rows(masking.predicted_ids, patches))
+
+
+def _rows(ids: Tensor, like: Tensor) -> Tensor:
+    """Ids ``(B, T)`` -> an index ``(B, T, D)`` of whole rows."""
+    return ids[:, :, None].expand(-1, -1, like.shape[-1])

@@ -26,8 +26,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from crossmae.checkpoint.saving import CONFIG_KEY, save_state
-from crossmae.config import Config
 from crossmae.files import replacing, to_disk
+from crossmae.model.config import Config
 from crossmae.training.step import Stepper
 from crossmae_kernels.command import reason
 

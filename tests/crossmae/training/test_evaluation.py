@@ -6,9 +6,9 @@ import torch
 from pictures import encoded, npy, random_pixels
 
 from crossmae.training.data.config import DataConfig
-from crossmae.training.data.evaluation import evaluation_loader, labelled
-from crossmae.training.data.opening import open_images
+from crossmae.training.data.factory import open_images
 from crossmae.training.data.statistics import survey
+from crossmae.training.evaluation import evaluation_loader, labelled
 
 
 def write(folder, count, classes="abc", **shape):

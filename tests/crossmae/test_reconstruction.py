@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import crossmae
+import crossmae_kernels as ck
 from crossmae.masking import random_masking
 from crossmae.model import MaskedAutoencoder, Output
 from crossmae.model.config import Config
@@ -20,7 +20,7 @@ def setup(normalize, channels=3):
 
 
 def patches_of(images, ids):
-    return crossmae_kernels.gather_patches(images, ids, 4)
+    return ck.gather_patches(images, ids, 4)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

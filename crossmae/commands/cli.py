@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from crossmae.masking import MaskShape
 from crossmae.training.recipe import Recipe, RunOptions
 from crossmae_kernels.command import reason, run_command
 from crossmae_kernels.extras import MissingPackageError, require
@@ -88,6 +89,7 @@ def check(json: bool = False, interpret: bool = False) -> int:
 def reconstruct(
     images: list[str],
     checkpoint: str,
+    masking: MaskShape = "random",
     mask_ratio: float = 0.75,
     seed: int = 0,
     out: str = "reconstruction.png",
@@ -100,12 +102,13 @@ def reconstruct(
     """Draw images, what the encoder sees of them, and the model's reconstruction.
 
     One row per image, of any size: each is scaled to cover the model's image size and cropped at its centre. Hides
-    random patches, another choice for every image and seed, and decodes all of them. Prints the loss on them, and
+    patches, another choice for every image and seed, and decodes all of them. Prints the loss on them, and
     where brightness and contrast come from if the model was trained on normalised pixels.
 
     Args:
         checkpoint: a checkpoint that crossmae.load takes: of this package, of CrossMAE's or MAE's release, or a folder
             of a run or of Hugging Face's ViTMAE.
+        masking: which patches to hide: random ones, all but one of each cell of a grid, or a block.
         mask_ratio: share of patches to hide.
         seed: of the masks.
         out: where to write the picture.
@@ -118,7 +121,8 @@ def reconstruct(
     require("train", "torchvision", "PIL", "tifffile", *(["matplotlib"] if mixing is not None else []))
     from crossmae.commands.reconstruct import run
 
-    run(images, checkpoint, mask_ratio, seed, out, statistics, mixing, blocks, norm_pix_loss, load_options or {})
+    options = load_options or {}
+    run(images, checkpoint, masking, mask_ratio, seed, out, statistics, mixing, blocks, norm_pix_loss, options)
 
 
 _COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
@@ -138,9 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int | None:
-    from crossmae.commands.options import arguments_of, parser_of
+    from crossmae.commands.options import arguments_of, parser_of, with_underscores
 
     parser = parser_of(_COMMANDS)
-    chosen = parser.parse_args(words)
+    chosen = parser.parse_args(list(map(with_underscores, words)))
     function = _COMMANDS[chosen.subcommand][0]
     return function(**arguments_of(function, parser.instantiate(chosen)[chosen.subcommand]))

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from crossmae.figures import draw_mixing_weights, draw_reconstructions
-from crossmae.masking import random_masking
+from crossmae.masking import draw_masking, noise_length
 from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config
 from crossmae.reconstruction import reconstruction_columns
@@ -99,8 +99,9 @@ class Evaluation:
         parameter = next(model.parameters())
         images = model.normalized(raw.to(parameter.device)).to(parameter.dtype)
         mask_ratio, _ = self._plan.ratios(step - 1)
-        noise = torch.rand(count, config.patches, generator=torch.Generator().manual_seed(0))
-        masking = random_masking(count, config.patches, mask_ratio, mask_ratio, noise=noise, device=parameter.device)
+        shape = self._plan.recipe.masking
+        noise = torch.rand(count, noise_length(shape, config.patches), generator=torch.Generator().manual_seed(0))
+        masking = draw_masking(shape, config.grid, mask_ratio, mask_ratio, noise.to(parameter.device))
         training = model.training
         columns = reconstruction_columns(model.eval(), images, model(images, masking=masking), blocks=True)
         model.train(training)

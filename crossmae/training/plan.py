@@ -8,7 +8,7 @@ from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from crossmae.flops import decoder_macs
-from crossmae.masking import mask_counts
+from crossmae.masking import grid_stride, mask_counts
 from crossmae.measure import bytes_saved_for_backward
 from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config
@@ -81,6 +81,8 @@ def make_plan(recipe: Recipe, images: int, devices: int, found: str = "") -> Pla
         raise ValueError(f"batch_size must be at most the number of images {images}, got {recipe.batch_size}")
     for share in (0.0, 1.0):
         mask_counts(config.patches, *ratios(recipe, config, share))
+    if recipe.masking == "grid":
+        grid_stride(config.grid, ratios(recipe, config, 0.0)[0])
     if recipe.batch_size % devices:
         raise ValueError(f"batch_size must be a multiple of the number of devices {devices}, got {recipe.batch_size}")
     accumulation = _accumulation(recipe.batch_size // devices, recipe.micro_batch)
@@ -123,6 +125,7 @@ def describe(plan: Plan) -> str:
         ("images", f"{plan.images:,} of {config.image_size[0]} x {config.image_size[1]}, {config.channels} channels"),
         *([("pixels", plan.found)] if plan.found else []),
         ("patches", f"{config.patches} of {config.patch_size} px: {visible} seen, {predicted} predicted"),
+        ("masks", recipe.masking),
         ("ratios", f"mask {mask_ratio:g}, prediction {prediction_ratio:g}{changing}"),
         (
             "batch",

@@ -4,8 +4,9 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from crossmae.masking import MaskShape
 from crossmae.model.config import Config, named_config
 from crossmae.training.data.config import DataConfig
 
@@ -28,6 +29,8 @@ class Recipe:
         image_size: side of square images in pixels, or height and width; the model's own unless given.
         model_options: any other field of ``crossmae.Config``, such as ``decoder_depth``.
         data: the images.
+        masking: shape of the masks (MAE, table 1f): ``random`` hides random patches, ``grid`` all but one of every
+            square of 2 x 2 (mask ratio .75 of an even grid) or more, ``block`` those of one rectangle.
         mask_ratio: share of patches hidden from the encoder.
         prediction_ratio: share of all patches to predict; ``mask_ratio`` for MAE, else 0.25 unless given.
         epochs: passes over the images.
@@ -50,6 +53,7 @@ class Recipe:
     image_size: int | tuple[int, int] | None = None
     model_options: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
+    masking: MaskShape = "random"
     mask_ratio: Ratio = 0.75
     prediction_ratio: Ratio | None = None
     epochs: float = 800
@@ -93,6 +97,11 @@ class Recipe:
             ratio = getattr(self, name)
             if ratio is not None and not all(0 < between(ratio, end) < 1 for end in (0, 1)):
                 wrong.append(f"{name} must lie in (0, 1), got {ratio}")
+        for name, kind in (("masking", MaskShape), ("precision", Precision), ("execution", Execution)):
+            if getattr(self, name) not in get_args(kind):
+                wrong.append(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        if self.masking == "grid" and between(self.mask_ratio, 0) != between(self.mask_ratio, 1):
+            wrong.append(f"mask_ratio must stay the same with masking grid, got {self.mask_ratio}")
         if wrong:
             raise ValueError("recipe: " + "; ".join(wrong))
 
@@ -123,7 +132,8 @@ def changes(recipe: Recipe, written: Path) -> tuple[list[str], list[str]]:
     if not written.is_file():
         return [], []
     try:
-        theirs = _by_name(json.loads(written.read_text("utf-8")))
+        # Before there was a choice all masks were random.
+        theirs = {"masking": "random", **_by_name(json.loads(written.read_text("utf-8")))}
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{written} is no recipe: {error}") from error
     ours = _by_name(json.loads(recipe.to_json()))

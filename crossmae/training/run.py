@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 
 from crossmae.files import make_folder, replacing
+from crossmae.masking import noise_length
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.data.batches import Batch, loader
 from crossmae.training.data.dataset import ImageDataset
@@ -71,7 +72,8 @@ def prepare(recipe: Recipe, options: RunOptions) -> "Run | None":
 def open_dataset(recipe: Recipe, strict: bool = False) -> tuple[Recipe, ImageDataset]:
     """A recipe's images, and the recipe with what was found in them where it says nothing."""
     config = recipe.config()
-    images = open_images(recipe.data, config.channels, config.image_size, config.patches, recipe.seed, strict)
+    noise = noise_length(recipe.masking, config.patches)
+    images = open_images(recipe.data, config.channels, config.image_size, noise, recipe.seed, strict)
     return replace(recipe, data=images.data), images
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
-from crossmae.masking import Masking, random_masking
+from crossmae.masking import Masking, draw_masking
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.data.batches import Batch
 from crossmae.training.devices import over_devices
@@ -78,8 +78,7 @@ class Stepper:
             if plan.recipe.execution == "graphs":
                 torch.compiler.cudagraph_mark_step_begin()
             with fabric.no_backward_sync(self.loss, enabled=left > 0):
-                images, patches = batch.noise.shape
-                mask = random_masking(images, patches, *ratios, noise=batch.noise)
+                mask = draw_masking(plan.recipe.masking, plan.config.grid, *ratios, batch.noise)
                 loss = self.loss(batch.images, mask.visible_ids, mask.predicted_ids)
                 fabric.backward(loss / plan.accumulation)
             if plan.recipe.execution == "graphs" and left and not losses:

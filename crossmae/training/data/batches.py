@@ -17,7 +17,7 @@ from crossmae.training.data.dataset import Sample
 
 @dataclass(frozen=True)
 class Batch:
-    """Images ``(B, C, H, W)``, noise ``(B, L)``, labels ``(B,)``, and what was unreadable; see ``Sample``."""
+    """Images ``(B, C, H, W)``, noise ``(B, N)``, labels ``(B,)``, and what was unreadable; see ``Sample``."""
 
     images: Tensor
     noise: Tensor

@@ -26,7 +26,8 @@ class Sample:
 
     Attributes:
         image: ``(C, H, W)``, uint8 or float32, not normalised.
-        noise: ``(L,)``, float32 in [0, 1): the patches' order for the mask; empty where nothing is masked.
+        noise: ``(N,)``, float32 in [0, 1): what its mask is made of (``masking.noise_length``); empty where nothing is
+            masked.
         label: class, -1 if unknown.
         unreadable: names and reasons of images in whose place this one came.
     """
@@ -93,12 +94,13 @@ class ImageDataset(Dataset[Sample]):
     Crop, flip and mask noise are functions of seed, epoch and index alone, so they are the same for any number of
     workers and processes and after any resumption.
 
-    ``data`` are the settings with all that was found in the images, which ``found`` tells in words.
+    ``mask_noise`` is how many random numbers the mask of an image takes. ``data`` are the settings with all that was
+    found in the images, which ``found`` tells in words.
     """
 
     images: Images
     augmentation: Augmentation
-    patches: int
+    mask_noise: int
     seed: int = 0
     evaluation: Images | None = None
     data: DataConfig = field(default_factory=DataConfig)
@@ -110,7 +112,7 @@ class ImageDataset(Dataset[Sample]):
     def __getitem__(self, place: tuple[int, int]) -> Sample:
         epoch, index = place
         rng = randomness.of_sample(self.seed, epoch, index)
-        noise = torch.from_numpy(rng.random(self.patches, dtype="float32"))
+        noise = torch.from_numpy(rng.random(self.mask_noise, dtype="float32"))
         image, label, unreadable = self.images.read(index, self.augmentation.at_least)
         with randomness.torch_seeded(int(rng.integers(2**63))):
             image = self.augmentation(image)

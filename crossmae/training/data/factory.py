@@ -20,7 +20,7 @@ def open_images(
     config: DataConfig,
     channels: int,
     image_size: tuple[int, int],
-    patches: int,
+    mask_noise: int,
     seed: int = 0,
     strict: bool = False,
 ) -> ImageDataset:
@@ -28,7 +28,8 @@ def open_images(
 
     Args:
         config: where they are and what is done to them.
-        channels, image_size, patches: the model's number of channels, (H, W) and number of patches.
+        channels, image_size: the model's number of channels and (H, W).
+        mask_noise: random numbers that the mask of an image takes, see ``masking.noise_length``.
         seed: of crops, flips and masks.
         strict: refuse images that cannot be read, instead of taking the next one.
 
@@ -58,7 +59,7 @@ def open_images(
     return ImageDataset(
         images=images,
         augmentation=Augmentation(image_size, config.crop_scale, config.flip),
-        patches=patches,
+        mask_noise=mask_noise,
         seed=seed,
         evaluation=held_out,
         data=config,

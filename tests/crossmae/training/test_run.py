@@ -16,8 +16,8 @@ from processes import start
 
 import crossmae
 from crossmae.model import MaskedAutoencoder
-from crossmae.training import checkpoints
 from crossmae.training import run as run_module
+from crossmae.training import run_state
 from crossmae.training.data.batches import Batch
 from crossmae.training.data.config import DataConfig
 from crossmae.training.devices import make_fabric
@@ -167,7 +167,7 @@ def test_a_full_disk_is_reported_and_costs_one_checkpoint(uninterrupted, tmp_pat
         return written
 
     monkeypatch.setattr(torch, "save", full(torch.save))
-    monkeypatch.setattr(checkpoints, "save_state", full(checkpoints.save_state))
+    monkeypatch.setattr(run_state, "save_state", full(run_state.save_state))
     with pytest.warns(UserWarning, match=r"no checkpoint of step 4: .*No space left on device"):
         pretrain(small(), into(tmp_path, keep_last=20))
     assert steps_kept(tmp_path) == [0, 2, 6, 8, 10, 12]

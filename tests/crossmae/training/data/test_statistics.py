@@ -27,7 +27,7 @@ def write(folder, arrays, form=npy, extension="npy"):
 
 def opened(folder, channels=BANDS, size=(16, 16), strict=False, **options):
     options = {"crop_scale": None, "flip": False, **options}
-    return open_images(DataConfig(str(folder), **options), channels, size, patches=16, strict=strict)
+    return open_images(DataConfig(str(folder), **options), channels, size, mask_noise=16, strict=strict)
 
 
 def everything(dataset):

@@ -36,7 +36,7 @@ SOURCES = {"folder": folder_of, "shards": shards_of, "bundled": lambda place: "d
 
 
 def opened(where):
-    return open_images(DataConfig(str(where)), 3, (32, 48), patches=24)
+    return open_images(DataConfig(str(where)), 3, (32, 48), mask_noise=24)
 
 
 def contents(batch):

@@ -176,10 +176,10 @@ def grid_masking(
     if stride < 2:
         raise ValueError(f"stride must be at least 2, or nothing is masked, got {stride}")
     rows, columns = grid
-    corner = torch.zeros(rows, columns)
+    noise = _noise(noise, batch, rows * columns, "rows * columns", generator, device)
+    corner = noise.new_zeros(rows, columns)
     corner[::stride, ::stride] = 1
-    priority = _noise(noise, batch, rows * columns, "rows * columns", generator, device)
-    return _structured(priority - 2 * corner.flatten().to(priority.device), _cells(grid, stride), prediction_ratio)
+    return _structured(noise - 2 * corner.flatten(), _cells(grid, stride), prediction_ratio)
 
 
 def grid_stride(grid: tuple[int, int], mask_ratio: float) -> int:
@@ -190,12 +190,14 @@ def grid_stride(grid: tuple[int, int], mask_ratio: float) -> int:
     """
     patches = grid[0] * grid[1]
     visible, _ = mask_counts(patches, mask_ratio, mask_ratio)
-    strides = {_cells(grid, stride): stride for stride in range(max(grid), 1, -1)}
+    strides: dict[int, int] = {}
+    for stride in range(2, max(grid) + 1):
+        strides.setdefault(_cells(grid, stride), stride)
     if visible not in strides:
         ratios = [f"{1 - cells / patches:.4g} (stride {stride})" for cells, stride in strides.items()]
         raise ValueError(
             f"a grid mask of {grid[0]} x {grid[1]} patches shows one patch of every stride x stride, which hides "
-            f"{', '.join(ratios[:-5:-1])}; got mask_ratio {mask_ratio}"
+            f"{', '.join(ratios[:4])}; got mask_ratio {mask_ratio}"
         )
     return strides[visible]
 
@@ -223,8 +225,6 @@ def block_masking(
     """
     rows, columns = grid
     visible, _ = mask_counts(rows * columns, mask_ratio, mask_ratio)
-    if noise is None:
-        noise = torch.cat([uniform((batch, n), generator, device) for n in (_BLOCK_DRAWS, rows * columns)], dim=1)
     noise = _noise(noise, batch, _BLOCK_DRAWS + rows * columns, "3 + rows * columns", generator, device)
     draw, noise = noise[:, :_BLOCK_DRAWS, None], noise[:, _BLOCK_DRAWS:]
     row = torch.arange(rows, device=draw.device).repeat_interleave(columns)
@@ -233,7 +233,7 @@ def block_masking(
     distance = torch.maximum(
         (row + 0.5 - draw[:, 0] * rows).abs() * stretch, (column + 0.5 - draw[:, 1] * columns).abs() / stretch
     )
-    # Whole lines are equally far: stable, so that a mask is a function of its noise.
+    # Patches of a line are equally far: sorted stably, so that a mask is a function of its noise.
     masked = distance.argsort(dim=1, stable=True)[:, : rows * columns - visible]
     return _structured(
         torch.full_like(noise, -1).scatter(1, masked, noise.gather(1, masked)), visible, prediction_ratio
@@ -288,7 +288,7 @@ def _structured(priority: Tensor, visible: int, prediction_ratio: float | None) 
             f"prediction_ratio {prediction_ratio} asks for {predicted} of {patches} patches; "
             f"this mask has {masked} to predict, and at least one is needed"
         )
-    return _by_order(priority.argsort(dim=1), visible, predicted)
+    return _by_order(priority.argsort(dim=1, stable=True), visible, predicted)
 
 
 def _by_order(order: Tensor, visible: int, predicted: int) -> Masking:

@@ -18,6 +18,7 @@ from crossmae.training.step import Stepper
 OTHER = {
     "seed 0, here 1": {"seed": 1},
     "mask_ratio 0.75, here 0.5": {"mask_ratio": 0.5},
+    'masking "random", here "block"': {"masking": "block"},
     "batch_size 16, here 8": {"batch_size": 8},
     "learning_rate 0.001, here 0.002": {"learning_rate": 2e-3},
     'precision "float32", here "bfloat16"': {"precision": "bfloat16"},
@@ -75,6 +76,9 @@ def test_a_recipe_that_was_written_is_read_as_far_as_it_tells(tmp_path):
     del settings["batch_size"]
     written.write_text(json.dumps(settings))
     assert changes(small(), written) == (["seed 4, here 0"], ["steps 3, here 12"])
+    del settings["masking"]  # of a time when all masks were random
+    written.write_text(json.dumps(settings))
+    assert changes(small(seed=4, masking="grid"), written)[0] == ['masking "random", here "grid"']
     written.write_text("[")
     with pytest.raises(ValueError, match=r"recipe.json is no recipe"):
         changes(small(), written)

@@ -29,7 +29,7 @@ class Recipe:
         image_size: side of square images in pixels, or height and width; the model's own unless given.
         model_options: any other field of ``crossmae.Config``, such as ``decoder_depth``.
         data: the images.
-        masking: shape of the masks (MAE, table 1f): ``random`` hides random patches, ``grid`` all but the first of every
+        masking: shape of the masks (MAE, table 1f): ``random`` hides random patches, ``grid`` all but the first of each
             square of 2 x 2 patches (a mask ratio of .75) or larger, ``block`` one rectangle of random place.
         mask_ratio: share of patches hidden from the encoder.
         prediction_ratio: share of all patches to predict; ``mask_ratio`` for MAE, else 0.25 unless given.

@@ -1,4 +1,4 @@
-"""What a run's features are worth while it trains, and pictures of what its model sees."""
+"""Evaluation while a run trains: probes of its features, and pictures of its reconstructions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class EvaluationSets:
-    """Images to fit a classifier on, and others to ask it about."""
+    """Images to fit a classifier on, and others to test it on."""
 
     training: "Subset[Sample]"
     test: "Subset[Sample]"
@@ -33,8 +33,8 @@ class EvaluationSets:
 def labelled(dataset: ImageDataset, limit: int) -> EvaluationSets | None:
     """At most ``limit`` images for each part, evenly spread over the labelled ones; None if there are none.
 
-    Where no labelled images are held out, both parts come from the training images: pretraining has seen the test part
-    then, though not its labels.
+    If no labelled images are held out, both parts come from the training images; pretraining has then seen the test
+    part, though not its labels.
     """
     training, held_out = dataset.images, dataset.evaluation
     if not training.source.labelled:
@@ -50,7 +50,7 @@ def labelled(dataset: ImageDataset, limit: int) -> EvaluationSets | None:
 def evaluation_loader(
     subset: "Subset[Sample]", batch_size: int, workers: int, device: torch.device | str = "cpu"
 ) -> "DataLoader[Batch]":
-    """All images of a part in order, in batches; the last may be smaller."""
+    """All images of a part in order, in batches, of which the last may be smaller."""
     return loader(subset, BatchSampler(range(len(subset)), batch_size, drop_last=False), workers, device)
 
 
@@ -59,9 +59,9 @@ def _labelled(images: Images, limit: int) -> "Subset[Sample]":
 
 
 class Evaluation:
-    """The images that a run is evaluated on: labelled ones for probes, and a few for pictures, always the same.
+    """The images that a run is evaluated on, always the same: labelled ones for probes, and a few for pictures.
 
-    ``unreadable`` are names and reasons of those in whose place others were taken so far.
+    ``unreadable`` are names and reasons of images that were replaced by others so far.
     """
 
     def __init__(self, images: ImageDataset, plan: Plan, probe_images: int) -> None:
@@ -72,11 +72,11 @@ class Evaluation:
 
     @property
     def has_labels(self) -> bool:
-        """Whether there is anything to probe with."""
+        """Whether there are labels to probe with."""
         return self._sets is not None
 
     def probe(self, model: MaskedAutoencoder) -> dict[str, float]:
-        """Accuracy of kNN and of a linear probe on the encoder's frozen features."""
+        """Accuracies of kNN and of a linear probe on the encoder's frozen features."""
         assert self._sets is not None
         return accuracies(self._features(model, self._sets.training), self._features(model, self._sets.test))
 
@@ -117,7 +117,7 @@ class Evaluation:
 def baseline_accuracies(
     images: ImageDataset, config: Config, seed: int, probe_images: int = 5000
 ) -> dict[str, dict[str, float]]:
-    """Accuracies of raw pixels and of an encoder as it is initialised, to compare a run of that seed with.
+    """Accuracies of raw pixels and of an untrained encoder, to compare a run of that seed with.
 
     Raises ValueError if the images have no labels.
     """

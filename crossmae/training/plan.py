@@ -1,4 +1,4 @@
-"""A recipe worked out for given data and devices: counts, learning rates, ratios, and what it will cost."""
+"""A recipe worked out for given images and devices: counts, learning rates, ratios, and what the run will cost."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Plan:
-    """All numbers of a run; steps count from 0, and a step is one of the optimizer. ``found`` is what images hold."""
+    """All numbers of a run. Steps are the optimizer's and count from 0; ``found`` describes the images in words."""
 
     recipe: Recipe
     config: Config
@@ -34,15 +34,15 @@ class Plan:
 
     @property
     def warmup_steps(self) -> int:
-        """Steps over which the learning rate rises."""
+        """Steps of warm-up."""
         return round(self.recipe.warmup * self.steps)
 
     def learning_rate(self, step: int) -> float:
-        """Of one step."""
+        """The learning rate of a step."""
         return self.peak_learning_rate * cosine_with_warmup(step, self.steps, self.warmup_steps)
 
     def ratios(self, step: int) -> tuple[float, float]:
-        """Mask ratio and prediction ratio of one step."""
+        """Mask ratio and prediction ratio of a step."""
         return ratios(self.recipe, self.config, step // self.steps_per_epoch / self._last_epoch)
 
     @property
@@ -50,7 +50,7 @@ class Plan:
         return max(1, math.ceil(self.steps / self.steps_per_epoch) - 1)
 
     def interval(self, epochs: float) -> int:
-        """A number of epochs in steps, at least one."""
+        """Epochs as a number of steps, at least one."""
         return max(1, round(epochs * self.steps_per_epoch))
 
 
@@ -71,7 +71,7 @@ def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:
 
 
 def make_plan(recipe: Recipe, images: int, devices: int, found: str = "") -> Plan:
-    """Work a recipe out for a number of images, in which was found what a text says, and of devices.
+    """Work a recipe out for a number of images, which ``found`` describes, and of devices.
 
     Raises:
         ValueError: if batch, devices, ratios and images do not fit each other.
@@ -104,12 +104,12 @@ def make_plan(recipe: Recipe, images: int, devices: int, found: str = "") -> Pla
 
 
 def _accumulation(images: int, most: int | None) -> int:
-    """Micro-batches that a device's images of a step are cut into: the fewest equal ones of at most ``most``."""
+    """Micro-batches of a device's images of a step: the fewest equal ones of at most ``most`` images."""
     return next(parts for parts in range(1, images + 1) if images % parts == 0 and images // parts <= (most or images))
 
 
 def describe(plan: Plan) -> str:
-    """The plan for a person to read, predicted memory and decode compute included."""
+    """The plan as text, with predicted memory and decode compute."""
     recipe, config = plan.recipe, plan.config
     mask_ratio, prediction_ratio = plan.ratios(0)
     visible, predicted = mask_counts(config.patches, mask_ratio, prediction_ratio)

@@ -34,7 +34,7 @@ class Masking:
     patches: int | None = None
 
     def checked(self, patches: int) -> "Masking":
-        """The same mask for images of ``patches`` patches, or ValueError / TypeError if it is none.
+        """The same mask, checked for images of ``patches`` patches; ValueError or TypeError if it is not valid.
 
         Reads the ids, so on an accelerator it waits for them: check a mask of your own once, not every step. In
         compiled code, which cannot read them, a check on the device takes its place: RuntimeError if it is no mask.
@@ -243,7 +243,7 @@ def block_masking(
 def draw_masking(
     shape: MaskShape, grid: tuple[int, int], mask_ratio: float, prediction_ratio: float, noise: Tensor
 ) -> Masking:
-    """A mask of a shape as a function of noise ``(B, N)``, of which each image takes ``noise_length`` values.
+    """Masks of a shape, as a function of noise ``(B, N)`` in which every image has its own ``noise_length`` values.
 
     Raises ValueError, as ``mask_counts`` and, for grids, ``grid_stride`` do.
     """
@@ -258,7 +258,7 @@ def draw_masking(
 
 
 def noise_length(shape: MaskShape, patches: int) -> int:
-    """How many random numbers in [0, 1) the mask of an image is made of."""
+    """How many random numbers in [0, 1) determine the mask of an image."""
     return patches + _BLOCK_DRAWS if shape == "block" else patches
 
 

@@ -1,4 +1,4 @@
-"""From predicted patches back to pictures, honest about where brightness and contrast come from."""
+"""From predicted patches back to pictures, with brightness and contrast from a stated source."""
 
 import warnings
 from typing import Literal
@@ -122,7 +122,7 @@ def visible_part(images: Tensor, masking: Masking, config: Config) -> Tensor:
 
 
 def denormalized(images: Tensor, config: Config) -> Tensor:
-    """Normalised images ``(..., C, H, W)`` as shares of full scale; as they are without pixel statistics."""
+    """Normalised images ``(..., C, H, W)`` as shares of full scale; unchanged without pixel statistics."""
     if config.pixel_mean is None or config.pixel_std is None:
         return images
     mean, std = (images.new_tensor(values)[:, None, None] for values in (config.pixel_mean, config.pixel_std))

@@ -18,7 +18,7 @@ def flops(figure: str | None = None) -> None:
     FLOPs per multiply-accumulate, attention itself left out). Draws the first as a picture.
 
     Args:
-        figure: where to write the picture: flops.png, if it can be drawn, unless given.
+        figure: where to write the picture; by default flops.png, if it can be drawn.
     """
     from tabulate import tabulate
 
@@ -46,7 +46,7 @@ def demo(out: str = "demo", steps: int = 600) -> None:
     and results.md. A few minutes on two CPU cores.
 
     Args:
-        out: folder for pictures and table; made if it is missing.
+        out: folder for pictures and table; created if missing.
         steps: training steps of each model.
     """
     require("train")
@@ -59,9 +59,9 @@ def pretrain(recipe: Recipe, options: RunOptions) -> int:
     """Pretrain an encoder on images.
 
     Takes a folder of images (nested or flat; train/ and val/ as ImageNet has them), WebDataset shards or a bundled set,
-    and writes the model, checkpoints to go on from, curves and pictures into a folder. On all accelerators of this
-    machine or, started by torchrun, of many. Ctrl-C and SIGTERM stop it with its state saved; exit
-    code 130 or 143.
+    and writes the model, checkpoints to resume from, curves and pictures into a folder. Uses all accelerators of this
+    machine or, started by torchrun, of many. On Ctrl-C and SIGTERM it saves its state and stops with
+    exit code 130 or 143.
     """
     require("train")
     from crossmae.training.run import prepare
@@ -79,7 +79,7 @@ def check(json: bool = False, interpret: bool = False) -> int:
 
     Runs each op forward and backward in every dtype and prints its error beside its error budget; cross-attention
     also beside scaled_dot_product_attention with each backend forced, flash-attn and xformers. On a CPU the
-    references run, and with --interpret the Triton kernels. Exit code 1 if an implementation of ours is wrong.
+    references run, and with --interpret the Triton kernels. Exit code 1 if one of this package's results is wrong.
     """
     from crossmae_kernels.check import main as run
 
@@ -106,7 +106,7 @@ def reconstruct(
     where brightness and contrast come from if the model was trained on normalised pixels.
 
     Args:
-        checkpoint: a checkpoint that crossmae.load takes: of this package, of CrossMAE's or MAE's release, or a folder
+        checkpoint: a checkpoint that crossmae.load reads: of this package, of CrossMAE's or MAE's release, or a folder
             of a run or of Hugging Face's ViTMAE.
         masking: which patches to hide: random ones, all but one of each cell of a grid, or a block.
         mask_ratio: share of patches to hide.
@@ -114,8 +114,8 @@ def reconstruct(
         out: where to write the picture.
         statistics: brightness and contrast of normalised pixels: interpolated between the visible patches, or the
             hidden patches' true ones, which leaks them.
-        mixing: where to write the learned mixing weights as a heat map; not drawn unless given.
-        load_options: arguments of crossmae.load that the checkpoint does not tell, such as
+        mixing: where to write a heat map of the learned mixing weights; not drawn by default.
+        load_options: arguments of crossmae.load that the checkpoint does not contain, such as
             --load_options.num_heads 3 or --load_options.key model_ema.
     """
     require("train", "torchvision", "PIL", "tifffile", *(["matplotlib"] if mixing is not None else []))

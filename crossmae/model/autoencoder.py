@@ -18,7 +18,7 @@ from crossmae_kernels.runtime.autocast import autocasts
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward pass yields: the scalar loss, the predicted patches ``(B, Q, P)`` and the mask they belong to."""
+    """What a forward pass returns: the scalar loss, the predicted patches ``(B, Q, P)`` and the mask they belong to."""
 
     loss: Tensor
     prediction: Tensor
@@ -29,7 +29,7 @@ _pytree.register_dataclass(Output)
 
 
 class NoDecoder(nn.Module):
-    """In the place of the decoder of a model that is an encoder alone."""
+    """Stands in for the decoder in a model that is an encoder alone."""
 
     def forward(self, *_: object) -> Never:
         """Refuse, saying what to do instead."""
@@ -85,7 +85,7 @@ class MaskedAutoencoder(nn.Module):
             noise: ``(B, L)`` that orders the patches; drawn first thing unless given.
             generator: for the noise.
             rounding: see ``mask_counts``.
-            masking: a mask of your own instead of a random one; the arguments above are then not used.
+            masking: a mask of your own instead of a random one; the arguments above are then ignored.
         """
         if isinstance(self.decoder, NoDecoder):
             self.decoder()
@@ -143,7 +143,7 @@ class MaskedAutoencoder(nn.Module):
         return self.pixel_mean.float(), self.pixel_std.float()
 
     def _check(self, images: Tensor) -> None:
-        """Refuse what is no batch of images for this model."""
+        """Refuse anything but a batch of images for this model."""
         config = self.config
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor, got {type(images).__name__}")

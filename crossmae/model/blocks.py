@@ -143,7 +143,7 @@ def run_block(block: nn.Module, checkpointed: bool, *arguments: Tensor | None) -
 
 
 def to_residual(x: Tensor, config: Config) -> Tensor:
-    """``x`` in the dtype in which blocks are to hand on their sums."""
+    """``x`` in the dtype of the residual between blocks, see ``Config.residual``."""
     device = x.device.type
     if config.residual == "autocast" and autocasts(device):
         return x.to(torch.get_autocast_dtype(device))

@@ -78,7 +78,7 @@ class CrossMAEDecoder(nn.Module):
         ids: Tensor | None = masking.predicted_ids
         for block, keys_and_values in zip(self.blocks, self.keys_and_values(maps), strict=True):
             x = run_block(block, self.config.gradient_checkpointing, x, keys_and_values, ids)
-            ids = None  # from the second block on the rows are there
+            ids = None  # from the second block on the queries are rows of each image, not a table
             yield x
 
     def pixels(self, x: Tensor, masking: Masking) -> Tensor:
@@ -86,7 +86,7 @@ class CrossMAEDecoder(nn.Module):
         return ck.norm_linear(x, self.head.weight, self.head.bias, self.norm.weight, self.norm.bias, self.norm.eps)
 
     def keys_and_values(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
-        """Keys and values ``(B, V + 1, 2 D)`` of every block; they wait for no query."""
+        """Keys and values ``(B, V + 1, 2 D)`` of every block; they depend on no query."""
         projections = [block.cross_attn.kv for block in self._blocks()]
         if self.mixing is None:
             return tuple(projection(maps[-1]) for projection in projections)

@@ -1,4 +1,4 @@
-"""The encoder: a vision transformer that sees visible patches only and hands out its feature maps."""
+"""The encoder: a vision transformer that sees visible patches only and returns its feature maps."""
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from crossmae.model.positions import sincos_positions
 
 
 class PatchEmbedding(nn.Module):
-    """One linear layer from the pixels of a patch; only asked-for patches are embedded.
+    """One linear layer from the pixels of a patch; only the requested patches are embedded.
 
     The weight keeps the layout of a convolution ``(E, C, p, p)``, as ViT and MAE checkpoints have it.
     """

@@ -164,7 +164,7 @@ class RunOptions:
     """Where a run is written, on which devices it runs and what it reports; none of it changes the result.
 
     Args:
-        out: folder of the run; made if it is missing.
+        out: folder of the run; created if missing.
         resume: ``auto`` resumes from the newest good checkpoint of the folder, ``never`` refuses a folder that has any;
             or the folder of another run's checkpoint, to start from while this run has none of its own.
         strategy: ``ddp`` copies the model to every device, ``fsdp`` shards it (FSDP2).

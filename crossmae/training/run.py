@@ -212,7 +212,7 @@ class Run:
             self._monitor.losses(losses)
 
     def _score(self, probed: bool) -> float | None:
-        """What the best checkpoint is chosen by: kNN accuracy if there are labels, else the mean loss since the last."""
+        """What the best checkpoint is chosen by: kNN accuracy if there are labels, else the loss since the last one."""
         recent, self._recent = self._recent, []
         if self._evaluation.has_labels:
             return self._knn if probed else None

@@ -1,4 +1,4 @@
-"""What a run trains on, as recipes and the command line say it."""
+"""The images of a run, as recipes and the command line name them."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Images to train on, and the same images as they are for evaluation."""
+"""Images to train on, augmented and with noise for their masks, and plain images for evaluation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -63,7 +63,7 @@ class Images(Dataset[Sample]):
         return Sample(centred(image, self.image_size), torch.empty(0), label, unreadable)
 
     def read(self, index: int, at_least: tuple[int, int]) -> tuple[Tensor, int, tuple[str, ...]]:
-        """An image of its own size, its label, and what was unreadable from ``index`` on to it."""
+        """The first readable image from ``index`` on, in its own size, its label, and what was unreadable before it."""
 
         def at(place: int) -> tuple[Tensor, int]:
             options = (self.channels, self.dtype, at_least, self.numbers, self.nodata, self.fill)
@@ -73,7 +73,7 @@ class Images(Dataset[Sample]):
         return image, label, unreadable
 
     def first_readable(self, index: int, read: Callable[[int], T]) -> tuple[T, tuple[str, ...]]:
-        """What ``read`` makes of the first place from ``index`` on that it can read, and what was unreadable before."""
+        """``read`` at the first place from ``index`` on where it succeeds, and what was unreadable before."""
         unreadable: list[str] = []
         for step in range(min(MAX_UNREADABLE, len(self.source))):
             try:

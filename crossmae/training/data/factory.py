@@ -24,18 +24,18 @@ def open_images(
     seed: int = 0,
     strict: bool = False,
 ) -> ImageDataset:
-    """Find the images of a run, and look into some of them for the settings that are not given.
+    """Find the images of a run, and inspect some of them for the settings that are not given.
 
     Args:
-        config: where they are and what is done to them.
+        config: where images are and what is done to them.
         channels, image_size: the model's number of channels and (H, W).
         mask_noise: random numbers that the mask of an image takes, see ``masking.noise_length``.
         seed: of crops, flips and masks.
         strict: refuse images that cannot be read, instead of taking the next one.
 
     Raises:
-        FileNotFoundError, NotADirectoryError, PermissionError, ValueError: if there are none, they cannot be read, or
-            what they hold leaves open what is meant.
+        FileNotFoundError, NotADirectoryError, PermissionError, ValueError: if there are no images, they cannot be read,
+            or their numbers are ambiguous.
     """
     if config.mean is not None and len(config.mean) != channels:
         raise ValueError(f"mean and std must have one value for each of {channels} channels, got {config.mean}")
@@ -68,7 +68,7 @@ def open_images(
 
 
 def _completed(config: DataConfig, seen: Survey) -> DataConfig:
-    """Settings, with what was seen where they say nothing; raises ValueError where they contradict it."""
+    """Settings completed by what was found; raises ValueError if the two contradict each other."""
     mean, std = config.mean, config.std
     if mean is None or std is None:
         mean, std = seen.mean, seen.std
@@ -85,14 +85,14 @@ def _completed(config: DataConfig, seen: Survey) -> DataConfig:
 
 @dataclass(frozen=True)
 class Sources:
-    """Images to train on, and held-out ones to evaluate on where there are any."""
+    """Images to train on, and held-out ones to evaluate on, if any."""
 
     training: Source
     evaluation: Source | None = None
 
 
 def find_sources(where: str, evaluation: str | None = None) -> Sources:
-    """What there is under a name or path.
+    """The images that a name or path stands for.
 
     - the name of a bundled set, "digits" or "photographs", each with a part held out;
     - a folder with ``train`` and ``val`` in it, as of ImageNet;

@@ -14,7 +14,7 @@ from crossmae.training.data.values import Picture
 
 
 class Source(ABC):
-    """Images in a fixed order, each read on its own: any order of visits is as good as another.
+    """Images in a fixed order, each read on its own, in any order.
 
     Attributes:
         labelled: whether there are labels at all.
@@ -31,7 +31,7 @@ class Source(ABC):
     def read(
         self, index: int, channels: int, at_least: tuple[int, int] | None = None, nodata: float | None = None
     ) -> Picture:
-        """What is in an image's file, see ``decoding.read``; raises UnreadableImage."""
+        """The contents of an image file, see ``decoding.read``; raises UnreadableImage."""
 
     def load(
         self,

@@ -1,4 +1,4 @@
-"""What the pixels of a data set are: types of numbers, mean and deviation, no data."""
+"""Statistics of a data set's pixels: types of numbers, mean and standard deviation, missing data."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -35,13 +35,13 @@ class _Type:
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found in some images of a data set.
+    """Statistics of some images of a data set.
 
     Attributes:
         dtype, numbers: what they travel as and mean; see ``DataConfig``.
         mean, std: of each channel, where there is data. A channel that is the same everywhere has a deviation of 1, by
             which one may divide.
-        text: all that for a person to read.
+        text: all of it in words.
     """
 
     dtype: Literal["uint8", "float32"]
@@ -52,7 +52,7 @@ class Survey:
 
 
 def survey(images: Images, count: int = LOOKED_AT) -> Survey:
-    """Look at ``count`` evenly spread images.
+    """Statistics of ``count`` evenly spaced images.
 
     Raises:
         ValueError: if there are types of numbers among them that cannot be compared by themselves, a number that looks
@@ -72,7 +72,7 @@ def survey(images: Images, count: int = LOOKED_AT) -> Survey:
         (picture, image), passed = images.first_readable(place, read)
         unreadable.update(dict.fromkeys(passed))
         _add(types, picture)
-        if picture.missing is None:  # else as it is: resizing would mix what is there with what is not
+        if picture.missing is None:  # else in full size: resizing would mix data with missing data
             image = centred(image, images.image_size)
         pixels = image.double().flatten(1) / (255 if image.dtype == torch.uint8 else 1)
         known = pixels.isfinite()
@@ -114,7 +114,7 @@ def _add(types: dict[str, _Type], picture: Picture) -> None:
 
 
 def _refuse_sentinels(types: dict[str, _Type]) -> None:
-    """Refuse a number that may stand for no data."""
+    """Refuse a value that may stand for no data."""
     for kind in types.values():
         for index, channel in kind.channels.items():
             sentinel = channel.sentinel()
@@ -136,7 +136,7 @@ def _refuse_hardly_varying(types: dict[str, _Type], same: list[bool]) -> None:
 
 
 def _numbers(types: dict[str, _Type]) -> Numbers:
-    """What the numbers of images mean that nobody told."""
+    """What the images' numbers mean if no setting says so."""
     full = [kind.full for kind in types.values() if kind.full is not None]
     dim = any(kind.full > min(full) and kind.high < DIM * kind.full for kind in types.values() if kind.full is not None)
     mixed = 0 < len(full) < len(types) or len({kind.floats for kind in types.values()}) > 1
@@ -157,6 +157,6 @@ def _listed(types: dict[str, _Type]) -> str:
 
 
 def evenly_spaced(length: int, count: int) -> list[int]:
-    """At most ``count`` indices of ``length``, evenly spread and without repetition."""
+    """At most ``count`` indices below ``length``, evenly spaced, without repetition."""
     count = min(length, count)
     return [i * length // count for i in range(count)]

@@ -123,6 +123,16 @@ def test_patches_as_far_as_others_are_hidden_in_order():
     assert block_masking(1, (8, 8), 20 / 64, noise=noise).predicted_ids.tolist() == [sorted(square + first)]
 
 
+@pytest.mark.parametrize(("shape", "draws", "mask_ratio"), [("random", 0, 0.5), ("grid", 0, 0.75), ("block", 3, 0.5)])
+def test_of_the_hidden_patches_those_of_highest_noise_are_predicted(shape, draws, mask_ratio):
+    noise = torch.rand(5, draws + 64, generator=generator())
+    masking = draw_masking(shape, (8, 8), mask_ratio, 0.25, noise)
+    for image, (visible, predicted) in enumerate(zip(masking.visible_ids, masking.predicted_ids, strict=True)):
+        hidden = set(range(64)) - set(visible.tolist())
+        ranked = sorted(hidden, key=lambda place, image=image: float(noise[image, draws + place]))
+        assert predicted.tolist() == sorted(ranked[-16:])
+
+
 @pytest.mark.parametrize("shape", ["random", "grid", "block"])
 def test_a_mask_is_a_function_of_its_image_s_noise(shape):
     noise = torch.rand(6, noise_length(shape, 196), generator=generator())

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-import crossmae.demo
-from crossmae.cli import main
+import crossmae.commands.demo
+from crossmae.commands.cli import main
 from crossmae.training.data import bundled
 
 
@@ -41,6 +41,15 @@ def test_failures_are_one_line(tmp_path, capsys):
     assert "steps must be at least 4, got 1" in capsys.readouterr().err
 
 
+def test_options_may_be_spelled_with_hyphens(capsys):
+    words = ["pretrain", "--recipe", "cpu_trial", "--dry-run", "--batch-size=64", "--model-options.decoder-depth", "2"]
+    assert main(words) == 0
+    hyphens = capsys.readouterr().out
+    assert main([word if word == "--recipe" else word.replace("-", "_").replace("__", "--", 1) for word in words]) == 0
+    assert hyphens == capsys.readouterr().out
+    assert "64 = 1 device(s)" in hyphens
+
+
 WORD_AS_NUMBER = ["pretrain", "--data.nodata", "abc"]
 
 
@@ -69,7 +78,7 @@ def once(function):
 
 def test_demo_in_a_few_steps(tmp_path, capsys, monkeypatch):
     for name, smaller in (("BATCH", 16), ("EVALUATIONS", 2), ("BASE_BATCH", 1)):
-        monkeypatch.setattr(f"crossmae.demo.{name}", smaller)
+        monkeypatch.setattr(f"crossmae.commands.demo.{name}", smaller)
     # Probes of all 1,797 digits take most of the time; how well they work is tested elsewhere.
     few = tuple(
         bundled.ImagesInMemory(part.images[:count], part.labels[:count], part.classes)
@@ -77,8 +86,8 @@ def test_demo_in_a_few_steps(tmp_path, capsys, monkeypatch):
     )
     monkeypatch.setattr(bundled, "_digits", lambda: few)
     # What does not depend on the run is found once.
-    monkeypatch.setattr("crossmae.demo.baseline_accuracies", once(crossmae.demo.baseline_accuracies))
-    monkeypatch.setattr("crossmae.demo._decode_cost", once(crossmae.demo._decode_cost))
+    monkeypatch.setattr("crossmae.commands.demo.baseline_accuracies", once(crossmae.commands.demo.baseline_accuracies))
+    monkeypatch.setattr("crossmae.commands.demo._decode_cost", once(crossmae.commands.demo._decode_cost))
     for _ in range(2):  # anew each time
         assert main(["demo", "--steps", "4", "--out", str(tmp_path / "out")]) == 0
         text = capsys.readouterr().out

@@ -21,7 +21,7 @@ from crossmae.training.data.dataset import ImageDataset
 from crossmae.training.evaluation import baseline_accuracies
 from crossmae.training.monitor import LOG, read_log
 from crossmae.training.recipe import Recipe, RunOptions
-from crossmae.training.run import opened, pretrain
+from crossmae.training.run import open_dataset, pretrain
 
 MASK_RATIO = 0.75
 PREDICTION_RATIOS = {"MAE": MASK_RATIO, "CrossMAE": 0.25}
@@ -43,7 +43,7 @@ def run(out: str, steps: int) -> None:
     models, logs = {}, {}
     for name in PREDICTION_RATIOS:
         shutil.rmtree(folder / name, ignore_errors=True)
-        recipe, images = opened(_recipe(name, steps))
+        recipe, images = open_dataset(_recipe(name, steps))
         every = steps // EVALUATIONS / (len(images) // BATCH)
         options = RunOptions(
             out=str(folder / name), save_every=steps, probe_every=every, pictures_every=steps, resume="never"

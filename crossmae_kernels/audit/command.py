@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
-from crossmae_kernels.audit.case import DEVICES, report
-from crossmae_kernels.audit.launches import CALLS, DTYPES, cases
+from crossmae_kernels.audit.calls import CALLS, DTYPES
+from crossmae_kernels.audit.cases import DEVICES, cases, report
 
 
 def main(argv: Sequence[str] | None = None) -> int:

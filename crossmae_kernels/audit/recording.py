@@ -1,8 +1,8 @@
 """What ops launch, recorded on a machine without a GPU and without computing anything.
 
-Tensors made while a recording lasts have shapes and no data. Operators run their launchers on these, forward and
-backward, and everything that a launcher asks of PyTorch costs nothing. A launch is then what Triton's own launcher makes
-of its arguments: types, constants, and what it promises the compiler about them.
+Tensors made during a recording have shapes and no data. Operators run their launchers on these, forward and backward,
+and what launchers ask of PyTorch costs nothing. Of a kernel's arguments the recording keeps what Triton's own launcher
+makes of them: types, constants, and what it promises the compiler.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,14 +83,15 @@ def _launch(kernel: JITFunction[Any], grid: Any, arguments: Sequence[Any], optio
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, others = bind(*arguments, **options)
     _, signature, constants, attributes = kernel._pack_args(backend, dict(options), bound, specialization, others)
+    numbers = {name: value for name, value in bound.items() if isinstance(value, int | float)}
     return Launch(
         f"{kernel.fn.__module__}:{kernel.fn.__name__}",
         signature,
         constants,
         attributes,
         others,
-        grid(bound) if callable(grid) else tuple(grid),
-        {name: value for name, value in bound.items() if isinstance(value, int | float) and signature[name] != "constexpr"},
+        tuple(grid),
+        {name: value for name, value in numbers.items() if signature[name] != "constexpr"},
     )
 
 

@@ -35,7 +35,7 @@ _assumed: Limits | None = None
 
 @contextmanager
 def assume(limits: Limits) -> Iterator[None]:
-    """Until the block ends let every device serve kernels and have these limits: for launches that are only recorded."""
+    """Let every device have these limits and serve kernels until the block ends: launches are recorded, none runs."""
     global _assumed
     before, _assumed = _assumed, limits
     try:

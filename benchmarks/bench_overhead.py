@@ -17,9 +17,7 @@ import pytest
 import torch
 
 import crossmae_kernels as ck
-from crossmae.config import Config
-from crossmae.masking import random_masking
-from crossmae.model import MaskedAutoencoder
+from crossmae import Config, MaskedAutoencoder, random_masking
 from crossmae_kernels.runtime import device
 from crossmae_kernels.runtime.dispatch import default_implementation
 

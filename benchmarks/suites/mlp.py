@@ -9,7 +9,7 @@ import crossmae_kernels as ck
 from benchmarks.problem import Arguments, Form, Problem, Random, Solver, Work
 from benchmarks.suites.ops import op_problem
 from benchmarks.suites.shapes import EPS, model_name, shape_of
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import form_of
 
 FORMS = ("single", "tiled", "vendor")
 

@@ -23,12 +23,12 @@ from crossmae_kernels.runtime.device import multiprocessors, shared_memory
 from crossmae_kernels.runtime.launch import (
     blocks,
     dot_extent,
+    input_precision,
     needs_wide_offsets,
     on_device_of,
     unit_stride,
     unit_stride_optional,
 )
-from crossmae_kernels.runtime.precision import input_precision
 from crossmae_kernels.runtime.tuning import enabled, tuned
 
 LOG2_E = math.log2(math.e)

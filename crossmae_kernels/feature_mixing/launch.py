@@ -21,8 +21,7 @@ from crossmae_kernels.feature_mixing.config import (
 )
 from crossmae_kernels.primitives import normalization
 from crossmae_kernels.runtime.device import multiprocessors, shared_memory
-from crossmae_kernels.runtime.launch import alike, blocks, on_device_of, unit_stride
-from crossmae_kernels.runtime.precision import input_precision
+from crossmae_kernels.runtime.launch import alike, blocks, input_precision, on_device_of, unit_stride
 
 # Programs per multiprocessor, which share the tokens: more than its registers hold, to even out the ends.
 PROGRAMS_PER_MULTIPROCESSOR = 8

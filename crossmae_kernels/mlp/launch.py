@@ -13,16 +13,16 @@ from crossmae_kernels.primitives.gemm import gemm
 from crossmae_kernels.primitives.normalization import normalize, normalize_backward
 from crossmae_kernels.primitives.tiles import GROUP
 from crossmae_kernels.runtime.device import shared_memory
-from crossmae_kernels.runtime.forms import Forms
+from crossmae_kernels.runtime.dispatch import Forms
 from crossmae_kernels.runtime.launch import (
     blocks,
     dot_extent,
     flat_rows,
+    input_precision,
     on_device_of,
     unit_stride,
     unit_stride_optional,
 )
-from crossmae_kernels.runtime.precision import input_precision
 
 # Output; rows, normalised; the statistic of each; what goes into GELU. The last three None where nobody asked to save
 # them.

@@ -17,8 +17,7 @@ from torch import Tensor
 from crossmae_kernels.primitives.gelu import gelu
 from crossmae_kernels.primitives.tiles import GROUP, GemmTiles, gemm_candidates, gemm_tiles
 from crossmae_kernels.runtime.device import shared_memory
-from crossmae_kernels.runtime.launch import blocks, on_device_of, unit_stride, unit_stride_optional
-from crossmae_kernels.runtime.precision import input_precision
+from crossmae_kernels.runtime.launch import blocks, input_precision, on_device_of, unit_stride, unit_stride_optional
 from crossmae_kernels.runtime.tuning import enabled, tuned
 
 

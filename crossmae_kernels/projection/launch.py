@@ -13,9 +13,8 @@ from crossmae_kernels.primitives.segmented_sum import segmented_sum
 from crossmae_kernels.primitives.tiles import row_tiles
 from crossmae_kernels.projection import kernels
 from crossmae_kernels.projection.config import form_rule
-from crossmae_kernels.runtime.forms import Forms
-from crossmae_kernels.runtime.launch import blocks, flat_rows, on_device_of
-from crossmae_kernels.runtime.precision import input_precision
+from crossmae_kernels.runtime.dispatch import Forms
+from crossmae_kernels.runtime.launch import blocks, flat_rows, input_precision, on_device_of
 
 
 def norm_linear(

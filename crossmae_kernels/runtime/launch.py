@@ -1,8 +1,9 @@
-"""What every launcher does around a kernel: the tensor's device, a layout that kernels read, tiles, wide offsets."""
+"""What every launcher does around a kernel: device, layouts that kernels read, tiles, wide offsets, precision."""
 
 import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -87,3 +88,13 @@ def dot_extent(count: int) -> int:
 def blocks(count: int, block: int) -> int:
     """How many blocks hold ``count``."""
     return -(-count // block)
+
+
+def input_precision(dtype: torch.dtype) -> Literal["ieee", "tf32"]:
+    """What kernels tell ``tl.dot`` for operands of ``dtype``; to be asked in every launch, as cuBLAS asks.
+
+    ``torch.set_float32_matmul_precision``, ``torch.backends.cuda.matmul.allow_tf32`` and every ``fp32_precision`` end
+    in the one that is read here. The two older ones raise where they are read after a newer one was set.
+    """
+    allowed = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if allowed else "ieee"

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import crossmae_kernels as ck
 from crossmae_kernels.cross_attention.reference import FEW_KEYS
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import form_of
 
 # Operators of which nothing is to be counted.
 WITHOUT_PRODUCTS = {

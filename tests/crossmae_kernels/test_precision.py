@@ -11,7 +11,7 @@ import torch
 from cases import FORMS, OPERATORS, Cases
 from torch.utils._pytree import tree_leaves
 
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import form_of
 
 SETTINGS = {
     "pass": "ieee",
@@ -27,7 +27,7 @@ SETTINGS = {
 
 ASK = """
 import os, sys, warnings, torch
-from crossmae_kernels.runtime.precision import input_precision
+from crossmae_kernels.runtime.launch import input_precision
 warnings.simplefilter("error")
 for setting in sys.argv[1:]:
     child = os.fork()

@@ -14,8 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import crossmae
 from crossmae.masking import draw_masking, noise_length
-from crossmae_kernels.runtime.dispatch import default_implementation
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import default_implementation, form_of
 from crossmae_kernels.testing import assert_within_budget, budgets
 
 # Wide enough for matrix products in tiles, small enough for the interpreter.

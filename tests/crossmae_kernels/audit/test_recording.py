@@ -16,7 +16,7 @@ import triton.language as tl
 import crossmae_kernels as ck
 from crossmae_kernels.audit.recording import record
 from crossmae_kernels.runtime.device import Limits
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import form_of
 
 
 @triton.jit(do_not_specialize=["count"])

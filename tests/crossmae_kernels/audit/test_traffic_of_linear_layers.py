@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import crossmae_kernels as ck
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import form_of
 
 ROWS, WIDTH, HIDDEN = 256, 128, 512
 

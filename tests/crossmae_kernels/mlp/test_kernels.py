@@ -5,7 +5,7 @@ import torch
 from problems import same
 
 import crossmae_kernels as ck
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import form_of
 from crossmae_kernels.testing import poisoned_allocations
 
 # Leading dimensions, width, hidden width, biases, norm's affine.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from problems import same
 
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import form_of
 from crossmae_kernels.testing import poisoned_allocations
 
 FORMS = ["tiled", "library"]

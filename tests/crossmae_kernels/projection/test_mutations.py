@@ -4,7 +4,7 @@ import pytest
 import seeds
 from mutation import broken
 
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import form_of
 
 GEMM = ("tiled", "crossmae_kernels.primitives.gemm")
 PASS = ("library", "crossmae_kernels.projection")

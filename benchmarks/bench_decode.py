@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.release import release_decode
-from crossmae.decoder import CrossDecoder
 from crossmae.flops import decoder_flops_of_paper, decoder_macs
 from crossmae.masking import Masking, random_masking
 from crossmae.measure import bytes_saved_for_backward, wait_for_device
 from crossmae.model import MaskedAutoencoder, create_model
+from crossmae.model.decoders import CrossMAEDecoder
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH = 256 if DEVICE.type == "cuda" else 8
@@ -81,7 +81,7 @@ def forward_of(contender: Contender) -> Callable[[], Tensor]:
 
     decode: Callable[[list[Tensor], Masking], Tensor] = decoder
     if contender.decoder == "CrossMAE, release":
-        assert isinstance(decoder, CrossDecoder)
+        assert isinstance(decoder, CrossMAEDecoder)
         decode = functools.partial(release_decode, decoder)
 
     def forward() -> Tensor:

@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from benchmarks.jpegs import jpegs
-from crossmae.config import Config
+from crossmae.model.config import Config
 from crossmae.training import run as run_module
 from crossmae.training.data.batches import Batch
 from crossmae.training.data.config import DataConfig

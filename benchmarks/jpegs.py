@@ -7,7 +7,7 @@ from PIL import Image
 
 from crossmae.training.data.config import DataConfig
 from crossmae.training.data.dataset import ImageDataset
-from crossmae.training.data.opening import open_images
+from crossmae.training.data.factory import open_images
 
 
 def jpegs(folder: Path, count: int) -> ImageDataset:
@@ -16,4 +16,4 @@ def jpegs(folder: Path, count: int) -> ImageDataset:
     for number in range(count):
         blobs = Image.fromarray(rng.integers(0, 256, (75, 100, 3), np.uint8))
         blobs.resize((500, 375), Image.Resampling.BICUBIC).save(folder / f"{number:03}.jpg", quality=92)
-    return open_images(DataConfig(str(folder)), channels=3, image_size=(224, 224), patches=196)
+    return open_images(DataConfig(str(folder)), channels=3, image_size=(224, 224), mask_noise=196)

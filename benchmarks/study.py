@@ -33,7 +33,7 @@ from crossmae.training.data.config import DataConfig
 from crossmae.training.evaluation import baseline_accuracies
 from crossmae.training.monitor import LOG, read_log
 from crossmae.training.recipe import Recipe, RunOptions
-from crossmae.training.run import opened, pretrain
+from crossmae.training.run import open_dataset, pretrain
 
 STEPS, BATCH = 600, 128
 ALL_IMAGES = 100_000
@@ -147,7 +147,7 @@ def _final(folder: Path, steps: int) -> dict[str, float] | None:
 
 def _baselines(task: str, seeds: int) -> dict[str, list[dict[str, float]]]:
     """Accuracies of raw pixels, which no seed changes, and of untrained encoders."""
-    recipe, images = opened(recipe_of(VARIANTS[1], task, 0, 1))
+    recipe, images = open_dataset(recipe_of(VARIANTS[1], task, 0, 1))
     found = [baseline_accuracies(images, recipe.config(), seed, ALL_IMAGES) for seed in range(seeds)]
     return {
         "raw pixels": [found[0]["raw pixels"]],

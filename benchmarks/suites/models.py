@@ -27,10 +27,10 @@ from benchmarks.problem import (
 )
 from benchmarks.release import SYNCHRONIZES, release_decode, release_model_loss
 from benchmarks.suites.shapes import MASK_RATIO, config_of, model_name
-from crossmae.config import Config
 from crossmae.flops import decoder_macs
 from crossmae.masking import Masking, mask_counts
 from crossmae.model import MaskedAutoencoder, Output
+from crossmae.model.config import Config
 from crossmae_kernels.runtime.dispatch import Implementation
 
 

@@ -91,7 +91,7 @@ def mlp(draw: Draw, dtype: str, every_form: bool) -> Iterator[Call]:
         small = problems.mlp(draw, rows, 256, 1024)
         yield Call(small, autocast=True)
         yield Call(small, autocast=True, frozen=tuple(small.differentiable))
-    yield Call(problems.in_form(problems.mlp(draw, rows, 512, 2048), "vendor"), autocast=True)
+    yield Call(problems.in_form(problems.mlp(draw, rows, 512, 2048), "library"), autocast=True)
     yield Call(problems.mlp(draw, rows, 768, 3072), autocast=True)
 
 
@@ -132,7 +132,7 @@ def projection(draw: Draw, dtype: str, every_form: bool) -> Iterator[Call]:
         (problems.linear_residual(draw, rows, 512, 512, table=196), "tiled"),
         (problems.linear_residual(draw, rows, 768, 192), "tiled"),
         (problems.linear_residual(draw, rows, 208, 96), "tiled"),
-        (problems.linear_residual(draw, rows, 768, 768, table=196), "vendor"),
+        (problems.linear_residual(draw, rows, 768, 768, table=196), "library"),
         (problems.norm_linear(draw, rows, 512, 2048, "gelu"), "tiled"),
     ):
         yield Call(problems.in_form(problem, form), autocast=True)

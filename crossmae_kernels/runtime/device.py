@@ -78,10 +78,11 @@ def machine_refusals(device: torch.device, *dtypes: torch.dtype) -> list[str]:
     elif torch.bfloat16 in dtypes:
         # It keeps them as uint16 and computes with these.
         refusals.append("Triton's interpreter does not compute in bfloat16, only in float32 and float16")
-    others = sorted({str(dtype) for dtype in dtypes if dtype not in KERNEL_DTYPES})
+    others = [dtype for dtype in dtypes if dtype not in KERNEL_DTYPES]
     if others:
+        given = " and ".join(sorted({str(dtype) for dtype in others}))
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES)
-        refusals.append(f"kernels take {names}, these tensors are {' and '.join(others)}")
+        refusals.append(f"kernels take {names}, these tensors are {given}")
     return refusals
 
 
@@ -96,12 +97,12 @@ def mixture_refusals(name: str, tensors: Sequence[Tensor]) -> list[str]:
     return [f"kernels take {name} of one dtype, these are {' and '.join(dtypes)}"] if len(dtypes) > 1 else []
 
 
-def stream_refusals(name: str, stream: Tensor, compute: torch.dtype) -> list[str]:
-    """The residual stream is float32 or of the dtype that products are computed in."""
+def residual_refusals(name: str, residual: Tensor, compute: torch.dtype) -> list[str]:
+    """The residual is float32 or of the dtype that products are computed in."""
     # What no kernel takes at all is refused as such.
-    if stream.dtype in (torch.float32, compute) or stream.dtype not in KERNEL_DTYPES:
+    if residual.dtype in (torch.float32, compute) or residual.dtype not in KERNEL_DTYPES:
         return []
-    return [f"kernels take {name} in float32 or {compute}, got {stream.dtype}"]
+    return [f"kernels take {name} in float32 or {compute}, got {residual.dtype}"]
 
 
 def limits(device: torch.device) -> Limits:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Literal, cast, get_args
 
 Implementation = Literal["auto", "triton", "reference"]
+IMPLEMENTATIONS = get_args(Implementation)
 
 ENVIRONMENT_VARIABLE = "CROSSMAE_KERNELS_IMPL"
 
@@ -18,8 +19,8 @@ REFUSAL = "cannot serve this call: "
 
 
 def _checked(impl: str, where: str) -> Implementation:
-    if impl not in get_args(Implementation):
-        raise ValueError(f"{where} must be one of {', '.join(get_args(Implementation))}, got {impl!r}")
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"{where} must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     return cast(Implementation, impl)
 
 
@@ -53,7 +54,7 @@ def choose(
     ``refusals`` lists every reason why the kernel cannot serve this call. ``auto`` takes the kernel when there is
     none and running it is ``worthwhile``; ``triton`` never falls back but raises ``RuntimeError`` with all of them.
     """
-    if impl not in get_args(Implementation):
+    if impl not in IMPLEMENTATIONS:
         _checked(impl, f"{op}: impl")
     if impl == "auto":
         impl = _default

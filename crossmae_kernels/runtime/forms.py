@@ -1,4 +1,4 @@
-"""Which form of an op's kernels runs: one kernel, kernels of ours for each matrix product, or the vendor's products.
+"""Which form of an op's kernels runs: one kernel, kernels of ours for each matrix product, or a library's products.
 
 An op that has several forms chooses by an analytic rule; tuning may replace the choice for a device. Tests and
 measurements ask for one by name.
@@ -7,29 +7,22 @@ measurements ask for one by name.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from crossmae_kernels.runtime.dispatch import REFUSAL
 from crossmae_kernels.runtime.launch import on_device_of
-from crossmae_kernels.runtime.tuning import tuned
+from crossmae_kernels.runtime.tuning import enabled, tuned
 
-
-@dataclass(frozen=True)
-class Form:
-    """By its name: ``single``, ``tiled`` or ``vendor``."""
-
-    name: str
-
-
-_asked_for: dict[str, Form] = {}
+_asked_for: dict[str, str] = {}
 
 
 @contextmanager
 def form_of(op: str, name: str) -> Iterator[None]:
     """Let every call of ``op`` take the form of that name, in all threads, until the block ends."""
     before = _asked_for.get(op)
-    _asked_for[op] = Form(name)
+    _asked_for[op] = name
     try:
         yield
     finally:
@@ -38,33 +31,45 @@ def form_of(op: str, name: str) -> Iterator[None]:
             _asked_for[op] = before
 
 
-def choose_form(
-    op: str,
-    key: tuple[object, ...],
-    rule: str,
-    refusals: Mapping[str, Sequence[str]],
-    run: Callable[[Form], object],
-    tensor: Tensor,
-) -> str:
-    """The form to run.
+@dataclass(frozen=True)
+class Forms:
+    """The forms of one op. All take the same arguments, the first of which is a tensor."""
 
-    Args:
-        op: its name.
-        key: widths and dtypes, for tuning.
-        rule: name of the analytic choice.
-        refusals: for each form that the op has, every reason why it cannot serve this call.
-        run: does the work in a form.
-        tensor: it runs where this one lies.
+    op: str
+    by_name: Mapping[str, Callable[..., Any]]
+    key: Callable[..., tuple[object, ...]]
+    """From the arguments what the best form may depend on: widths and dtypes, for tuning."""
+    refusals: Mapping[str, Callable[..., Sequence[str]]]
+    """From the arguments every reason why a form cannot serve the call; a form that always can has none."""
 
-    Raises:
-        RuntimeError: when a form was asked for that cannot serve, with the reasons.
-    """
-    asked = _asked_for.get(op)
-    if asked is not None:
-        reasons = refusals.get(asked.name, [f"there is no such form, only {', '.join(refusals)}"])
-        if reasons:
-            raise RuntimeError(f"{op}: form {asked.name!r} {REFUSAL}" + "; ".join(reasons))
-        return asked.name
-    others = [Form(name) for name, reasons in refusals.items() if not reasons]
-    with on_device_of(tensor):
-        return tuned(f"{op}.form", key, Form(rule), lambda: others, run, tensor.device).name
+    def run(self, rule: str, *arguments: Any) -> Any:
+        """Run the form asked for, or the fastest if tuned, or the ``rule``'s.
+
+        Raises:
+            RuntimeError: when a form was asked for that cannot serve, with the reasons.
+        """
+        asked = _asked_for.get(self.op)
+        if asked is not None:
+            if reasons := self._reasons(asked, arguments):
+                raise RuntimeError(f"{self.op}: form {asked!r} {REFUSAL}" + "; ".join(reasons))
+            rule = asked
+        elif enabled():
+            rule = self._tuned(rule, arguments)
+        return self.by_name[rule](*arguments)
+
+    def _reasons(self, name: str, arguments: tuple[Any, ...]) -> Sequence[str]:
+        if name not in self.by_name:
+            return [f"there is no such form, only {', '.join(self.by_name)}"]
+        return self.refusals[name](*arguments) if name in self.refusals else []
+
+    def _tuned(self, rule: str, arguments: tuple[Any, ...]) -> str:
+        on: Tensor = arguments[0]
+        with on_device_of(on):
+            return tuned(
+                f"{self.op}.form",
+                self.key(*arguments),
+                rule,
+                lambda: [name for name in self.by_name if not self._reasons(name, arguments)],
+                lambda name: self.by_name[name](*arguments),
+                on.device,
+            )

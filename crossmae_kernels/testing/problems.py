@@ -16,7 +16,7 @@ from crossmae_kernels.testing.problem import Argument, Draw, Problem
 EPS = 1e-6
 IN_16_BITS = (torch.float16, torch.bfloat16)
 # Of every op that is made of matrix products.
-FORMS = ("tiled", "vendor")
+FORMS = ("tiled", "library")
 
 
 def tiny(draw: Draw, batch: int = 2) -> list[Problem]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crossmae.cli import main
+from crossmae.commands.cli import main
 from crossmae_kernels.extras import EXTRAS, distribution
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def test_imports_nothing_heavy_beyond_torch():
 
 def test_commands_but_training_need_none_of_its_packages():
     code = BLOCK.format(blocked=[*EXTRAS["train"], "triton"]) + (
-        "from crossmae.cli import main\n"
+        "from crossmae.commands.cli import main\n"
         "for words in (['--help'], ['pretrain', '--help'], ['check', '--help'], ['flops', '--help']):\n"
         "    try: main(words)\n"
         "    except SystemExit as stop: print(stop.code)\n"

@@ -58,7 +58,7 @@ def as_tf32(values):
     return ((bits + 0x0FFF + (bits >> 13 & 1)) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
-# Operators without a product of our own: they move bytes, or the vendor multiplies.
+# Operators without a product of our own: they move bytes, or the library multiplies.
 WITHOUT = {
     "fold_norm", "fold_norms", "fold_norm_backward", "gather_patches", "gather_patches_backward", "patch_loss",
     "patch_loss_backward", "project_backward", "linear_residual_backward", "norm_linear_backward",

@@ -8,7 +8,7 @@ import torch
 from pictures import tiff
 
 import crossmae
-from crossmae.cli import main
+from crossmae.commands.cli import main
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.step import PretrainingLoss
 

@@ -1,0 +1,150 @@
+"""The command line: ``crossmae <command> --help``."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from crossmae.masking import MaskShape
+from crossmae.training.recipe import Recipe, RunOptions
+from crossmae_kernels.command import reason, run_command
+from crossmae_kernels.extras import MissingPackageError, require
+
+
+def flops(figure: str | None = None) -> None:
+    """Decoder cost of CrossMAE and MAE in closed form.
+
+    Prints multiply-accumulates of a forward pass per image, for ViT-S/B/L/H, prediction ratios .25/.5/.75 and
+    224/448 pixels, with the ratio to MAE, in two conventions: all matrix multiplications, and the paper's (two
+    FLOPs per multiply-accumulate, attention itself left out). Draws the first as a picture.
+
+    Args:
+        figure: where to write the picture; by default flops.png, if it can be drawn.
+    """
+    from tabulate import tabulate
+
+    from crossmae.figures import draw_cost
+    from crossmae.flops import cost_table
+
+    rows = cost_table()
+    print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".3f"))
+    path = "flops.png" if figure is None else figure
+    try:
+        draw_cost(rows, path)
+    except (MissingPackageError, OSError) as error:
+        if figure is not None:
+            raise
+        print(f"crossmae flops: no picture: {reason(error)}", file=sys.stderr)  # it was not asked for
+    else:
+        print(f"\nPicture: {path}")
+
+
+def demo(out: str = "demo", steps: int = 600) -> None:
+    """Pretrain a tiny CrossMAE and a tiny MAE on real digits and compare them.
+
+    Both see the same images in the same order. Measures decode compute and time, evaluates both encoders on
+    held-out digits beside raw pixels and an untrained encoder, and writes reconstructions.png, learning.png
+    and results.md. A few minutes on two CPU cores.
+
+    Args:
+        out: folder for pictures and table; created if missing.
+        steps: training steps of each model.
+    """
+    require("train")
+    from crossmae.commands.demo import run
+
+    run(out, steps)
+
+
+def pretrain(recipe: Recipe, options: RunOptions) -> int:
+    """Pretrain an encoder on images.
+
+    Takes a folder of images (nested or flat; train/ and val/ as ImageNet has them), WebDataset shards or a bundled set,
+    and writes the model, checkpoints to resume from, curves and pictures into a folder. Uses all accelerators of this
+    machine or, started by torchrun, of many. On Ctrl-C and SIGTERM it saves its state and stops with
+    exit code 130 or 143.
+    """
+    require("train")
+    from crossmae.training.run import prepare
+
+    run = prepare(recipe, options)
+    if run is None:
+        return 0
+    run.fit()
+    print(f"The model: {options.out}/model.safetensors, for crossmae.load.")
+    return 0 if run.stopped_by is None else 128 + run.stopped_by
+
+
+def check(json: bool = False, interpret: bool = False) -> int:
+    """Check every op on this machine against float64.
+
+    Runs each op forward and backward in every dtype and prints its error beside its error budget; cross-attention
+    also beside scaled_dot_product_attention with each backend forced, flash-attn and xformers. On a CPU the
+    references run, and with --interpret the Triton kernels. Exit code 1 if one of this package's results is wrong.
+    """
+    from crossmae_kernels.check import main as run
+
+    return run(["--json"] * json + ["--interpret"] * interpret)
+
+
+def reconstruct(
+    images: list[str],
+    checkpoint: str,
+    masking: MaskShape = "random",
+    mask_ratio: float = 0.75,
+    seed: int = 0,
+    out: str = "reconstruction.png",
+    statistics: Literal["visible", "true"] = "visible",
+    mixing: str | None = None,
+    blocks: bool = False,
+    norm_pix_loss: bool = False,
+    load_options: dict[str, Any] | None = None,
+) -> None:
+    """Draw images, what the encoder sees of them, and the model's reconstruction.
+
+    One row per image, of any size: each is scaled to cover the model's image size and cropped at its centre. Hides
+    patches, another choice for every image and seed, and decodes all of them. Prints the loss on them, and
+    where brightness and contrast come from if the model was trained on normalised pixels.
+
+    Args:
+        checkpoint: a checkpoint that crossmae.load reads: of this package, of CrossMAE's or MAE's release, or a folder
+            of a run or of Hugging Face's ViTMAE.
+        masking: which patches to hide: random ones, all but one of each cell of a grid, or a block.
+        mask_ratio: share of patches to hide.
+        seed: of the masks.
+        out: where to write the picture.
+        statistics: brightness and contrast of normalised pixels: interpolated between the visible patches, or the
+            hidden patches' true ones, which leaks them.
+        mixing: where to write a heat map of the learned mixing weights; not drawn by default.
+        load_options: arguments of crossmae.load that the checkpoint does not contain, such as
+            --load_options.num_heads 3 or --load_options.key model_ema.
+    """
+    require("train", "torchvision", "PIL", "tifffile", *(["matplotlib"] if mixing is not None else []))
+    from crossmae.commands.reconstruct import run
+
+    options = load_options or {}
+    run(images, checkpoint, masking, mask_ratio, seed, out, statistics, mixing, blocks, norm_pix_loss, options)
+
+
+_COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
+    "check": (check, "crossmae check --interpret"),
+    "demo": (demo, "crossmae demo --out demo"),
+    "flops": (flops, "crossmae flops --figure flops.png"),
+    "pretrain": (pretrain, "crossmae pretrain --recipe vit_base+gamma25 --data.source my_pictures --out run"),
+    "reconstruct": (reconstruct, "crossmae reconstruct cat.jpg --checkpoint model.safetensors"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. An expected failure is one line on standard error."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = next((word for word in words if word in _COMMANDS), None)
+    return run_command(f"crossmae {command}" if command else "crossmae", lambda: _run(words))
+
+
+def _run(words: list[str]) -> int | None:
+    from crossmae.commands.options import arguments_of, parser_of, with_underscores
+
+    parser = parser_of(_COMMANDS)
+    chosen = parser.parse_args(list(map(with_underscores, words)))
+    function = _COMMANDS[chosen.subcommand][0]
+    return function(**arguments_of(function, parser.instantiate(chosen)[chosen.subcommand]))

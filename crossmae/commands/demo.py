@@ -1,0 +1,158 @@
+"""The main job in small: CrossMAE against MAE on real pictures, with the same encoder and the same images."""
+
+import functools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+from crossmae.figures import draw_learning, draw_reconstructions
+from crossmae.files import make_folder, replacing
+from crossmae.flops import decoder_macs
+from crossmae.masking import Masking, random_masking
+from crossmae.measure import interleaved_medians
+from crossmae.model import MaskedAutoencoder, create_model
+from crossmae.reconstruction import denormalized, reconstruct, visible_part
+from crossmae.training.data.config import DataConfig
+from crossmae.training.data.dataset import ImageDataset
+from crossmae.training.evaluation import baseline_accuracies
+from crossmae.training.monitor import LOG, read_log
+from crossmae.training.recipe import Recipe, RunOptions
+from crossmae.training.run import open_dataset, pretrain
+
+MASK_RATIO = 0.75
+PREDICTION_RATIOS = {"MAE": MASK_RATIO, "CrossMAE": 0.25}
+BATCH = 128
+EVALUATIONS = 4  # of the features, while training
+PICTURES = 6
+BASE_BATCH = 8  # of ViT-B, for the decoders' times
+
+
+def run(out: str, steps: int) -> None:
+    """Pretrain, evaluate, measure and draw; leaves two pictures and ``results.md`` in the folder ``out``.
+
+    The runs themselves are left in folders beside them, anew each time.
+    """
+    if steps < EVALUATIONS:
+        raise ValueError(f"steps must be at least {EVALUATIONS}, got {steps}")
+    folder = Path(out)
+    make_folder(folder)
+    models, logs = {}, {}
+    for name in PREDICTION_RATIOS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        recipe, images = open_dataset(_recipe(name, steps))
+        every = steps // EVALUATIONS / (len(images) // BATCH)
+        options = RunOptions(
+            out=str(folder / name), save_every=steps, probe_every=every, pictures_every=steps, resume="never"
+        )
+        model = pretrain(recipe, options)
+        assert model is not None  # it was no dry run
+        models[name], logs[name] = model, read_log(folder / name / LOG)
+    print("Comparing with raw pixels and an untrained encoder, measuring the decoders ...")
+    levels = baseline_accuracies(images, models["CrossMAE"].config, recipe.seed)
+    decode = _decode_cost(models, batch=BATCH)
+    decode_base = _decode_cost(
+        {"MAE": create_model("mae_vit_base_patch16"), "CrossMAE": create_model("crossmae_vit_base_patch16")},
+        batch=BASE_BATCH,
+    )
+
+    draw_learning(
+        {name: [entry["loss"] for entry in log if "loss" in entry] for name, log in logs.items()},
+        {name: {entry["step"]: entry["knn"] for entry in log if "knn" in entry} for name, log in logs.items()},
+        {name: accuracies["knn"] for name, accuracies in levels.items()},
+        folder / "learning.png",
+    )
+    draw_reconstructions(_reconstructions(models, images), folder / "reconstructions.png")
+    quality: list[tuple[str, float, float, float | None]] = [
+        (name, accuracies["knn"], accuracies["linear"], None) for name, accuracies in levels.items()
+    ]
+    for name, log in logs.items():
+        probe = [entry for entry in log if "knn" in entry][-1]
+        seconds = [entry["seconds"] for entry in log if "seconds" in entry][-1]
+        quality.append((f"{name} encoder", probe["knn"], probe["linear"], seconds))
+    report = _report(
+        quality, [(f"tiny, batch {BATCH}", decode), (f"ViT-B/16, 224 px, batch {BASE_BATCH}", decode_base)], steps
+    )
+    print("\n" + report)
+    with replacing(folder / "results.md") as beside:
+        beside.write_text(report, "utf-8")
+    print(f"Pictures and table: {folder}/reconstructions.png, {folder}/learning.png, {folder}/results.md")
+
+
+def _recipe(name: str, steps: int) -> Recipe:
+    """The tiny model on greyscale digits; both families start from the same encoder weights and see the same batches.
+
+    It predicts plain pixels: much of a scanned digit is blank, and a blank patch, normalised, is rounding noise.
+    """
+    return Recipe(
+        model=f"{name.lower()}_vit_tiny_patch4",
+        model_options={"channels": 1, "normalize_targets": False},
+        data=DataConfig(source="digits", crop_scale=None, flip=False, workers=0),
+        mask_ratio=MASK_RATIO,
+        prediction_ratio=PREDICTION_RATIOS[name],
+        steps=steps,
+        batch_size=BATCH,
+        learning_rate=2e-3,
+        warmup=0.1,
+        precision="float32",
+    )
+
+
+def _decode_cost(models: dict[str, MaskedAutoencoder], batch: int) -> dict[str, tuple[int, float]]:
+    """Per model: MACs per image of the decoder's forward pass, and seconds for a batch forward and backward."""
+    steps: dict[str, Callable[[], None]] = {}
+    macs: dict[str, int] = {}
+    for name, model in models.items():
+        config = model.config
+        masking = random_masking(batch, config.patches, MASK_RATIO, PREDICTION_RATIOS[name])
+        with torch.no_grad():
+            maps = model.encoder(torch.randn(batch, config.channels, *config.image_size), masking.visible_ids)
+        steps[name] = functools.partial(_decode_step, model, [m.requires_grad_() for m in maps], masking)
+        macs[name] = decoder_macs(config, PREDICTION_RATIOS[name], MASK_RATIO)
+    seconds = interleaved_medians(steps, rounds=3)
+    return {name: (macs[name], seconds[name]) for name in models}
+
+
+def _decode_step(model: MaskedAutoencoder, maps: list[Tensor], masking: Masking) -> None:
+    model.decoder(maps, masking).square().mean().backward()
+
+
+@torch.no_grad()
+def _reconstructions(models: dict[str, MaskedAutoencoder], images: ImageDataset) -> dict[str, Tensor]:
+    """Columns of pictures: the images, what the encoder saw, and what each model makes of it.
+
+    All masked patches are decoded, also by the model that was trained on a third of them: queries are independent.
+    """
+    config, shown = models["MAE"].config, images.evaluation or images.images
+    normalized = models["MAE"].normalized(torch.stack([shown[i].image for i in range(PICTURES)]))
+    masking = random_masking(
+        PICTURES, config.patches, MASK_RATIO, MASK_RATIO, generator=torch.Generator().manual_seed(0)
+    )
+    columns = {"original": normalized, "masked (75 %)": visible_part(normalized, masking, config)}
+    for name, model in models.items():
+        prediction = model.eval()(normalized, masking=masking).prediction
+        columns[name] = reconstruct(normalized, prediction, masking, model.config)
+    return {name: denormalized(pictures, config) for name, pictures in columns.items()}
+
+
+def _report(
+    quality: list[tuple[str, float, float, float | None]],
+    costs: list[tuple[str, dict[str, tuple[int, float]]]],
+    steps: int,
+) -> str:
+    """The closing tables, as Markdown."""
+    rows = [(name, f"{knn:.1%}", f"{linear:.1%}", s and f"{s:.0f} s") for name, knn, linear, s in quality]
+    text = f"Frozen features on held-out digits, after {steps} steps of 128 images:\n\n"
+    text += tabulate(rows, headers=["features", "kNN", "linear probe", "pretraining"], tablefmt="github")
+    cost_rows = []
+    for title, cost in costs:
+        for name, (macs, seconds) in cost.items():
+            mae_macs, mae_seconds = cost["MAE"]
+            ratios = (f"{mae_macs / macs:.2f}", f"{mae_seconds / seconds:.2f}")
+            cost_rows.append((title, name, f"{macs / 1e6:,.1f}", f"{seconds * 1e3:,.0f}", *ratios))
+    text += f"\n\nDecoder alone, prediction ratio {PREDICTION_RATIOS['CrossMAE']} (MAE decodes everything):\n\n"
+    headers = ["size", "decoder", "MMAC per image", "forward + backward, ms", "MAE / it, MACs", "MAE / it, time"]
+    return text + tabulate(cost_rows, headers=headers, tablefmt="github", disable_numparse=True) + "\n"

@@ -1,0 +1,92 @@
+"""Options of the command line, from the signatures and docstrings of functions."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from inspect import signature
+from typing import Any, NoReturn
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from crossmae.training.recipe import Recipe, read_recipes
+
+_HELP = {
+    "blocks": "also draw the reconstruction as it stands behind each decoder block",
+    "dry_run": "print the plan and do nothing",
+    "strict": "stop at the first image that cannot be read, instead of taking the next one and logging its name",
+    "images": "pictures, TIFF files or .npy arrays",
+    "interpret": "run the kernels on the CPU, in Triton's interpreter",
+    "json": "one list of records instead of a table",
+    "norm_pix_loss": "the model was trained on normalised pixels, for a release's checkpoint that does not tell",
+}
+
+
+class _Parser(ArgumentParser):
+    """A parser that refuses in one line, as everything here does."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End the process with code 2."""
+        name = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")
+        self.exit(2, f"{name}: error: {' '.join(message.split())}; see {name} --help\n")
+
+
+class _RecipeFiles(ActionConfigFile):
+    """Files of settings, which may also be named by the name of a recipe."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Apply each of those joined by +, in order."""
+        super().__call__(parser, cfg, json.dumps(read_recipes(values.split("+"))), option_string)
+
+
+def parser_of(commands: Mapping[str, tuple[Callable[..., int | None], str]]) -> ArgumentParser:
+    """A parser with a subcommand for each function, which is given with an example of its use."""
+    parser = _Parser(prog="crossmae", description="CrossMAE with fused kernels: benchmarks, training, checks.")
+    subcommands = parser.add_subcommands(required=True)
+    for name, (function, example) in commands.items():
+        command = _Parser(description=_description(function.__doc__ or ""), epilog=f"Example: {example}")
+        _add_options(command, function)
+        subcommands.add_subcommand(name, command, help=(function.__doc__ or "").partition("\n")[0])
+    return parser
+
+
+def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -> None:
+    """One option for each parameter of a function; of a parameter that is a dataclass, one for each field.
+
+    A list of files is given without the name of an option.
+    """
+    kinds: list[Any] = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
+    if Recipe in kinds:
+        command.add_argument("--recipe", action=_RecipeFiles, help="recipes by name, or files of settings, joined by +")
+    flags = [
+        p.name for part in kinds or [function] for p in signature(part).parameters.values() if p.annotation is bool
+    ]
+    for kind in kinds:
+        command.add_class_arguments(kind, skip=set(flags))
+    if not kinds:
+        several = [p.name for p in signature(function).parameters.values() if p.annotation == list[str]]
+        for name in several:
+            command.add_argument(name, nargs="+", help=_HELP[name])
+        command.add_function_arguments(function, as_group=False, skip={*flags, *several})
+    for flag in flags:
+        command.add_argument(f"--{flag}", action="store_true", help=_HELP[flag])
+
+
+def with_underscores(word: str) -> str:
+    """An option as it is defined, ``--dry_run``, however it is spelled; other words, and values, as they are."""
+    name, sign, value = word.partition("=")
+    return f"--{name[2:].replace('-', '_')}{sign}{value}" if word.startswith("--") else word
+
+
+def arguments_of(function: Callable[..., int | None], options: Any) -> dict[str, Any]:
+    """Options back to the function's arguments."""
+    arguments: dict[str, Any] = {}
+    for name, parameter in signature(function).parameters.items():
+        make = parameter.annotation
+        fields = signature(make).parameters if is_dataclass(parameter.annotation) else ()
+        arguments[name] = make(**{field: options[field] for field in fields}) if fields else options[name]
+    return arguments
+
+
+def _description(docstring: str) -> str:
+    """The docstring down to its list of arguments, which the parser prints itself."""
+    return docstring.partition("Args:")[0].strip()

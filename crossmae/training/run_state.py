@@ -1,0 +1,196 @@
+"""The state of a run on disk: checkpoints, folders written whole or not at all and read only if unchanged.
+
+``checkpoints/step-00001234/`` holds ``model.safetensors``, as ``crossmae.load`` takes it, ``training.pt`` (the
+optimizer's state and the loss scale) and ``manifest.json`` (step, score, and size and checksum of the other two).
+Everything else that a run depends on is a function of recipe and step: order, augmentation, masks, learning rate.
+States are whole and named by parameter, whatever the number of devices and however they share the model, so a run can
+resume on others.
+"""
+
+import json
+import os
+import shutil
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from crossmae.checkpoint.saving import CONFIG_KEY, save_state
+from crossmae.files import replacing, to_disk
+from crossmae.model.config import Config
+from crossmae.training.step import Stepper
+from crossmae_kernels.command import reason
+
+MODEL, TRAINING, MANIFEST = "model.safetensors", "training.pt", "manifest.json"
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_PREFIX = "model."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk, by its manifest; ``score`` is higher for a better one, or None."""
+
+    path: Path
+    step: int
+    score: float | None
+
+
+class Checkpoints:
+    """The checkpoints of one run's folder."""
+
+    def __init__(self, folder: Path, keep_last: int, keep_every: int | None) -> None:
+        self.folder, self._keep_last, self._keep_every = folder, keep_last, keep_every
+
+    def there(self) -> list[Checkpoint]:
+        """Checkpoints with a manifest that can be read, oldest first."""
+        found = []
+        for path in self.folder.glob("step-*"):
+            try:
+                manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+                found.append(Checkpoint(path, int(manifest["step"]), manifest["score"]))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+    def write(self, stepper: Stepper, score: float | None) -> Path:
+        """Write the state after ``stepper.step`` steps, then drop what is not to be kept; every device must call.
+
+        Raises OSError, on the first device alone, and leaves everything as before.
+        """
+        model, training = _states(stepper)
+        path = self.folder / f"step-{stepper.step:08d}"
+        if stepper.fabric.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            beside = self.folder / f".{path.name}.{os.getpid()}"
+            shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed, whose number is ours now
+            try:
+                beside.mkdir()
+                _save(stepper, model, training, beside)
+                manifest = {"step": stepper.step, "score": score, "files": _files(beside)}
+                (beside / MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
+                to_disk(beside)
+                shutil.rmtree(path, ignore_errors=True)
+                beside.rename(path)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+            self.show(path)
+            self._drop()
+        return path
+
+    def show(self, path: Path) -> None:
+        """Make the model of a checkpoint the one in the run's folder."""
+        _link(path / MODEL, self.folder.parent / MODEL)
+
+    def _drop(self) -> None:
+        """Remove all but the last, the best and the periodic ones, and what killed runs left behind."""
+        there = self.there()
+        scored = [checkpoint for checkpoint in there if checkpoint.score is not None]
+        kept = {checkpoint.path for checkpoint in there[-self._keep_last :]}
+        kept |= {max(scored, key=lambda checkpoint: checkpoint.score or 0.0).path} if scored else set()
+        if self._keep_every:
+            kept |= {checkpoint.path for checkpoint in there if checkpoint.step % self._keep_every == 0}
+        for path in [c.path for c in there if c.path not in kept] + list(self.folder.glob(".step-*")):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def restore(stepper: Stepper, path: Path) -> None:
+    """Put the state of a checkpoint that passed ``verify`` into ``stepper``."""
+    from safetensors.torch import load_file
+
+    state: dict[str, Any] = {_PREFIX + name: tensor for name, tensor in load_file(path / MODEL).items()}
+    training = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
+    whole = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(stepper.module, state, options=whole)
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in stepper.optimizer.param_groups]
+    set_optimizer_state_dict(stepper.module, stepper.optimizer, training["optimizer"], options=whole)
+    for group, of_recipe in zip(stepper.optimizer.param_groups, settings, strict=True):
+        group.update(of_recipe)
+    if training["precision"]:  # empty where there was no loss scale
+        stepper.fabric.strategy.precision.load_state_dict(training["precision"])
+    stepper.step = json.loads((path / MANIFEST).read_text("utf-8"))["step"]
+
+
+def verify(path: Path, config: Config) -> None:
+    """Refuse a checkpoint whose files have changed since they were written, or whose model has another configuration.
+
+    Raises ValueError, with what is wrong, and FileNotFoundError if there is no such folder.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {path} of a checkpoint")
+    try:
+        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+        int(manifest["step"])
+        expected = manifest["files"]
+        found = _files(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no checkpoint of a run, or is damaged: {reason(error)}") from error
+    changed = sorted(name for name in (MODEL, TRAINING) if found.get(name) != expected.get(name))
+    if changed:
+        raise ValueError(f"{path} is damaged: {', '.join(changed)} differs from what was written")
+    try:
+        with safe_open(path / MODEL, framework="pt") as opened:
+            # Through Config, whose defaults are what later fields stood for before they existed.
+            written = json.loads(opened.metadata()[CONFIG_KEY])
+            theirs = Config.from_dict(written).to_dict()
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path / MODEL} is no model of this package: {reason(error)}") from error
+    ours = Config.from_dict(config.to_dict()).to_dict()
+    # What an older file does not say is no contradiction.
+    told = [name for name, value in theirs.items() if name in written or value is not None]
+    other = [f"{name} {theirs[name]}, here {ours[name]}" for name in told if theirs[name] != ours[name]]
+    if other:
+        raise ValueError(f"{path} belongs to another model: {'; '.join(other)}")
+
+
+def _states(stepper: Stepper) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    model: dict[str, Any] = get_model_state_dict(stepper.module, options=_WHOLE)
+    optimizer = get_optimizer_state_dict(stepper.module, stepper.optimizer, options=_WHOLE)
+    named = {name.removeprefix(_PREFIX): tensor for name, tensor in model.items()}
+    return named, {"optimizer": optimizer, "precision": stepper.fabric.strategy.precision.state_dict()}
+
+
+def _save(stepper: Stepper, model: dict[str, Tensor], training: dict[str, Any], folder: Path) -> None:
+    """Write both files; whatever their writers raise when a disk is full becomes OSError."""
+    from safetensors import SafetensorError
+
+    try:
+        save_state(model, stepper.plan.config, folder / MODEL)
+        torch.save(training, folder / TRAINING)
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(f"{folder} could not be written: {reason(error)}") from error
+
+
+def _files(folder: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of the files of a checkpoint."""
+    sums = {}
+    for name in (MODEL, TRAINING):
+        checksum = size = 0
+        with (folder / name).open("rb") as file:
+            while part := file.read(1 << 24):
+                checksum, size = zlib.crc32(part, checksum), size + len(part)
+        sums[name] = [size, checksum]
+    return sums
+
+
+def _link(newest: Path, path: Path) -> None:
+    """``path`` is the newest model: the same file, or a copy where the file system has no links."""
+    try:
+        with replacing(path) as beside:
+            try:
+                os.link(newest, beside)
+            except OSError:
+                shutil.copyfile(newest, beside)
+    except PermissionError as error:  # Windows replaces no file that somebody reads
+        raise OSError(f"{path} could not be replaced by the newest model, {newest}: {error.strerror}") from error

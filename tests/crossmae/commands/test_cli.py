@@ -1,0 +1,106 @@
+"""The command line as a user meets it."""
+
+import re
+
+import pytest
+
+import crossmae.commands.demo
+from crossmae.commands.cli import main
+from crossmae.training.data import bundled
+
+
+@pytest.mark.parametrize("command", ["check", "demo", "flops", "reconstruct"])
+def test_help_tells_what_a_command_does_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert f"Example: crossmae {command}" in text
+    assert "default" in text
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert {"check", "demo", "flops", "reconstruct"} <= set(text.split())
+
+
+def test_flops_prints_the_table_and_draws_it(tmp_path, capsys):
+    assert main(["flops", "--figure", str(tmp_path / "cost.png")]) == 0
+    text = capsys.readouterr().out
+    row = next(line for line in text.splitlines() if re.match(r"\| ViT-B/16 +\| +224 \| +0.250", line))
+    assert [cell.strip() for cell in row.split("|")[4:-1]] == ["5.373", "2.069", "2.597", "10.110", "4.077", "2.480"]
+    assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_failures_are_one_line(tmp_path, capsys):
+    assert main(["flops", "--figure", str(tmp_path / "no" / "cost.png")]) == 1
+    assert re.fullmatch(r"crossmae flops: cannot write .*: there is no folder .*\n", capsys.readouterr().err)
+    assert main(["demo", "--steps", "1", "--out", str(tmp_path)]) == 1
+    assert "steps must be at least 4, got 1" in capsys.readouterr().err
+
+
+def test_options_may_be_spelled_with_hyphens(capsys):
+    words = ["pretrain", "--recipe", "cpu_trial", "--dry-run", "--batch-size=64", "--model-options.decoder-depth", "2"]
+    assert main(words) == 0
+    hyphens = capsys.readouterr().out
+    assert main([word if word == "--recipe" else word.replace("-", "_").replace("__", "--", 1) for word in words]) == 0
+    assert hyphens == capsys.readouterr().out
+    assert "64 = 1 device(s)" in hyphens
+
+
+WORD_AS_NUMBER = ["pretrain", "--data.nodata", "abc"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["fly"], ["flops", "--size", "3"], ["demo", "--steps", "many"], WORD_AS_NUMBER, []]
+)
+def test_unknown_words_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert re.fullmatch(r"crossmae.*: error: .*; see crossmae.* --help\n", capsys.readouterr().err)
+
+
+def once(function):
+    """What the function returns for arguments of the same names and number; called for the first of them."""
+    results = {}
+
+    def call(*arguments, **named):
+        key = len(arguments), *named.values()
+        if key not in results:
+            results[key] = function(*arguments, **named)
+        return results[key]
+
+    return call
+
+
+def test_demo_in_a_few_steps(tmp_path, capsys, monkeypatch):
+    for name, smaller in (("BATCH", 16), ("EVALUATIONS", 2), ("BASE_BATCH", 1)):
+        monkeypatch.setattr(f"crossmae.commands.demo.{name}", smaller)
+    # Probes of all 1,797 digits take most of the time; how well they work is tested elsewhere.
+    few = tuple(
+        bundled.ImagesInMemory(part.images[:count], part.labels[:count], part.classes)
+        for part, count in zip(bundled._digits(), (200, 60), strict=True)
+    )
+    monkeypatch.setattr(bundled, "_digits", lambda: few)
+    # What does not depend on the run is found once.
+    monkeypatch.setattr("crossmae.commands.demo.baseline_accuracies", once(crossmae.commands.demo.baseline_accuracies))
+    monkeypatch.setattr("crossmae.commands.demo._decode_cost", once(crossmae.commands.demo._decode_cost))
+    for _ in range(2):  # anew each time
+        assert main(["demo", "--steps", "4", "--out", str(tmp_path / "out")]) == 0
+        text = capsys.readouterr().out
+        names = {path.name for path in (tmp_path / "out").iterdir()}
+        assert names == {"reconstructions.png", "learning.png", "results.md", "MAE", "CrossMAE"}
+        for row in ("raw pixels", "untrained encoder", "MAE encoder", "CrossMAE encoder", "ViT-B/16"):
+            assert row in text
+        assert (tmp_path / "out" / "results.md").read_text() in text
+
+
+def test_check_hands_its_words_and_verdict_on(monkeypatch):
+    seen = []
+    monkeypatch.setattr("crossmae_kernels.check.main", lambda words: seen.append(words) or 1)
+    assert main(["check", "--json", "--interpret"]) == 1
+    assert main(["check"]) == 1
+    assert seen == [["--json", "--interpret"], []]

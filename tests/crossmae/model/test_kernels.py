@@ -1,0 +1,268 @@
+"""Whole models through the kernels: gradients, launches, compilation, training. In the interpreter without a GPU."""
+
+import copy
+import functools
+from collections import Counter
+from contextlib import contextmanager
+
+import pytest
+import seeds
+import torch
+from operators import names_of_all_operators
+from seeds import generator, seeded
+from torch.profiler import ProfilerActivity, profile
+
+import crossmae
+from crossmae.masking import draw_masking, noise_length
+from crossmae_kernels.runtime.dispatch import default_implementation
+from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.testing import assert_within_budget, budgets
+
+# Wide enough for matrix products in tiles, small enough for the interpreter.
+SMALL = {
+    "image_size": 32,
+    "patch_size": 8,
+    "encoder_width": 32,
+    "encoder_heads": 2,
+    "encoder_depth": 2,
+    "decoder_width": 32,
+    "decoder_heads": 2,
+    "decoder_depth": 2,
+}
+
+
+def small_model(**overrides):
+    """Weights, biases and norms all random."""
+    torch.manual_seed(seeded())
+    model = crossmae.create_model("crossmae_vit_tiny_patch4", **{**SMALL, **overrides})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def gradients(model, images, noise, impl, autocast=None):
+    """Prediction, loss and the gradient of every parameter."""
+    model.zero_grad()
+    device = images.device.type
+    with default_implementation(impl), torch.autocast(device, autocast, enabled=autocast is not None):
+        out = model(images, noise=noise)
+    # The loss's gradient and another one, large enough for float16.
+    slope = torch.linspace(-1, 1, out.prediction.shape[-1], device=device)
+    (64 * (out.loss + (out.prediction * slope).mean())).backward()
+    return {"prediction": out.prediction, "loss": out.loss} | {
+        name: p.grad.clone() for name, p in model.named_parameters()
+    }
+
+
+@pytest.fixture
+def device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def images_and_noise(device):
+    images = torch.randn(2, 3, 32, 32, generator=generator(1)).half().float().to(device)
+    return images, torch.rand(2, 16, generator=generator(2)).to(device)
+
+
+@pytest.fixture
+def problem(device):
+    return images_and_noise(device)
+
+
+@functools.cache
+def expectation(seed, device, residual):
+    """What is right, and the budget, of the small model under autocast: whatever becomes of hidden layers."""
+    model, (images, noise) = small_model(residual=residual).to(device), images_and_noise(device)
+    exact = gradients(copy.deepcopy(model).double(), images.double(), noise, "reference")
+    return exact, budgets(lambda: gradients(model, images, noise, "reference", torch.float16), exact)
+
+
+def judge(problem, device, hidden="recompute", residual="float32"):
+    """Prediction, loss and the gradient of every parameter within the budget."""
+    model = small_model(hidden_layer=hidden, residual=residual).to(device)
+    found = gradients(model, *problem, "triton", torch.float16)
+    assert_within_budget(found, *expectation(seeds.current, device, residual))
+
+
+@pytest.mark.budget
+@pytest.mark.parametrize("hidden", ["recompute", "save"])
+@pytest.mark.parametrize("residual", ["float32", "autocast"])
+def test_gradients_of_the_whole_model_under_autocast_keep_to_the_budget(problem, device, hidden, residual):
+    judge(problem, device, hidden, residual)
+
+
+@pytest.mark.budget
+@pytest.mark.parametrize("form", ["single", "tiled", "library"])
+def test_every_form_of_the_mlp_keeps_to_the_budget_in_a_model(problem, device, form):
+    with form_of("mlp", form):
+        judge(problem, device)
+
+
+@pytest.mark.parametrize(
+    ("depth", "sums"),
+    [
+        # What the residual and the branch around attention send back.
+        ("decoder_depth", 1),
+        # And what the decoder sends to the feature map.
+        ("encoder_depth", 2),
+    ],
+)
+def test_operators_of_a_block_and_nothing_between_them(problem, device, depth, sums):
+    """One for each of its four steps, in either direction, and one for each of its two folded norms.
+
+    Nothing is copied, concatenated or transposed on the way from one to the next.
+    """
+    images, noise = problem
+    counts = {}
+    for blocks in (1, 3):
+        model = small_model(**{depth: blocks}).to(device)
+        with default_implementation("triton"):
+            with names_of_all_operators() as forward:
+                loss = model(images, noise=noise).loss
+            with names_of_all_operators() as backward:
+                loss.backward()
+        counts[blocks] = Counter(forward), Counter(backward)
+    steps = dict.fromkeys(("norm_linear", "cross_attention", "linear_residual", "mlp"), 1) | {"fold_norm": 2}
+    for deep, shallow, suffix in zip(counts[3], counts[1], ("", "_backward"), strict=True):
+        per_block = {name: (deep[name] - shallow[name]) / 2 for name in deep if deep[name] != shallow[name]}
+        expected = {f"crossmae_kernels::{step}{suffix}": count for step, count in steps.items()}
+        assert per_block == expected | ({"aten::add.Tensor": sums} if suffix else {})
+
+
+# The library's products, and sums over rows or tiles: of biases, and behind each fold's gradient.
+VENDOR = ("aten::addmm", "aten::baddbmm", "aten::bmm", "aten::mm", "aten::sum")
+
+
+def test_launches_per_block(interpreter_asked_for, problem, monkeypatch):
+    """docs/design.md names these numbers."""
+    from triton.runtime.interpreter import GridExecutor
+
+    launched = Counter()
+    launch = GridExecutor.__call__
+
+    def counted(self, *arguments, **others):
+        launched[self.fn.__name__] += 1
+        return launch(self, *arguments, **others)
+
+    @contextmanager
+    def counts():
+        launched.clear()
+        found = Counter()
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+            yield found
+        found.update(launched)
+        found.update(event.name for event in profiler.events() if event.name in VENDOR)
+
+    monkeypatch.setattr(GridExecutor, "__call__", counted)
+    images, noise = problem
+    passes = {}
+    for depth in (1, 2, 3):
+        model = small_model(decoder_depth=depth)
+        with default_implementation("triton"), form_of("mlp", "tiled"):
+            with counts() as forward, torch.autocast("cpu", torch.float16):
+                loss = model(images, noise=noise).loss
+            with counts() as backward:
+                loss.backward()
+        passes[depth] = forward, backward
+    forward, backward = (deep - shallow for deep, shallow in zip(passes[3], passes[2], strict=True))
+    assert forward == {"fold_forward": 2, "normalize_kernel": 2, "short_forward": 1, "gemm_kernel": 3, "aten::addmm": 1}
+    assert backward == {
+        "normalize_backward_kernel": 2,
+        "hidden_backward": 1,
+        "short_backward": 1,
+        "fold_backward": 2,
+        "aten::mm": 9,
+        "aten::sum": 7,
+    }
+    # The first block gathers from a table, whose gradient is a segmented sum: of its queries, and of its residual.
+    first = passes[1][1] - (passes[2][1] - passes[1][1])
+    assert first["segmented_sum_kernel"] == 2
+
+
+def test_masks_that_have_a_shape(device):
+    images, _ = images_and_noise(device)
+    model = small_model().to(device)
+    noise = torch.rand(2, noise_length("block", 16), generator=generator(3)).to(device)
+    masking = draw_masking("block", (4, 4), 0.75, 0.5, noise)
+    found = []
+    for impl in ("triton", "reference"):
+        model.zero_grad()
+        with default_implementation(impl):
+            model(images, masking=masking).loss.backward()
+        found.append([p.grad.clone() for p in model.parameters()])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["crossmae_vit_tiny_patch4", "mae_vit_tiny_patch4"])
+def test_whole_model_compiles_into_one_graph(problem, device, name):
+    torch.manual_seed(0)
+    model = crossmae.create_model(name, **SMALL).to(device)
+    images, noise = problem
+    torch._dynamo.reset()
+    backend = "aot_eager" if device == "cpu" else "inductor"
+    with default_implementation("triton"):
+        compiled = torch.compile(model, backend=backend, fullgraph=True)
+        compiled(images, noise=noise).loss.backward()
+        found = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad()
+        model(images, noise=noise).loss.backward()
+    for ours, theirs in zip(found, (p.grad for p in model.parameters()), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_hundred_steps_of_training_follow_the_reference(dtype):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    curves = {}
+    for impl in ("reference", "triton"):
+        torch.manual_seed(0)
+        model = crossmae.create_model("crossmae_vit_tiny_patch4").cuda()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
+        scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+        generator = torch.Generator("cuda").manual_seed(0)
+        # Smooth pictures, which can be learnt.
+        pictures = torch.nn.functional.interpolate(
+            torch.randn(256, 3, 5, 5, device="cuda", generator=generator), size=32, mode="bicubic"
+        )
+        losses = []
+        for step in range(100):
+            with default_implementation(impl), torch.autocast("cuda", dtype):
+                loss = model(pictures[(step % 2) * 128 :][:128], generator=generator).loss
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            losses.append(loss.detach())
+        curves[impl] = torch.stack(losses)
+    reference, kernels = curves.values()
+    assert reference[-10:].mean() < 0.8 * reference[:10].mean()
+    torch.testing.assert_close(kernels, reference, rtol=0.02, atol=0)
+
+
+def test_graphs_need_a_cuda_device():
+    with pytest.raises(ValueError, match="sample must be on a CUDA device, got cpu"):
+        crossmae.graphed(small_model(), torch.randn(2, 3, 32, 32))
+
+
+@pytest.mark.gpu
+def test_a_captured_step_equals_an_eager_one(problem, device):
+    if device != "cuda":
+        pytest.skip("no CUDA device")
+    images, noise = problem
+    model = small_model().to(device)
+    step = crossmae.graphed(model, images, noise=noise)
+    other = torch.randn_like(images)
+    with pytest.raises(ValueError, match="like the sample"):
+        step(other[:1])
+    loss = step(other).loss.clone()
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    exact = model(other, noise=noise).loss
+    exact.backward()
+    assert torch.equal(loss, exact)
+    for ours, theirs in zip(found, (p.grad for p in model.parameters()), strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _line(record: dict[str, object]) -> str:
-    head = f"sm_{record['arch']:<4}{record['dtype']:5}{record['kernel']:23}{record['label']:36}"
+    head = f"sm_{record['arch']:<4}{record['dtype']:5}{record['kernel']:23}{record['label']:44}"
     if "registers" not in record:
         return f"{head}{record['shortcomings']}"
     tensor_core = "+".join(record["tensor_core"]) or "-"  # type: ignore[arg-type]

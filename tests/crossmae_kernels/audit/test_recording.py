@@ -14,9 +14,12 @@ import triton
 import triton.language as tl
 
 import crossmae_kernels as ck
+from crossmae_kernels.audit.calls import Call
+from crossmae_kernels.audit.cases import cases
 from crossmae_kernels.audit.recording import record
 from crossmae_kernels.runtime.device import Limits
 from crossmae_kernels.runtime.dispatch import form_of
+from crossmae_kernels.testing import Draw, problems
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -57,6 +60,13 @@ def two_ops():
     assert rows.grad.shape == rows.shape
 
 
+def every_op():
+    for problem in problems.tiny(Draw()):
+        # In float32, unless that is not served, and in bfloat16.
+        for dtype in {problem.dtypes[0], problem.dtypes[-1]}:
+            Call(problem).run(dtype)
+
+
 def recorded(work, *limits):
     with record(Limits(*limits)) as launches:
         work()
@@ -64,6 +74,8 @@ def recorded(work, *limits):
 
 
 found = [recorded(every_kind_of_argument, 1, 1), recorded(two_ops, 99 * 1024, 1), recorded(two_ops, 227 * 1024, 132)]
+found.append(sorted({launch["kernel"] for launch in recorded(every_op, 227 * 1024, 132)}))
+found.append(sorted({case.launch.name for case in cases(architectures=[90], dtypes=["bf16"])}))
 try:
     ck.cross_attention(torch.ones(1, 2, 16), torch.ones(1, 2, 16), torch.ones(1, 2, 16), 1, impl="triton")
 except RuntimeError as error:
@@ -97,7 +109,7 @@ def test_what_the_launcher_makes_of_arguments(recorded):
 
 
 def test_both_directions_of_several_ops_in_order(recorded):
-    _, small, large, _ = recorded
+    _, small, large, *_ = recorded
     kernels = [launch["kernel"] for launch in large]
     assert kernels == [
         "fold_forward", "normalize_kernel", "gemm_kernel", "gemm_kernel", "short_forward",
@@ -111,11 +123,17 @@ def test_both_directions_of_several_ops_in_order(recorded):
 
 
 def test_limits_of_the_device(recorded):
-    _, small, large, _ = recorded
+    _, small, large, *_ = recorded
     # A stage of the product takes 32 KiB.
     assert (small[2]["options"]["num_stages"], large[2]["options"]["num_stages"]) == (3, 4)
     # One multiprocessor is kept busy by 16 heads; many get a program for each of three tiles of queries.
     assert (small[4]["grid"], large[4]["grid"]) == ([16, 1], [16, 3])
+
+
+def test_every_kernel_is_compiled_at_the_shapes_of_models(recorded):
+    *_, at_tiny_shapes, compiled, _ = recorded
+    assert at_tiny_shapes == compiled
+    assert len(compiled) == 22
 
 
 def test_a_recording_leaves_nothing_behind(recorded):

@@ -37,8 +37,8 @@ def tiny(draw: Draw, batch: int = 2) -> list[Problem]:
         self_attention_qkvpacked(draw, batch, 67, 1, 16),
         *(fold_norm(draw, *matrix, absent=absent) for absent in ((), ("bias", "norm_bias"))),
         *(fold_norm(draw, *matrix, 3, absent=absent) for absent in ((), ("norm_weight",))),
-        *(_in_form(layer, form) for layer, form in product(layers, FORMS)),
-        *(_in_one_kernel(layer) for layer in layers if layer.op == "mlp"),
+        *(in_form(layer, form) for layer, form in product(layers, FORMS)),
+        *(in_form(layer, "single") for layer in layers if layer.op == "mlp"),
         # In 16 bits LayerNorm is on chip, in float32 a pass of its own.
         *(mix_feature_maps(draw, tokens, 3, 2, 24, affine=affine) for affine in (False, True)),
         mix_feature_maps(draw, tokens, 3, 2, 24, normalize=False),
@@ -67,12 +67,12 @@ def vit_base(draw: Draw, batch: int = 4) -> list[Problem]:
         self_attention_qkvpacked(draw, batch, 197, 16, 32),
         fold_norm(draw, 512, 512),
         fold_norm(draw, 1024, 768, 12),
-        *(_in_form(norm_linear(draw, rows, 512, 512, "gelu"), form) for form in FORMS),
+        *(in_form(norm_linear(draw, rows, 512, 512, "gelu"), form) for form in FORMS),
         *(
-            _in_form(linear_residual(draw, rows, 512, 512, table=table), form)
+            in_form(linear_residual(draw, rows, 512, 512, table=table), form)
             for table, form in product((0, 196), FORMS)
         ),
-        *(_in_form(mlp(draw, rows, 512, 2048), form) for form in FORMS),
+        *(in_form(mlp(draw, rows, 512, 2048), form) for form in FORMS),
         mix_feature_maps(draw, (batch, 50), 13, 12, 768, affine=True),
         project_feature_maps(draw, (batch, 50), 13, 12, 768, 1024),
         gather_patches(draw, batch, 49, 16, grid),
@@ -80,15 +80,13 @@ def vit_base(draw: Draw, batch: int = 4) -> list[Problem]:
     ]
 
 
-def _in_form(problem: Problem, form: str) -> Problem:
-    operators = (problem.op, f"{problem.op}_backward") if problem.op == "mlp" else (problem.op,)
-    return replace(problem, label=f"{problem.label}, {form}", forms=dict.fromkeys(operators, form))
-
-
-def _in_one_kernel(problem: Problem) -> Problem:
-    """Which has no backward pass of its own."""
-    forms = {"mlp": "single", "mlp_backward": "tiled"}
-    return replace(problem, label=f"{problem.label}, single", forms=forms, dtypes=IN_16_BITS)
+def in_form(problem: Problem, form: str) -> Problem:
+    """The same in a form of the op's kernels; the MLP in one kernel has no backward pass of its own."""
+    forms = {problem.op: form}
+    if problem.op == "mlp":
+        forms["mlp_backward"] = "tiled" if form == "single" else form
+    dtypes = IN_16_BITS if form == "single" else problem.dtypes
+    return replace(problem, label=f"{problem.label}, {form}", forms=forms, dtypes=dtypes)
 
 
 def cross_attention(

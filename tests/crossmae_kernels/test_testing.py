@@ -7,9 +7,9 @@ from oracles import naive_gelu, naive_linear, naive_norm
 
 from crossmae_kernels.testing import (
     Budget,
+    Draw,
     Error,
     Verdict,
-    Draw,
     assert_within_budget,
     budgets,
     error,

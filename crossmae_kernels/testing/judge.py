@@ -127,10 +127,11 @@ class Judge:
             autocast: kernels and eager run under autocast to this dtype.
         """
         self.problem, self.dtype, self.autocast = problem, dtype, autocast
-        reference, rounded = problem.by("reference"), problem.rounded(dtype)
+        rounded = problem.rounded(dtype)
+        oracle, eager = oracle or problem.by("reference"), eager or problem.by("reference")
         # Bytes have no rows in float64, whatever one asks the reference for.
-        self.exact = {name: t.double() for name, t in solve(rounded, oracle or reference, torch.float64).items()}
-        self.allowed = budgets(lambda: solve(rounded, eager or reference, dtype, autocast=autocast), self.exact)
+        self.exact = {name: t.double() for name, t in solve(rounded, oracle, torch.float64).items()}
+        self.allowed = budgets(lambda: solve(rounded, eager, dtype, autocast=autocast), self.exact)
 
     def solve(self, call: Callable[..., Any]) -> dict[str, Tensor]:
         """What ``call`` makes of the problem, with fresh allocations poisoned."""

@@ -38,7 +38,7 @@ def tiny(draw: Draw, batch: int = 2) -> list[Problem]:
         *(fold_norm(draw, *matrix, absent=absent) for absent in ((), ("bias", "norm_bias"))),
         *(fold_norm(draw, *matrix, 3, absent=absent) for absent in ((), ("norm_weight",))),
         *(in_form(layer, form) for layer, form in product(layers, FORMS)),
-        *(_in_one_kernel(layer) for layer in layers if layer.op == "mlp"),
+        *(in_form(layer, "single") for layer in layers if layer.op == "mlp"),
         # In 16 bits LayerNorm is on chip, in float32 a pass of its own.
         *(mix_feature_maps(draw, tokens, 3, 2, 24, affine=affine) for affine in (False, True)),
         mix_feature_maps(draw, tokens, 3, 2, 24, normalize=False),
@@ -81,15 +81,12 @@ def vit_base(draw: Draw, batch: int = 4) -> list[Problem]:
 
 
 def in_form(problem: Problem, form: str) -> Problem:
-    """The same, asking for a form of the kernels."""
-    operators = (problem.op, f"{problem.op}_backward") if problem.op == "mlp" else (problem.op,)
-    return replace(problem, label=f"{problem.label}, {form}", forms=dict.fromkeys(operators, form))
-
-
-def _in_one_kernel(problem: Problem) -> Problem:
-    """Which has no backward pass of its own."""
-    forms = {"mlp": "single", "mlp_backward": "tiled"}
-    return replace(problem, label=f"{problem.label}, single", forms=forms, dtypes=IN_16_BITS)
+    """The same in a form of the op's kernels; the MLP in one kernel has no backward pass of its own."""
+    forms = {problem.op: form}
+    if problem.op == "mlp":
+        forms["mlp_backward"] = "tiled" if form == "single" else form
+    dtypes = IN_16_BITS if form == "single" else problem.dtypes
+    return replace(problem, label=f"{problem.label}, {form}", forms=forms, dtypes=dtypes)
 
 
 def cross_attention(

@@ -148,11 +148,43 @@ def test_no_rows(device, name, dtype):
         return
     with poisoned_allocations(), Witness():
         found = solve(problem, problem.by("triton"), dtype)
-    one = solved(name, device, dtype)
-    assert found.keys() == one.keys()
+    theirs = solve(problem, problem.by("reference"), dtype)
+    assert found.keys() == theirs.keys()
     for result, t in found.items():
-        assert t.shape == tuple(0 if size == 2 and not t.numel() else size for size in one[result].shape)
+        assert t.shape == theirs[result].shape
         assert not t.any()
+
+
+# The interpreter warns of what is wanted here.
+@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if any("ids" in argument for argument in posed(name, "cpu").arguments)]
+)
+def test_rows_with_ids_out_of_range_are_not_read_and_show_as_nan(device, name):
+    problem = posed(name, device)
+    with problem.in_form():
+        # Straight to the operator: on a CPU the public function would raise.
+        with calls_of_operators() as recorded:
+            problem.by("triton")(**problem.leaves(torch.float32))
+        ((operator, arguments),) = recorded
+
+        def first_result(changed=lambda ids: ids):
+            given = tree_map_only(
+                torch.Tensor, lambda t: t.detach() if t.dtype != torch.int64 else changed(t), arguments
+            )
+            result = operator(*given)
+            return result if isinstance(result, torch.Tensor) else result[0]
+
+        def out_of_range(ids):
+            ids = ids.clone()
+            ids[0, 1], ids[1, 3] = -1, 2**40
+            return ids
+
+        good, bad = first_result(), first_result(out_of_range)
+    lost = torch.zeros(bad.shape[:2], dtype=torch.bool, device=device)
+    lost[0, 1] = lost[1, 3] = True
+    assert bad[lost].isnan().all()
+    assert torch.equal(bad[~lost], good[~lost])
 
 
 @calls

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
-from problems import Problem, Randoms, naive_linear, naive_norm
+from oracles import naive_linear, naive_norm
+from seeds import seeded
+
+from crossmae_kernels.testing import Draw, Judge, Problem
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 EPS = 1e-3
@@ -55,15 +58,13 @@ class Scale(torch.autograd.Function):
 
 @pytest.fixture
 def linear():
-    random = Randoms()
+    random = Draw(seeded()).normal
     arguments = {"x": random(64, 256), "weight": random(48, 256, scale=1 / 16), "bias": random(48)}
-    return Problem(arguments, random(64, 48))
+    return Problem("linear", "of 256 to 48", arguments)
 
 
-def judge(task, kernels, dtype):
-    task.judge(
-        [kernels], torch.nn.functional.linear, lambda x, weight, bias: naive_linear(x, weight, bias), "cpu", dtype
-    )
+def judge(problem, kernels, dtype):
+    Judge(problem, dtype, naive_linear, torch.nn.functional.linear).check(kernels)
 
 
 @pytest.mark.budget
@@ -114,19 +115,14 @@ def normalized(x, variance):
     ids=["squares", "unbiased"],
 )
 def test_another_variance_is_noticed(variance, dtypes):
-    random = Randoms()
-    task = Problem({"x": random(40, 128) + 30}, random(40, 128))
+    problem = Problem("norm", "of 128", {"x": Draw(seeded()).normal(40, 128) + 30})
     for dtype in dtypes:
-
-        def judge(variance, dtype=dtype):
-            task.judge(
-                [lambda x: normalized(x, variance)],
-                lambda x: torch.nn.functional.layer_norm(x, x.shape[-1:], eps=EPS),
-                lambda x: naive_norm(x, None, None, EPS),
-                "cpu",
-                dtype,
-            )
-
-        judge(lambda x: x.var(-1, keepdim=True, correction=0))
+        judge = Judge(
+            problem,
+            dtype,
+            oracle=lambda x: naive_norm(x, None, None, EPS),
+            eager=lambda x: torch.nn.functional.layer_norm(x, x.shape[-1:], eps=EPS),
+        )
+        judge.check(lambda x: normalized(x, lambda wide: wide.var(-1, keepdim=True, correction=0)))
         with pytest.raises(AssertionError, match="errs by"):
-            judge(variance)
+            judge.check(lambda x: normalized(x, variance))

@@ -2,16 +2,16 @@
 
 import subprocess
 import sys
-from contextlib import nullcontext
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from cases import FORMS, OPERATORS, Cases
+from contract import CALLS, posed
+from operators import calls_of_operators
 from torch.utils._pytree import tree_leaves
 
-from crossmae_kernels.runtime.dispatch import form_of
+from crossmae_kernels.testing import solve
 
 SETTINGS = {
     "pass": "ieee",
@@ -58,15 +58,14 @@ def as_tf32(values):
     return ((bits + 0x0FFF + (bits >> 13 & 1)) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
-# Operators without a product of our own: they move bytes, or the library multiplies.
-WITHOUT = {
-    "fold_norm", "fold_norms", "fold_norm_backward", "gather_patches", "gather_patches_backward", "patch_loss",
-    "patch_loss_backward", "project_backward", "linear_residual_backward", "norm_linear_backward",
-}  # fmt: skip
+# Whose kernels multiply; the others' are the same, or move bytes.
+WITH_PRODUCTS = ("cross_attention", "linear_residual", "mix_feature_maps", "mlp", "norm_linear")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("name", sorted(set(OPERATORS) - WITHOUT))
+@pytest.mark.parametrize(
+    "name", [name for name in CALLS if posed(name, "cpu").op in WITH_PRODUCTS and "table" not in name]
+)
 def test_every_product_of_a_kernel_is_told_and_yields_what_tf32_does(interpreter, setting, dtype, name):
     from triton._C.libtriton import ir
     from triton.runtime.interpreter import InterpreterBuilder
@@ -79,20 +78,27 @@ def test_every_product_of_a_kernel_is_told_and_yields_what_tf32_does(interpreter
             left, right = (type(t)(as_tf32(t.data), t.dtype) for t in (left, right))
         return dot(self, left, right, total, precision, *others)
 
-    torch.manual_seed(0)
-    operator = getattr(torch.ops.crossmae_kernels, name)
-    for arguments in getattr(Cases("cpu", dtype, 1), name)():
-        if isinstance(arguments[-1], list) and not all(arguments[-1]):
-            continue
-        torch.set_float32_matmul_precision(setting)
-        told.clear()
-        with form_of(name, "tiled") if name in FORMS else nullcontext():
+    torch.set_float32_matmul_precision("highest")
+    problem = posed(name, "cpu")
+    with calls_of_operators() as recorded:
+        solve(problem, problem.by("triton"), dtype)
+    products = 0
+    for operator, arguments in recorded:
+        with problem.in_form(), torch.no_grad():
+            torch.set_float32_matmul_precision(setting)
+            told.clear()
             with mock.patch.object(InterpreterBuilder, "create_dot", rounding):
                 found = tree_leaves(operator(*arguments))
             torch.set_float32_matmul_precision("highest")
             exact = tree_leaves(operator(*arguments))
+        errors = [float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True) if b.numel()]
+        if not told:
+            # It moves bytes, or the library multiplies.
+            assert max(errors) == 0
+            continue
+        products += 1
         in_tf32 = setting == "high" and dtype == torch.float32
         assert told == {ir.INPUT_PRECISION.TF32 if in_tf32 else ir.INPUT_PRECISION.IEEE}
-        errors = [float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True) if b.numel()]
         assert max(errors) < 4e-3
         assert (max(errors) > 1e-5) == in_tf32
+    assert products

@@ -1,6 +1,5 @@
 """What each op says of itself: bfloat16 in Triton's interpreter, mixed dtypes, and the report that asks every op."""
 
-
 import pytest
 import torch
 from operators import names_of_operators

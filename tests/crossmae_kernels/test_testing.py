@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import Randoms, naive_gelu, naive_linear, naive_norm
+from oracles import naive_gelu, naive_linear, naive_norm
 
 from crossmae_kernels.testing import (
     Budget,
+    Draw,
     Error,
     Verdict,
     assert_within_budget,
@@ -61,7 +62,7 @@ def layer(x, weight, bias):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_draw_errs_as_rounding_after_each_step_does(dtype):
     """Of a norm, a linear layer and GELU, written out with a rounding to nearest after each of the three."""
-    random = Randoms()
+    random = Draw().normal
     x, weight, bias = (t.to(dtype) for t in (random(400, 64), random(96, 64, scale=0.125), random(96)))
     steps = [lambda t: naive_norm(t, None, None, 1e-5), lambda t: naive_linear(t, weight.double(), bias.double())]
     exact = rounded = x.double()

@@ -87,8 +87,10 @@ class Witness(TorchDispatchMode):
         before = [t.clone() for t in tensors(args)]
         results = func(*args)
         made = tensors(results)
-        with FakeTensorMode() as mode:
-            fakes = func(*tree_map_only(torch.Tensor, lambda t: mode.from_tensor(t.detach()), args))
+        mode = FakeTensorMode()
+        given = tree_map_only(torch.Tensor, lambda t: mode.from_tensor(t.detach()), args)
+        with mode:
+            fakes = func(*given)
         assert _looks(made) == _looks(fakes)
         assert len(set(_storages(results))) == len(made) > 0
         assert not set(_storages(results)) & set(_storages(args))

@@ -1,17 +1,9 @@
-"""The public function: reference against the definition, and what it says to wrong arguments."""
+"""What the public functions say to wrong arguments."""
 
 import pytest
 import torch
 
 import crossmae_kernels as ck
-
-
-@pytest.mark.parametrize("table", [0, 30])
-def test_reference_follows_the_definition(problem, table):
-    task = problem(20, 33, 3, 8, table, scale=0.4)
-    found = task.solve(lambda *arguments: ck.cross_attention(*arguments, impl="reference"), "cpu", torch.float64)
-    exact = task.exact(torch.float64)
-    torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)
 
 
 def _arguments(batch=2, queries=5, keys=7, width=32):
@@ -59,3 +51,23 @@ def test_an_explicit_choice_lists_every_reason_and_never_falls_back(monkeypatch)
     with pytest.raises(RuntimeError, match=r"TRITON_INTERPRET=1.*float64.*up to 128 channels, these have 160"):
         ck.cross_attention(**arguments, impl="triton")
     assert ck.cross_attention(**arguments).dtype == torch.float64
+
+
+X = torch.randn(2, 5, 32)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ck.cross_attention_kvpacked(X, X, 2), r"kvpacked: key_value must have shape \(B, K, 64\).*got \(2, 5"),
+        (lambda: ck.cross_attention_kvpacked(X, torch.randn(2, 0, 64), 2), "at least one key"),
+        (lambda: ck.cross_attention_kvpacked(X, torch.randn(2, 3, 64), 3), "num_heads must divide the width 32, got 3"),
+        (lambda: ck.self_attention_qkvpacked(X, 2), "three tensors of one width, got 32 columns"),
+        (lambda: ck.self_attention_qkvpacked(torch.randn(2, 5, 96), 3), "num_heads must divide the width 32, got 3"),
+        (lambda: ck.self_attention_qkvpacked(torch.randn(2, 0, 96), 2), "at least one token"),
+        (lambda: ck.self_attention_qkvpacked(X[0], 2), r"query_key_value must have shape \(B, T, W\)"),
+    ],
+)
+def test_wrong_arguments_of_packed_forms_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from contract import same
 
-import crossmae_kernels as ck
 from crossmae_kernels.runtime.launch import needs_wide_offsets
+from crossmae_kernels.testing import Draw, solve
+from crossmae_kernels.testing.problems import cross_attention
 
 
 def _meta(shape, strides):
@@ -21,29 +23,39 @@ def test_64_bits_begin_where_32_bits_end():
 
 
 @pytest.mark.parametrize("far", ["query", "key", "table"])
-def test_rows_beyond_2_to_the_31_are_found(problem, device, far):
+def test_rows_beyond_2_to_the_31_are_found(device, far):
     """The memory between the rows is reserved but never touched."""
-    task = problem(3, 3, 2, 16, table=3 if far == "table" else 0, batch=1)
-    near = task.fused(device, torch.float16)
-    inputs = [t.detach() for t in task.arguments(device, torch.float16)]
-    index = 1 if far == "key" else 0
-    stride = 2**30
+    problem = cross_attention(Draw(device=device), 1, 3, 3, 2, 16, table=3 if far == "table" else 0)
+    name, stride = "key" if far == "key" else "query", 2**30
     memory = torch.empty(2 * stride + 32, dtype=torch.float16, device=device)
-    inputs[index] = memory.as_strided(inputs[index].shape, (0, stride, 1)[-inputs[index].dim() :]).copy_(inputs[index])
-    assert needs_wide_offsets(inputs[index])
-    inputs = [t.requires_grad_() for t in inputs]
-    out = ck.cross_attention(*inputs, 2, None if task.ids is None else task.ids.to(device), impl="triton")
-    found = [out, *torch.autograd.grad(out, inputs, task.upstream.to(device))]
-    for ours, theirs in zip(found, near, strict=True):
-        assert torch.equal(ours, theirs)
+
+    def spread(**arguments):
+        near = arguments[name]
+        # The gradient comes back through the copy.
+        distant = Spread.apply(near, memory, (0, stride, 1)[-near.dim() :])
+        assert needs_wide_offsets(distant)
+        return problem.by("triton")(**arguments | {name: distant})
+
+    assert same(*(solve(problem, call, torch.float16) for call in (spread, problem.by("triton"))))
 
 
-@pytest.mark.parametrize("keys", [20, 140])
-def test_both_widths_of_offsets_give_the_same(problem, device, keys, monkeypatch):
+class Spread(torch.autograd.Function):
+    """The same numbers, far apart in ``memory``."""
+
+    @staticmethod
+    def forward(ctx, near, memory, strides):
+        return memory.as_strided(near.shape, strides).copy_(near)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None, None
+
+
+@pytest.mark.parametrize("keys", [7, 67])
+def test_both_widths_of_offsets_give_the_same(device, keys, monkeypatch):
     from crossmae_kernels.cross_attention import launch
 
-    task = problem(20, keys, 2, 16, table=5)
-    narrow = task.fused(device, torch.float32)
+    problem = cross_attention(Draw(device=device), 2, 20, keys, 2, 16, table=5)
+    narrow = solve(problem, problem.by("triton"), torch.float32)
     monkeypatch.setattr(launch, "needs_wide_offsets", lambda *tensors: True)
-    for ours, theirs in zip(task.fused(device, torch.float32), narrow, strict=True):
-        assert torch.equal(ours, theirs)
+    assert same(solve(problem, problem.by("triton"), torch.float32), narrow)

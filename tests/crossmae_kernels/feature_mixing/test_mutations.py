@@ -1,13 +1,17 @@
 """Broken kernels must not pass."""
 
+import functools
 import importlib
 
 import pytest
 import seeds
 import torch
 from mutation import broken
+from oracles import oracle_of
 
 from crossmae_kernels.feature_mixing import config
+from crossmae_kernels.testing import Draw, Judge
+from crossmae_kernels.testing.problems import mix_feature_maps
 
 MIXING = "crossmae_kernels.feature_mixing"
 NORM = "crossmae_kernels.primitives.normalization"
@@ -49,37 +53,35 @@ MUTATIONS = {
 }
 
 
-# By seed and place: what judges kernels, which takes longer than to run them.
-CHECKS = {}
+def narrow(call):
+    """With the first half of each map's channels."""
+    return lambda maps, **others: call([each[..., :136] for each in maps], **others)
+
+
+@functools.cache
+def judge_of(seed, device, dtype):
+    """Two panels, two blocks of maps, rows that are not dense, and variances near eps."""
+    problem = mix_feature_maps(Draw(seed, device), (2, 2), 18, 3, 136, eps=1e-3)
+    problem = problem.having(maps=[each.repeat(1, 1, 2) / 16 for each in problem.arguments["maps"]])
+    return Judge(problem, dtype, narrow(oracle_of(problem)), narrow(problem.by("reference")))
 
 
 @pytest.fixture
-def judge(problem, by, place, monkeypatch):
-    """Judges the kernels on two panels, two blocks of maps, rows that are not dense, and variances near eps.
-
-    Programs work through several tokens each where few run at the same time, as in the interpreter.
-    """
+def check(place, monkeypatch):
+    """Judges the kernels where programs work through several tokens each, as few run at the same time."""
     monkeypatch.setattr(importlib.import_module(f"{MIXING}.launch"), "PROGRAMS_PER_MULTIPROCESSOR", 1)
-    task = problem((2, 2), 18, 3, 136)
-    for index in range(18):
-        task.arguments[f"map {index}"] = task.arguments[f"map {index}"].repeat(1, 1, 2) / 16
-
-    def narrow(solve):
-        return lambda **given: solve(**{name: t[..., :136] if "map" in name else t for name, t in given.items()})
-
-    if (seeds.current, place) not in CHECKS:
-        CHECKS[seeds.current, place] = task.judged(narrow(by["eager"]()), narrow(by["oracle"]()), *place)
-    return lambda: CHECKS[seeds.current, place](narrow(by["kernels"]()))
+    judge = judge_of(seeds.seeded(), *place)
+    return lambda: judge.check(narrow(judge.problem.by("triton")))
 
 
 @pytest.mark.budget
-def test_the_kernels_pass(judge):
-    judge()
+def test_the_kernels_pass(check):
+    check()
 
 
 @pytest.mark.budget
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_broken_kernel_fails_the_budget(judge, place, tmp_path, monkeypatch, mutation):
+def test_a_broken_kernel_fails_the_budget(check, place, tmp_path, monkeypatch, mutation):
     item_size, *change = MUTATIONS[mutation]
     if item_size != place[1].itemsize or (mutation in LESS_THAN_A_ROUNDING and place[1] == torch.bfloat16):
         pytest.skip("tried in another dtype")
@@ -87,4 +89,4 @@ def test_a_broken_kernel_fails_the_budget(judge, place, tmp_path, monkeypatch, m
         monkeypatch.setattr(config, "MOST_VALUES", {2: 0, 4: 0})
     folder, good, bad = change
     with broken(folder, tmp_path, good, bad), pytest.raises(AssertionError, match="errs by"):
-        judge()
+        check()

@@ -1,68 +1,28 @@
-"""The operator inside of PyTorch: registration, compilation, autocast, checkpointing, memory."""
+"""The operator inside of PyTorch: autocast, memory, refusals."""
 
 import pytest
 import torch
 from operators import allocated_bytes, names_of_operators
-from problems import same
-from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils.checkpoint import checkpoint
 
 import crossmae_kernels as ck
-from crossmae_kernels.runtime.dispatch import default_implementation
+from crossmae_kernels.testing import Draw
+from crossmae_kernels.testing.problems import mix_feature_maps
 
 MAPS, MIXES, WIDTH = 3, 2, 24
 
 # Mixes and width that in 16 bits are normalised on chip, and where that is a pass of its own.
 HELD, NOT_HELD = (12, 1280), (20, 768)
 
-# In 16 bits LayerNorm is on chip, in float32 a pass of its own.
-FORMS = [(torch.float16, True), (torch.float32, True), (torch.float32, False)]
-
 
 @pytest.fixture
-def maps_and_weight(problem, device):
+def maps_and_weight(device):
     """The arguments without an affine, as leaves."""
 
     def make(dtype, rows=(1, 3), maps=MAPS, mixes=MIXES, width=WIDTH):
-        *of_maps, weight, _, _ = problem(rows, maps, mixes, width).leaves(device, dtype).values()
-        return of_maps, weight
+        leaves = mix_feature_maps(Draw(device=device), rows, maps, mixes, width).leaves(dtype)
+        return leaves["maps"], leaves["weight"]
 
     return make
-
-
-@pytest.mark.parametrize(("dtype", "normalize"), FORMS)
-# PyTorch looks at the gradients of its own intermediate tensors here.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_opcheck(maps_and_weight, dtype, normalize):
-    arguments = (*maps_and_weight(dtype), 1e-6, normalize)
-    results = torch.library.opcheck(torch.ops.crossmae_kernels.mix_feature_maps, arguments)
-    assert set(results.values()) == {"SUCCESS"}
-
-
-@pytest.mark.parametrize(("dtype", "normalize"), FORMS)
-def test_whole_graph_compiles_with_its_gradients_and_once_for_all_batches(problem, by, device, dtype, normalize):
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager" if device == "cpu" else "inductor")
-    kernels = by["kernels"](normalize)
-    compiled = torch.compile(kernels, backend=counter, fullgraph=True)
-    for rows in ((1, 2), (2, 3), (3, 2)):
-        task = problem(rows, MAPS, MIXES, WIDTH, affine=normalize)
-        ours, theirs = (task.solve(call, device, dtype) for call in (compiled, kernels))
-        if device == "cpu":
-            assert same(ours, theirs)
-        else:
-            # Compilation may fuse the affine's few operators in another way.
-            for name in ours:
-                torch.testing.assert_close(ours[name], theirs[name])
-    # The first size as such, the second as any size.
-    assert counter.frame_count == 2
-
-
-def test_compiles_under_autocast(problem, by, device):
-    torch._dynamo.reset()
-    compiled = torch.compile(by["kernels"](), backend="aot_eager", fullgraph=True)
-    task = problem((2, 5), MAPS, MIXES, WIDTH)
-    assert same(*(task.solve(call, device, torch.float32, torch.float16) for call in (compiled, by["kernels"]())))
 
 
 def test_one_operator_per_call(maps_and_weight):
@@ -93,27 +53,6 @@ def test_autocast_casts_the_weights_and_leaves_the_maps_as_they_are(maps_and_wei
         out = ck.mix_feature_maps(maps, weight, impl="triton")
     assert arrived == [*(t.data_ptr() for t in maps), compute]
     assert out.dtype == compute
-
-
-def test_autocast_does_not_reach_into_the_backward_pass(problem, by, device):
-    task = problem((2, 5), MAPS, MIXES, WIDTH)
-    plain = task.solve(by["kernels"](), device, torch.float32)
-    leaves = {name: t for name, t in task.leaves(device, torch.float32).items() if t is not None}
-    out = by["kernels"]()(**leaves)
-    with torch.autocast(device, torch.float16):
-        gradients = torch.autograd.grad(out, list(leaves.values()), task.upstream.to(device))
-    for name, gradient in zip(leaves, gradients, strict=True):
-        assert torch.equal(gradient, plain[f"d {name}"])
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-def test_activation_checkpointing(problem, by, device, normalize):
-    task, kernels = problem((2, 5), MAPS, MIXES, WIDTH), by["kernels"](normalize)
-
-    def checkpointed(**arguments):
-        return checkpoint(kernels, use_reentrant=False, **arguments)
-
-    assert same(*(task.solve(call, device, torch.float16) for call in (checkpointed, kernels)))
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -160,53 +99,9 @@ def test_the_maps_are_never_stacked(maps_and_weight, mixes, width, normalize):
     assert sum(backward) <= (len(maps) + (0 if kept is None else mixes)) * one
 
 
-def test_second_derivatives_are_refused(maps_and_weight):
-    maps, weight = maps_and_weight(torch.float32)
-    out = ck.mix_feature_maps(maps, weight, impl="triton")
-    (gradient,) = torch.autograd.grad(out.square().sum(), maps[0], create_graph=True)
-    with pytest.raises(NotImplementedError, match="no second derivative"):
-        gradient.sum().backward()
-
-
 def test_rows_too_wide_and_other_dtypes_go_to_the_reference(maps_and_weight, device):
     maps, weight = maps_and_weight(torch.float64)
     with pytest.raises(RuntimeError, match=r"kernels take float32, float16, bfloat16, these tensors are torch.float64"):
         ck.mix_feature_maps(maps, weight, impl="triton")
     with pytest.raises(RuntimeError, match=r"rows of up to 16384, these have 16385"):
         ck.mix_feature_maps([torch.empty(1, 1, 16385, device=device)], torch.empty(1, 1, device=device), impl="triton")
-
-
-def test_process_wide_default_reaches_the_kernels(maps_and_weight):
-    maps, weight = maps_and_weight(torch.float32)
-    with names_of_operators() as called:
-        ck.mix_feature_maps(maps, weight, impl="reference")
-    assert not called
-    with default_implementation("triton"), names_of_operators() as called:
-        ck.mix_feature_maps(maps, weight)
-    assert called == ["crossmae_kernels::mix_feature_maps"]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize(("mixes", "width"), [HELD, NOT_HELD])
-def test_cuda_graphs_replay_the_kernels(problem, by, device, dtype, mixes, width):
-    if device != "cuda":
-        pytest.skip("no CUDA device")
-    task = problem((8, 50), 13, mixes, width)
-    leaves = {name: t for name, t in task.leaves(device, dtype).items() if t is not None}
-    upstream = task.upstream.to(device, dtype)
-
-    def step():
-        out = by["kernels"]()(**leaves)
-        return [out, *torch.autograd.grad(out, list(leaves.values()), upstream)]
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        expected = [t.detach().clone() for t in step()]
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    graph.replay()
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(captured, expected, strict=True))

@@ -5,6 +5,10 @@ import functools
 import pytest
 import seeds
 from mutation import broken
+from oracles import oracle_of
+
+from crossmae_kernels.testing import Draw, Judge
+from crossmae_kernels.testing.problems import in_form, mlp
 
 NORM = "crossmae_kernels.primitives.normalization"
 GEMM = "crossmae_kernels.primitives.gemm"
@@ -31,36 +35,40 @@ MUTATIONS = {
 }
 
 
-def shown(form_name, dtype):
+def shown(form, dtype):
     """In float32, or in 16 bits where there is nothing else."""
-    return dtype.itemsize == (2 if form_name == "single" else 4)
-
-
-@pytest.fixture
-def check(problem, by, place):
-    """What judges kernels."""
-    return to_break(seeds.current, problem, by["eager"], by["oracle"], *place)
+    return dtype.itemsize == (2 if form == "single" else 4)
 
 
 @functools.cache
-def to_break(seed, problem, eager, oracle, device, dtype):
-    return problem((20,), 24, 70).judged(eager, oracle, device, dtype)
+def judge_of(seed, device, dtype):
+    problem = mlp(Draw(seed, device), (20,), 24, 70, eps=1e-3)
+    return Judge(problem, dtype, oracle_of(problem))
+
+
+@pytest.fixture
+def check(place):
+    """Judges the kernels in a form."""
+    judge = judge_of(seeds.seeded(), *place)
+
+    def check(form):
+        if not shown(form, place[1]):
+            pytest.skip("broken in another dtype")
+        with in_form(judge.problem, form).in_form():
+            judge.check(judge.problem.by("triton"))
+
+    return check
 
 
 @pytest.mark.budget
-@pytest.mark.parametrize("form_name", ["single", "tiled", "library"])
-def test_the_kernels_pass(check, by, form, place, form_name):
-    if not shown(form_name, place[1]):
-        pytest.skip("broken in another dtype")
-    with form(form_name):
-        check(by["kernels"]())
+@pytest.mark.parametrize("form", ["single", "tiled", "library"])
+def test_the_kernels_pass(check, form):
+    check(form)
 
 
 @pytest.mark.budget
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_broken_kernel_fails_the_budget(check, by, form, place, tmp_path, mutation):
-    form_name, folder, good, bad = MUTATIONS[mutation]
-    if not shown(form_name, place[1]):
-        pytest.skip("broken in another dtype")
-    with form(form_name), broken(folder, tmp_path, good, bad), pytest.raises(AssertionError, match="errs by"):
-        check(by["kernels"]())
+def test_a_broken_kernel_fails_the_budget(check, tmp_path, mutation):
+    form, folder, good, bad = MUTATIONS[mutation]
+    with broken(folder, tmp_path, good, bad), pytest.raises(AssertionError, match="errs by"):
+        check(form)

@@ -2,48 +2,67 @@
 
 import pytest
 import torch
+from contract import same
+from operators import calls_of_operators
+from oracles import oracle_of
+from seeds import seeded
 
-import crossmae_kernels as ck
-from crossmae_kernels.testing import poisoned_allocations
+from crossmae_kernels.testing import Draw, Judge, poisoned_allocations, solve
+from crossmae_kernels.testing.problems import gather_patches, patch_loss
 
-# Side of a patch, channels, patches down and across, patches asked for, images.
+# Images, patches asked for, side of a patch, patches down and across, channels.
 SHAPES = [
-    (16, 3, (2, 3), 4, 2),
-    (14, 3, (3, 2), 3, 2),
-    (5, 1, (3, 5), 9, 3),
-    (5, 7, (2, 2), 1, 2),
-    (16, 1, (1, 2), 3, 1),
-    (8, 3, (4, 4), 21, 1),
-    (4, 4, (1, 1), 1, 3),
-    (1, 7, (2, 3), 40, 2),
+    (2, 4, 16, (2, 3), 3),
+    (2, 3, 14, (3, 2), 3),
+    (3, 9, 5, (3, 5), 1),
+    (2, 1, 5, (2, 2), 7),
+    (1, 3, 16, (1, 2), 1),
+    (1, 21, 8, (4, 4), 3),
+    (3, 1, 4, (1, 1), 4),
+    (2, 40, 1, (2, 3), 7),
 ]
-IDS = {"ids": lambda s: f"{s[1]}x{s[0]}x{s[0]}-{s[2][0]}x{s[2][1]}-{s[3]}of{s[4]}"}
+shapes = pytest.mark.parametrize(
+    "shape", SHAPES, ids=lambda s: f"{s[4]}x{s[2]}x{s[2]}-{s[3][0]}x{s[3][1]}-{s[1]}of{s[0]}"
+)
+
+
+def judge(problem, dtype, call=None):
+    Judge(problem, dtype, oracle_of(problem)).check(call or problem.by("triton"))
+
+
+def in_32_bits(problem, name):
+    return problem.having(**{name: problem.arguments[name].int()})
 
 
 @pytest.mark.budget
-@pytest.mark.parametrize("shape", SHAPES, **IDS)
-def test_gather_of_floats_and_their_gradient(problem, place, shape):
-    problem(*shape).judge("gather", *place)
+@shapes
+def test_gather_of_floats_and_their_gradient(place, shape):
+    device, dtype = place
+    judge(gather_patches(Draw(seeded(), device), *shape), dtype)
 
 
 @pytest.mark.budget
-@pytest.mark.parametrize("shape", SHAPES, **IDS)
-def test_losses_of_normalised_patches(problem, place, shape):
-    problem(*shape).judge("loss", *place)
+@shapes
+def test_losses_of_normalised_patches(place, shape):
+    device, dtype = place
+    judge(patch_loss(Draw(seeded(), device), *shape), dtype)
 
 
 @pytest.mark.budget
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("pixels", [torch.float32, torch.uint8])
-def test_mean_loss_of_pixels_in_another_dtype(problem, place, pixels, normalize):
-    task = problem(14, pixels=pixels, normalize=normalize, ids_dtype=torch.int32)
-    task.judge("loss", *place, reduction="mean")
+def test_mean_loss_of_pixels_in_another_dtype(place, pixels, normalize):
+    device, dtype = place
+    draw = Draw(seeded(), device)
+    problem = patch_loss(draw, 2, 4, 14, (2, 3), pixels=pixels, normalize=normalize, reduction="mean")
+    judge(in_32_bits(problem, "predicted_ids"), dtype)
 
 
 @pytest.mark.budget
-@pytest.mark.parametrize("shape", [(16, 3), (5, 1), (5, 7)])
-def test_gather_of_bytes(problem, device, shape):
-    problem(*shape, pixels=torch.uint8, ids_dtype=torch.int32).judge("gather", device, torch.float32)
+@pytest.mark.parametrize(("size", "channels"), [(16, 3), (5, 1), (5, 7)])
+def test_gather_of_bytes(device, size, channels):
+    problem = gather_patches(Draw(seeded(), device), 2, 4, size, (2, 3), channels, torch.uint8)
+    judge(in_32_bits(problem, "ids"), torch.float32)
 
 
 # What a pixel becomes.
@@ -57,21 +76,23 @@ PIXELS = {
 }
 
 
+def with_pixels(device, name, normalize):
+    problem = patch_loss(Draw(seeded(), device), 2, 4, 8, (2, 3), pixels=torch.float32, normalize=normalize)
+    return problem.having(images=PIXELS[name](problem.arguments["images"]))
+
+
 @pytest.mark.budget
 @pytest.mark.parametrize("pixels", PIXELS)
-def test_losses_of_uncommon_pixels(problem, place, pixels):
-    task = problem(8, pixels=torch.float32)
-    task.images = PIXELS[pixels](task.images.float())
-    task.judge("loss", *place)
+def test_losses_of_uncommon_pixels(place, pixels):
+    device, dtype = place
+    judge(with_pixels(device, pixels, normalize=True), dtype)
 
 
 @pytest.mark.budget
 @pytest.mark.parametrize("pixels", ["huge", "tiny"])
-def test_losses_of_uncommon_pixels_as_they_are(problem, device, pixels):
+def test_losses_of_uncommon_pixels_as_they_are(device, pixels):
     # Not in float16: a difference beyond its range is not kept.
-    task = problem(8, normalize=False)
-    task.images = PIXELS[pixels](task.images.float())
-    task.judge("loss", device, torch.float32)
+    judge(with_pixels(device, pixels, normalize=False), torch.float32)
 
 
 LAYOUTS = {
@@ -84,143 +105,73 @@ LAYOUTS = {
 }
 
 
-def _equal(ours, theirs):
-    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-
-
 @pytest.mark.budget
 @pytest.mark.parametrize("pixels", [torch.float32, torch.uint8])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_of_images_change_nothing(problem, device, layout, pixels):
-    task = problem(7, pixels=pixels)
-    plain = task.gather("triton", device, torch.float32)
-    assert _equal(task.gather("triton", device, torch.float32, layout=LAYOUTS[layout]), plain)
+def test_layouts_of_images_change_nothing(device, layout, pixels):
+    gather, loss = (
+        build(Draw(seeded(), device), 2, 4, 7, (2, 3), pixels=pixels) for build in (gather_patches, patch_loss)
+    )
+
+    def laid_out(problem):
+        return lambda images, **others: problem.by("triton")(images=LAYOUTS[layout](images), **others)
+
+    assert same(*(solve(gather, call, torch.float32) for call in (laid_out(gather), gather.by("triton"))))
     # Another layout may be summed in another order.
-    task.judge("loss", device, torch.float32, layout=LAYOUTS[layout])
+    judge(loss, torch.float32, laid_out(loss))
 
 
 @pytest.mark.budget
-def test_images_that_are_one_expanded_image(problem, device):
-    task = problem(5)
-    task.images[1] = task.images[0]
-    task.judge("loss", device, torch.float32, layout=lambda t: t[:1].expand_as(t))
+def test_images_that_are_one_expanded_image(device):
+    problem = patch_loss(Draw(seeded(), device), 2, 4, 5, (2, 3))
+    one = problem.arguments["images"][:1]
+    problem = problem.having(images=one.expand(2, -1, -1, -1).contiguous())
+    call = problem.by("triton")
+    judge(problem, torch.float32, lambda images, **others: call(images=images[:1].expand_as(images), **others))
 
 
-def test_ids_and_predictions_in_any_layout(problem, device):
-    task = problem(5)
-    images, ids, _, _ = task.arguments(device, torch.float32)
-    prediction = task.prediction.to(device, torch.float32)
-    rows = ck.gather_patches(images, ids, 5, impl="triton")
-    losses = ck.patch_loss(prediction, images, ids, 5, True, reduction="none", impl="triton")
-    every_other = ids.repeat_interleave(2, 1)[:, ::2]
-    turned = prediction.transpose(0, 2).contiguous().transpose(0, 2)
-    assert torch.equal(ck.gather_patches(images, every_other, 5, impl="triton"), rows)
-    assert torch.equal(ck.patch_loss(turned, images, every_other, 5, True, reduction="none", impl="triton"), losses)
-    shared = ids[:1].expand(2, -1)
-    same = ck.gather_patches(images, shared.contiguous(), 5, impl="triton")
-    assert torch.equal(ck.gather_patches(images, shared, 5, impl="triton"), same)
+def test_ids_that_all_images_share(device):
+    problem = gather_patches(Draw(device=device), 2, 4, 5, (2, 3))
+    shared = problem.arguments["ids"][:1].expand(2, -1)
+    several = (problem.having(ids=ids) for ids in (shared, shared.contiguous()))
+    assert same(*(solve(each, each.by("triton"), torch.float32) for each in several))
 
 
-def test_statistics_in_any_layout(problem, device):
-    task = problem(5, pixels=torch.uint8)
-    images, ids, mean, std = task.arguments(device, torch.float32)
-    table = torch.stack([mean, std], -1)
-    rows = ck.gather_patches(images, ids, 5, table[:, 0], table[:, 1], impl="triton")
-    assert torch.equal(rows, ck.gather_patches(images, ids, 5, mean, std, impl="triton"))
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 75), (1, 4, 75)], ids=str)
-def test_expanded_gradients_of_rows(problem, device, shape):
-    task = problem(5)
-    images, ids, _, _ = task.arguments(device, torch.float32)
-    rows = ck.gather_patches(images.requires_grad_(), ids, 5, impl="triton")
-    upstream = torch.randn(shape, device=device).expand_as(rows)
-    (expanded,) = torch.autograd.grad(rows, images, upstream, retain_graph=True)
-    assert _equal([expanded], torch.autograd.grad(rows, images, upstream.contiguous()))
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 4)], ids=str)
-def test_expanded_gradients_of_losses(problem, device, shape):
-    task = problem(5)
-    images, ids, _, _ = task.arguments(device, torch.float32)
-    prediction = task.prediction.to(device, torch.float32).requires_grad_()
-    losses = ck.patch_loss(prediction, images, ids, 5, True, reduction="none", impl="triton")
-    upstream = torch.randn(shape, device=device).expand_as(losses)
-    (expanded,) = torch.autograd.grad(losses, prediction, upstream, retain_graph=True)
-    assert _equal([expanded], torch.autograd.grad(losses, prediction, upstream.contiguous()))
+def test_statistics_in_any_layout(device):
+    problem = gather_patches(Draw(device=device), 2, 4, 5, (2, 3), pixels=torch.uint8)
+    table = torch.stack([problem.arguments["mean"], problem.arguments["std"]], -1)
+    strided = problem.having(mean=table[:, 0], std=table[:, 1])
+    assert same(*(solve(each, each.by("triton"), torch.float32) for each in (strided, problem)))
 
 
 @pytest.mark.budget
-def test_more_ids_than_are_looked_through_at_a_time(problem, device, monkeypatch):
+def test_more_ids_than_are_looked_through_at_a_time(device, monkeypatch):
     from crossmae_kernels.patches import launch
 
     monkeypatch.setattr(launch, "BLOCK_IDS", 4)
-    task = problem(5, 1, (2, 2), count=11)
-    task.ids[0, :9] = torch.tensor([3, 0, 0, 3, 2, 2, 0, 2, 3])
-    task.judge("gather", device, torch.float32)
+    problem = gather_patches(Draw(seeded(), device), 2, 11, 5, (2, 2), 1)
+    problem.arguments["ids"][0, :9] = torch.tensor([3, 0, 0, 3, 2, 2, 0, 2, 3])
+    judge(problem, torch.float32)
 
 
-def test_results_repeat_bitwise(problem, place):
-    task = problem(5, count=9)
-    for solve in (task.gather, task.loss):
-        assert _equal(solve("triton", *place), solve("triton", *place))
-
-
-def test_a_second_backward_equals_the_first_and_leaves_everything_alone(problem, place):
-    device, dtype = place
-    task = problem(5)
-    images, ids, _, _ = task.arguments(device, dtype)
-    images.requires_grad_()
-    prediction = task.prediction.to(device, dtype).requires_grad_()
-    before = [t.detach().clone() for t in (images, ids, prediction)]
-    rows = ck.gather_patches(images, ids, 5, impl="triton")
-    losses = ck.patch_loss(prediction, images.detach(), ids, 5, True, reduction="none", impl="triton")
-    kept = [rows.detach().clone(), losses.detach().clone()]
-    for out, leaf, upstream in ((rows, images, task.upstream), (losses, prediction, task.upstream_losses)):
-        upstream = upstream.to(device, out.dtype)
-        first = torch.autograd.grad(out, leaf, upstream, retain_graph=True)
-        assert _equal(first, torch.autograd.grad(out, leaf, upstream))
-    assert _equal([images.detach(), ids, prediction.detach(), rows.detach(), losses.detach()], [*before, *kept])
-
-
-@pytest.mark.parametrize(("batch", "count"), [(0, 3), (2, 0)])
-def test_empty_batches_and_no_ids(device, batch, count):
-    images = torch.randn(batch, 3, 8, 12, device=device, requires_grad=True)
-    ids = torch.zeros(batch, count, dtype=torch.int64, device=device)
-    prediction = torch.randn(batch, count, 48, device=device, requires_grad=True)
+@pytest.mark.parametrize("build", [gather_patches, patch_loss])
+def test_no_ids(device, build):
+    problem = build(Draw(device=device), 2, 0, 4, (2, 3))
     with poisoned_allocations():
-        rows = ck.gather_patches(images, ids, 4, impl="triton")
-        rows.sum().backward()
-        losses = ck.patch_loss(prediction, images.detach(), ids, 4, True, reduction="none", impl="triton")
-        losses.sum().backward()
-    assert rows.shape == (batch, count, 48)
-    assert losses.shape == (batch, count)
-    assert torch.equal(images.grad, torch.zeros_like(images))
-    assert torch.equal(prediction.grad, torch.zeros_like(prediction))
+        found = solve(problem, problem.by("triton"), torch.float32)
+    assert found["out"].shape == ((2, 0, 48) if problem.op == "gather_patches" else (2, 0))
+    assert not any(result.any() for result in found.values())
 
 
-@pytest.mark.parametrize("pixels", [torch.float32, torch.uint8])
-def test_patches_with_ids_out_of_range_are_not_read_and_show_as_nan(problem, device, pixels):
-    # Straight to the operators: on a CPU the public functions would raise.
-    task = problem(5, pixels=pixels)
-    images, ids, mean, std = task.arguments(device, torch.float32)
-    prediction = task.prediction.to(device, torch.float32)
-
-    def results(ids):
-        rows = torch.ops.crossmae_kernels.gather_patches(images, ids, mean, std, 5, torch.float32)
-        return rows, *torch.ops.crossmae_kernels.patch_loss(prediction, images, ids, mean, std, 5, True, True)
-
-    good = results(ids)
-    ids = ids.clone()
-    ids[0, 1], ids[1, 3] = -1, 2**40
-    lost = torch.zeros(2, 4, dtype=torch.bool, device=device)
+def test_gradients_of_patches_with_ids_out_of_range_go_nowhere(device):
+    # Straight to the operator: on a CPU the public function would raise.
+    problem = gather_patches(Draw(device=device), 2, 4, 5, (2, 3))
+    with calls_of_operators() as recorded:
+        solve(problem, problem.by("triton"), torch.float32)
+    operator, (upstream, ids, *others) = recorded[-1]
+    assert operator.name() == "crossmae_kernels::gather_patches_backward"
+    lost = torch.zeros_like(ids, dtype=torch.bool)
     lost[0, 1] = lost[1, 3] = True
-    for ours, theirs in zip(results(ids), good, strict=True):
-        assert ours[lost].isnan().all()
-        assert torch.equal(ours[~lost], theirs[~lost])
-    upstream = task.upstream.to(device, torch.float32)
-    gradient = torch.ops.crossmae_kernels.gather_patches_backward(upstream, ids, images.shape, 5, torch.float32)
-    upstream[lost] = 0
-    ids[lost] = 0
-    kept = torch.ops.crossmae_kernels.gather_patches_backward(upstream, ids, images.shape, 5, torch.float32)
-    assert torch.equal(gradient, kept)
+    outside = ids.where(~lost, torch.tensor([[-1], [2**40]], device=device))
+    kept = operator(upstream.where(~lost[..., None], 0), ids.where(~lost, 0), *others)
+    assert torch.equal(operator(upstream, outside, *others), kept)

@@ -1,10 +1,15 @@
 """Broken kernels must not pass: the tests of the kernels are only as good as what they refuse."""
 
-from functools import partial
+import functools
 
 import pytest
+import seeds
 import torch
 from mutation import broken
+from oracles import oracle_of
+
+from crossmae_kernels.testing import Draw, Judge
+from crossmae_kernels.testing.problems import gather_patches, patch_loss
 
 MEAN = ("centred = values - (tl.sum(values, axis=1) * (1 / VALUES))[:, None]", "centred = values")
 LEFT = ("tl.where(there, centred - left[:, None], 0.0)", "tl.where(there, centred, 0.0)")
@@ -35,20 +40,39 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.budget
-@pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_broken_kernel_fails_the_budget(problem, device, tmp_path, mutation):
-    op, *parts = MUTATIONS[mutation]
+def problem_for(op, device):
+    pixels = torch.uint8 if op == "bytes" else torch.float32
     # One patch more than the ids name, so that an id off by one stays inside of the image.
-    task = problem(5, grid=(3, 3), count=7, pixels=torch.uint8 if op == "bytes" else torch.float32)
-    task.ids = task.ids.clamp(max=7)
-    task.ids[:, 5] = task.ids[:, 2]
+    ids = torch.randint(8, (2, 7), generator=seeds.generator())
+    ids[:, 5] = ids[:, 2]
+    build = patch_loss if op == "loss" else gather_patches
+    problem = build(Draw(seeds.seeded(), device), 2, 7, 5, (3, 3), pixels=None if op == "gather" else pixels)
+    problem = problem.having(**{"predicted_ids" if op == "loss" else "ids": ids.to(device)})
     if op == "loss":
         # Constant patches, where rounding of the mean shows, and nearly constant ones, where epsilon does.
-        task.images = task.images.float()
-        task.images[0] = torch.linspace(1.1, 3.7, 9).view(3, 3).repeat_interleave(5, 0).repeat_interleave(5, 1)
-        task.images[1, :, :5] *= 1e-3
-    judge = partial(task.judge, "loss" if op == "loss" else "gather", device, torch.float32)
-    judge()
+        images = problem.arguments["images"]
+        images[0] = torch.linspace(1.1, 3.7, 9).view(3, 3).repeat_interleave(5, 0).repeat_interleave(5, 1)
+        images[1, :, :5] *= 1e-3
+    return problem
+
+
+@functools.cache
+def judge_of(seed, op, device):
+    problem = problem_for(op, device)
+    return Judge(problem, torch.float32, oracle_of(problem))
+
+
+@pytest.mark.budget
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_broken_kernel_fails_the_budget(device, tmp_path, mutation):
+    op, *parts = MUTATIONS[mutation]
+    judge = judge_of(seeds.seeded(), op, device)
     with broken("crossmae_kernels.patches", tmp_path, *parts), pytest.raises(AssertionError, match="errs by"):
-        judge()
+        judge.check(judge.problem.by("triton"))
+
+
+@pytest.mark.budget
+@pytest.mark.parametrize("op", ["gather", "loss", "bytes"])
+def test_the_kernels_pass(device, op):
+    judge = judge_of(seeds.seeded(), op, device)
+    judge.check(judge.problem.by("triton"))

@@ -1,10 +1,14 @@
 """Broken kernels must not pass."""
 
+import functools
+
 import pytest
 import seeds
 from mutation import broken
+from oracles import oracle_of
 
-from crossmae_kernels.runtime.dispatch import form_of
+from crossmae_kernels.testing import Draw, Judge
+from crossmae_kernels.testing.problems import in_form, linear_residual
 
 GEMM = ("tiled", "crossmae_kernels.primitives.gemm")
 PASS = ("library", "crossmae_kernels.projection")
@@ -17,36 +21,35 @@ MUTATIONS = {
 }
 
 
-# By seed and place: what judges kernels.
-CHECKS = {}
+@functools.cache
+def judge_of(seed, device, dtype):
+    # One row more than the ids may name, so that an id off by one stays inside of the table.
+    problem = linear_residual(Draw(seed, device), (2, 20), 24, 300, table=9)
+    problem = problem.having(residual_ids=problem.arguments["residual_ids"].clamp(max=7))
+    return Judge(problem, dtype, oracle_of(problem))
 
 
 @pytest.fixture
-def judge(problems, by, ids_of, place):
-    """Judges the kernels on one row more than the ids may name, so that an id off by one stays inside of the table."""
-    device, dtype = place
-    ids, solvers = ids_of((2, 20), 8), by["linear_residual"]
-    here = ids.to(device)
-    if (seeds.current, place) not in CHECKS:
-        task = problems["linear_residual"]((2, 20), 24, 300, table=9)
-        CHECKS[seeds.current, place] = task.judged(solvers["eager"](here), solvers["oracle"](ids), device, dtype)
-    return lambda: CHECKS[seeds.current, place](solvers["kernels"](here))
+def check(place):
+    """Judges the kernels in a form."""
+    judge = judge_of(seeds.seeded(), *place)
+
+    def check(form):
+        with in_form(judge.problem, form).in_form():
+            judge.check(judge.problem.by("triton"))
+
+    return check
 
 
 @pytest.mark.budget
 @pytest.mark.parametrize("form", ["tiled", "library"])
-def test_the_kernels_pass(judge, form):
-    with form_of("linear_residual", form):
-        judge()
+def test_the_kernels_pass(check, form):
+    check(form)
 
 
 @pytest.mark.budget
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_broken_kernel_fails_the_budget(judge, tmp_path, mutation):
+def test_a_broken_kernel_fails_the_budget(check, tmp_path, mutation):
     form, folder, good, bad = MUTATIONS[mutation]
-    with (
-        form_of("linear_residual", form),
-        broken(folder, tmp_path, good, bad),
-        pytest.raises(AssertionError, match="errs by"),
-    ):
-        judge()
+    with broken(folder, tmp_path, good, bad), pytest.raises(AssertionError, match="errs by"):
+        check(form)

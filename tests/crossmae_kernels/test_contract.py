@@ -292,7 +292,8 @@ def test_opcheck_of_every_operator_with_and_without_gradients(device, name):
         solve(problem, problem.by("triton"), torch.float32)
     for operator, arguments in recorded:
         wanted = [t.requires_grad for t in tensors(arguments)]
-        for gradients in {False, any(wanted)}:
+        # Backward operators have no gradients, but for one of a linear operator.
+        for gradients in {False, any(wanted) and "_backward" not in operator.name()}:
             given = tree_map_only(torch.Tensor, lambda t: t.detach().clone(), arguments)
             for tensor, want in zip(tensors(given), wanted, strict=True):
                 tensor.requires_grad_(want and gradients)

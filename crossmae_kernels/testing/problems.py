@@ -141,7 +141,7 @@ def fold_norm(
     """Of one weight, or of several ``blocks``; without the vectors in ``absent``."""
     stack = (blocks,) if blocks else ()
     sizes = {"bias": outer, "norm_weight": inner, "norm_bias": inner}
-    weight = [draw.normal(outer, inner, scale=inner**-0.5) for _ in range(blocks or 1)]
+    weight = [draw.normal(outer, inner, scale=max(inner, 1) ** -0.5) for _ in range(blocks or 1)]
     arguments: dict[str, Argument] = {"weight": weight if blocks else weight[0]}
     arguments |= {name: None if name in absent else draw.normal(*stack, size) for name, size in sizes.items()}
     label = f"{outer} x {inner}" + (f", {blocks} blocks" if blocks else "")

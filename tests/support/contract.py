@@ -52,6 +52,14 @@ def solved(name, device, dtype):
     return _solved(seeds.current, name, device, dtype)
 
 
+def alone_and_frozen(problem):
+    """Arguments that alone want no gradient: all but one, or one."""
+    names = problem.differentiable
+    yield from (set(names) - {name} for name in names)
+    if len(names) > 2:
+        yield from ({name} for name in names[:3])
+
+
 def same(ours, theirs):
     """Whether results are equal bit for bit."""
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

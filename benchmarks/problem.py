@@ -5,16 +5,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crossmae_kernels.runtime.dispatch import Implementation, default_implementation
 
-Direction = Literal["forward", "forward + backward", "step", "largest batch"]
+Direction = Literal["forward", "forward + backward", "step"]
 
 FORWARD: Direction = "forward"
 BOTH: Direction = "forward + backward"
 STEP: Direction = "step"
-LARGEST: Direction = "largest batch"
 
 # Arguments of a batch, by name, drawn with a generator: ``arguments(batch, random)``.
 Arguments = dict[str, Tensor]
@@ -41,10 +40,10 @@ class Form:
     batches: tuple[int, ...]
     compilers: Mapping[str, Mapping[str, Any]]
     """Arguments of ``torch.compile`` by the name that a compiled contender carries."""
+    rounds: int
+    """Of a measurement, at least."""
     seconds: float
     """How long one measurement goes on, once its least number of rounds is done."""
-    most_images: int
-    """Where the search for the largest batch ends, if memory does not end it before."""
 
     @property
     def full(self) -> bool:
@@ -52,23 +51,20 @@ class Form:
         return self.name == "full"
 
 
-def form_named(name: str) -> Form:
-    """A form on the device at hand."""
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    paper = ("base_patch16", "large_patch16", "huge_patch14", "small_patch16")
-    default: dict[str, Any] = {"dynamic": False}
-    both = {"compiled": default, "compiled, max-autotune": {**default, "mode": "max-autotune-no-cudagraphs"}}
-    forms = (
+PAPER = ("base_patch16", "large_patch16", "huge_patch14", "small_patch16")
+DEFAULT: dict[str, Any] = {"dynamic": False}
+COMPILERS = {"compiled": DEFAULT, "compiled, max-autotune": {**DEFAULT, "mode": "max-autotune-no-cudagraphs"}}
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+FORMS = {
+    form.name: form
+    for form in (
         # The compiler's front end alone: what it generates for a CPU says nothing of a GPU.
-        Form("tiny", cpu, torch.float32, ("tiny_patch4",), (2,), {"compiled": {"backend": "eager"}}, 0, 5),
-        Form("small", cpu, torch.float32, ("base_patch16",), (4,), {}, 0, 2),
-        Form("short", cuda, torch.bfloat16, paper[:1], (1024, 256), {"compiled": default}, 0.25, 2**16),
-        Form("full", cuda, torch.bfloat16, paper, (1024, 256), both, 1, 2**16),
+        Form("tiny", CPU, torch.float32, ("tiny_patch4",), (2,), {"compiled": {"backend": "eager"}}, 1, 0),
+        Form("small", CPU, torch.float32, PAPER[:1], (4,), {}, 5, 0.3),
+        Form("short", CUDA, torch.bfloat16, PAPER[:1], (1024, 256), {"compiled": DEFAULT}, 10, 0.25),
+        Form("full", CUDA, torch.bfloat16, PAPER, (1024, 256), COMPILERS, 10, 1),
     )
-    by_name: dict[str, Form] = {form.name: form for form in forms}
-    if name not in by_name:
-        raise ValueError(f"there is no form {name!r}, only {', '.join(by_name)}")
-    return by_name[name]
+}
 
 
 @dataclass(frozen=True)
@@ -87,8 +83,8 @@ class Solver:
     """From the problem's arguments, by name, to a tensor or a sequence of equal ones."""
     implementation: Implementation = "auto"
     """Who serves the operations of this package within it."""
-    parameters: tuple[Tensor, ...] = ()
-    """Differentiated beside the arguments."""
+    module: nn.Module = field(default_factory=nn.Module)
+    """Its parameters are differentiated beside the arguments."""
     optimizer: torch.optim.Optimizer | None = None
     """Steps at the end of a ``step``."""
     no_graph: str = ""
@@ -97,6 +93,11 @@ class Solver:
     """Whether a call returns its scalar and the gradients of all parameters, with nothing left to autograd."""
     plain: Callable[..., Any] | None = None
     """Of a compiled call, what was compiled."""
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Of the module."""
+        return tuple(self.module.parameters())
 
     def __call__(self, arguments: Arguments) -> Any:
         """Solve the problem for these arguments."""
@@ -120,6 +121,7 @@ class Problem:
         work: the least work in a direction; problems differ in which directions they have.
         constants: arguments without a gradient.
         whole: a whole model, judged by root mean squares over all of its parameters together.
+        baseline: another problem, whose reference is timed in turn with each contender on a CPU, whose speed wavers.
     """
 
     suite: str
@@ -133,6 +135,7 @@ class Problem:
     work: Mapping[Direction, Work]
     constants: frozenset[str] = field(default=frozenset())
     whole: bool = False
+    baseline: "Problem | None" = None
 
     @property
     def label(self) -> str:

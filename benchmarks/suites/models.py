@@ -1,9 +1,10 @@
-"""Decoders and whole models as problems: what ``decode``, ``launch`` and ``step`` share."""
+"""Decoders and whole models: against the release's formulation and against MAE's, with many images and with few."""
 
 import contextlib
 import copy
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ import crossmae
 from benchmarks.problem import (
     BOTH,
     FORWARD,
-    LARGEST,
     STEP,
     Arguments,
     Direction,
@@ -26,12 +26,64 @@ from benchmarks.problem import (
     compiled,
 )
 from benchmarks.release import SYNCHRONIZES, release_decode, release_model_loss
-from benchmarks.suites.shapes import MASK_RATIO, config_of, model_name
+from benchmarks.suites.shapes import MASK_RATIO, config_of, model_name, model_sizes
 from crossmae.config import Config
 from crossmae.flops import decoder_macs
 from crossmae.masking import Masking, mask_counts
 from crossmae.model import MaskedAutoencoder, Output
 from crossmae_kernels.runtime.dispatch import Implementation
+
+
+def decode(form: Form) -> list[Problem]:
+    """The comparison with MAE first; then prediction ratios and depths, and in the full form sizes, batches, pixels."""
+    (size, *more_sizes), (batch, *_) = form.sizes, form.batches
+    if form.name == "small":
+        batch *= 2
+    found = _both(form, size, batch)
+    if form.name == "tiny":
+        return found
+    one = functools.partial(decode_problem, "decode", form)
+    found += [one(size, batch, prediction_ratio=ratio) for ratio in (0.5, 0.75)]
+    found += [one(size, batch, blocks=blocks) for blocks in (8, 4, 1)]
+    if form.full:
+        for other in more_sizes:
+            found += _both(form, other, batch)
+        for other_batch in (64, 128, 256, 512, 2048):
+            found += _both(form, size, other_batch)
+        found += _both(form, size, 256, image_size=448)
+        found += [one(size, 256, prediction_ratio=ratio, image_size=448) for ratio in (0.5, 0.75)]
+    mae = found[1]
+    return [replace(problem, baseline=None if problem is mae else mae) for problem in found]
+
+
+def _both(form: Form, size: str, batch: int, image_size: int | None = None) -> list[Problem]:
+    """CrossMAE, the release's formulation of it included, and MAE."""
+    one = functools.partial(decode_problem, "decode", form, size, batch, image_size=image_size)
+    return [one(release=True), one("mae", 8, 0.75)]
+
+
+def step(form: Form) -> list[Problem]:
+    """A whole pretraining step of CrossMAE and of MAE: encoder, decoder, loss, both backward, AdamW."""
+    batches = {"tiny": (2,), "small": (2,), "short": (256,), "full": (256, 512, 1024, 2048)}[form.name]
+    return [
+        model_problem("step", form, size, batch, STEP, family)
+        for size in model_sizes(form)
+        for batch in batches
+        for family in ("crossmae", "mae")
+    ]
+
+
+def launch(form: Form) -> list[Problem]:
+    """The decoder and the whole model on few images: what a call costs beside its arithmetic."""
+    batches = {"tiny": (1,), "small": (1,), "short": (1, 8), "full": (1, 2, 4, 8)}[form.name]
+    return [
+        problem
+        for batch in batches
+        for problem in (
+            decode_problem("launch", form, form.sizes[0], batch),
+            model_problem("launch", form, model_sizes(form)[0], batch, BOTH),
+        )
+    ]
 
 
 def decode_problem(
@@ -86,13 +138,9 @@ def decode_problem(
 
 
 def model_problem(
-    suite: str, form: Form, size: str, batch: int, directions: tuple[Direction, ...], family: str = "crossmae"
+    suite: str, form: Form, size: str, batch: int, direction: Direction, family: str = "crossmae"
 ) -> Problem:
-    """A whole model on random images with given masks.
-
-    ``directions`` may hold ``BOTH``, a forward and a backward pass; or ``STEP``, where AdamW then updates every
-    parameter, and ``LARGEST``.
-    """
+    """A whole model on random images with given masks: a forward and a backward pass, and in a step AdamW's."""
     config = config_of(form, f"{family}_vit_{size}")
     prediction_ratio = 0.25 if family == "crossmae" else MASK_RATIO
     visible, predicted = mask_counts(config.patches, MASK_RATIO, prediction_ratio)
@@ -113,7 +161,6 @@ def model_problem(
         return functools.partial(loss, functools.partial(release_model_loss, model))
 
     macs = _encoder_macs(config, visible) + decoder_macs(config, prediction_ratio)
-    work = Work(0, 6.0 * batch * macs)
     return _problem(
         suite,
         form,
@@ -129,7 +176,7 @@ def model_problem(
         ours=ours,
         release=release if family == "crossmae" else None,
         graphed=lambda model: _graphed(model, form),
-        work={direction: Work(0, 0) if direction == LARGEST else work for direction in directions},
+        work={direction: Work(0, 6.0 * batch * macs)},
         constants=frozenset({"images"}),
     )
 
@@ -179,7 +226,7 @@ def _encoder_macs(config: Config, visible: int) -> int:
     return visible * config.patch_values * width + config.encoder_depth * block
 
 
-@functools.lru_cache(maxsize=1)  # problems come one after another, and several models would fill the device
+@functools.lru_cache(maxsize=2)  # the one at hand and its baseline: several would fill the device
 def _model(config: Config, device: torch.device) -> MaskedAutoencoder:
     """A model with random values in every bias and norm."""
     torch.manual_seed(0)
@@ -213,16 +260,17 @@ def _problem(
         built = module()
         if STEP in work or differentiates:  # who changes weights or gradients has their own
             built = copy.deepcopy(built)
-        parameters = tuple(built.parameters())
         optimizer = None
         if STEP in work:
             on_cuda = form.device.type == "cuda"
-            optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), fused=on_cuda, capturable=on_cuda)
-        return Solver(call(built), implementation, parameters, optimizer, no_graph, differentiates)
+            optimizer = torch.optim.AdamW(
+                built.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=on_cuda, capturable=on_cuda
+            )
+        return Solver(call(built), implementation, built, optimizer, no_graph, differentiates)
 
     def exact() -> Solver:
         double = copy.deepcopy(module()).double()
-        return Solver(ours(double), "reference", tuple(double.parameters()))
+        return Solver(ours(double), "reference", double)
 
     reference = functools.partial(solver, ours, "reference")
     contenders: dict[str, Callable[[], Solver]] = {

@@ -70,6 +70,7 @@ def once(function):
 def test_demo_in_a_few_steps(tmp_path, capsys, monkeypatch):
     for name, smaller in (("BATCH", 16), ("EVALUATIONS", 2), ("BASE_BATCH", 1)):
         monkeypatch.setattr(f"crossmae.commands.demo.{name}", smaller)
+    monkeypatch.setattr("crossmae.training.study.BATCH", 16)
     # Probes of all 1,797 digits take most of the time; how well they work is tested elsewhere.
     few = tuple(
         bundled.ImagesInMemory(part.images[:count], part.labels[:count], part.classes)

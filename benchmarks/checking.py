@@ -20,7 +20,8 @@ from benchmarks.problem import (
     joined,
     upstream_of,
 )
-from crossmae_kernels.testing import NORMS, Budget, budgets, judge, magnitude
+from crossmae_kernels.testing import NORMS, Budget, budgets, magnitude
+from crossmae_kernels.testing import worst as worst_of
 
 FEW_IMAGES = 2
 # How far everybody may be from eager PyTorch on a whole batch, in multiples of the budget on few images.
@@ -94,7 +95,7 @@ class Judge:
         found = self._results(solver, few, upstream)
         for name, truth in exact.items():
             _check_shape(name, found[name], truth)
-        worst = judge(found, exact, allowed, norms=("rms",) if self.problem.whole else NORMS)
+        worst = worst_of(found, exact, allowed, norms=("rms",) if self.problem.whole else NORMS)
         return _passed(f"{worst.result}, {worst.norm}", worst.share)
 
     def _on_whole_batch(self, solver: Solver) -> Check:

@@ -14,15 +14,16 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from crossmae_kernels.check.contenders import attentions
-from crossmae_kernels.check.problems import Problem, problems
-from crossmae_kernels.runtime.device import KERNEL_DTYPES, interpreted, machine_refusals
+from crossmae_kernels.check.contenders import attend, attentions
+from crossmae_kernels.runtime.device import interpreted, machine_refusals
 from crossmae_kernels.runtime.dispatch import REFUSAL
-from crossmae_kernels.testing import budgets, judge
+from crossmae_kernels.testing import Draw, Judge, Problem
+from crossmae_kernels.testing.budget import Results
+from crossmae_kernels.testing.problems import tiny, vit_base
 
 INTERPRETED = "triton, interpreted"
 OURS = ("reference", "triton", INTERPRETED)
@@ -44,53 +45,35 @@ class Line:
     reason: str = ""
 
 
-Results = dict[str, Tensor]
-
-
-def solve(tensors: Results, call: Callable[..., Tensor], dtype: torch.dtype) -> Results:
-    """Output and gradients, computed in ``dtype``."""
-    leaves = {name: t.detach().to(dtype).requires_grad_() for name, t in tensors.items()}
-    out = call(**leaves)
-    # Numbers that every dtype holds.
-    generator = torch.Generator().manual_seed(1)
-    upstream = torch.randint(-64, 65, out.shape, generator=generator).to(out.device, out.dtype) / 32
-    gradients = torch.autograd.grad(out, list(leaves.values()), upstream)
-    return {"out": out.detach()} | {f"d {name}": g for name, g in zip(leaves, gradients, strict=True)}
-
-
 def lines_of(problem: Problem, dtype: torch.dtype, interpret: bool) -> Iterator[Line]:
     """What every implementation makes of a problem."""
     line: Callable[..., Line] = partial(Line, problem.op, problem.label, str(dtype).removeprefix("torch."))
-    by_reference = partial(problem.call, impl="reference")
-    tensors = {name: t.to(dtype) for name, t in problem.tensors.items()}
-    exact = solve(tensors, by_reference, torch.float64)
-    allowed = budgets(lambda: solve(tensors, by_reference, dtype), exact)
+    judge = Judge(problem, dtype)
 
     def judged(name: str, found: Results) -> Line:
-        worst = judge(found, exact, allowed)
+        worst = judge.verdict(found)
         # Eager PyTorch sets the budget and may exceed it by bad luck; what is not finite is wrong all the same.
         limit, right = (float("inf"), "baseline") if name == "reference" else (1, "ok")
         verdict = right if worst.share <= limit and worst.share != float("inf") else "wrong"
         return line(name, verdict, f"{worst.result}, {worst.norm}", worst.error, worst.allowed)
 
-    yield judged("reference", solve(tensors, by_reference, dtype))
+    yield judged("reference", judge.solve(problem.by("reference")))
 
-    def attempt(name: str, **how: object) -> Line:
+    def attempt(name: str, call: Callable[..., Any]) -> Line:
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
-                found = solve(tensors, partial(problem.call, **how), dtype)
+                return judged(name, judge.solve(call))
         except Exception as failure:
             verdict = "refused" if REFUSAL in str(failure) else "wrong" if name in OURS else "missing"
             reasons = [str(failure).split(REFUSAL)[-1], *(str(warning.message) for warning in said)]
             reason = "; ".join(" ".join(text.split(" (Triggered")[0].split()) for text in reasons)
             return line(name, verdict, reason=reason)
-        return judged(name, found)
 
-    yield attempt(INTERPRETED if interpret else "triton", impl="triton")
+    yield attempt(INTERPRETED if interpret else "triton", problem.by("triton"))
     if problem.op == "cross_attention" and not interpret:
         for name, attention in attentions().items():
-            yield attempt(name, attention=attention)
+            yield attempt(name, partial(attend, attention, num_heads=problem.options["num_heads"]))
 
 
 def ours(line: Line) -> bool:
@@ -116,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     on_gpu = torch.cuda.is_available() and not options.interpret
     device = torch.device("cuda" if on_gpu else "cpu")
     lines: list[Line] = []
-    for problem in problems(device, small=not on_gpu):
-        for dtype in KERNEL_DTYPES:
+    for problem in (vit_base if on_gpu else tiny)(Draw(device=device)):
+        for dtype in problem.dtypes:
             for line in lines_of(problem, dtype, options.interpret):
                 # Each as soon as it is known: what is ended early leaves what it found.
                 shown = f"{',' if lines else '['}\n{json.dumps(asdict(line))}" if options.json else f"{text(line)}\n"
@@ -130,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def text(line: Line) -> str:
     """One line of the table."""
-    head = f"{line.op:17}{line.problem:36}{line.dtype:9}{line.implementation:20}{line.verdict:9}"
+    head = f"{line.op:25}{line.problem:48}{line.dtype:9}{line.implementation:20}{line.verdict:9}"
     if line.error is None:
         return head + line.reason
     return f"{head}error {line.error:.2e}, budget {line.budget:.2e} ({line.result})"

@@ -28,10 +28,12 @@ def attentions() -> dict[str, Attention]:
     }
 
 
-def attend(attention: Attention, query: Tensor, key: Tensor, value: Tensor, heads: int, ids: Tensor | None) -> Tensor:
+def attend(
+    attention: Attention, query: Tensor, key: Tensor, value: Tensor, num_heads: int, query_ids: Tensor | None = None
+) -> Tensor:
     """The arguments of ``crossmae_kernels.cross_attention`` -> its result, by another implementation."""
-    rows = query if ids is None else query[ids]
-    query, key, value = (t.unflatten(-1, (heads, -1)) for t in (rows, key, value))
+    rows = query if query_ids is None else query[query_ids]
+    query, key, value = (t.unflatten(-1, (num_heads, -1)) for t in (rows, key, value))
     return attention(query, key, value).flatten(2)
 
 

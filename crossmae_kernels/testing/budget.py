@@ -59,27 +59,6 @@ class Budget:
     error: Error
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The result, and its norm, that came nearest to the budget or went furthest beyond."""
-
-    result: str
-    norm: str
-    error: float
-    allowed: float
-
-    @property
-    def share(self) -> float:
-        """Of what is allowed; infinite where either is not a finite number."""
-        if self.error == 0:
-            return 0.0
-        share = self.error / self.allowed if 0 < self.allowed < float("inf") else float("inf")
-        return share if share == share else float("inf")
-
-    def __str__(self) -> str:
-        return f"{self.result} errs by {self.error:.3g} in the {self.norm}, allowed is {self.allowed:.3g}"
-
-
 def magnitude(tensor: Tensor) -> Error:
     """Maximum and root mean square of the absolute values; 0 of an empty tensor."""
     if not tensor.numel():
@@ -122,21 +101,3 @@ def _budget(draws: list[Tensor], exact: Tensor) -> Budget:
         return 2 * largest + roundoff * getattr(size, norm)
 
     return Budget(dtype, Error(*map(allowed, NORMS)))
-
-
-def judge(found: Results, exact: Results, allowed: Mapping[str, Budget], norms: tuple[str, ...] = NORMS) -> Verdict:
-    """The worst of all results; a share of more than 1 is wrong."""
-    verdicts = []
-    for name, truth in exact.items():
-        erred = error(found[name], truth)
-        verdicts += [Verdict(name, norm, getattr(erred, norm), getattr(allowed[name].error, norm)) for norm in norms]
-    return max(verdicts, key=lambda verdict: verdict.share)
-
-
-def assert_within_budget(found: Results, exact: Results, allowed: Mapping[str, Budget]) -> None:
-    """Raise ``AssertionError`` unless all results have eager's dtypes and err within their budgets."""
-    for name in exact:
-        dtype = allowed[name].dtype
-        assert found[name].dtype == dtype, f"{name}: {found[name].dtype}, eager has {dtype}"
-    verdict = judge(found, exact, allowed)
-    assert verdict.share <= 1, verdict

@@ -12,8 +12,8 @@ from crossmae_kernels.testing import (
     assert_within_budget,
     budgets,
     error,
-    judge,
     poisoned_allocations,
+    worst,
 )
 from crossmae_kernels.testing.rounding import random_rounding, round_at_random
 
@@ -140,8 +140,8 @@ def test_the_worst_result_is_named():
     exact = {name: torch.ones(4, dtype=torch.float64) for name in ("a", "b")}
     allowed = {name: Budget(torch.float32, Error(1.0, 1.0)) for name in exact}
     found = {"a": torch.ones(4), "b": torch.tensor([1.0, 1.0, 1.0, 1.5])}
-    assert judge(found, exact, allowed) == Verdict("b", "maximum", 0.5, 1.0)
-    assert judge(found, exact, allowed, norms=("rms",)) == Verdict("b", "rms", 0.25, 1.0)
+    assert worst(found, exact, allowed) == Verdict("b", "maximum", 0.5, 1.0)
+    assert worst(found, exact, allowed, norms=("rms",)) == Verdict("b", "rms", 0.25, 1.0)
 
 
 @pytest.mark.parametrize("allowed", [0.0, float("nan"), float("inf")])

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import records, suites
 from benchmarks.checking import Checks, WrongError
-from benchmarks.problem import BOTH, FORMS, Direction, Form, MissingError, Problem, Solver
+from benchmarks.contest import BOTH, FORMS, Contest, Direction, Form, MissingError, Solver
 from benchmarks.records import Journal, Record
 from benchmarks.suites import Case
 from benchmarks.timing import CLOCK, Pass, cycled, passes, peak_memory, quartiles, replayed, rounds_of, timed
@@ -66,31 +66,31 @@ def test_suite(benchmark: Any, pytestconfig: pytest.Config, checks: Checks, case
 
 def attempt(benchmark: Any, record: Record, case: Case, form: Form, checks: Checks) -> None:
     """Check and measure; whatever goes wrong is written into the record."""
-    problem, name, direction = case
+    contest, name, direction = case
     try:
-        solver = problem.contenders[name]()
-        record.check = str(checks.check(problem, name, solver))
-        measure(benchmark, record, problem, solver, direction, form)
+        solver = contest.contenders[name]()
+        record.check = str(checks.check(contest, name, solver))
+        measure(benchmark, record, contest, solver, direction, form)
         record.status = records.MEASURED
         benchmark.extra_info |= record.as_benchmark()["extra_info"]
     except WrongError as wrong:
         record.status, record.reason = records.WRONG, str(wrong)
     except Exception as failure:
-        record.status, record.reason = why(failure, name in problem.ours)
+        record.status, record.reason = why(failure, name in contest.ours)
 
 
-def measure(benchmark: Any, record: Record, problem: Problem, solver: Solver, direction: Direction, form: Form) -> None:
+def measure(benchmark: Any, record: Record, contest: Contest, solver: Solver, direction: Direction, form: Form) -> None:
     """Write times and memory of a contender into its record."""
     benchmark.group = record.group
     record.tuned = enabled() and any(cache_directory().glob("*.json"))
-    sets = passes(problem, solver, direction, form.device)
+    sets = passes(contest, solver, direction, form.device)
     run, on_gpu = cycled(sets), form.device.type == "cuda"
     rounds = rounds_of(run, form)
     plain = solver.plain is None and not solver.differentiates
     if on_gpu and plain:  # what a graph allocates is its own from the capture on
         record.memory = peak_memory(sets[0])
     if direction == BOTH and plain:
-        arguments = problem.draw(problem.batch, 0, form.device)
+        arguments = contest.draw(contest.batch, 0, form.device)
         record.saved = bytes_saved_for_backward(lambda: solver(arguments), solver.module)
     if on_gpu and (seconds := replays(record, sets, solver, form)):
         record.call = quartiles(timed(run, rounds))
@@ -98,9 +98,9 @@ def measure(benchmark: Any, record: Record, problem: Problem, solver: Solver, di
     else:
         others: list[float] = []
         setup = None
-        if problem.baseline is not None and not on_gpu:
-            reference = problem.baseline.contenders["reference"]()
-            in_turn = cycled(passes(problem.baseline, reference, direction, form.device))
+        if contest.baseline is not None and not on_gpu:
+            reference = contest.baseline.contenders["reference"]()
+            in_turn = cycled(passes(contest.baseline, reference, direction, form.device))
             in_turn()
             setup = lambda: others.extend(timed(in_turn, 1))  # noqa: E731
         benchmark.pedantic(run, setup=setup, rounds=rounds)

@@ -1,8 +1,8 @@
 """What a training run costs beside its model: images per second of the data loader, and the loop's own time for a step.
 
-Images are JPEGs of 500 x 375, cropped at random to 224. In place of the model stands one parameter, so what is timed of
-the loop is the order of images, the optimizer and its learning rate, reading the loss back, the log, TensorBoard and the
-progress line.
+Images are JPEGs of 500 x 375, cropped at random to 224. In place of the model stands one parameter, so what is timed
+of the loop is the order of images, the optimizer and its learning rate, reading the loss back, the log, TensorBoard and
+the progress line.
 """
 
 import itertools

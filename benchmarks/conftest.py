@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.problem import FORMS
+from benchmarks.contest import FORMS
 from benchmarks.records import machine
 from benchmarks.suites import SUITES
 

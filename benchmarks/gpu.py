@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import records
-from benchmarks.problem import FORMS
+from benchmarks.contest import FORMS
 from benchmarks.records import DONE, FAILED, NOT_REACHED, ROOT, TIMED_OUT, Journal, Run, Stage
 from benchmarks.suites import SUITES, cases, planned
 from crossmae.files import make_folder, replacing

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.problem import FORWARD, Work
+from benchmarks.contest import FORWARD, Work
 from crossmae_kernels.info import version
 
 FILE = "records.jsonl"
@@ -217,10 +217,11 @@ def read(path: Path) -> Run:
 
 
 def _read_journal(path: Path) -> Run:
-    run, started = Run(), None
+    run = Run()
+    started: Key | None = None
 
     def crashed(how: str) -> None:
-        if started in run.records:
+        if started is not None:
             record = run.records[started]
             record.status, record.reason = FAILED, f"started and never done; the process {how}"
 

@@ -6,6 +6,7 @@ here, by the device's clock, and handed over to it. Gradients are returned and n
 """
 
 import gc
+import itertools
 import math
 import statistics
 import time
@@ -14,8 +15,20 @@ from typing import Any
 
 import torch
 
-from benchmarks.problem import FORWARD, STEP, Direction, Form, Problem, Solver, gradients, upstream_of
+from benchmarks.contest import (
+    FORWARD,
+    STEP,
+    Arguments,
+    Contest,
+    Direction,
+    Form,
+    Solver,
+    differentiated,
+    gradients,
+    upstream_of,
+)
 from crossmae.measure import wait_for_device
+from crossmae_kernels.testing.problem import named
 
 MOST_ROUNDS = 200
 # Arguments are to be this many times the cache, in no more sets than that.
@@ -57,15 +70,15 @@ def quartiles(seconds: Sequence[float]) -> dict[str, float]:
     return {"q1": q1, "median": median, "q3": q3, "rounds": len(seconds)}
 
 
-def passes(problem: Problem, solver: Solver, direction: Direction, device: torch.device) -> list[Pass]:
+def passes(contest: Contest, solver: Solver, direction: Direction, device: torch.device) -> list[Pass]:
     """The pass on as many sets of arguments as overflow the cache; one on a CPU, and one of a training step."""
-    first = problem.draw(problem.batch, 0, device)
+    first = contest.draw(contest.batch, 0, device)
     count = 1
     if device.type == "cuda" and direction != STEP:
         cache = torch.cuda.get_device_properties(device).L2_cache_size
         free, _ = torch.cuda.mem_get_info(device)
-        count = sets_that_overflow(cache, sum(t.numel() * t.element_size() for t in first.values()), free)
-    sets = [first, *(problem.draw(problem.batch, seed, device) for seed in range(1, count))]
+        count = sets_that_overflow(cache, sum(t.numel() * t.element_size() for _, t in named(first)), free)
+    sets = [first, *(contest.draw(contest.batch, seed, device) for seed in range(1, count))]
     return [_pass(solver, arguments, direction, seed) for seed, arguments in enumerate(sets)]
 
 
@@ -74,7 +87,7 @@ def sets_that_overflow(cache: int, size: int, free: int) -> int:
     return max(1, min(math.ceil(CACHES * cache / size), MOST_SETS, free // (8 * size)))
 
 
-def _pass(solver: Solver, arguments: dict[str, torch.Tensor], direction: Direction, seed: int) -> Pass:
+def _pass(solver: Solver, arguments: Arguments, direction: Direction, seed: int) -> Pass:
     if direction == FORWARD:
 
         def forward() -> None:
@@ -82,10 +95,10 @@ def _pass(solver: Solver, arguments: dict[str, torch.Tensor], direction: Directi
                 solver(arguments)
 
         return forward
-    upstream = upstream_of(solver, arguments, seed + 1000)
+    upstream, wanted = upstream_of(solver, arguments, seed + 1000), [*differentiated(solver, arguments).values()]
 
     def both() -> None:
-        _, found = gradients(solver, arguments, upstream)
+        _, found = gradients(solver, arguments, wanted, upstream)
         if direction == STEP:
             assert solver.optimizer is not None
             for parameter, gradient in zip(solver.parameters, found, strict=True):
@@ -125,11 +138,11 @@ def timed(run: Pass, rounds: int) -> list[float]:
     for _ in range(rounds):
         run()
         times.append(time.perf_counter())
-    return [after - before for before, after in zip(times, times[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(times)]
 
 
 def replayed(sets: Sequence[Pass], form: Form) -> list[float]:
-    """Seconds of a pass by the device's clock, over replays of one CUDA graph of all sets; raises what a capture does."""
+    """Seconds of a pass by the device's clock, over replays of one CUDA graph of all sets; raises if no graph holds it."""
     graph = _captured(sets)
     rounds = rounds_of(cycled([graph.replay]), form)
     events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from benchmarks.problem import BOTH, FORWARD
+from benchmarks.contest import BOTH, FORWARD
 from benchmarks.records import Record, Run
 from crossmae.figures import new_figure, write_figure
 

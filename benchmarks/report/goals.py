@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.problem import BOTH
+from benchmarks.contest import BOTH
 from benchmarks.records import Record, Run
 
 OURS = "fused"
@@ -52,13 +52,13 @@ class Goal:
 
 def goals(run: Run) -> Iterator[Goal]:
     """Each goal on each problem that it is set for, with what was measured."""
-    found = {key[:3]: record for key, record in run.records.items() if key[3] == BOTH}
+    found = {(key[0], key[1], key[2]): record for key, record in run.records.items() if key[3] == BOTH}
     for suite, begin, what, limit in GOALS:
         problems = dict.fromkeys(p for s, p, _ in found if s == suite and p.startswith(begin))
         for problem in problems or (begin,):
             ours = found.get((suite, problem, OURS))
             if isinstance(what, str):
-                yield Goal(f"{suite}: {problem}", what, limit, ours and _share(run, ours, what, found))
+                yield Goal(f"{suite}: {problem}", what, limit, None if ours is None else _share(run, ours, what, found))
                 continue
             rivals = [_rival(found, suite, problem, name) for name in what]
             ratios = [ratio for rival in rivals if ours and (ratio := ours.times_faster(rival)) is not None]
@@ -66,7 +66,7 @@ def goals(run: Run) -> Iterator[Goal]:
             yield Goal(f"{suite}: {problem}", title, limit, min(ratios, default=None))
 
 
-Found = dict[tuple[str, ...], Record]
+Found = dict[tuple[str, str, str], Record]
 
 
 def _share(run: Run, ours: Record, what: str, found: Found) -> float | None:

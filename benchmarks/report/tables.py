@@ -9,7 +9,7 @@ from typing import TypeVar
 from tabulate import tabulate
 
 from benchmarks import records
-from benchmarks.problem import BOTH, FORWARD, STEP
+from benchmarks.contest import BOTH, FORWARD, STEP
 from benchmarks.records import Record, Run
 from benchmarks.report import decode
 from benchmarks.report.goals import OURS, goals
@@ -124,4 +124,4 @@ def _grouped(found: Iterable[Record], key: Callable[[Record], Key]) -> Sequence[
 
 def _milliseconds(record: Record) -> str | None:
     """Median of the device's own time; a call that stands for it is marked."""
-    return record.seconds and f"{record.seconds * 1e3:,.3f}{'*' if record.no_graph else ''}"
+    return f"{record.seconds * 1e3:,.3f}{'*' if record.no_graph else ''}" if record.seconds else None

@@ -1,8 +1,8 @@
-"""What is measured, suite by suite: each has a function from a form to its problems."""
+"""What is measured, suite by suite: each has a function from a form to its contests."""
 
 import importlib
 
-from benchmarks.problem import BOTH, FORWARD, STEP, Direction, Form, Problem
+from benchmarks.contest import BOTH, FORWARD, STEP, Contest, Direction, Form
 from benchmarks.records import Record
 
 # The most important first, but for the ceilings, beside which the others stand; by the module that holds them.
@@ -18,13 +18,13 @@ SUITES = {
     "launch": "models",
 }
 
-Case = tuple[Problem, str, Direction]
+Case = tuple[Contest, str, Direction]
 
 
-def problems(suite: str, form: Form) -> list[Problem]:
-    """The problems of a suite."""
+def contests(suite: str, form: Form) -> list[Contest]:
+    """Those of a suite."""
     module = importlib.import_module(f"benchmarks.suites.{SUITES[suite]}")
-    found: list[Problem] = getattr(module, suite)(form)
+    found: list[Contest] = getattr(module, suite)(form)
     return found
 
 
@@ -34,13 +34,13 @@ def cases(suite: str, form: Form) -> list[Case]:
     Forward passes alone come last: goals are set for both. Within that, what is compiled comes last, since it takes
     long.
     """
-    found = problems(suite, form)
+    found = contests(suite, form)
     all_cases: list[Case] = [
-        (problem, name, direction)
+        (contest, name, direction)
         for direction in (STEP, BOTH, FORWARD)
-        for problem in found
-        if direction in problem.work
-        for name in problem.contenders
+        for contest in found
+        if direction in contest.work
+        for name in contest.contenders
     ]
     slow = ("compiled", "FlexAttention")
     return sorted(all_cases, key=lambda case: (case[2] == FORWARD, any(word in case[1] for word in slow)))
@@ -48,15 +48,15 @@ def cases(suite: str, form: Form) -> list[Case]:
 
 def planned(case: Case) -> Record:
     """The record of a measurement that has not been made."""
-    problem, name, direction = case
-    work = problem.work[direction]
+    contest, name, direction = case
+    work = contest.work[direction]
     return Record(
-        problem.suite,
-        problem.label,
+        contest.suite,
+        contest.problem,
         name,
         direction,
-        about=problem.about | {"batch": problem.batch},
-        dtype=str(problem.dtype).removeprefix("torch."),
+        about=contest.about | {"batch": contest.batch},
+        dtype=str(contest.dtype).removeprefix("torch."),
         bytes=work.bytes,
         flops=work.flops,
     )

@@ -4,31 +4,30 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from benchmarks.problem import FORWARD, Arguments, Form, Problem, Random, Solver, Work
+from benchmarks.contest import FORWARD, Contest, Form, Solver, Work
+from crossmae_kernels.testing import Draw, Problem
 
 
-def ceilings(form: Form) -> list[Problem]:
+def ceilings(form: Form) -> list[Contest]:
     """A copy, and a product in the form's dtype; of what a suite computes everything is one or the other."""
     rows, width = (8, 64) if form.name == "tiny" else (1024, 1024) if form.device.type == "cpu" else (8192, 8192)
     copied, size = 16 * width, form.dtype.itemsize
 
-    def vectors(batch: int, random: Random) -> Arguments:
-        return {"x": random.normal(batch, copied, dtype=form.dtype)}
+    def vectors(draw: Draw, batch: int) -> Problem:
+        return Problem("copy", "", {"x": draw.normal(batch, copied)})
 
-    def matrices(batch: int, random: Random) -> Arguments:
-        x = random.normal(batch, width, dtype=form.dtype)
-        return {"x": x, "weight": random.normal(width, width, dtype=form.dtype, scale=width**-0.5)}
+    def matrices(draw: Draw, batch: int) -> Problem:
+        weight = draw.normal(width, width, scale=width**-0.5)
+        return Problem("product", "", {"x": draw.normal(batch, width), "weight": weight})
 
-    def problem(
-        about: str, draw: Callable[[int, Random], Arguments], call: Callable[..., Tensor], work: Work
-    ) -> Problem:
+    def contest(about: str, pose: Callable[[Draw, int], Problem], call: Callable[..., Tensor], work: Work) -> Contest:
         solver = Solver(call)
-        return Problem(
+        return Contest(
             suite="ceilings",
             about={"problem": about},
             batch=rows,
             dtype=form.dtype,
-            arguments=draw,
+            pose=pose,
             contenders={"reference": lambda: solver},
             ours=frozenset({"reference"}),
             exact=lambda: solver,
@@ -36,8 +35,8 @@ def ceilings(form: Form) -> list[Problem]:
         )
 
     return [
-        problem("copy", vectors, lambda x: x.clone(), Work(2 * rows * copied * size, 0)),
-        problem(
+        contest("copy", vectors, lambda x: x.clone(), Work(2 * rows * copied * size, 0)),
+        contest(
             "product",
             matrices,
             lambda x, weight: x @ weight,

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 import crossmae
-from benchmarks.problem import (
+from benchmarks.contest import (
     BOTH,
     FORWARD,
     STEP,
     Arguments,
+    Contest,
     Direction,
     Form,
     MissingError,
-    Problem,
-    Random,
     Solver,
     Work,
     compiled,
@@ -32,9 +31,10 @@ from crossmae.flops import decoder_macs
 from crossmae.masking import Masking, mask_counts
 from crossmae.model import MaskedAutoencoder, Output
 from crossmae_kernels.runtime.dispatch import Implementation
+from crossmae_kernels.testing import Draw, Problem
 
 
-def decode(form: Form) -> list[Problem]:
+def decode(form: Form) -> list[Contest]:
     """The comparison with MAE first; then prediction ratios and depths, and in the full form sizes, batches, pixels."""
     (size, *more_sizes), (batch, *_) = form.sizes, form.batches
     if form.name == "small":
@@ -42,7 +42,7 @@ def decode(form: Form) -> list[Problem]:
     found = _both(form, size, batch)
     if form.name == "tiny":
         return found
-    one = functools.partial(decode_problem, "decode", form)
+    one = functools.partial(decode_contest, "decode", form)
     found += [one(size, batch, prediction_ratio=ratio) for ratio in (0.5, 0.75)]
     found += [one(size, batch, blocks=blocks) for blocks in (8, 4, 1)]
     if form.full:
@@ -53,40 +53,40 @@ def decode(form: Form) -> list[Problem]:
         found += _both(form, size, 256, image_size=448)
         found += [one(size, 256, prediction_ratio=ratio, image_size=448) for ratio in (0.5, 0.75)]
     mae = found[1]
-    return [replace(problem, baseline=None if problem is mae else mae) for problem in found]
+    return [replace(contest, baseline=None if contest is mae else mae) for contest in found]
 
 
-def _both(form: Form, size: str, batch: int, image_size: int | None = None) -> list[Problem]:
+def _both(form: Form, size: str, batch: int, image_size: int | None = None) -> list[Contest]:
     """CrossMAE, the release's formulation of it included, and MAE."""
-    one = functools.partial(decode_problem, "decode", form, size, batch, image_size=image_size)
+    one = functools.partial(decode_contest, "decode", form, size, batch, image_size=image_size)
     return [one(release=True), one("mae", 8, 0.75)]
 
 
-def step(form: Form) -> list[Problem]:
+def step(form: Form) -> list[Contest]:
     """A whole pretraining step of CrossMAE and of MAE: encoder, decoder, loss, both backward, AdamW."""
     batches = {"tiny": (2,), "small": (2,), "short": (256,), "full": (256, 512, 1024, 2048)}[form.name]
     return [
-        model_problem("step", form, size, batch, STEP, family)
+        model_contest("step", form, size, batch, STEP, family)
         for size in model_sizes(form)
         for batch in batches
         for family in ("crossmae", "mae")
     ]
 
 
-def launch(form: Form) -> list[Problem]:
+def launch(form: Form) -> list[Contest]:
     """The decoder and the whole model on few images: what a call costs beside its arithmetic."""
     batches = {"tiny": (1,), "small": (1,), "short": (1, 8), "full": (1, 2, 4, 8)}[form.name]
     return [
-        problem
+        contest
         for batch in batches
-        for problem in (
-            decode_problem("launch", form, form.sizes[0], batch),
-            model_problem("launch", form, model_sizes(form)[0], batch, BOTH),
+        for contest in (
+            decode_contest("launch", form, form.sizes[0], batch),
+            model_contest("launch", form, model_sizes(form)[0], batch, BOTH),
         )
     ]
 
 
-def decode_problem(
+def decode_contest(
     suite: str,
     form: Form,
     size: str,
@@ -96,27 +96,24 @@ def decode_problem(
     prediction_ratio: float = 0.25,
     image_size: int | None = None,
     release: bool = False,
-) -> Problem:
+) -> Contest:
     """The decoder on random float32 feature maps, which is what an encoder hands out under autocast."""
     config = config_of(form, f"{family}_vit_{size}", image_size, decoder_depth=blocks)
     visible, predicted = mask_counts(config.patches, MASK_RATIO, prediction_ratio)
     maps = len(config.feature_maps or (None,))
 
-    def arguments(batch: int, random: Random) -> Arguments:
-        shape = (batch, visible + 1, config.encoder_width)
-        drawn = {f"map_{index}": random.normal(*shape, dtype=torch.float32) for index in range(maps)}
-        drawn["visible"], drawn["predicted"] = random.masks(batch, visible, predicted, config.patches)
-        return drawn
+    def pose(draw: Draw, batch: int) -> Problem:
+        drawn = [draw.normal(batch, visible + 1, config.encoder_width) for _ in range(maps)]
+        return Problem("decoder", "", {"maps": drawn, **_masks(draw, batch, visible, predicted, config.patches)})
 
-    def decode(by: Callable[..., Tensor], visible: Tensor, predicted: Tensor, **by_name: Tensor) -> Tensor:
-        masking = Masking(visible, predicted, config.patches)
+    def decode(by: Callable[..., Tensor], maps: list[Tensor], visible: Tensor, predicted: Tensor) -> Tensor:
         # The double-precision judge keeps its own precision.
-        with autocast(form) if by_name["map_0"].dtype == torch.float32 else contextlib.nullcontext():
-            return by(list(by_name.values()), masking)
+        with autocast(form) if maps[0].dtype == torch.float32 else contextlib.nullcontext():
+            return by(maps, Masking(visible, predicted, config.patches))
 
     moved = batch * ((visible + 1) * config.encoder_width * maps * 4 + predicted * config.patch_values * 4)
     flops = 2.0 * batch * decoder_macs(config, prediction_ratio)
-    return _problem(
+    return _contest(
         suite,
         form,
         {
@@ -127,7 +124,7 @@ def decode_problem(
             "predicts": prediction_ratio,
         },
         batch,
-        arguments,
+        pose,
         module=lambda: _model(config, form.device).decoder,
         ours=lambda decoder: functools.partial(decode, decoder),
         release=(lambda decoder: functools.partial(decode, functools.partial(release_decode, decoder)))
@@ -137,18 +134,18 @@ def decode_problem(
     )
 
 
-def model_problem(
+def model_contest(
     suite: str, form: Form, size: str, batch: int, direction: Direction, family: str = "crossmae"
-) -> Problem:
+) -> Contest:
     """A whole model on random images with given masks: a forward and a backward pass, and in a step AdamW's."""
     config = config_of(form, f"{family}_vit_{size}")
     prediction_ratio = 0.25 if family == "crossmae" else MASK_RATIO
     visible, predicted = mask_counts(config.patches, MASK_RATIO, prediction_ratio)
 
-    def arguments(batch: int, random: Random) -> Arguments:
-        images = random.normal(batch, config.channels, *config.image_size, dtype=torch.float32)
-        seen, asked = random.masks(batch, visible, predicted, config.patches)
-        return {"images": images, "visible": seen, "predicted": asked}
+    def pose(draw: Draw, batch: int) -> Problem:
+        arguments: Arguments = {"images": draw.normal(batch, config.channels, *config.image_size)}
+        arguments |= _masks(draw, batch, visible, predicted, config.patches)
+        return Problem("model", "", arguments, constants=frozenset({"images"}))
 
     def loss(by: Callable[..., Tensor], images: Tensor, visible: Tensor, predicted: Tensor) -> Tensor:
         with autocast(form) if images.dtype == torch.float32 else contextlib.nullcontext():
@@ -161,7 +158,7 @@ def model_problem(
         return functools.partial(loss, functools.partial(release_model_loss, model))
 
     macs = _encoder_macs(config, visible) + decoder_macs(config, prediction_ratio)
-    return _problem(
+    return _contest(
         suite,
         form,
         {
@@ -171,14 +168,19 @@ def model_problem(
             "predicts": prediction_ratio,
         },
         batch,
-        arguments,
+        pose,
         module=lambda: _model(config, form.device),
         ours=ours,
         release=release if family == "crossmae" else None,
         graphed=lambda model: _graphed(model, form),
         work={direction: Work(0, 6.0 * batch * macs)},
-        constants=frozenset({"images"}),
     )
+
+
+def _masks(draw: Draw, batch: int, visible: int, predicted: int, patches: int) -> Arguments:
+    """Ids of visible and of predicted patches."""
+    order = draw.ids(batch, patches, patches)
+    return {"visible": order[:, :visible], "predicted": order[:, patches - predicted :].sort(dim=1).values}
 
 
 class GraphedLoss:
@@ -238,19 +240,18 @@ def _model(config: Config, device: torch.device) -> MaskedAutoencoder:
     return model.to(device)
 
 
-def _problem(
+def _contest(
     suite: str,
     form: Form,
     about: dict[str, Any],
     batch: int,
-    arguments: Callable[[int, Random], Arguments],
+    pose: Callable[[Draw, int], Problem],
     module: Callable[[], Any],
     ours: Callable[[Any], Callable[..., Tensor]],
     release: Callable[[Any], Callable[..., Tensor]] | None,
     work: dict[Direction, Work],
     graphed: Callable[[Any], Callable[..., Any]] | None = None,
-    constants: frozenset[str] = frozenset(),
-) -> Problem:
+) -> Contest:
     def solver(
         call: Callable[[Any], Callable[..., Any]],
         implementation: Implementation,
@@ -287,16 +288,15 @@ def _problem(
     contenders |= compiled(form, "reference", reference)
     if release is not None:
         contenders |= compiled(form, "release", by_release)
-    return Problem(
+    return Contest(
         suite=suite,
         about=about,
         batch=batch,
         dtype=form.dtype,
-        arguments=arguments,
+        pose=pose,
         contenders=contenders,
         ours=frozenset({"reference", "fused", "fused, graphed"} & contenders.keys()),
         exact=exact,
         work=work,
-        constants=constants,
         whole=True,
     )

@@ -1,6 +1,5 @@
 """Small studies of what encoders learn with one decoder or another: tiny models, tasks that need no download."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def recipe_of(variant: Variant, task: str, seed: int, steps: int) -> Recipe:
     )
 
 
-def pretrained(recipe: Recipe, folder: Path, probe_every: float | None = None) -> list[Mapping[str, Any]]:
+def pretrained(recipe: Recipe, folder: Path, probe_every: float | None = None) -> list[dict[str, Any]]:
     """The log of a run to its end, gone on with where it was and left alone where it is done.
 
     Args:
@@ -76,6 +75,6 @@ def pretrained(recipe: Recipe, folder: Path, probe_every: float | None = None) -
     return read_log(folder / LOG)
 
 
-def evaluations(log: Sequence[Mapping[str, Any]], step: int | None = None) -> list[Mapping[str, Any]]:
+def evaluations(log: list[dict[str, Any]], step: int | None = None) -> list[dict[str, Any]]:
     """Entries with accuracies, of any step or of one."""
     return [entry for entry in log if "knn" in entry and step in (None, entry["step"])]

@@ -1,6 +1,6 @@
 """What is measured: a problem, who solves it, and how little work it could be."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from crossmae_kernels.runtime.dispatch import Implementation, default_implementation
+from crossmae_kernels.testing.problem import Argument, Draw, Problem, named
 
 Direction = Literal["forward", "forward + backward", "step"]
 
@@ -15,8 +16,7 @@ FORWARD: Direction = "forward"
 BOTH: Direction = "forward + backward"
 STEP: Direction = "step"
 
-# Arguments of a batch, by name, drawn with a generator: ``arguments(batch, random)``.
-Arguments = dict[str, Tensor]
+Arguments = dict[str, Argument]
 
 
 class MissingError(Exception):
@@ -31,7 +31,7 @@ class Form:
     ``full`` for a GPU and as long as it takes.
     """
 
-    name: Literal["tiny", "small", "short", "full"]
+    name: str
     device: torch.device
     dtype: torch.dtype
     """What products are computed in."""
@@ -106,71 +106,47 @@ class Solver:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Contest:
     """One thing to compute, by several contenders that do the same work.
 
     Attributes:
         suite: name of the suite.
-        about: what it is, in values that tell it from the suite's other problems.
+        about: what it is, in values that tell it from the suite's other contests.
         batch: how many images.
         dtype: what products are computed in.
-        arguments: draws them for a batch.
+        pose: draws the arguments of a batch.
         contenders: by name; called once, when its turn comes. The first is eager PyTorch, which sets the budget.
         ours: those that must keep to the error budget.
         exact: float64 PyTorch, to judge by.
-        work: the least work in a direction; problems differ in which directions they have.
-        constants: arguments without a gradient.
-        whole: a whole model, judged by root mean squares over all of its parameters together.
-        baseline: another problem, whose reference is timed in turn with each contender on a CPU, whose speed wavers.
+        work: the least work in a direction; contests differ in which directions they have.
+        whole: a whole model, which takes float32 and is judged by root mean squares over all parameters together.
+        baseline: another contest, whose reference is timed in turn with each contender on a CPU, whose speed wavers.
     """
 
     suite: str
     about: dict[str, Any]
     batch: int
     dtype: torch.dtype
-    arguments: Callable[[int, "Random"], Arguments]
+    pose: Callable[[Draw, int], Problem]
     contenders: Mapping[str, Callable[[], Solver]]
     ours: frozenset[str]
     exact: Callable[[], Solver]
     work: Mapping[Direction, Work]
-    constants: frozenset[str] = field(default=frozenset())
     whole: bool = False
-    baseline: "Problem | None" = None
+    baseline: "Contest | None" = None
 
     @property
-    def label(self) -> str:
-        """Names the problem within its suite."""
-        named = (v if isinstance(v, str) else f"{name} {v}" for name, v in self.about.items())
-        return ", ".join([*named, f"batch {self.batch}"])
+    def problem(self) -> str:
+        """Names what is solved within its suite."""
+        words = (v if isinstance(v, str) else f"{name} {v}" for name, v in self.about.items())
+        return ", ".join([*words, f"batch {self.batch}"])
 
     def draw(self, batch: int, seed: int, device: torch.device) -> Arguments:
         """Arguments as leaves that need a gradient, integers and constants aside."""
-        drawn = self.arguments(batch, Random(device, seed))
-        return {
-            name: t.requires_grad_(t.is_floating_point() and name not in self.constants) for name, t in drawn.items()
-        }
-
-
-class Random:
-    """Draws arguments on a device."""
-
-    def __init__(self, device: torch.device, seed: int) -> None:
-        self.device = device
-        self._generator = torch.Generator(device).manual_seed(seed)
-
-    def normal(self, *shape: int, dtype: torch.dtype, scale: float = 1) -> Tensor:
-        """Normally distributed numbers."""
-        return torch.randn(shape, generator=self._generator, device=self.device, dtype=dtype).mul_(scale)
-
-    def ids(self, batch: int, count: int, of: int) -> Tensor:
-        """``count`` different ids below ``of`` for each image, ascending."""
-        noise = torch.rand(batch, of, generator=self._generator, device=self.device)
-        return noise.argsort(dim=1)[:, :count].sort(dim=1).values
-
-    def masks(self, batch: int, visible: int, predicted: int, of: int) -> tuple[Tensor, Tensor]:
-        """Ids of visible and of predicted patches."""
-        order = torch.rand(batch, of, generator=self._generator, device=self.device).argsort(dim=1)
-        return order[:, :visible], order[:, of - predicted :].sort(dim=1).values
+        posed = self.pose(Draw(seed, device, torch.float32 if self.whole else self.dtype), batch)
+        for name, tensor in named(posed.arguments):
+            tensor.requires_grad_(tensor.is_floating_point() and name not in posed.constants)
+        return posed.arguments
 
 
 def joined(result: Any) -> Tensor:
@@ -178,13 +154,15 @@ def joined(result: Any) -> Tensor:
     return result if isinstance(result, Tensor) else torch.stack(list(result))
 
 
-def differentiated(solver: Solver, arguments: Arguments) -> list[Tensor]:
+def differentiated(solver: Solver, arguments: Arguments) -> dict[str, Tensor]:
     """What gradients are asked for."""
-    return [*(t for t in arguments.values() if t.requires_grad), *solver.parameters]
+    return {name: t for name, t in named(arguments | {"parameters": solver.parameters}) if t.requires_grad}
 
 
-def gradients(solver: Solver, arguments: Arguments, upstream: Tensor | None) -> tuple[Any, list[Tensor]]:
-    """What the solver returns, and gradients in the order of ``differentiated``.
+def gradients(
+    solver: Solver, arguments: Arguments, wanted: Sequence[Tensor], upstream: Tensor | None
+) -> tuple[Any, Sequence[Tensor]]:
+    """What the solver returns, and the gradients of ``wanted``, all of those that it has.
 
     ``upstream`` has the shape of the outputs, joined; None for a scalar. Nothing is accumulated, so no gradient is left
     to clear.
@@ -193,7 +171,7 @@ def gradients(solver: Solver, arguments: Arguments, upstream: Tensor | None) -> 
     if solver.differentiates:
         return result
     given = upstream if upstream is None or isinstance(result, Tensor) else upstream.unbind()
-    return result, list(torch.autograd.grad(result, differentiated(solver, arguments), given, materialize_grads=True))
+    return result, torch.autograd.grad(result, wanted, given, materialize_grads=True)
 
 
 def upstream_of(solver: Solver, arguments: Arguments, seed: int) -> Tensor | None:
@@ -204,7 +182,7 @@ def upstream_of(solver: Solver, arguments: Arguments, seed: int) -> Tensor | Non
     plain = replace(solver, call=solver.plain or solver.call)
     with torch.no_grad():
         found = joined(plain(arguments))
-    return Random(found.device, seed).normal(*found.shape, dtype=found.dtype) if found.ndim else None
+    return Draw(seed, found.device, found.dtype).normal(*found.shape) if found.ndim else None
 
 
 def compiled(form: Form, name: str, build: Callable[[], Solver]) -> dict[str, Callable[[], Solver]]:

@@ -76,7 +76,7 @@ def attempt(benchmark: Any, record: Record, case: Case, form: Form, checks: Chec
     except WrongError as wrong:
         record.status, record.reason = records.WRONG, str(wrong)
     except Exception as failure:
-        record.status, record.reason = why(failure, name in contest.ours)
+        record.status, record.reason = why(failure, contest.ours(name))
 
 
 def measure(benchmark: Any, record: Record, contest: Contest, solver: Solver, direction: Direction, form: Form) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -115,9 +116,8 @@ class Contest:
         batch: how many images.
         dtype: what products are computed in.
         pose: draws the arguments of a batch.
-        contenders: by name; called once, when its turn comes. The first is eager PyTorch, which sets the budget.
-        ours: those that must keep to the error budget.
-        exact: float64 PyTorch, to judge by.
+        contenders: by name; called once, when its turn comes. ``reference`` is eager PyTorch, which sets the budget.
+        exact: float64 PyTorch, to judge by; the reference unless given.
         work: the least work in a direction; contests differ in which directions they have.
         whole: a whole model, which takes float32 and is judged by root mean squares over all parameters together.
         baseline: another contest, whose reference is timed in turn with each contender on a CPU, whose speed wavers.
@@ -129,11 +129,14 @@ class Contest:
     dtype: torch.dtype
     pose: Callable[[Draw, int], Problem]
     contenders: Mapping[str, Callable[[], Solver]]
-    ours: frozenset[str]
-    exact: Callable[[], Solver]
     work: Mapping[Direction, Work]
+    exact: Callable[[], Solver] | None = None
     whole: bool = False
     baseline: "Contest | None" = None
+
+    def ours(self, name: str) -> bool:
+        """Whether this package answers for a contender."""
+        return name == "reference" or name.startswith("fused")
 
     @property
     def problem(self) -> str:
@@ -185,15 +188,17 @@ def upstream_of(solver: Solver, arguments: Arguments, seed: int) -> Tensor | Non
     return Draw(seed, found.device, found.dtype).normal(*found.shape) if found.ndim else None
 
 
-def compiled(form: Form, name: str, build: Callable[[], Solver]) -> dict[str, Callable[[], Solver]]:
-    """The same contender once for each compiler."""
+def with_compiled(form: Form, contenders: Mapping[str, Callable[[], Solver]]) -> dict[str, Callable[[], Solver]]:
+    """Contenders, and eager ones among them once for each compiler."""
 
-    def built(options: Mapping[str, Any]) -> Solver:
+    def compiled(build: Callable[[], Solver], options: Mapping[str, Any]) -> Solver:
         solver = build()
         torch._dynamo.reset()
         return replace(solver, call=torch.compile(solver.call, **options), plain=solver.call)
 
-    return {
-        f"{name}, {compiler}": lambda options=options: built(options)  # type: ignore[misc]
+    return dict(contenders) | {
+        f"{name}, {compiler}": partial(compiled, contenders[name], options)
+        for name in ("reference", "release")
+        if name in contenders
         for compiler, options in form.compilers.items()
     }

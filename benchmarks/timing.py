@@ -142,7 +142,7 @@ def timed(run: Pass, rounds: int) -> list[float]:
 
 
 def replayed(sets: Sequence[Pass], form: Form) -> list[float]:
-    """Seconds of a pass by the device's clock, over replays of one CUDA graph of all sets; raises if no graph holds it."""
+    """Seconds of a pass by the device's clock, over replays of a CUDA graph of all sets; raises if none holds it."""
     graph = _captured(sets)
     rounds = rounds_of(cycled([graph.replay]), form)
     events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []

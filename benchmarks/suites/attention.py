@@ -10,7 +10,7 @@ from torch import Tensor
 import crossmae_kernels as ck
 from benchmarks.contest import Contest, Form, MissingError, Solver, Work
 from benchmarks.suites.ops import op_contest
-from benchmarks.suites.shapes import shape_of
+from benchmarks.suites.shapes import model_name, shape_of
 from crossmae_kernels.check.contenders import Attention, attend, attentions
 from crossmae_kernels.testing import Draw, Problem, problems
 
@@ -59,8 +59,11 @@ def _attention(
     return op_contest(
         "attention",
         form,
-        size,
-        {"problem": f"{queries} x {keys}, {heads} heads of {head_width}", "queries": "table" if table else "dense"},
+        {
+            "model": model_name(size),
+            "problem": f"{queries} x {keys}, {heads} heads of {head_width}",
+            "queries": "table" if table else "dense",
+        },
         batch,
         pose,
         partial(ck.cross_attention, num_heads=heads),

@@ -2,13 +2,13 @@
 
 import contextlib
 import copy
-import functools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import crossmae
 from benchmarks.contest import (
@@ -22,7 +22,7 @@ from benchmarks.contest import (
     MissingError,
     Solver,
     Work,
-    compiled,
+    with_compiled,
 )
 from benchmarks.release import SYNCHRONIZES, release_decode, release_model_loss
 from benchmarks.suites.shapes import MASK_RATIO, config_of, model_name, model_sizes
@@ -33,6 +33,9 @@ from crossmae.model import MaskedAutoencoder, Output
 from crossmae_kernels.runtime.dispatch import Implementation
 from crossmae_kernels.testing import Draw, Problem
 
+FAMILIES = {"crossmae": "CrossMAE", "mae": "MAE"}
+IS_A_GRAPH = "it is a graph"
+
 
 def decode(form: Form) -> list[Contest]:
     """The comparison with MAE first; then prediction ratios and depths, and in the full form sizes, batches, pixels."""
@@ -42,7 +45,7 @@ def decode(form: Form) -> list[Contest]:
     found = _both(form, size, batch)
     if form.name == "tiny":
         return found
-    one = functools.partial(decode_contest, "decode", form)
+    one = partial(decode_contest, "decode", form)
     found += [one(size, batch, prediction_ratio=ratio) for ratio in (0.5, 0.75)]
     found += [one(size, batch, blocks=blocks) for blocks in (8, 4, 1)]
     if form.full:
@@ -58,7 +61,7 @@ def decode(form: Form) -> list[Contest]:
 
 def _both(form: Form, size: str, batch: int, image_size: int | None = None) -> list[Contest]:
     """CrossMAE, the release's formulation of it included, and MAE."""
-    one = functools.partial(decode_contest, "decode", form, size, batch, image_size=image_size)
+    one = partial(decode_contest, "decode", form, size, batch, image_size=image_size)
     return [one(release=True), one("mae", 8, 0.75)]
 
 
@@ -107,30 +110,39 @@ def decode_contest(
         return Problem("decoder", "", {"maps": drawn, **_masks(draw, batch, visible, predicted, config.patches)})
 
     def decode(by: Callable[..., Tensor], maps: list[Tensor], visible: Tensor, predicted: Tensor) -> Tensor:
-        # The double-precision judge keeps its own precision.
-        with autocast(form) if maps[0].dtype == torch.float32 else contextlib.nullcontext():
+        with autocast(form, maps[0]):
             return by(maps, Masking(visible, predicted, config.patches))
+
+    def ours(decoder: nn.Module) -> Callable[..., Tensor]:
+        return partial(decode, decoder)
+
+    def theirs(decoder: Any) -> Callable[..., Tensor]:
+        return partial(decode, partial(release_decode, decoder))
+
+    def module() -> nn.Module:
+        return _model(config, form.device).decoder
 
     moved = batch * ((visible + 1) * config.encoder_width * maps * 4 + predicted * config.patch_values * 4)
     flops = 2.0 * batch * decoder_macs(config, prediction_ratio)
-    return _contest(
-        suite,
-        form,
-        {
-            "decoder": "MAE" if family == "mae" else "CrossMAE",
+    contenders = {"reference": partial(_solver, module, ours), "fused": partial(_solver, module, ours, "triton")}
+    if release:
+        contenders["release"] = partial(_solver, module, theirs, no_graph=SYNCHRONIZES)
+    return Contest(
+        suite=suite,
+        about={
+            "decoder": FAMILIES[family],
             "model": model_name(size),
             "pixels": config.image_size[0],
             "blocks": config.decoder_depth,
             "predicts": prediction_ratio,
         },
-        batch,
-        pose,
-        module=lambda: _model(config, form.device).decoder,
-        ours=lambda decoder: functools.partial(decode, decoder),
-        release=(lambda decoder: functools.partial(decode, functools.partial(release_decode, decoder)))
-        if release
-        else None,
+        batch=batch,
+        dtype=form.dtype,
+        pose=pose,
+        contenders=with_compiled(form, contenders),
+        exact=partial(_solver, lambda: copy.deepcopy(module()).double(), ours),
         work={FORWARD: Work(moved, flops), BOTH: Work(3 * moved, 3 * flops)},
+        whole=True,
     )
 
 
@@ -148,33 +160,63 @@ def model_contest(
         return Problem("model", "", arguments, constants=frozenset({"images"}))
 
     def loss(by: Callable[..., Tensor], images: Tensor, visible: Tensor, predicted: Tensor) -> Tensor:
-        with autocast(form) if images.dtype == torch.float32 else contextlib.nullcontext():
+        with autocast(form, images):
             return by(images, Masking(visible, predicted, config.patches))
 
-    def ours(model: MaskedAutoencoder) -> Callable[..., Tensor]:
-        return functools.partial(loss, lambda images, masking: model(images, masking=masking).loss)
+    def ours(model: nn.Module) -> Callable[..., Tensor]:
+        return partial(loss, lambda images, masking: model(images, masking=masking).loss)
 
-    def release(model: MaskedAutoencoder) -> Callable[..., Tensor]:
-        return functools.partial(loss, functools.partial(release_model_loss, model))
+    def theirs(model: Any) -> Callable[..., Tensor]:
+        return partial(loss, partial(release_model_loss, model))
 
+    def module() -> nn.Module:
+        model = _model(config, form.device)
+        return copy.deepcopy(model) if direction == STEP else model  # whoever changes weights has their own
+
+    solver = partial(_solver, module, stepping=direction == STEP)
+    contenders = {
+        "reference": partial(solver, ours),
+        "fused": partial(solver, ours, "triton"),
+        "fused, graphed": partial(solver, partial(GraphedLoss, form=form), "triton", no_graph=IS_A_GRAPH),
+    }
+    if family == "crossmae":
+        contenders["release"] = partial(solver, theirs, no_graph=SYNCHRONIZES)
     macs = _encoder_macs(config, visible) + decoder_macs(config, prediction_ratio)
-    return _contest(
-        suite,
-        form,
-        {
+    return Contest(
+        suite=suite,
+        about={
             "part": "whole model",
-            "decoder": "MAE" if family == "mae" else "CrossMAE",
+            "decoder": FAMILIES[family],
             "model": model_name(size),
             "predicts": prediction_ratio,
         },
-        batch,
-        pose,
-        module=lambda: _model(config, form.device),
-        ours=ours,
-        release=release if family == "crossmae" else None,
-        graphed=lambda model: _graphed(model, form),
+        batch=batch,
+        dtype=form.dtype,
+        pose=pose,
+        contenders=with_compiled(form, contenders),
+        exact=partial(_solver, lambda: copy.deepcopy(module()).double(), ours),
         work={direction: Work(0, 6.0 * batch * macs)},
+        whole=True,
     )
+
+
+def _solver(
+    module: Callable[[], nn.Module],
+    call: Callable[[Any], Callable[..., Any]],
+    implementation: Implementation = "reference",
+    no_graph: str = "",
+    stepping: bool = False,
+) -> Solver:
+    built = module()
+    differentiates = no_graph == IS_A_GRAPH
+    if differentiates and not stepping:  # whoever changes gradients has their own
+        built = copy.deepcopy(built)
+    optimizer = None
+    if stepping:
+        on_cuda = next(built.parameters()).is_cuda
+        options: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.95), "fused": on_cuda, "capturable": on_cuda}
+        optimizer = torch.optim.AdamW(built.parameters(), **options)
+    return Solver(call(built), implementation, built, optimizer, no_graph, differentiates)
 
 
 def _masks(draw: Draw, batch: int, visible: int, predicted: int, patches: int) -> Arguments:
@@ -187,6 +229,8 @@ class GraphedLoss:
     """``crossmae.graphed`` on masks that are given; a batch of another size is captured anew."""
 
     def __init__(self, model: MaskedAutoencoder, form: Form) -> None:
+        if form.device.type != "cuda":
+            raise MissingError("CUDA graphs need a CUDA device")
         self.model, self.form = model, form
         self._replay: Callable[[Tensor], Output] | None = None
 
@@ -201,21 +245,15 @@ class GraphedLoss:
 
     def _capture(self, images: Tensor, visible: Tensor, predicted: Tensor) -> None:
         self._masking = Masking(visible.clone(), predicted.clone(), self.model.config.patches)
-        with torch.enable_grad(), autocast(self.form):
+        with torch.enable_grad(), autocast(self.form, images):
             self._replay = crossmae.graphed(self.model, images, masking=self._masking)
         gradients = [parameter.grad for parameter in self.model.parameters()]
         self._gradients = [gradient for gradient in gradients if gradient is not None]
 
 
-def _graphed(model: MaskedAutoencoder, form: Form) -> GraphedLoss:
-    if form.device.type != "cuda":
-        raise MissingError("CUDA graphs need a CUDA device")
-    return GraphedLoss(model, form)
-
-
-def autocast(form: Form) -> contextlib.AbstractContextManager[object]:
-    """Autocast to the form's dtype; none for float32."""
-    if form.dtype == torch.float32:
+def autocast(form: Form, tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Autocast to the form's dtype; none for float32, nor for the judge, who has double precision."""
+    if form.dtype == torch.float32 or tensor.dtype == torch.float64:
         return contextlib.nullcontext()
     # Its cache of cast weights would outlive a captured graph.
     return torch.autocast(form.device.type, form.dtype, cache_enabled=False)
@@ -228,7 +266,7 @@ def _encoder_macs(config: Config, visible: int) -> int:
     return visible * config.patch_values * width + config.encoder_depth * block
 
 
-@functools.lru_cache(maxsize=2)  # the one at hand and its baseline: several would fill the device
+@lru_cache(maxsize=2)  # the one at hand and its baseline: several would fill the device
 def _model(config: Config, device: torch.device) -> MaskedAutoencoder:
     """A model with random values in every bias and norm."""
     torch.manual_seed(0)
@@ -238,65 +276,3 @@ def _model(config: Config, device: torch.device) -> MaskedAutoencoder:
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return model.to(device)
-
-
-def _contest(
-    suite: str,
-    form: Form,
-    about: dict[str, Any],
-    batch: int,
-    pose: Callable[[Draw, int], Problem],
-    module: Callable[[], Any],
-    ours: Callable[[Any], Callable[..., Tensor]],
-    release: Callable[[Any], Callable[..., Tensor]] | None,
-    work: dict[Direction, Work],
-    graphed: Callable[[Any], Callable[..., Any]] | None = None,
-) -> Contest:
-    def solver(
-        call: Callable[[Any], Callable[..., Any]],
-        implementation: Implementation,
-        no_graph: str = "",
-        differentiates: bool = False,
-    ) -> Solver:
-        built = module()
-        if STEP in work or differentiates:  # who changes weights or gradients has their own
-            built = copy.deepcopy(built)
-        optimizer = None
-        if STEP in work:
-            on_cuda = form.device.type == "cuda"
-            optimizer = torch.optim.AdamW(
-                built.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=on_cuda, capturable=on_cuda
-            )
-        return Solver(call(built), implementation, built, optimizer, no_graph, differentiates)
-
-    def exact() -> Solver:
-        double = copy.deepcopy(module()).double()
-        return Solver(ours(double), "reference", double)
-
-    reference = functools.partial(solver, ours, "reference")
-    contenders: dict[str, Callable[[], Solver]] = {
-        "reference": reference,
-        "fused": functools.partial(solver, ours, "triton"),
-    }
-    if graphed is not None:
-        contenders["fused, graphed"] = functools.partial(
-            solver, graphed, "triton", no_graph="it is a graph", differentiates=True
-        )
-    if release is not None:
-        by_release = functools.partial(solver, release, "reference", no_graph=SYNCHRONIZES)
-        contenders["release"] = by_release
-    contenders |= compiled(form, "reference", reference)
-    if release is not None:
-        contenders |= compiled(form, "release", by_release)
-    return Contest(
-        suite=suite,
-        about=about,
-        batch=batch,
-        dtype=form.dtype,
-        pose=pose,
-        contenders=contenders,
-        ours=frozenset({"reference", "fused", "fused, graphed"} & contenders.keys()),
-        exact=exact,
-        work=work,
-        whole=True,
-    )

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 import crossmae_kernels as ck
-from benchmarks.contest import BOTH, FORWARD, Contest, Form, Solver, Work, compiled
+from benchmarks.contest import BOTH, FORWARD, Contest, Form, Solver, Work, with_compiled
 from benchmarks.release import SYNCHRONIZES, release_gather, release_loss, release_mixing, release_projections
 from benchmarks.suites.shapes import EPS, model_name, shape_of
 from crossmae_kernels.runtime.forms import form_of
@@ -20,53 +20,30 @@ from crossmae_kernels.testing.problem import Problem
 
 MLP_FORMS = ("single", "tiled", "vendor")
 
-Contenders = Mapping[str, Callable[[], Solver]]
-
 
 def op_contest(
     suite: str,
     form: Form,
-    size: str,
     about: dict[str, str],
     batch: int,
     pose: Callable[[Draw, int], Problem],
     call: Callable[..., Any],
     forward: Work,
     backward: Work,
-    variants: Contenders | None = None,
-    others: Contenders | None = None,
+    others: Mapping[str, Callable[[], Solver]] | None = None,
 ) -> Contest:
-    """An operation of ``crossmae_kernels`` against its reference, eager and compiled.
+    """An operation of ``crossmae_kernels``, posed and called, against its reference and ``others``.
 
-    Args:
-        suite: name of the suite.
-        form: how large, and where.
-        size: of the model.
-        about: names the problem beside the model.
-        batch: how many images.
-        pose: poses it.
-        call: the operation.
-        forward: the least work forward.
-        backward: and backward.
-        variants: further contenders of ours.
-        others: contenders of other people.
+    ``forward`` and ``backward`` are the least work in a direction.
     """
-
-    def reference() -> Solver:
-        return Solver(call, "reference")
-
-    variants, others = variants or {}, others or {}
-    contenders: dict[str, Callable[[], Solver]] = {"reference": reference, "fused": lambda: Solver(call, "triton")}
-    release = compiled(form, "release", others["release"]) if "release" in others else {}
+    contenders = {"reference": lambda: Solver(call, "reference"), "fused": lambda: Solver(call, "triton")}
     return Contest(
         suite=suite,
-        about={"model": model_name(size), **about},
+        about=about,
         batch=batch,
         dtype=form.dtype,
         pose=pose,
-        contenders={**contenders, **variants, **others, **release, **compiled(form, "reference", reference)},
-        ours=frozenset({"reference", "fused", *variants}),
-        exact=reference,
+        contenders=with_compiled(form, contenders | dict(others or {})),
         work={FORWARD: forward, BOTH: Work(forward.bytes + backward.bytes, forward.flops + backward.flops)},
     )
 
@@ -80,9 +57,6 @@ def _mixing(form: Form, size: str, batch: int) -> Contest:
     config, tokens, _ = shape_of(form, size)
     maps, mixes, width = len(config.feature_maps or ()), config.decoder_depth, config.encoder_width
 
-    def pose(draw: Draw, batch: int) -> Problem:
-        return problems.mix_feature_maps(draw, (batch, tokens), maps, mixes, width)
-
     def release(maps: list[Tensor], weight: Tensor, **affine: None) -> tuple[Tensor, ...]:
         return release_mixing(maps, weight, EPS)
 
@@ -91,10 +65,9 @@ def _mixing(form: Form, size: str, batch: int) -> Contest:
     return op_contest(
         "mixing",
         form,
-        size,
-        {"problem": f"{maps} maps to {mixes}"},
+        {"model": model_name(size), "problem": f"{maps} maps to {mixes}"},
         batch,
-        pose,
+        lambda draw, batch: problems.mix_feature_maps(draw, (batch, tokens), maps, mixes, width),
         partial(ck.mix_feature_maps, eps=EPS),
         forward=Work((maps + mixes) * one, flops),
         # The maps and the gradient of the mixes are read, the gradient of the maps is written.
@@ -113,9 +86,6 @@ def _mlp(form: Form, size: str, batch: int) -> Contest:
     width = config.decoder_width
     hidden = int(width * config.mlp_ratio)
 
-    def pose(draw: Draw, batch: int) -> Problem:
-        return problems.mlp(draw, (batch, queries), width, hidden)
-
     call = partial(ck.mlp, eps=EPS)
 
     def in_form(name: str, **arguments: Any) -> Tensor:
@@ -128,14 +98,13 @@ def _mlp(form: Form, size: str, batch: int) -> Contest:
     return op_contest(
         "mlp",
         form,
-        size,
-        {"problem": f"{queries} x {width} x {hidden}"},
+        {"model": model_name(size), "problem": f"{queries} x {width} x {hidden}"},
         batch,
-        pose,
+        lambda draw, batch: problems.mlp(draw, (batch, queries), width, hidden),
         call,
         forward=Work(2 * residual + weights, flops),
         backward=Work(3 * residual + 2 * weights, 2 * flops),
-        variants={
+        others={
             "fused, hidden saved": lambda: Solver(partial(call, hidden="save"), "triton"),
             **{f"fused, {name}": partial(Solver, partial(in_form, name), "triton") for name in MLP_FORMS},
         },
@@ -163,9 +132,6 @@ def _keys_and_values(form: Form, size: str, batch: int) -> Contest:
     maps, blocks = len(config.feature_maps or ()), config.decoder_depth
     inner, outer = config.encoder_width, 2 * config.decoder_width
 
-    def pose(draw: Draw, batch: int) -> Problem:
-        return problems.project_feature_maps(draw, (batch, tokens), maps, blocks, inner, outer)
-
     rows = batch * tokens
     read = (rows * maps * inner + blocks * outer * inner) * form.dtype.itemsize
     written = rows * blocks * outer * form.dtype.itemsize
@@ -173,10 +139,9 @@ def _keys_and_values(form: Form, size: str, batch: int) -> Contest:
     return op_contest(
         "projection",
         form,
-        size,
-        {"problem": f"keys and values, {maps} maps to {blocks} of {outer}"},
+        {"model": model_name(size), "problem": f"keys and values, {maps} maps to {blocks} of {outer}"},
         batch,
-        pose,
+        lambda draw, batch: problems.project_feature_maps(draw, (batch, tokens), maps, blocks, inner, outer),
         partial(ck.project_feature_maps, eps=EPS),
         forward=Work(read + written, flops),
         # Maps, weights and the gradient of the results are read, the gradients of maps and weights written.
@@ -186,21 +151,31 @@ def _keys_and_values(form: Form, size: str, batch: int) -> Contest:
 
 
 def _norm_linear(form: Form, size: str, batch: int, name: str, queries: int, inner: int, outer: int) -> Contest:
-    def pose(draw: Draw, batch: int) -> Problem:
-        return problems.norm_linear(draw, (batch, queries), inner, outer)
-
-    about = {"problem": f"norm and {name}, {queries} x {inner} to {outer}"}
+    about = {"model": model_name(size), "problem": f"norm and {name}, {queries} x {inner} to {outer}"}
     work = _work_of_linear(form, batch * queries, inner, outer, residual=False)
-    return op_contest("projection", form, size, about, batch, pose, partial(ck.norm_linear, eps=EPS), *work)
+    return op_contest(
+        "projection",
+        form,
+        about,
+        batch,
+        lambda draw, batch: problems.norm_linear(draw, (batch, queries), inner, outer),
+        partial(ck.norm_linear, eps=EPS),
+        *work,
+    )
 
 
 def _linear_residual(form: Form, size: str, batch: int, queries: int, width: int) -> Contest:
-    def pose(draw: Draw, batch: int) -> Problem:
-        return problems.linear_residual(draw, (batch, queries), width, width)
-
-    about = {"problem": f"output and residual, {queries} x {width} to {width}"}
+    about = {"model": model_name(size), "problem": f"output and residual, {queries} x {width} to {width}"}
     work = _work_of_linear(form, batch * queries, width, width, residual=True)
-    return op_contest("projection", form, size, about, batch, pose, ck.linear_residual, *work)
+    return op_contest(
+        "projection",
+        form,
+        about,
+        batch,
+        lambda draw, batch: problems.linear_residual(draw, (batch, queries), width, width),
+        ck.linear_residual,
+        *work,
+    )
 
 
 def _work_of_linear(form: Form, rows: int, inner: int, outer: int, residual: bool) -> tuple[Work, Work]:
@@ -222,9 +197,6 @@ def _gather(form: Form, size: str, batch: int) -> Contest:
     config, tokens, _ = shape_of(form, size)
     visible, patch = tokens - 1, config.patch_size
 
-    def pose(draw: Draw, batch: int) -> Problem:
-        return problems.gather_patches(draw, batch, visible, patch, config.grid)
-
     def release(images: Tensor, ids: Tensor, **statistics: None) -> Tensor:
         return release_gather(images, ids, patch)
 
@@ -233,10 +205,9 @@ def _gather(form: Form, size: str, batch: int) -> Contest:
     return op_contest(
         "patches",
         form,
-        size,
-        {"problem": f"gather {visible} of {config.patches}"},
+        {"model": model_name(size), "problem": f"gather {visible} of {config.patches}"},
         batch,
-        pose,
+        lambda draw, batch: problems.gather_patches(draw, batch, visible, patch, config.grid),
         partial(ck.gather_patches, patch_size=patch),
         forward=Work(2 * rows, 0),
         backward=Work(rows + image, 0),
@@ -261,8 +232,7 @@ def _loss(form: Form, size: str, batch: int) -> Contest:
     return op_contest(
         "patches",
         form,
-        size,
-        {"problem": f"loss on {predicted} of {config.patches}"},
+        {"model": model_name(size), "problem": f"loss on {predicted} of {config.patches}"},
         batch,
         pose,
         # One loss for each patch: a sum over everything would hide an error in any of them.

@@ -177,7 +177,7 @@ def model_contest(
     contenders = {
         "reference": partial(solver, ours),
         "fused": partial(solver, ours, "triton"),
-        "fused, graphed": partial(solver, partial(GraphedLoss, form=form), "triton", no_graph=IS_A_GRAPH),
+        "fused, graphed": partial(solver, partial(_graphed, form), "triton", no_graph=IS_A_GRAPH),
     }
     if family == "crossmae":
         contenders["release"] = partial(solver, theirs, no_graph=SYNCHRONIZES)
@@ -229,8 +229,6 @@ class GraphedLoss:
     """``crossmae.graphed`` on masks that are given; a batch of another size is captured anew."""
 
     def __init__(self, model: MaskedAutoencoder, form: Form) -> None:
-        if form.device.type != "cuda":
-            raise MissingError("CUDA graphs need a CUDA device")
         self.model, self.form = model, form
         self._replay: Callable[[Tensor], Output] | None = None
 
@@ -249,6 +247,12 @@ class GraphedLoss:
             self._replay = crossmae.graphed(self.model, images, masking=self._masking)
         gradients = [parameter.grad for parameter in self.model.parameters()]
         self._gradients = [gradient for gradient in gradients if gradient is not None]
+
+
+def _graphed(form: Form, model: MaskedAutoencoder) -> GraphedLoss:
+    if form.device.type != "cuda":
+        raise MissingError("CUDA graphs need a CUDA device")
+    return GraphedLoss(model, form)
 
 
 def autocast(form: Form, tensor: Tensor) -> contextlib.AbstractContextManager[object]:

@@ -151,30 +151,26 @@ def _keys_and_values(form: Form, size: str, batch: int) -> Contest:
 
 
 def _norm_linear(form: Form, size: str, batch: int, name: str, queries: int, inner: int, outer: int) -> Contest:
-    about = {"model": model_name(size), "problem": f"norm and {name}, {queries} x {inner} to {outer}"}
-    work = _work_of_linear(form, batch * queries, inner, outer, residual=False)
     return op_contest(
         "projection",
         form,
-        about,
+        {"model": model_name(size), "problem": f"norm and {name}, {queries} x {inner} to {outer}"},
         batch,
         lambda draw, batch: problems.norm_linear(draw, (batch, queries), inner, outer),
         partial(ck.norm_linear, eps=EPS),
-        *work,
+        *_work_of_linear(form, batch * queries, inner, outer, residual=False),
     )
 
 
 def _linear_residual(form: Form, size: str, batch: int, queries: int, width: int) -> Contest:
-    about = {"model": model_name(size), "problem": f"output and residual, {queries} x {width} to {width}"}
-    work = _work_of_linear(form, batch * queries, width, width, residual=True)
     return op_contest(
         "projection",
         form,
-        about,
+        {"model": model_name(size), "problem": f"output and residual, {queries} x {width} to {width}"},
         batch,
         lambda draw, batch: problems.linear_residual(draw, (batch, queries), width, width),
         ck.linear_residual,
-        *work,
+        *_work_of_linear(form, batch * queries, width, width, residual=True),
     )
 
 

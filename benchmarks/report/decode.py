@@ -106,8 +106,8 @@ def draw(run: Run, path: Path) -> None:
             axis.plot([p[0] for p in series], [p[1] for p in series], **style if series else {})
             for fewer, factor, record in series if contender == named else []:
                 about = record.about
-                text = f"{about['blocks']} blocks, predicts {'all' if decoder == 'MAE' else about['predicts']}"
-                right = fewer > limit**0.6
+                text = "MAE" if decoder == "MAE" else f"blocks {about['blocks']}, predicts {about['predicts']:g}"
+                right = decoder == "MAE" or fewer > limit**0.6
                 place = {"xytext": (-7 if right else 7, -3), "ha": "right" if right else "left"}
                 axis.annotate(text, (fewer, factor), textcoords="offset points", fontsize=8, **place)
     axis.set(xscale="log", yscale="log", xlabel="times fewer MACs than MAE", ylabel="speed-up over MAE")

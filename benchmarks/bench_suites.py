@@ -105,7 +105,7 @@ def measure(benchmark: Any, record: Record, contest: Contest, solver: Solver, di
             setup = lambda: others.extend(timed(in_turn, 1))  # noqa: E731
         benchmark.pedantic(run, setup=setup, rounds=rounds)
         record.baseline = statistics.median(others) if others else None
-    record.stats = benchmark.stats.stats.as_dict()
+    record.stats = benchmark.stats.as_dict(include_data=False)["stats"]
 
 
 def replays(record: Record, sets: list[Pass], solver: Solver, form: Form) -> list[float]:

@@ -1,5 +1,6 @@
 """The one command for a GPU, rehearsed on a CPU: crashes, limits of time, going on, and what it needs of a machine."""
 
+import json
 import os
 import subprocess
 import sys
@@ -43,8 +44,8 @@ suites.contests = planted
 """
 
 
-def test_a_crash_costs_its_own_measurement_and_another_session_tries_it_again(session, monkeypatch, tmp_path):
-    pytest.importorskip("pytest_benchmark")
+def test_a_crash_costs_its_own_measurement_and_another_session_tries_it_again(session, monkeypatch, tmp_path, capsys):
+    pytest_benchmark = pytest.importorskip("pytest_benchmark.cli")
     (tmp_path / "planted.py").write_text(PLANTED)
     for name in [name for name in session.environment if name.startswith("PYTEST_XDIST")]:
         del session.environment[name]  # pytest-benchmark does not run beside other workers
@@ -68,7 +69,13 @@ def test_a_crash_costs_its_own_measurement_and_another_session_tries_it_again(se
     assert not whole
     assert any("mixing, failed: squares, batch 4: killed" in line and "signal 9" in line for line in lines)
     assert "- decode: not reached." in lines
-    assert [b["extra_info"]["contender"] for b in run.as_pytest_benchmark()["benchmarks"]] == ["reference", "other"]
+    (tmp_path / "benchmark.json").write_text(json.dumps(run.as_pytest_benchmark()))
+    monkeypatch.setattr(sys, "argv", ["pytest-benchmark", "compare", str(tmp_path / "benchmark.json")])
+    pytest_benchmark.main()
+    shown = capsys.readouterr().out
+    assert "squares, batch 4, reference" in shown
+    assert "squares, batch 4, other" in shown
+    assert "killed" not in shown
 
     session.begin()
     run = records.read(tmp_path)

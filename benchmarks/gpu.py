@@ -26,7 +26,7 @@ import torch
 
 from benchmarks import records
 from benchmarks.contest import FORMS
-from benchmarks.records import DONE, FAILED, NOT_REACHED, ROOT, TIMED_OUT, Journal, Run, Stage
+from benchmarks.records import DONE, FAILED, NOT_REACHED, ROOT, TIMED_OUT, Journal, Run, Stage, missing
 from benchmarks.suites import SUITES, cases, planned
 from crossmae.files import make_folder, replacing
 from crossmae_kernels.command import run_command
@@ -237,15 +237,9 @@ def summary(run: Run) -> tuple[list[str], bool]:
         whole &= stage.status == DONE or (name == "tuning" and stage.status == TIMED_OUT)
         facts = ", ".join(f"{count} {what}" for what, count in stage.facts.items())
         lines.append(f"- {name}: {stage.status}. {stage.reason} {facts}".rstrip())
-    reasons = collections.defaultdict[tuple[str, str, str], list[str]](list)
-    for record in run.records.values():
-        if record.status != records.MEASURED:
-            reasons[record.suite, record.status, record.reason].append(
-                f"{record.problem}: {record.contender}, {record.direction}"
-            )
-    for (suite, status, reason), keys in sorted(reasons.items()):
-        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-        lines.append(f"- {suite}, {status}: {'; '.join(keys[:3])}{more}. {reason}".rstrip())
+    for suite in SUITES:
+        absent = missing(record for record in run.records.values() if record.suite == suite)
+        lines += [f"{suite}:", *absent] if absent else []
     return lines, whole
 
 

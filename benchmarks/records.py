@@ -6,6 +6,7 @@ measurement was ``started`` and, later, is ``done``; a process ``ended``; a ``st
 done has crashed. On a CPU the record is pytest-benchmark's own JSON; both hold the same of each measurement.
 """
 
+import collections
 import hashlib
 import json
 import os
@@ -18,7 +19,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.contest import FORWARD, Work
 from crossmae_kernels.info import version
 
 FILE = "records.jsonl"
@@ -141,15 +141,14 @@ class Run:
     def ceilings(self) -> dict[str, float]:
         """What the machine reached: ``copy`` in bytes per second, FLOP per second of a product by name of its dtype."""
         found = [r for r in self.records.values() if r.suite == "ceilings" and r.stats]
-        return {
-            r.dtype if r.flops else "copy": (r.flops or r.bytes) / r.stats["median"]
-            for r in found
-            if r.direction == FORWARD
-        }
+        return {r.dtype if r.flops else "copy": (r.flops or r.bytes) / r.stats["median"] for r in found}
 
     def least(self, record: Record) -> float | None:
         """Seconds that the work takes at the least, as the roofline has it; None where a ceiling was not measured."""
-        return bound(Work(record.bytes, record.flops), record.dtype, self.ceilings)
+        ceilings = self.ceilings
+        if "copy" not in ceilings or record.dtype not in ceilings:
+            return None
+        return max(record.bytes / ceilings["copy"], record.flops / ceilings[record.dtype])
 
     def roofline(self, record: Record) -> float | None:
         """The least time over the time taken."""
@@ -167,11 +166,19 @@ class Run:
         return "; ".join([*parts, f"commit {machine['commit'][:10]}", machine["date"][:10]])
 
 
-def bound(work: Work, dtype: str, ceilings: dict[str, float]) -> float | None:
-    """Seconds that the work takes at the least; None where a ceiling was not measured."""
-    if "copy" not in ceilings or dtype not in ceilings:
-        return None
-    return max(work.bytes / ceilings["copy"], work.flops / ceilings[dtype])
+def missing(found: Iterable[Record]) -> list[str]:
+    """Lines for what was not measured, by reason."""
+    by_reason = collections.defaultdict[tuple[str, str], dict[str, list[str]]](dict)
+    for record in found:
+        if record.status != MEASURED:
+            problems = by_reason[record.status, record.reason].setdefault(record.contender, [])
+            problems += [record.problem] if record.problem not in problems else []
+    lines = []
+    for (status, reason), contenders in by_reason.items():
+        more = {name: f" and {len(problems) - 1} more" if problems[1:] else "" for name, problems in contenders.items()}
+        who = "; ".join(f"{name} ({problems[0]}{more[name]})" for name, problems in contenders.items())
+        lines.append(f"- {status}: {who}. {reason}".rstrip())
+    return lines
 
 
 class Journal:

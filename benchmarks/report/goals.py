@@ -1,7 +1,6 @@
 """What the kernels and the decoder are to reach on a GPU, forward and backward, and whether a run shows it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from benchmarks.contest import BOTH
 from benchmarks.records import Record, Run
@@ -9,10 +8,11 @@ from benchmarks.records import Record, Run
 OURS = "fused"
 ROOFLINE, MEMORY = "share of the roofline", "peak memory over the release's"
 SDPA = tuple(f"sdpa {backend}" for backend in ("math", "efficient", "flash", "cudnn"))
-MAE = "MAE's, "
+MAE = "MAE's "
 DECODER = "CrossMAE, ViT-B/16, pixels 224, blocks 12, predicts 0.25, batch 1024"
+MAES_DECODER = "MAE, ViT-B/16, pixels 224, blocks 8, predicts 0.75, batch 1024"
 
-# Suite; how the problem's name begins; what is compared: a share, or with the fastest of contenders; the limit.
+# Suite; how the problem's name begins; a share, or whom to be faster than (of several, the fastest); the limit.
 GOALS: tuple[tuple[str, str, str | tuple[str, ...], float], ...] = (
     ("attention", "ViT-B/16, 49 x 50", SDPA, 2),
     ("attention", "ViT-B/16, 49 x 50", ROOFLINE, 0.70),
@@ -28,56 +28,30 @@ GOALS: tuple[tuple[str, str, str | tuple[str, ...], float], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Goal:
-    """A number that is to be at least, or at most, another."""
-
-    problem: str
-    what: str
-    limit: float
-    value: float | None
-
-    @property
-    def at_most(self) -> bool:
-        """Whether less is better."""
-        return self.what == MEMORY
-
-    @property
-    def verdict(self) -> str:
-        """``reached``, ``missed`` or ``not measured``."""
-        if self.value is None:
-            return "not measured"
-        return "reached" if (self.value <= self.limit if self.at_most else self.value >= self.limit) else "missed"
-
-
-def goals(run: Run) -> Iterator[Goal]:
-    """Each goal on each problem that it is set for, with what was measured."""
-    found = {(key[0], key[1], key[2]): record for key, record in run.records.items() if key[3] == BOTH}
+def goals(run: Run) -> Iterator[tuple[str, str, str, float | None, str]]:
+    """Problem, what is compared, limit, what was measured and the verdict, of each goal on each of its problems."""
+    found = {key[:3]: record for key, record in run.records.items() if key[3] == BOTH}
     for suite, begin, what, limit in GOALS:
         problems = dict.fromkeys(p for s, p, _ in found if s == suite and p.startswith(begin))
         for problem in problems or (begin,):
-            ours = found.get((suite, problem, OURS))
+            ours, at_most = found.get((suite, problem, OURS)), what == MEMORY
             if isinstance(what, str):
-                yield Goal(f"{suite}: {problem}", what, limit, None if ours is None else _share(run, ours, what, found))
-                continue
-            rivals = [_rival(found, suite, problem, name) for name in what]
-            ratios = [ratio for rival in rivals if ours and (ratio := ours.times_faster(rival)) is not None]
-            title = "speed-up over " + (what[0] if len(what) == 1 else "the fastest SDPA backend")
-            yield Goal(f"{suite}: {problem}", title, limit, min(ratios, default=None))
+                title, value = what, _share(run, ours, what)
+            else:
+                title = f"speed-up over {what[0] if len(what) == 1 else 'the fastest SDPA backend'}"
+                keys = [(suite, MAES_DECODER if n.startswith(MAE) else problem, n.removeprefix(MAE)) for n in what]
+                ratios = [ratio for key in keys if ours and (ratio := ours.times_faster(found.get(key))) is not None]
+                value = min(ratios, default=None)
+            verdict = "not measured"
+            if value is not None:
+                verdict = "reached" if (value <= limit if at_most else value >= limit) else "missed"
+            yield f"{suite}: {problem}", title, f"{'at most' if at_most else 'at least'} {limit:g}", value, verdict
 
 
-Found = dict[tuple[str, str, str], Record]
-
-
-def _share(run: Run, ours: Record, what: str, found: Found) -> float | None:
+def _share(run: Run, ours: Record | None, what: str) -> float | None:
+    if ours is None:
+        return None
     if what == ROOFLINE:
         return run.roofline(ours)
-    release = found.get((ours.suite, ours.problem, "release"))
+    release = run.records.get((ours.suite, ours.problem, "release", BOTH))
     return ours.memory / release.memory if release and ours.memory and release.memory else None
-
-
-def _rival(found: Found, suite: str, problem: str, name: str) -> Record | None:
-    """A contender on the same problem, or on that of MAE's decoder."""
-    if name.startswith(MAE):
-        problem = problem.replace("CrossMAE", "MAE").replace("blocks 12, predicts 0.25", "blocks 8, predicts 0.75")
-    return found.get((suite, problem, name.removeprefix(MAE)))

@@ -3,19 +3,16 @@
 The time that the roofline allows is known before anything is measured: it stands beside the outcome, as a prediction.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+import collections
+from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from benchmarks import records
 from benchmarks.contest import BOTH, FORWARD, STEP
-from benchmarks.records import Record, Run
+from benchmarks.records import Record, Run, missing
 from benchmarks.report import decode
 from benchmarks.report.goals import OURS, goals
 from benchmarks.suites import SUITES
-
-Key = TypeVar("Key")
 
 
 def report(run: Run) -> str:
@@ -38,16 +35,7 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _goals(run: Run) -> str:
-    rows = [
-        [
-            goal.problem,
-            goal.what,
-            f"{'at most' if goal.at_most else 'at least'} {goal.limit:g}",
-            goal.value and f"{goal.value:.2f}",
-            goal.verdict,
-        ]
-        for goal in goals(run)
-    ]
+    rows = [[*row[:3], row[3] and f"{row[3]:.2f}", row[4]] for row in goals(run)]
     return _titled("Goals", run, _table(["forward + backward", "", "goal", "measured", "verdict"], rows))
 
 
@@ -69,10 +57,12 @@ def _suite(run: Run, suite: str) -> str:
     both = "step" if suite == "step" else "fwd + bwd"
     headers = ["problem", "contender", "forward, ms", f"{both} at least, ms", f"{both}, ms", "share of roofline"]
     headers += [f"{both} as a call, ms", f"time / {OURS}", "peak memory, MiB", "images per s"]
-    rows = []
-    together = [r for _, of_problem in _grouped(found, lambda r: r.problem) for r in of_problem]
-    for (problem, contender), by_direction in _grouped(together, lambda r: (r.problem, r.contender)):
-        directions = {r.direction: r for r in by_direction}
+    rows, by_contender = [], collections.defaultdict[tuple[str, str], dict[str, Record]](dict)
+    for record in found:
+        by_contender[record.problem, record.contender][record.direction] = record
+    problems = [problem for problem, _ in by_contender]
+    for problem, contender in sorted(by_contender, key=lambda key: problems.index(key[0])):
+        directions = by_contender[problem, contender]
         forward, main = directions.get(FORWARD), directions.get(BOTH) or directions.get(STEP)
         ours = main and run.records.get((suite, problem, OURS, main.direction))
         least, share = main and run.least(main), main and run.roofline(main)
@@ -92,34 +82,20 @@ def _suite(run: Run, suite: str) -> str:
         )
     wanted = [i for i, head in enumerate(headers) if head != ("forward, ms" if suite == "step" else "images per s")]
     text = _table([headers[i] for i in wanted], [[row[i] for i in wanted] for row in rows])
-    return _titled(suite, run, "\n".join([text, *_missing(found)]))
+    return _titled(suite, run, "\n".join([text, "", *missing(found), *_without_graph(found)]).rstrip())
 
 
 def _titled(title: str, run: Run, text: str) -> str:
     return f"### {title}\n\n{run.where}\n\n{text}\n"
 
 
-def _missing(found: Iterable[Record]) -> list[str]:
-    """Lines for what is not measured, by reason."""
-    absent = [r for r in found if r.status != records.MEASURED]
+def _without_graph(found: Sequence[Record]) -> list[str]:
+    """Lines for what is compared by calls, by reason."""
     lines = []
-    for (status, reason), group in _grouped(absent, lambda r: (r.status, r.reason)):
-        who = []
-        for contender, of_contender in _grouped(group, lambda r: r.contender):
-            first, *others = dict.fromkeys(r.problem for r in of_contender)
-            who.append(f"{contender} ({first}{f' and {len(others)} more' if others else ''})")
-        lines.append(f"- {status}: {'; '.join(who)}. {reason}".rstrip())
     for reason in dict.fromkeys(r.no_graph for r in found if r.no_graph):
         contenders = dict.fromkeys(r.contender for r in found if r.no_graph == reason)
         lines.append(f"- \\* a call's time, not a graph's: {', '.join(contenders)}. {reason}")
-    return ["", *lines] if lines else []
-
-
-def _grouped(found: Iterable[Record], key: Callable[[Record], Key]) -> Sequence[tuple[Key, list[Record]]]:
-    groups: dict[Key, list[Record]] = {}
-    for record in found:
-        groups.setdefault(key(record), []).append(record)
-    return list(groups.items())
+    return lines
 
 
 def _milliseconds(record: Record) -> str | None:

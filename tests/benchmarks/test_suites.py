@@ -104,6 +104,11 @@ def test_whatever_goes_wrong_becomes_the_record(direction):
         assert bool(record.stats) == (record.status == records.MEASURED)
 
 
+def test_a_reference_that_is_not_finite_is_wrong():
+    (record,) = attempted(contest_of(reference=solver(lambda x: x / 0)), "reference")
+    assert (record.status, record.reason) == (records.WRONG, "out is not finite")
+
+
 def test_ours_keep_to_a_stricter_budget_than_others():
     def slightly_off(x):
         return x * x * (1 + 1e-6)

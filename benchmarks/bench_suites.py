@@ -83,15 +83,15 @@ def measure(benchmark: Any, record: Record, contest: Contest, solver: Solver, di
     """Write times and memory of a contender into its record."""
     benchmark.group = record.group
     record.tuned = enabled() and any(cache_directory().glob("*.json"))
+    if direction == BOTH and solver.plain is None and not solver.differentiates:
+        arguments = contest.draw(contest.batch, 0, form.device)
+        record.saved = bytes_saved_for_backward(lambda: solver(arguments), solver.module)
+        del arguments
     sets = passes(contest, solver, direction, form.device)
     run, on_gpu = cycled(sets), form.device.type == "cuda"
     rounds = rounds_of(run, form)
-    plain = solver.plain is None and not solver.differentiates
-    if on_gpu and plain:  # what a graph allocates is its own from the capture on
+    if on_gpu and not solver.differentiates:  # what a graph allocates is its own from the capture on
         record.memory = peak_memory(sets[0])
-    if direction == BOTH and plain:
-        arguments = contest.draw(contest.batch, 0, form.device)
-        record.saved = bytes_saved_for_backward(lambda: solver(arguments), solver.module)
     if on_gpu and (seconds := replays(record, sets, solver, form)):
         record.call = quartiles(timed(run, rounds))
         CLOCK.hand_over(benchmark, seconds)

@@ -123,6 +123,7 @@ def test_a_journal_survives_whatever_ends_a_process(tmp_path):
         file.write('{"done": {"suite": "mix')  # cut short
     journal.write("ended", "ended by signal 9")
     assert statuses() == {"a": OUT_OF_MEMORY, "b": FAILED, "c": FAILED, "d": NOT_REACHED}
+    assert records.read(tmp_path).records[c.key].reason.endswith("the process ended by signal 9")
     begin()
     assert statuses() == {"a": OUT_OF_MEMORY, "b": NOT_REACHED, "c": NOT_REACHED, "d": NOT_REACHED}
     assert OUT_OF_MEMORY in FINAL

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import crossmae_kernels as ck
-from crossmae.config import Config
 from crossmae.masking import random_masking
 from crossmae.model import MaskedAutoencoder
+from crossmae.model.config import Config
 from crossmae_kernels.runtime import device
 from crossmae_kernels.runtime.dispatch import default_implementation
 

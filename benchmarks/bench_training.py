@@ -17,12 +17,12 @@ from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor, nn
 
-from crossmae.config import Config
+from crossmae.model.config import Config
 from crossmae.training import run as run_module
 from crossmae.training.data.batches import Batch, loader
 from crossmae.training.data.config import DataConfig
 from crossmae.training.data.dataset import ImageDataset
-from crossmae.training.data.opening import open_images
+from crossmae.training.data.factory import open_images
 from crossmae.training.data.sampling import GlobalBatches
 from crossmae.training.monitor import LOG, read_log
 from crossmae.training.plan import make_plan
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def dataset(folder: Path) -> ImageDataset:
     """Random crops of them."""
-    return open_images(DataConfig(str(folder)), channels=3, image_size=(224, 224), patches=196)
+    return open_images(DataConfig(str(folder)), channels=3, image_size=(224, 224), mask_noise=196)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])

@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossmae.decoder import CrossDecoder
-from crossmae.encoder import Encoder
 from crossmae.masking import Masking
 from crossmae.model import MaskedAutoencoder
+from crossmae.model.decoders import CrossMAEDecoder
+from crossmae.model.encoder import Encoder
 
 # Why it cannot be captured in a CUDA graph.
 SYNCHRONIZES = "selects by a boolean mask, and the host waits to learn how many"
 
 
-def release_decode(decoder: CrossDecoder, maps: list[Tensor], masking: Masking) -> Tensor:
+def release_decode(decoder: CrossMAEDecoder, maps: list[Tensor], masking: Masking) -> Tensor:
     """The same as ``decoder(maps, masking)`` for a decoder with inter-block attention and no self-attention."""
     assert decoder.mixing is not None
     batch, patches = len(maps[0]), decoder.positions.shape[1] - 1
@@ -100,7 +100,7 @@ def release_loss(prediction: Tensor, images: Tensor, ids: Tensor, patch_size: in
 def release_model_loss(model: MaskedAutoencoder, images: Tensor, masking: Masking) -> Tensor:
     """The loss of ``model(images, masking=masking)`` for a model that normalises its targets."""
     decoder = model.decoder
-    assert isinstance(decoder, CrossDecoder)
+    assert isinstance(decoder, CrossMAEDecoder)
     prediction = release_decode(decoder, release_encode(model.encoder, images, masking), masking)
     return release_loss(prediction, images, masking.predicted_ids, model.config.patch_size).mean()
 

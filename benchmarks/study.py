@@ -29,7 +29,7 @@ from crossmae.flops import decoder_macs
 from crossmae.measure import interleaved_medians
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.evaluation import baseline_accuracies
-from crossmae.training.run import opened
+from crossmae.training.run import open_dataset
 from crossmae.training.study import ALL_IMAGES, BATCH, MASK_RATIO, TASKS, Variant, evaluations, pretrained, recipe_of
 
 STEPS, ROUNDS = 600, 15
@@ -83,7 +83,7 @@ def _one(run: tuple[Variant, str, int], out: Path, steps: int, threads: int) -> 
 
 def _baselines(task: str, seeds: int) -> dict[str, list[dict[str, float]]]:
     """Accuracies of raw pixels, which no seed changes, and of untrained encoders."""
-    recipe, images = opened(recipe_of(VARIANTS[1], task, 0, 1))
+    recipe, images = open_dataset(recipe_of(VARIANTS[1], task, 0, 1))
     found = [baseline_accuracies(images, recipe.config(), seed, ALL_IMAGES) for seed in range(seeds)]
     return {
         "raw pixels": [found[0]["raw pixels"]],

@@ -2,11 +2,11 @@
 
 from crossmae.acceleration import accelerate, restore
 from crossmae.checkpoint import CheckpointWarning, from_release, load, save, to_release
-from crossmae.config import Config, list_models
 from crossmae.flops import decoder_macs
 from crossmae.graphs import graphed
 from crossmae.masking import Masking, block_masking, grid_masking, random_masking
 from crossmae.model import MaskedAutoencoder, Output, create_model
+from crossmae.model.config import Config, list_models
 from crossmae.reconstruction import reconstruct
 
 __all__ = [

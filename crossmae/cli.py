@@ -1,4 +1,4 @@
-"""``python -m crossmae.cli``: the command line, for torchrun and wherever the script ``crossmae`` is not on the path."""
+"""``python -m crossmae.cli``: the command line, for torchrun and where the script ``crossmae`` is not on the path."""
 
 import sys
 

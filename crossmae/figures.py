@@ -107,7 +107,7 @@ def draw_learning(
     levels: Mapping[str, float],
     path: str | os.PathLike[str],
 ) -> None:
-    """Loss by step, smoothed, and kNN accuracy of frozen features by step, with levels to compare with."""
+    """Loss by step, smoothed, and kNN accuracy of frozen features by step, with reference levels."""
     figure, axes = new_figure(1, 2, 10, 3.8)
     left, right = axes[0]
     for name, values in losses.items():

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from crossmae.config import Config, named_config
 from crossmae.masking import mask_counts
+from crossmae.model.config import Config, named_config
 
 Part = Literal[
     "embedding", "mixing", "self_attention", "query", "key_value", "attention", "attention_output", "mlp", "head"

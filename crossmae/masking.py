@@ -16,6 +16,9 @@ from crossmae.noise import uniform
 from crossmae_kernels.runtime.checks import traced
 
 Rounding = Literal["exact", "release"]
+MaskShape = Literal["random", "grid", "block"]
+
+_BLOCK_DRAWS = 3  # the row and the column of a block's centre, and its aspect
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Masking:
     patches: int | None = None
 
     def checked(self, patches: int) -> "Masking":
-        """The same mask for images of ``patches`` patches, or ValueError / TypeError if it is none.
+        """The same mask, checked for images of ``patches`` patches; ValueError or TypeError if it is not valid.
 
         Reads the ids, so on an accelerator it waits for them: check a mask of your own once, not every step. In
         compiled code, which cannot read them, a check on the device takes its place: RuntimeError if it is no mask.
@@ -152,11 +155,8 @@ def random_masking(
         rounding: see ``mask_counts``.
     """
     visible, predicted = mask_counts(patches, mask_ratio, prediction_ratio, rounding)
-    if noise is None:
-        noise = uniform((batch, patches), generator, device)
-    elif noise.shape != (batch, patches):
-        raise ValueError(f"noise must have shape (batch, patches) = ({batch}, {patches}), got {tuple(noise.shape)}")
-    return _by_order(noise.to(device=device).argsort(dim=1), visible, predicted)
+    noise = _noise(noise, batch, patches, "patches", generator, device)
+    return _by_order(noise.argsort(dim=1), visible, predicted)
 
 
 def grid_masking(
@@ -164,21 +164,47 @@ def grid_masking(
     grid: tuple[int, int],
     stride: int = 2,
     prediction_ratio: float | None = None,
+    noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Masking:
     """One visible patch in every ``stride x stride`` cell, its first (MAE, table 1f, "grid").
 
     ``prediction_ratio`` of all patches are predicted, drawn at random among the masked ones; all unless given.
+    ``noise``, ``(batch, rows * columns)``, chooses them, drawn uniformly unless given.
     """
     if stride < 2:
         raise ValueError(f"stride must be at least 2, or nothing is masked, got {stride}")
     rows, columns = grid
-    corner = torch.zeros(rows, columns)
+    noise = _noise(noise, batch, rows * columns, "rows * columns", generator, device)
+    corner = noise.new_zeros(rows, columns)
     corner[::stride, ::stride] = 1
-    visible = -(-rows // stride) * -(-columns // stride)
-    priority = uniform((batch, rows * columns), generator, device)
-    return _structured(priority - 2 * corner.flatten().to(priority.device), visible, prediction_ratio)
+    return _structured(noise - 2 * corner.flatten(), _cells(grid, stride), prediction_ratio)
+
+
+def grid_stride(grid: tuple[int, int], mask_ratio: float) -> int:
+    """The stride of the grid mask that hides just the share ``mask_ratio`` of ``(rows, columns)`` of patches.
+
+    Raises:
+        ValueError: if there is none, with the ratios of which there is one.
+    """
+    patches = grid[0] * grid[1]
+    visible, _ = mask_counts(patches, mask_ratio, mask_ratio)
+    strides: dict[int, int] = {}
+    for stride in range(2, max(grid) + 1):
+        strides.setdefault(_cells(grid, stride), stride)
+    if visible not in strides:
+        ratios = [f"{1 - cells / patches:.4g} (stride {stride})" for cells, stride in strides.items()]
+        raise ValueError(
+            f"a grid mask of {grid[0]} x {grid[1]} patches shows one patch of every stride x stride, which hides "
+            f"{', '.join(ratios[:4])}; got mask_ratio {mask_ratio}"
+        )
+    return strides[visible]
+
+
+def _cells(grid: tuple[int, int], stride: int) -> int:
+    """How many ``stride x stride`` cells a grid has, those that its border cuts included."""
+    return -(-grid[0] // stride) * -(-grid[1] // stride)
 
 
 def block_masking(
@@ -186,6 +212,7 @@ def block_masking(
     grid: tuple[int, int],
     mask_ratio: float = 0.75,
     prediction_ratio: float | None = None,
+    noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Masking:
@@ -193,21 +220,62 @@ def block_masking(
 
     The masked patches are the nearest to a random centre in a stretched maximum norm: a rectangle, cut at the
     border. ``prediction_ratio`` of all patches are predicted, drawn at random among the masked; all unless given.
+    ``noise``, ``(batch, 3 + rows * columns)``, places and stretches the block and chooses these; drawn uniformly unless
+    given.
     """
     rows, columns = grid
     visible, _ = mask_counts(rows * columns, mask_ratio, mask_ratio)
-    draw = uniform((batch, 3, 1), generator, device)
+    noise = _noise(noise, batch, _BLOCK_DRAWS + rows * columns, "3 + rows * columns", generator, device)
+    draw, noise = noise[:, :_BLOCK_DRAWS, None], noise[:, _BLOCK_DRAWS:]
     row = torch.arange(rows, device=draw.device).repeat_interleave(columns)
     column = torch.arange(columns, device=draw.device).repeat(rows)
     stretch = (2 * draw[:, 2] - 1).mul(0.7).exp()  # aspects from 1 : 2 to 2 : 1
     distance = torch.maximum(
         (row + 0.5 - draw[:, 0] * rows).abs() * stretch, (column + 0.5 - draw[:, 1] * columns).abs() / stretch
     )
-    masked = distance.argsort(dim=1)[:, : rows * columns - visible]
-    noise = uniform((batch, rows * columns), generator, device)
+    # Patches of a line are equally far: sorted stably, so that a mask is a function of its noise.
+    masked = distance.argsort(dim=1, stable=True)[:, : rows * columns - visible]
     return _structured(
         torch.full_like(noise, -1).scatter(1, masked, noise.gather(1, masked)), visible, prediction_ratio
     )
+
+
+def draw_masking(
+    shape: MaskShape, grid: tuple[int, int], mask_ratio: float, prediction_ratio: float, noise: Tensor
+) -> Masking:
+    """Masks of a shape, as a function of noise ``(B, N)`` in which every image has its own ``noise_length`` values.
+
+    Raises ValueError, as ``mask_counts`` and, for grids, ``grid_stride`` do.
+    """
+    batch = noise.shape[0]
+    if shape == "random":
+        return random_masking(batch, grid[0] * grid[1], mask_ratio, prediction_ratio, noise)
+    if shape == "grid":
+        return grid_masking(batch, grid, grid_stride(grid, mask_ratio), prediction_ratio, noise)
+    if shape == "block":
+        return block_masking(batch, grid, mask_ratio, prediction_ratio, noise)
+    raise ValueError(f"shape must be 'random', 'grid' or 'block', got {shape!r}")
+
+
+def noise_length(shape: MaskShape, patches: int) -> int:
+    """How many random numbers in [0, 1) determine the mask of an image."""
+    return patches + _BLOCK_DRAWS if shape == "block" else patches
+
+
+def _noise(
+    given: Tensor | None,
+    batch: int,
+    count: int,
+    what: str,
+    generator: torch.Generator | None,
+    device: torch.device | str | None,
+) -> Tensor:
+    """Noise ``(batch, count)``, drawn unless given; raises ValueError if what is given has another shape."""
+    if given is None:
+        return uniform((batch, count), generator, device)
+    if given.shape != (batch, count):
+        raise ValueError(f"noise must have shape (batch, {what}) = ({batch}, {count}), got {tuple(given.shape)}")
+    return given.to(device=device)
 
 
 def _structured(priority: Tensor, visible: int, prediction_ratio: float | None) -> Masking:
@@ -220,7 +288,7 @@ def _structured(priority: Tensor, visible: int, prediction_ratio: float | None) 
             f"prediction_ratio {prediction_ratio} asks for {predicted} of {patches} patches; "
             f"this mask has {masked} to predict, and at least one is needed"
         )
-    return _by_order(priority.argsort(dim=1), visible, predicted)
+    return _by_order(priority.argsort(dim=1, stable=True), visible, predicted)
 
 
 def _by_order(order: Tensor, visible: int, predicted: int) -> Masking:

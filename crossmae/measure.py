@@ -1,4 +1,4 @@
-"""What a computation costs on this machine: time, side by side, and memory kept for the backward pass."""
+"""The cost of a computation on this machine: interleaved timings, and memory kept for the backward pass."""
 
 import statistics
 import time
@@ -26,7 +26,7 @@ def interleaved_medians(contenders: Mapping[str, Callable[[], object]], rounds: 
 
 
 def wait_for_device() -> None:
-    """Let the accelerator, if there is one, finish what it was given."""
+    """Wait until the accelerator, if any, has finished its work."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 

@@ -1,4 +1,4 @@
-"""From predicted patches back to pictures, honest about where brightness and contrast come from."""
+"""From predicted patches back to pictures, with brightness and contrast from a stated source."""
 
 import warnings
 from typing import Literal
@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import crossmae_kernels as ck
-from crossmae.config import Config
 from crossmae.masking import Masking
 from crossmae.model import MaskedAutoencoder, Output
+from crossmae.model.config import Config
 from crossmae_kernels.patches.config import VARIANCE_EPS
 from crossmae_kernels.runtime.device import constant_when_compiled
 
@@ -46,11 +46,11 @@ def reconstruction_columns(
 
 @torch.no_grad()
 def block_predictions(model: MaskedAutoencoder, maps: list[Tensor], masking: Masking) -> list[Tensor]:
-    """The prediction as it stands behind each decoder block: final norm and head, applied early to the residual stream.
+    """The prediction as it stands behind each decoder block: final norm and head, applied early to the residual.
 
     For language models this is known as the logit lens (nostalgebraist, 2020). The head was trained on the last
     block's output alone, so early predictions are what the later blocks start from, not the best that could be read
-    from the stream.
+    from it.
 
     Args:
         model: with CrossMAE's or MAE's decoder.
@@ -60,7 +60,7 @@ def block_predictions(model: MaskedAutoencoder, maps: list[Tensor], masking: Mas
     Returns:
         As many ``(B, Q, P)`` as there are decoder blocks; the last is the model's prediction.
     """
-    return [model.decoder.pixels(x, masking) for x in model.decoder.streams(maps, masking)]
+    return [model.decoder.pixels(x, masking) for x in model.decoder.residuals(maps, masking)]
 
 
 def reconstruct(
@@ -122,7 +122,7 @@ def visible_part(images: Tensor, masking: Masking, config: Config) -> Tensor:
 
 
 def denormalized(images: Tensor, config: Config) -> Tensor:
-    """Normalised images ``(..., C, H, W)`` as shares of full scale; as they are without pixel statistics."""
+    """Normalised images ``(..., C, H, W)`` as shares of full scale; unchanged without pixel statistics."""
     if config.pixel_mean is None or config.pixel_std is None:
         return images
     mean, std = (images.new_tensor(values)[:, None, None] for values in (config.pixel_mean, config.pixel_std))

@@ -30,18 +30,15 @@ TRAINING = ("lightning_fabric", "torchvision", "tensorboard", "sklearn", "skimag
 # A machine to check kernels on may have PyTorch, Triton and pytest alone; what needs more is left out there.
 NEEDED = {
     "crossmae/acceleration": ("safetensors",),
-    **dict.fromkeys(
-        (f"crossmae/{path.name}" for path in Path(__file__).parent.glob("crossmae/test_checkpoint*.py")),
-        ("safetensors",),
-    ),
-    "crossmae/test_golden.py": ("safetensors",),
+    "crossmae/checkpoint": ("safetensors",),
+    "crossmae/model/test_golden.py": ("safetensors",),
     "crossmae/test_figures.py": ("numpy", "PIL", "matplotlib"),
-    "crossmae/test_reconstruct_command.py": ("numpy", "PIL", "matplotlib", "jsonargparse"),
-    "crossmae/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
+    "crossmae/commands/test_reconstruct.py": ("numpy", "PIL", "matplotlib", "jsonargparse"),
+    "crossmae/commands/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
     "crossmae/test_imports.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
     "crossmae_kernels/test_precision.py": ("numpy",),
     "crossmae_kernels/test_arguments.py": ("numpy",),
-    "crossmae/test_config.py": ("numpy",),
+    "crossmae/model/test_config.py": ("numpy",),
     "crossmae_kernels/test_extras.py": ("tabulate", "matplotlib", *TRAINING),
     "crossmae/training": TRAINING,
     "benchmarks/test_report.py": ("matplotlib", "tabulate"),

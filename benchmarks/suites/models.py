@@ -26,10 +26,10 @@ from benchmarks.contest import (
 )
 from benchmarks.release import SYNCHRONIZES, release_decode, release_model_loss
 from benchmarks.suites.shapes import MASK_RATIO, config_of, model_name, model_sizes
-from crossmae.config import Config
 from crossmae.flops import decoder_macs
 from crossmae.masking import Masking, mask_counts
 from crossmae.model import MaskedAutoencoder, Output
+from crossmae.model.config import Config
 from crossmae_kernels.runtime.dispatch import Implementation
 from crossmae_kernels.testing import Draw, Problem
 

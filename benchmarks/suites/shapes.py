@@ -3,8 +3,8 @@
 from typing import Any
 
 from benchmarks.contest import Form
-from crossmae.config import Config, named_config
 from crossmae.masking import mask_counts
+from crossmae.model.config import Config, named_config
 
 MASK_RATIO = 0.75
 PREDICTION_RATIO = 0.25

@@ -17,8 +17,8 @@ from crossmae.acceleration.autocast import State, observe_autocast, state_of, wi
 from crossmae.acceleration.contract import MASK_RATIO, PREDICTION_RATIO, Contract, filled, results_in
 from crossmae.acceleration.obstacles import Roles, forwards, has_hooks, listed, obstacles
 from crossmae.acceleration.structure import BLOCKS, Structure, mixing_obstacles, read_structure
-from crossmae.blocks import cross_attention, mlp, self_attention
 from crossmae.masking import Masking, random_masking
+from crossmae.model.blocks import cross_attention, mlp, self_attention
 from crossmae_kernels.patches.reference import standardize
 
 
@@ -156,9 +156,9 @@ class ModelForward(ModuleForward):
         return ratios[0], ratios[-1]
 
     def _results(
-        self, images: Tensor, mask_ratio: float, prediction_ratio: float, wanted: set[str]
+        self, images: Tensor, mask_ratio: float, prediction_ratio: float, requested: set[str]
     ) -> dict[str, Tensor]:
-        """What a call may return, by name, as far as it is ``wanted``."""
+        """What a call may return, by name, if it is ``requested``."""
         structure, batch = self.structure, images.shape[0]
         masking = random_masking(
             batch, structure.patches, mask_ratio, prediction_ratio, device=images.device, rounding="release"
@@ -171,19 +171,19 @@ class ModelForward(ModuleForward):
             results["prediction"] = prediction = _rows(everything, ids)
         else:
             results["prediction"] = prediction = self._decode(maps, ids)
-        if "loss" in wanted:
+        if "loss" in requested:
             loss = ck.patch_loss(prediction, images, ids, patch, structure.normalize_targets)
             if structure.maps is not None:
                 # A mean over what is predicted. MAE's is weighted by the mask, which is float32.
                 loss = loss.to(torch.promote_types(prediction.dtype, images.dtype))
             results["loss"] = loss
-        if wanted & {"target", "all targets"}:
+        if requested & {"target", "all targets"}:
             results["all targets"] = targets = self._targets(images)
             results["target"] = _rows(targets, ids)
         empty = torch.zeros(batch, structure.patches, device=images.device)
-        if "mask" in wanted:
+        if "mask" in requested:
             results["mask"] = empty.scatter(1, ids, 1)
-        if "hidden" in wanted:
+        if "hidden" in requested:
             results["hidden"] = (1 - empty).scatter(1, masking.visible_ids, 0)
         return results
 
@@ -217,7 +217,10 @@ class ModelForward(ModuleForward):
             projected = ck.project_feature_maps(
                 chosen, weight, scale, shift, [layer.weight for layer in kv], [layer.bias for layer in kv], norms[0].eps
             )
-            x, places = table, [ids, *[None] * (len(blocks) - 1)]  # from the second block on the rows are there
+            x, places = (
+                table,
+                [ids, *[None] * (len(blocks) - 1)],
+            )  # from the second block on the queries are rows of each image
             for block, keys_and_values, place in zip(blocks, projected, places, strict=True):
                 x = block.forward.attend(x, keys_and_values, place)
         else:

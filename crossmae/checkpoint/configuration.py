@@ -13,7 +13,7 @@ from crossmae.checkpoint.messages import first_few
 from crossmae.checkpoint.release import FIELDS, MAPS, feature_maps, release_name
 from crossmae.checkpoint.shapes import told_by_tensors
 from crossmae.checkpoint.wrappers import Layout, StateDict
-from crossmae.config import Config, as_tuple, pair, usual_heads
+from crossmae.model.config import Config, as_tuple, pair, usual_heads
 
 # What is built on top of an encoder for a task.
 _ON_TOP = ("head.", "fc_norm.", "classifier.", "pooler.")

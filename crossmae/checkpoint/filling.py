@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from crossmae.checkpoint.messages import first_few
-from crossmae.config import Config
 from crossmae.model import MaskedAutoencoder
-from crossmae.positions import interpolate_positions
+from crossmae.model.config import Config
+from crossmae.model.positions import interpolate_positions
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

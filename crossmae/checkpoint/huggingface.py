@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmae.config import expected_instead, field_types, pair
+from crossmae.model.config import expected_instead, field_types, pair
 
 # Their names on the left, those of the releases on the right. ``save_pretrained`` writes the first of two spellings;
 # the second is that of modules of version 5 and of decoders that were published.

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from crossmae.checkpoint.filling import filled
-from crossmae.config import Config, as_tuple, expected_instead, field_types, pair
 from crossmae.model import MaskedAutoencoder
+from crossmae.model.config import Config, as_tuple, expected_instead, field_types, pair
 
 # Our names on the left, the releases' on the right. Applied in order, the first that matches.
 _RENAMES = [

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from crossmae.config import Config
 from crossmae.files import replacing
 from crossmae.model import MaskedAutoencoder
+from crossmae.model.config import Config
 
 CONFIG_KEY = "crossmae_config"
 

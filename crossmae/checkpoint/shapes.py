@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from crossmae.checkpoint.messages import first_few
-from crossmae.positions import sincos_positions
+from crossmae.model.positions import sincos_positions
 
 # Root mean square: the table of any other grid is 0.116 or more away, one that was learned from small numbers 0.7. The
 # same one rounded to bfloat16 is 0.0007 away, and what is left is room for one that was trained on.

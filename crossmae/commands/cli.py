@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from crossmae.masking import MaskShape
 from crossmae.training.recipe import Recipe, RunOptions
 from crossmae_kernels.command import reason, run_command
 from crossmae_kernels.extras import MissingPackageError, require
@@ -17,7 +18,7 @@ def flops(figure: str | None = None) -> None:
     FLOPs per multiply-accumulate, attention itself left out). Draws the first as a picture.
 
     Args:
-        figure: where to write the picture: flops.png, if it can be drawn, unless given.
+        figure: where to write the picture; by default flops.png, if it can be drawn.
     """
     from tabulate import tabulate
 
@@ -45,7 +46,7 @@ def demo(out: str = "demo", steps: int = 600) -> None:
     and results.md. A few minutes on two CPU cores.
 
     Args:
-        out: folder for pictures and table; made if it is missing.
+        out: folder for pictures and table; created if missing.
         steps: training steps of each model.
     """
     require("train")
@@ -58,17 +59,17 @@ def pretrain(recipe: Recipe, options: RunOptions) -> int:
     """Pretrain an encoder on images.
 
     Takes a folder of images (nested or flat; train/ and val/ as ImageNet has them), WebDataset shards or a bundled set,
-    and writes the model, checkpoints to go on from, curves and pictures into a folder. On all accelerators of this
-    machine or, started by torchrun, of many. Ctrl-C and SIGTERM stop it with its state saved; exit
-    code 130 or 143.
+    and writes the model, checkpoints to resume from, curves and pictures into a folder. Uses all accelerators of this
+    machine or, started by torchrun, of many. On Ctrl-C and SIGTERM it saves its state and stops with
+    exit code 130 or 143.
     """
     require("train")
-    from crossmae.training.run import prepared
+    from crossmae.training.run import prepare
 
-    run = prepared(recipe, options)
+    run = prepare(recipe, options)
     if run is None:
         return 0
-    run.to_its_end()
+    run.fit()
     print(f"The model: {options.out}/model.safetensors, for crossmae.load.")
     return 0 if run.stopped_by is None else 128 + run.stopped_by
 
@@ -78,7 +79,7 @@ def check(json: bool = False, interpret: bool = False) -> int:
 
     Runs each op forward and backward in every dtype and prints its error beside its error budget; cross-attention
     also beside scaled_dot_product_attention with each backend forced, flash-attn and xformers. On a CPU the
-    references run, and with --interpret the Triton kernels. Exit code 1 if an implementation of ours is wrong.
+    references run, and with --interpret the Triton kernels. Exit code 1 if one of this package's results is wrong.
     """
     from crossmae_kernels.check import main as run
 
@@ -88,6 +89,7 @@ def check(json: bool = False, interpret: bool = False) -> int:
 def reconstruct(
     images: list[str],
     checkpoint: str,
+    masking: MaskShape = "random",
     mask_ratio: float = 0.75,
     seed: int = 0,
     out: str = "reconstruction.png",
@@ -100,25 +102,27 @@ def reconstruct(
     """Draw images, what the encoder sees of them, and the model's reconstruction.
 
     One row per image, of any size: each is scaled to cover the model's image size and cropped at its centre. Hides
-    random patches, another choice for every image and seed, and decodes all of them. Prints the loss on them, and
+    patches, another choice for every image and seed, and decodes all of them. Prints the loss on them, and
     where brightness and contrast come from if the model was trained on normalised pixels.
 
     Args:
-        checkpoint: a checkpoint that crossmae.load takes: of this package, of CrossMAE's or MAE's release, or a folder
+        checkpoint: a checkpoint that crossmae.load reads: of this package, of CrossMAE's or MAE's release, or a folder
             of a run or of Hugging Face's ViTMAE.
+        masking: which patches to hide: random ones, all but one of each cell of a grid, or a block.
         mask_ratio: share of patches to hide.
         seed: of the masks.
         out: where to write the picture.
         statistics: brightness and contrast of normalised pixels: interpolated between the visible patches, or the
             hidden patches' true ones, which leaks them.
-        mixing: where to write the learned mixing weights as a heat map; not drawn unless given.
-        load_options: arguments of crossmae.load that the checkpoint does not tell, such as
+        mixing: where to write a heat map of the learned mixing weights; not drawn by default.
+        load_options: arguments of crossmae.load that the checkpoint does not contain, such as
             --load_options.num_heads 3 or --load_options.key model_ema.
     """
     require("train", "torchvision", "PIL", "tifffile", *(["matplotlib"] if mixing is not None else []))
     from crossmae.commands.reconstruct import run
 
-    run(images, checkpoint, mask_ratio, seed, out, statistics, mixing, blocks, norm_pix_loss, load_options or {})
+    options = load_options or {}
+    run(images, checkpoint, masking, mask_ratio, seed, out, statistics, mixing, blocks, norm_pix_loss, options)
 
 
 _COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
@@ -138,9 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int | None:
-    from crossmae.commands.options import arguments_of, parser_of
+    from crossmae.commands.options import arguments_of, parser_of, with_underscores
 
     parser = parser_of(_COMMANDS)
-    chosen = parser.parse_args(words)
+    chosen = parser.parse_args(list(map(with_underscores, words)))
     function = _COMMANDS[chosen.subcommand][0]
     return function(**arguments_of(function, parser.instantiate(chosen)[chosen.subcommand]))

@@ -19,7 +19,7 @@ from crossmae.model import MaskedAutoencoder, create_model
 from crossmae.reconstruction import denormalized, reconstruct, visible_part
 from crossmae.training.data.dataset import ImageDataset
 from crossmae.training.evaluation import baseline_accuracies
-from crossmae.training.run import opened
+from crossmae.training.run import open_dataset
 from crossmae.training.study import BATCH, MASK_RATIO, Variant, evaluations, pretrained, recipe_of
 
 VARIANTS = {"MAE": Variant("MAE", family="mae", prediction_ratio=MASK_RATIO), "CrossMAE": Variant("CrossMAE")}
@@ -40,7 +40,7 @@ def run(out: str, steps: int) -> None:
     models, logs = {}, {}
     for name, variant in VARIANTS.items():
         shutil.rmtree(folder / name, ignore_errors=True)
-        recipe, images = opened(recipe_of(variant, "digits", 0, steps))
+        recipe, images = open_dataset(recipe_of(variant, "digits", 0, steps))
         every = steps // EVALUATIONS / (len(images) // recipe.batch_size)
         logs[name] = pretrained(recipe, folder / name, probe_every=every)
         models[name] = load(folder / name / "model.safetensors")

@@ -68,8 +68,13 @@ def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -
             command.add_argument(name, nargs="+", help=_HELP[name])
         command.add_function_arguments(function, as_group=False, skip={*flags, *several})
     for flag in flags:
-        spellings = dict.fromkeys((f"--{flag.replace('_', '-')}", f"--{flag}"))
-        command.add_argument(*spellings, action="store_true", help=_HELP[flag])
+        command.add_argument(f"--{flag}", action="store_true", help=_HELP[flag])
+
+
+def with_underscores(word: str) -> str:
+    """An option as it is defined, ``--dry_run``, however it is spelled; other words, and values, as they are."""
+    name, sign, value = word.partition("=")
+    return f"--{name[2:].replace('-', '_')}{sign}{value}" if word.startswith("--") else word
 
 
 def arguments_of(function: Callable[..., int | None], options: Any) -> dict[str, Any]:

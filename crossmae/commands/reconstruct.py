@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from crossmae.checkpoint import CheckpointWarning, load
-from crossmae.config import Config
-from crossmae.decoder import CrossDecoder
 from crossmae.figures import draw_mixing_weights, draw_reconstructions
 from crossmae.files import require_folder_of
-from crossmae.masking import random_masking
+from crossmae.masking import MaskShape, draw_masking, noise_length
 from crossmae.model import MaskedAutoencoder
+from crossmae.model.config import Config
+from crossmae.model.decoders import CrossMAEDecoder
 from crossmae.reconstruction import Statistics, reconstruction_columns
 from crossmae.training.data.augmentation import centred
 from crossmae.training.data.decoding import read
-from crossmae.training.data.opening import FAR_OFF, MEAN_OFF
+from crossmae.training.data.statistics import FAR_OFF, MEAN_OFF
 
 # What the releases' models were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -29,6 +29,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def run(
     images: list[str],
     checkpoint: str,
+    masking: MaskShape,
     mask_ratio: float,
     seed: int,
     out: str,
@@ -50,17 +51,21 @@ def run(
     model = _loaded(checkpoint, {**load_options, **({"norm_pix_loss": True} if norm_pix_loss else {})})
     config = model.config
     generator = torch.Generator().manual_seed(seed)
-    maskings = [random_masking(1, config.patches, mask_ratio, mask_ratio, generator=generator) for _ in images]
+    count = noise_length(masking, config.patches)
+    maskings = [
+        draw_masking(masking, config.grid, mask_ratio, mask_ratio, torch.rand(1, count, generator=generator))
+        for _ in images
+    ]
     pixels = [_read(path, config) for path in images]
     if mixing is not None:
         _draw_mixing(model, checkpoint, mixing)
 
     rows = []
-    for path, raw, masking in zip(images, pixels, maskings, strict=True):
+    for path, raw, mask in zip(images, pixels, maskings, strict=True):
         image = model.normalized(raw)
         _tell_if_unlike(path, image)
-        output = model(image, masking=masking)
-        hidden = masking.predicted_ids.shape[1]
+        output = model(image, masking=mask)
+        hidden = mask.predicted_ids.shape[1]
         print(f"{path}: loss {output.loss:.4f} on the {hidden} masked patches of {config.patches}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of true statistics, which are told about below
@@ -99,7 +104,7 @@ def _loaded(checkpoint: str, options: dict[str, Any]) -> MaskedAutoencoder:
 
 
 def _draw_mixing(model: MaskedAutoencoder, checkpoint: str, path: str) -> None:
-    mixing = model.decoder.mixing if isinstance(model.decoder, CrossDecoder) else None
+    mixing = model.decoder.mixing if isinstance(model.decoder, CrossMAEDecoder) else None
     if mixing is None or model.config.feature_maps is None:
         raise ValueError(f"the model of {checkpoint} mixes no feature maps, so there are no weights to draw")
     draw_mixing_weights(mixing.weight, model.config.feature_maps, path)

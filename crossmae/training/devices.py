@@ -19,23 +19,23 @@ from crossmae.training.recipe import Recipe, RunOptions
 
 
 class Autocast(MixedPrecision):
-    """Fabric's, but that inputs stay as they are.
+    """Fabric's mixed precision, but inputs are not converted.
 
     Rounded pixels would be wrong targets too, and rounded noise has ties: other masks in other precisions.
     """
 
     def convert_input(self, data: Any) -> Any:
-        """As it is."""
+        """Unchanged."""
         return data
 
 
 def make_fabric(recipe: Recipe, options: RunOptions) -> Fabric:
-    """One process of the run on each device; under torchrun and SLURM the processes that are there.
+    """One process of the run for each device; under torchrun and SLURM, the processes they started.
 
-    float64 is a matter of the model alone (Fabric's own would refuse to shard it).
+    float64 concerns the model alone (Fabric's own setting would refuse to shard it).
 
     Raises:
-        ValueError: if the precision, the strategy and the devices do not go together.
+        ValueError: if precision, strategy and devices cannot be combined.
     """
     kind = _kind()
     if kind == "mps" and recipe.precision == "float64":
@@ -58,13 +58,13 @@ def make_fabric(recipe: Recipe, options: RunOptions) -> Fabric:
 
 
 def _kind() -> str:
-    """Of the devices here that Fabric and this package know: "cuda" (ROCm's too), "mps" or "cpu"."""
+    """The type of devices here that Fabric and this package support: "cuda" (or ROCm), "mps" or "cpu"."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return device.type if device is not None and device.type in ("cuda", "mps") else "cpu"
 
 
 def _precision(recipe: Recipe, kind: str) -> list[Any]:
-    """How products are rounded; float32 and float64 are a matter of the model's parameters."""
+    """Autocast for 16 bits; float32 and float64 concern the model's parameters only."""
     if recipe.precision in ("float32", "float64"):
         return []
     if recipe.precision == "float16" and kind == "cpu":
@@ -73,7 +73,7 @@ def _precision(recipe: Recipe, kind: str) -> list[Any]:
 
 
 def over_devices(fabric: Fabric, tensor: Tensor, how: Literal["mean", "sum"]) -> Tensor:
-    """Mean or sum of a tensor on all devices; all must call, none waits for its device. Fabric's own has a barrier."""
+    """Mean or sum of a tensor over all devices; all must call, none waits. Fabric's own has a barrier."""
     if fabric.world_size == 1:
         return tensor
     reduced = tensor.clone()
@@ -82,15 +82,15 @@ def over_devices(fabric: Fabric, tensor: Tensor, how: Literal["mean", "sum"]) ->
 
 
 def processes(options: RunOptions) -> int:
-    """How many devices a run would take."""
+    """How many devices a run would use."""
     devices, nodes = _devices(options)
     return devices * nodes
 
 
 def _devices(options: RunOptions) -> tuple[int, int]:
-    """Devices of a host, and hosts: those of torchrun where it started us.
+    """Devices per host, and hosts; under torchrun, as it says.
 
-    Raises ValueError if the host has fewer; of processes on a CPU any number goes.
+    Raises ValueError if the host has fewer; on a CPU any number of processes will do.
     """
     local, world = (int(os.environ.get(name, 0)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     kind = _kind()
@@ -111,7 +111,7 @@ def _strategy(options: RunOptions, processes: int, unused: bool) -> str | Fabric
 
 def _shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Shard the encoder block by block, and the decoder as a whole: its keys and values are projected all at once."""
-    # A caution for callers that write into a module's output; nothing here does.
+    # A warning for callers that write into a module's output; nothing here does.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     data_parallel = mesh["data_parallel"]
     for part in module.modules():

@@ -1,19 +1,20 @@
-"""What a run's features are worth while it trains, and pictures of what its model sees."""
+"""Evaluation while a run trains: probes of its features, and pictures of its reconstructions."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import BatchSampler, DataLoader, Subset
 
-from crossmae.config import Config
 from crossmae.figures import draw_mixing_weights, draw_reconstructions
-from crossmae.masking import random_masking
+from crossmae.masking import draw_masking, noise_length
 from crossmae.model import MaskedAutoencoder
+from crossmae.model.config import Config
 from crossmae.reconstruction import reconstruction_columns
-from crossmae.training.data.batches import Batch
-from crossmae.training.data.dataset import ImageDataset, Sample
-from crossmae.training.data.evaluation import evaluation_loader, labelled
+from crossmae.training.data.batches import Batch, loader
+from crossmae.training.data.dataset import ImageDataset, Images, Sample
+from crossmae.training.data.statistics import evenly_spaced
 from crossmae.training.plan import Plan
 from crossmae.training.probe import LabelledFeatures, accuracies, encoder_features, pixel_features
 
@@ -21,10 +22,46 @@ PICTURES = 6
 BATCH = 128
 
 
-class Evaluation:
-    """The images that a run is evaluated on: labelled ones for probes, and a few for pictures, always the same.
+@dataclass(frozen=True)
+class EvaluationSets:
+    """Images to fit a classifier on, and others to test it on."""
 
-    ``unreadable`` are names and reasons of those in whose place others were taken so far.
+    training: "Subset[Sample]"
+    test: "Subset[Sample]"
+
+
+def labelled(dataset: ImageDataset, limit: int) -> EvaluationSets | None:
+    """At most ``limit`` images for each part, evenly spread over the labelled ones; None if there are none.
+
+    If no labelled images are held out, both parts come from the training images; pretraining has then seen the test
+    part, though not its labels.
+    """
+    training, held_out = dataset.images, dataset.evaluation
+    if not training.source.labelled:
+        return None
+    if held_out is not None and held_out.source.labelled:
+        sets = EvaluationSets(_labelled(training, limit), _labelled(held_out, limit))
+    else:
+        chosen = _labelled(training, 2 * limit).indices
+        sets = EvaluationSets(Subset(training, chosen[::2]), Subset(training, chosen[1::2]))
+    return sets if len(sets.training) and len(sets.test) else None
+
+
+def evaluation_loader(
+    subset: "Subset[Sample]", batch_size: int, workers: int, device: torch.device | str = "cpu"
+) -> "DataLoader[Batch]":
+    """All images of a part in order, in batches, of which the last may be smaller."""
+    return loader(subset, BatchSampler(range(len(subset)), batch_size, drop_last=False), workers, device)
+
+
+def _labelled(images: Images, limit: int) -> "Subset[Sample]":
+    return Subset(images, [i for i in evenly_spaced(len(images), limit) if images.source.label(i) >= 0])
+
+
+class Evaluation:
+    """The images that a run is evaluated on, always the same: labelled ones for probes, and a few for pictures.
+
+    ``unreadable`` are names and reasons of images that were replaced by others so far.
     """
 
     def __init__(self, images: ImageDataset, plan: Plan, probe_images: int) -> None:
@@ -35,11 +72,11 @@ class Evaluation:
 
     @property
     def has_labels(self) -> bool:
-        """Whether there is anything to probe with."""
+        """Whether there are labels to probe with."""
         return self._sets is not None
 
     def probe(self, model: MaskedAutoencoder) -> dict[str, float]:
-        """Accuracy of kNN and of a linear probe on the encoder's frozen features."""
+        """Accuracies of kNN and of a linear probe on the encoder's frozen features."""
         assert self._sets is not None
         return accuracies(self._features(model, self._sets.training), self._features(model, self._sets.test))
 
@@ -62,8 +99,9 @@ class Evaluation:
         parameter = next(model.parameters())
         images = model.normalized(raw.to(parameter.device)).to(parameter.dtype)
         mask_ratio, _ = self._plan.ratios(step - 1)
-        noise = torch.rand(count, config.patches, generator=torch.Generator().manual_seed(0))
-        masking = random_masking(count, config.patches, mask_ratio, mask_ratio, noise=noise, device=parameter.device)
+        shape = self._plan.recipe.masking
+        noise = torch.rand(count, noise_length(shape, config.patches), generator=torch.Generator().manual_seed(0))
+        masking = draw_masking(shape, config.grid, mask_ratio, mask_ratio, noise.to(parameter.device))
         training = model.training
         columns = reconstruction_columns(model.eval(), images, model(images, masking=masking), blocks=True)
         model.train(training)
@@ -79,7 +117,7 @@ class Evaluation:
 def baseline_accuracies(
     images: ImageDataset, config: Config, seed: int, probe_images: int = 5000
 ) -> dict[str, dict[str, float]]:
-    """Accuracies of raw pixels and of an encoder as it is initialised, to compare a run of that seed with.
+    """Accuracies of raw pixels and of an untrained encoder, to compare a run of that seed with.
 
     Raises ValueError if the images have no labels.
     """

@@ -1,4 +1,4 @@
-"""What a run shows of itself: a progress line, TensorBoard, and a log of plain lines to compare runs with."""
+"""What a run reports: a progress line, TensorBoard, and a log of plain lines to compare runs with."""
 
 import io
 import json
@@ -15,19 +15,19 @@ import torch
 from tqdm import tqdm
 
 from crossmae.files import replacing
+from crossmae.training.losses import Losses
 from crossmae.training.plan import Plan
-from crossmae.training.readback import Losses
 from crossmae_kernels.command import reason
 
 LOG = "log.jsonl"
 
 
 class Monitor:
-    """Writes ``log.jsonl`` and TensorBoard's files into the run's folder and keeps a line on the screen.
+    """Writes ``log.jsonl`` and TensorBoard's files into the run's folder and keeps a progress line on the screen.
 
     A line of the log is one of three: a step and its loss; a number of steps and the seconds that training took until
-    then, with learning rate, images per second and memory; a number of steps and accuracies of the features. Of a run
-    that goes on from step ``first``, what was logged from there on is dropped: it happens again.
+    then, with learning rate, images per second and memory; a number of steps and accuracies of the features. When a run
+    resumes from step ``first``, log lines from that step on are dropped: these steps are repeated.
     """
 
     def __init__(self, folder: Path, plan: Plan, first: int) -> None:
@@ -101,7 +101,7 @@ class Monitor:
         self._waiting.write(json.dumps(entry) + "\n")
 
     def _flush(self) -> None:
-        """Append what waits to the log; where that fails, it waits on, and training goes on."""
+        """Append pending lines to the log; if that fails they stay pending, and training continues."""
         size = self._log.stat().st_size
         try:
             with self._log.open("a", encoding="utf-8") as log:
@@ -114,7 +114,7 @@ class Monitor:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a run's log; a last line that a killed run left unfinished is none."""
+    """The entries of a run's log, without a last line that a killed run left unfinished."""
     lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     entries = []
     for line in lines:
@@ -126,7 +126,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _kept_until(path: Path, first: int) -> list[dict[str, Any]]:
-    """Drop what a log has of step ``first`` and later; the entries that are left."""
+    """Drop the entries of step ``first`` and later from a log; return the others."""
     entries = [e for e in read_log(path) if e["step"] < first or (e["step"] == first and "loss" not in e)]
     with replacing(path) as beside:
         beside.write_text("".join(json.dumps(entry) + "\n" for entry in entries), "utf-8")
@@ -134,7 +134,7 @@ def _kept_until(path: Path, first: int) -> list[dict[str, Any]]:
 
 
 def _memory_in_use() -> int:
-    """Bytes: the most that was allocated on the accelerator, or the most that the process had in memory."""
+    """Peak memory in bytes, allocated on the accelerator or resident in the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if sys.platform == "win32":

@@ -1,4 +1,4 @@
-"""A recipe worked out for given data and devices: counts, learning rates, ratios, and what it will cost."""
+"""A recipe worked out for given images and devices: counts, learning rates, ratios, and what the run will cost."""
 
 import math
 from dataclasses import dataclass
@@ -7,20 +7,19 @@ import torch
 from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from crossmae.config import Config
 from crossmae.flops import decoder_macs
-from crossmae.masking import mask_counts
+from crossmae.masking import grid_stride, mask_counts
 from crossmae.measure import bytes_saved_for_backward
 from crossmae.model import MaskedAutoencoder
+from crossmae.model.config import Config
 from crossmae.training.recipe import Recipe, between
-from crossmae.training.schedule import cosine_with_warmup
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All numbers of a run; steps count from 0, and a step is one of the optimizer. ``found`` is what images hold."""
+    """All numbers of a run. Steps are the optimizer's and count from 0; ``found`` describes the images in words."""
 
     recipe: Recipe
     config: Config
@@ -35,15 +34,15 @@ class Plan:
 
     @property
     def warmup_steps(self) -> int:
-        """Steps over which the learning rate rises."""
+        """Steps of warm-up."""
         return round(self.recipe.warmup * self.steps)
 
     def learning_rate(self, step: int) -> float:
-        """Of one step."""
+        """The learning rate of a step."""
         return self.peak_learning_rate * cosine_with_warmup(step, self.steps, self.warmup_steps)
 
     def ratios(self, step: int) -> tuple[float, float]:
-        """Mask ratio and prediction ratio of one step."""
+        """Mask ratio and prediction ratio of a step."""
         return ratios(self.recipe, self.config, step // self.steps_per_epoch / self._last_epoch)
 
     @property
@@ -51,7 +50,7 @@ class Plan:
         return max(1, math.ceil(self.steps / self.steps_per_epoch) - 1)
 
     def interval(self, epochs: float) -> int:
-        """A number of epochs in steps, at least one."""
+        """Epochs as a number of steps, at least one."""
         return max(1, round(epochs * self.steps_per_epoch))
 
 
@@ -64,8 +63,15 @@ def ratios(recipe: Recipe, config: Config, share: float) -> tuple[float, float]:
     return mask_ratio, round(between(recipe.prediction_ratio, share), 4)
 
 
+def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:
+    """Factor on the peak learning rate: linear over ``warmup`` steps, then half a cosine down to zero (MAE, A.1)."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
 def make_plan(recipe: Recipe, images: int, devices: int, found: str = "") -> Plan:
-    """Work a recipe out for a number of images, in which was found what a text says, and of devices.
+    """Work a recipe out for a number of images, which ``found`` describes, and of devices.
 
     Raises:
         ValueError: if batch, devices, ratios and images do not fit each other.
@@ -75,6 +81,8 @@ def make_plan(recipe: Recipe, images: int, devices: int, found: str = "") -> Pla
         raise ValueError(f"batch_size must be at most the number of images {images}, got {recipe.batch_size}")
     for share in (0.0, 1.0):
         mask_counts(config.patches, *ratios(recipe, config, share))
+    if recipe.masking == "grid":
+        grid_stride(config.grid, ratios(recipe, config, 0.0)[0])
     if recipe.batch_size % devices:
         raise ValueError(f"batch_size must be a multiple of the number of devices {devices}, got {recipe.batch_size}")
     accumulation = _accumulation(recipe.batch_size // devices, recipe.micro_batch)
@@ -96,12 +104,12 @@ def make_plan(recipe: Recipe, images: int, devices: int, found: str = "") -> Pla
 
 
 def _accumulation(images: int, most: int | None) -> int:
-    """Micro-batches that a device's images of a step are cut into: the fewest equal ones of at most ``most``."""
+    """Micro-batches of a device's images of a step: the fewest equal ones of at most ``most`` images."""
     return next(parts for parts in range(1, images + 1) if images % parts == 0 and images // parts <= (most or images))
 
 
 def describe(plan: Plan) -> str:
-    """The plan for a person to read, predicted memory and decode compute included."""
+    """The plan as text, with predicted memory and decode compute."""
     recipe, config = plan.recipe, plan.config
     mask_ratio, prediction_ratio = plan.ratios(0)
     visible, predicted = mask_counts(config.patches, mask_ratio, prediction_ratio)
@@ -117,6 +125,7 @@ def describe(plan: Plan) -> str:
         ("images", f"{plan.images:,} of {config.image_size[0]} x {config.image_size[1]}, {config.channels} channels"),
         *([("pixels", plan.found)] if plan.found else []),
         ("patches", f"{config.patches} of {config.patch_size} px: {visible} seen, {predicted} predicted"),
+        ("masks", recipe.masking),
         ("ratios", f"mask {mask_ratio:g}, prediction {prediction_ratio:g}{changing}"),
         (
             "batch",

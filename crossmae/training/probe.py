@@ -1,4 +1,4 @@
-"""How good frozen features are: nearest neighbours and a linear classifier on top."""
+"""The quality of frozen features: nearest neighbours, and a linear classifier on top."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class LabelledFeatures:
 
 
 def encoder_features(model: MaskedAutoencoder, batches: Iterable[Batch]) -> LabelledFeatures:
-    """Average over patch tokens of the encoder's output; nothing is masked. Leaves the model's mode as it is."""
+    """Average over patch tokens of the encoder's output, with nothing masked. Does not change the model's mode."""
     device, training = next(model.parameters()).device, model.training
 
     def average(images: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def encoder_features(model: MaskedAutoencoder, batches: Iterable[Batch]) -> Labe
 
 
 def pixel_features(batches: Iterable[Batch]) -> LabelledFeatures:
-    """The pixels themselves, to compare with."""
+    """Raw pixels as features, for comparison."""
     return _features(lambda images: images.flatten(1), batches)
 
 
@@ -45,7 +45,7 @@ def _features(feature: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> 
 
 
 def accuracies(train: LabelledFeatures, test: LabelledFeatures) -> dict[str, float]:
-    """Share of test features that those of the training set classify right: by kNN and by a linear probe."""
+    """Share of test features classified correctly, by kNN and by a linear probe fitted to the training features."""
     return {"knn": knn_accuracy(train, test), "linear": linear_accuracy(train, test)}
 
 

@@ -1,12 +1,13 @@
-"""What a pretraining run is: typed settings, which YAML files and the command line fill in."""
+"""The settings of a pretraining run, typed; YAML files and the command line fill them in."""
 
 import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from crossmae.config import Config, named_config
+from crossmae.masking import MaskShape
+from crossmae.model.config import Config, named_config
 from crossmae.training.data.config import DataConfig
 
 Precision = Literal["bfloat16", "float16", "float32", "float64"]
@@ -21,35 +22,38 @@ RECIPES = Path(__file__).parent / "recipes"
 class Recipe:
     """Everything that the result of a run depends on.
 
-    A ratio that is a pair goes from its first value to its second over the run, linearly and epoch by epoch.
+    A ratio given as a pair changes from its first value to its second over the run, linearly, epoch by epoch.
 
     Args:
         model: name of the model; see ``crossmae.list_models``.
         image_size: side of square images in pixels, or height and width; the model's own unless given.
         model_options: any other field of ``crossmae.Config``, such as ``decoder_depth``.
         data: the images.
+        masking: shape of the masks (MAE, table 1f): ``random`` hides random patches, ``grid`` all but the first of each
+            square of 2 x 2 patches (a mask ratio of .75) or larger, ``block`` one rectangle of random place.
         mask_ratio: share of patches hidden from the encoder.
         prediction_ratio: share of all patches to predict; ``mask_ratio`` for MAE, else 0.25 unless given.
         epochs: passes over the images.
         steps: length in optimizer steps instead of epochs.
         batch_size: images of an optimizer step, over all devices and micro-batches.
-        micro_batch: most images that a device takes at a time; gradients of several are accumulated where needed.
+        micro_batch: most images that a device processes at a time; gradients are accumulated over several if needed.
         base_learning_rate: peak for 256 images with all masked patches predicted. The peak of a run is this
             x prediction ratio / mask ratio x batch size / 256 (CrossMAE, appendix A).
-        learning_rate: peak as it is, instead.
+        learning_rate: the peak itself, instead of the base.
         warmup: share of the run over which the learning rate rises from 0 to its peak.
         weight_decay: AdamW's, for all parameters but biases and norms.
         betas: AdamW's.
         clip_norm: largest norm of the gradient; longer ones are scaled down to it.
         precision: bfloat16 and float16 are autocast with float32 parameters; float16 scales its loss.
-        execution: how the model runs; ``compile`` is torch.compile, ``graphs`` the same with CUDA graphs.
-        seed: of initialisation, order, augmentation and masks.
+        execution: ``eager``, ``compile`` (torch.compile) or ``graphs`` (torch.compile with CUDA graphs).
+        seed: for initialisation, order, augmentation and masks.
     """
 
     model: str = "crossmae_vit_base_patch16"
     image_size: int | tuple[int, int] | None = None
     model_options: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
+    masking: MaskShape = "random"
     mask_ratio: Ratio = 0.75
     prediction_ratio: Ratio | None = None
     epochs: float = 800
@@ -67,7 +71,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run, naming every setting that is wrong."""
+        """Refuse what cannot run, naming every wrong setting."""
         wrong = []
         for name in (
             "epochs",
@@ -93,6 +97,11 @@ class Recipe:
             ratio = getattr(self, name)
             if ratio is not None and not all(0 < between(ratio, end) < 1 for end in (0, 1)):
                 wrong.append(f"{name} must lie in (0, 1), got {ratio}")
+        for name, kind in (("masking", MaskShape), ("precision", Precision), ("execution", Execution)):
+            if getattr(self, name) not in get_args(kind):
+                wrong.append(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        if self.masking == "grid" and between(self.mask_ratio, 0) != between(self.mask_ratio, 1):
+            wrong.append(f"mask_ratio must stay the same with masking grid, got {self.mask_ratio}")
         if wrong:
             raise ValueError("recipe: " + "; ".join(wrong))
 
@@ -102,20 +111,20 @@ class Recipe:
         return named_config(self.model, self.image_size, **{**options, **self.model_options})
 
     def to_json(self) -> str:
-        """A file that ``crossmae pretrain --recipe`` takes."""
+        """The contents of a file for ``crossmae pretrain --recipe``."""
         return json.dumps(asdict(self), indent=2)
 
 
-# What may change when a run goes on in its folder: how long it is, and how and where it runs.
+# What may change when a run resumes in its folder: how long it is, and how and where it runs.
 _MAY_CHANGE = ("epochs", "steps", "micro_batch", "execution", "data.workers", "data.evaluation")
-# Told apart by the configuration that they make, which every checkpoint holds.
+# Compared by the configuration they make, which every checkpoint holds.
 _OF_THE_MODEL = ("model", "image_size", "model_options")
 
 
 def changes(recipe: Recipe, written: Path) -> tuple[list[str], list[str]]:
-    """What a recipe changes of one that was written: what may not change where a run goes on, and what may.
+    """Differences from a recipe on disk: those that may not be when a run resumes, and those that may.
 
-    Settings that came after the file was written are no changes, and neither is anything where there is no file.
+    Settings that did not exist yet when the file was written do not count; without a file there are no differences.
 
     Raises:
         ValueError: if the file is no recipe.
@@ -123,7 +132,8 @@ def changes(recipe: Recipe, written: Path) -> tuple[list[str], list[str]]:
     if not written.is_file():
         return [], []
     try:
-        theirs = _by_name(json.loads(written.read_text("utf-8")))
+        # Before there was a choice all masks were random.
+        theirs = {"masking": "random", **_by_name(json.loads(written.read_text("utf-8")))}
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{written} is no recipe: {error}") from error
     ours = _by_name(json.loads(recipe.to_json()))
@@ -151,21 +161,21 @@ def between(ratio: Ratio, share: float) -> float:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a run goes and what it shows of itself; its result does not depend on these. Intervals are in epochs.
+    """Where a run is written, on which devices it runs and what it reports; none of it changes the result.
 
     Args:
-        out: folder of the run; made if it is missing.
-        resume: ``auto`` goes on from the newest good checkpoint of the folder, ``never`` wants a folder without any;
+        out: folder of the run; created if missing.
+        resume: ``auto`` resumes from the newest good checkpoint of the folder, ``never`` refuses a folder that has any;
             or the folder of another run's checkpoint, to start from while this run has none of its own.
         strategy: ``ddp`` copies the model to every device, ``fsdp`` shards it (FSDP2).
-        devices: number of devices on this host; all there are unless given, one process on a CPU.
-        dry_run: print the plan and do nothing.
+        devices: number of devices on this host; by default all, or one process on a CPU.
+        dry_run: print the plan and stop.
         strict: stop at the first image that cannot be read, instead of taking the next one and logging its name.
-        log_every: steps between two readings of the loss.
+        log_every: steps between readings of the loss.
         save_every: epochs between checkpoints.
-        keep_last: how many of them to keep, the best aside.
-        keep_every: epochs between checkpoints to keep for good; none unless given.
-        probe_every: epochs between evaluations of the features by kNN and a linear probe, where there are labels.
+        keep_last: how many of them to keep, besides the best.
+        keep_every: epochs between checkpoints to keep for good; none by default.
+        probe_every: epochs between evaluations of the features by kNN and a linear probe, if images have labels.
         probe_images: most images of a probe's training set and of its test set.
         pictures_every: epochs between pictures of reconstructions and mixing weights.
     """
@@ -185,7 +195,7 @@ class RunOptions:
     pictures_every: float = 20
 
     def __post_init__(self) -> None:
-        """Refuse intervals that are none."""
+        """Refuse intervals and counts that are not positive."""
         names = ("log_every", "save_every", "keep_last", "keep_every", "probe_every", "probe_images", "pictures_every")
         wrong = [
             f"{name} must be positive, got {getattr(self, name)}"
@@ -197,11 +207,11 @@ class RunOptions:
 
 
 def read_recipes(names: list[str]) -> dict[str, Any]:
-    """Settings of recipes given by name or as YAML or JSON files; of two that set the same, the later one counts.
+    """Settings of recipes given by name or as YAML or JSON files; later ones override earlier ones.
 
     Raises:
-        FileNotFoundError: for what is neither a name nor a file, with the names there are.
-        ValueError: for a file that holds no settings.
+        FileNotFoundError: for what is neither a recipe nor a file, with the names of all recipes.
+        ValueError: for a file without settings.
     """
     import yaml
 
@@ -222,7 +232,7 @@ def read_recipes(names: list[str]) -> dict[str, Any]:
 
 
 def _merged(settings: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
-    """Settings within settings are merged too."""
+    """Nested settings are merged too."""
     merged = dict(settings)
     for name, value in later.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)

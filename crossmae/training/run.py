@@ -1,4 +1,4 @@
-"""A pretraining run from its recipe to an encoder: what happens when, and what happens when something goes wrong."""
+"""A pretraining run from recipe to encoder: the loop, and what happens when something goes wrong."""
 
 import warnings
 from collections.abc import Iterator
@@ -9,20 +9,21 @@ import torch
 from lightning_fabric import Fabric
 
 from crossmae.files import make_folder, replacing
+from crossmae.masking import noise_length
 from crossmae.model import MaskedAutoencoder
-from crossmae.training.checkpoints import Checkpoints, restore, verify
 from crossmae.training.data.batches import Batch, loader
 from crossmae.training.data.dataset import ImageDataset
-from crossmae.training.data.opening import open_images
+from crossmae.training.data.factory import open_images
 from crossmae.training.data.sampling import GlobalBatches
 from crossmae.training.devices import make_fabric, processes
-from crossmae.training.diagnosis import NonFiniteLossError, diagnosed
 from crossmae.training.evaluation import Evaluation
-from crossmae.training.interruption import Interruption
+from crossmae.training.losses import Losses, LossReader
 from crossmae.training.monitor import Monitor
+from crossmae.training.nonfinite import NonFiniteLossError, find_nonfinite
 from crossmae.training.plan import Plan, describe, make_plan
-from crossmae.training.readback import Losses, LossReader
+from crossmae.training.preemption import Preemption
 from crossmae.training.recipe import Recipe, RunOptions, changes
+from crossmae.training.run_state import Checkpoints, restore, verify
 from crossmae.training.step import Stepper
 from crossmae_kernels.command import reason
 
@@ -35,7 +36,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
     The folder then holds ``model.safetensors`` (the newest), ``checkpoints/``, ``recipe.json``, ``log.jsonl``,
     ``tensorboard/``, ``pictures/`` and, if there were any, the names of images that could not be read.
 
-    A run goes on in its folder as the same run: what it computes must be as ``recipe.json`` says, while its length and
+    A run resumes in its folder as the same run: what it computes must be as ``recipe.json`` says, while its length and
     how it runs may change.
 
     Returns:
@@ -43,20 +44,20 @@ def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
         SIGINT returns what it has.
 
     Raises:
-        ValueError, OSError: if recipe, images or folder are not fit for a run, before any work.
-        RuntimeError: if a loss is not finite, with the tensor that was first, or no checkpoint can be gone on from.
+        ValueError, OSError: before any work, if recipe, images or folder do not allow a run.
+        RuntimeError: if a loss is not finite, naming the first such tensor, or if no checkpoint can be resumed from.
     """
-    run = prepared(recipe, options)
-    return None if run is None else run.to_its_end()
+    run = prepare(recipe, options)
+    return None if run is None else run.fit()
 
 
-def prepared(recipe: Recipe, options: RunOptions) -> "Run | None":
-    """A run that is ready to go, see ``pretrain``; None after a dry run."""
+def prepare(recipe: Recipe, options: RunOptions) -> "Run | None":
+    """A run that is ready to train, see ``pretrain``; None after a dry run."""
     if options.dry_run and not recipe.data.source:
         print(f"No images are given: planned for the {IMAGENET_IMAGES:,} of ImageNet-1k.")
         print(describe(make_plan(recipe, IMAGENET_IMAGES, processes(options))))
         return None
-    recipe, images = opened(recipe, options.strict)
+    recipe, images = open_dataset(recipe, options.strict)
     plan = make_plan(recipe, len(images), processes(options), images.found)
     if options.dry_run:
         print(describe(plan))
@@ -68,15 +69,16 @@ def prepared(recipe: Recipe, options: RunOptions) -> "Run | None":
     return Run(plan, options, folder, images, fabric)
 
 
-def opened(recipe: Recipe, strict: bool = False) -> tuple[Recipe, ImageDataset]:
-    """A recipe's images, and the recipe with what was found in them where it says nothing."""
+def open_dataset(recipe: Recipe, strict: bool = False) -> tuple[Recipe, ImageDataset]:
+    """A recipe's images, and the recipe completed by what was found in them."""
     config = recipe.config()
-    images = open_images(recipe.data, config.channels, config.image_size, config.patches, recipe.seed, strict)
+    noise = noise_length(recipe.masking, config.patches)
+    images = open_images(recipe.data, config.channels, config.image_size, noise, recipe.seed, strict)
     return replace(recipe, data=images.data), images
 
 
 def _check_folder(folder: Path, recipe: Recipe, options: RunOptions) -> None:
-    """Refuse a folder that cannot be written to, or that holds another run which must not go on."""
+    """Refuse a folder that cannot be written to, or that holds a run which these settings must not resume."""
     make_folder(folder)
     there = sorted((folder / "checkpoints").glob("step-*"))
     if there and options.resume == "never":
@@ -94,7 +96,7 @@ def _check_folder(folder: Path, recipe: Recipe, options: RunOptions) -> None:
 
 
 class Run:
-    """A run on one process's device, from the checkpoint it goes on from to its last step.
+    """A run on the device of one process, from the checkpoint it resumes from to its last step.
 
     ``stopped_by`` is the signal that ended it before that, or None.
     """
@@ -113,8 +115,8 @@ class Run:
         self._recent: list[float] = []
         self._knn: float | None = None
 
-    def to_its_end(self) -> MaskedAutoencoder:
-        """Go on from where the folder is, until the last step or a signal to stop."""
+    def fit(self) -> MaskedAutoencoder:
+        """Train from the newest checkpoint of the folder to the last step, or until a signal to stop."""
         try:
             self._begin()
             self._train()
@@ -137,7 +139,7 @@ class Run:
             with replacing(self._folder / "recipe.json") as beside:
                 beside.write_text(self._plan.recipe.to_json(), "utf-8")
         if chosen is None:
-            self._save(None)  # what a diagnosis can start from; and a disk that is full is known at once
+            self._save(None)  # to find a NaN from; and a full disk shows at once
 
     def _going_on(self, chosen: Path) -> str:
         refused, changed = changes(self._plan.recipe, chosen.parent.parent / "recipe.json")
@@ -148,12 +150,12 @@ class Run:
         reader = LossReader(self._fabric, options.log_every)
         batches = self._batches()
         save, probe, pictures = map(plan.interval, (options.save_every, options.probe_every, options.pictures_every))
-        with Interruption(self._fabric) as interruption:
+        with Preemption(self._fabric) as preemption:
             stopping = False
             while stepper.step < plan.steps and not stopping:
-                self._note(reader.add(stepper.step, stepper.take(batches)))
+                self._note(reader.add(stepper.step, stepper.train_step(batches)))
                 step = stepper.step
-                stopping = interruption.agreed(step % options.log_every == 0)
+                stopping = preemption.should_stop(step % options.log_every == 0)
                 last = step == plan.steps
                 probing = self._evaluation.has_labels and (step % probe == 0 or last)
                 saving = step % save == 0 or last or stopping or probing
@@ -167,7 +169,7 @@ class Run:
                 if step % pictures == 0 or last:
                     self._draw()
                 if stopping and not last:
-                    self.stopped_by = interruption.signal
+                    self.stopped_by = preemption.signal
         if self._monitor is not None and self.stopped_by is not None:
             self._monitor.say(f"Stopped after step {stepper.step:,}, as asked; resume=auto goes on from there.")
 
@@ -210,14 +212,14 @@ class Run:
             self._monitor.losses(losses)
 
     def _score(self, probed: bool) -> float | None:
-        """What makes a checkpoint the best: accuracy where there are labels, else a low loss since the last one."""
+        """What the best checkpoint is chosen by: kNN accuracy if there are labels, else the loss since the last one."""
         recent, self._recent = self._recent, []
         if self._evaluation.has_labels:
             return self._knn if probed else None
         return -sum(recent) / len(recent) if recent else None
 
     def _save(self, score: float | None) -> None:
-        """Write a checkpoint; a disk that is full or gone is reported, and training goes on."""
+        """Write a checkpoint; a disk that is full or gone is reported, and training continues."""
         if not self._stepper.is_finite():
             raise NonFiniteLossError(self._stepper.step)
         try:
@@ -249,7 +251,7 @@ class Run:
                 warnings.warn(f"no pictures of step {self._stepper.step}: {reason(error)}", stacklevel=2)
 
     def _newest_good(self) -> Path | None:
-        """The checkpoint to go on from, or None where there is none; damaged and foreign ones are passed over."""
+        """The checkpoint to resume from, or None; damaged ones and those of other models are passed over."""
         refused = []
         for checkpoint in reversed(self._checkpoints.there()):
             try:
@@ -268,11 +270,11 @@ class Run:
         return Path(self._options.resume)
 
     def _explained(self, error: NonFiniteLossError) -> str:
-        """What went wrong first, found by going back to the last checkpoint, which stays as it is."""
+        """What went wrong first, found by going back to the last checkpoint, which is not changed."""
         newest: Path | None = self._fabric.broadcast(self._newest_good() if self._fabric.is_global_zero else None)
-        assert newest is not None  # a run that was not given one has written its own
+        assert newest is not None  # a run that was given none has written its own
         restore(self._stepper, newest)
         if self._monitor is not None:
             self._monitor.say(f"The loss of step {error.step} is not finite; looking for the reason from {newest} on.")
-        why = diagnosed(self._stepper, self._batches(), error.step)
+        why = find_nonfinite(self._stepper, self._batches(), error.step)
         return f"{error}: {why}; the last good checkpoint is {newest}"

@@ -1,4 +1,4 @@
-"""One optimizer step: what happens to a model between two batches, and nothing that waits for the device."""
+"""One optimizer step, in which nothing waits for the device."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
-from crossmae.masking import Masking, random_masking
+from crossmae.masking import Masking, draw_masking
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.data.batches import Batch
 from crossmae.training.devices import over_devices
@@ -18,14 +18,14 @@ from crossmae.training.plan import Plan
 
 
 class PretrainingLoss(nn.Module):
-    """Batch -> loss: a model as data-parallel wrappers take it, with tensors in and one tensor out."""
+    """Batch -> loss: a model in the form that data-parallel wrappers need, with tensors in and one tensor out."""
 
     def __init__(self, model: MaskedAutoencoder) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor, visible_ids: Tensor, predicted_ids: Tensor) -> Tensor:
-        """Images ``(B, C, H, W)``, uint8 or floating point as they were read, and a mask drawn for them -> the loss.
+        """Images ``(B, C, H, W)`` as they were read, uint8 or floating point, and a mask drawn for them -> the loss.
 
         The mask comes from outside, since ratios may change from epoch to epoch: to a compiler its sizes are dynamic,
         where each ratio would be a graph of its own, and after eight of them nothing would be compiled any more.
@@ -37,9 +37,9 @@ class PretrainingLoss(nn.Module):
 
 
 class Stepper:
-    """Model and optimizer on their devices, and the step that comes next, counted from 0.
+    """Model and optimizer on their devices, and the number of the next step, counted from 0.
 
-    ``module`` has the parameters as they lie on this device, ``loss`` is the same module as it is called.
+    ``module`` has the parameters as they lie on this device, ``loss`` is the same module, wrapped, to call.
     """
 
     def __init__(self, model: MaskedAutoencoder, plan: Plan, fabric: Fabric) -> None:
@@ -63,13 +63,13 @@ class Stepper:
         self._steps = steps
         self.loss.train()
 
-    def take(self, batches: Iterator[Batch]) -> Tensor:
-        """Take the next step on the next batches, as many as gradients are accumulated over: this device's loss."""
+    def train_step(self, batches: Iterator[Batch]) -> Tensor:
+        """Take one optimizer step on as many batches as gradients are accumulated over; return this device's loss."""
         plan, fabric = self.plan, self.fabric
         for group in self.optimizer.param_groups:
             group["lr"] = plan.learning_rate(self.step)
         if plan.config.drop_path:
-            # Known from the step alone, and other on every device: nothing to keep in a checkpoint.
+            # A function of the step, different on every device: nothing to keep in a checkpoint.
             torch.manual_seed(((plan.recipe.seed * 1_000_003 + self.step) * 65_537 + fabric.global_rank) % 2**63)
         ratios = plan.ratios(self.step)
         losses: list[Tensor] = []
@@ -78,8 +78,7 @@ class Stepper:
             if plan.recipe.execution == "graphs":
                 torch.compiler.cudagraph_mark_step_begin()
             with fabric.no_backward_sync(self.loss, enabled=left > 0):
-                images, patches = batch.noise.shape
-                mask = random_masking(images, patches, *ratios, noise=batch.noise)
+                mask = draw_masking(plan.recipe.masking, plan.config.grid, *ratios, batch.noise)
                 loss = self.loss(batch.images, mask.visible_ids, mask.predicted_ids)
                 fabric.backward(loss / plan.accumulation)
             if plan.recipe.execution == "graphs" and left and not losses:
@@ -93,13 +92,13 @@ class Stepper:
         return torch.stack(losses).mean()
 
     def _own_gradients(self) -> None:
-        """Copy gradients out of the memory that the next replay of the CUDA graph writes to; it then adds to them."""
+        """Copy gradients out of the memory that the next replay of the CUDA graph overwrites, for it to add to."""
         for p in self.module.parameters():
             if p.grad is not None:
                 p.grad = p.grad.clone()
 
     def is_finite(self) -> bool:
-        """Whether all parameters are, on all devices; waits for them."""
+        """Whether all parameters are finite on all devices; waits for the devices."""
         local = [p.to_local() if isinstance(p, DTensor) else p for p in self.module.parameters()]
         bad = torch.stack([(~torch.isfinite(p.detach())).any() for p in local]).any()
         return not bool(over_devices(self.fabric, bad.float(), "sum"))

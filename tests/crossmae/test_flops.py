@@ -6,9 +6,9 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import crossmae
-from crossmae.config import named_config
 from crossmae.flops import cost_table, decoder_flops_of_paper, decoder_macs, decoder_parts, executed_decoder_macs
 from crossmae.masking import mask_counts, random_masking
+from crossmae.model.config import named_config
 from crossmae_kernels.runtime.dispatch import default_implementation
 
 # GMAC per image at 224 px: MAE with 8 blocks; CrossMAE with 12 blocks at prediction ratio .25, .5, .75.

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 import crossmae
-from crossmae.masking import Masking, block_masking, grid_masking, mask_counts, random_masking
+from crossmae.masking import (
+    Masking,
+    block_masking,
+    draw_masking,
+    grid_masking,
+    grid_stride,
+    mask_counts,
+    noise_length,
+    random_masking,
+)
 
 
 def generator(seed=0):
@@ -104,6 +113,60 @@ def test_block_masks_hide_one_rectangle(grid):
         assert box - len(ids) <= 2 * (rows + columns)
 
 
+def test_patches_as_far_as_others_are_hidden_in_order():
+    """All draws in the middle: a square around the centre, and of the next lines, equally far, the first patches."""
+    noise = torch.cat([torch.full((1, 3), 0.5), torch.rand(1, 64, generator=generator())], dim=1)
+    square = [8 * row + column for row in range(2, 6) for column in range(2, 6)]
+    assert block_masking(1, (8, 8), 0.25, noise=noise).predicted_ids.tolist() == [square]
+    around = [8 * row + column for row in range(1, 7) for column in range(1, 7)]
+    first = [place for place in around if place not in square][:4]
+    assert block_masking(1, (8, 8), 20 / 64, noise=noise).predicted_ids.tolist() == [sorted(square + first)]
+
+
+@pytest.mark.parametrize(("shape", "draws", "mask_ratio"), [("random", 0, 0.5), ("grid", 0, 0.75), ("block", 3, 0.5)])
+def test_of_the_hidden_patches_those_of_highest_noise_are_predicted(shape, draws, mask_ratio):
+    noise = torch.rand(5, draws + 64, generator=generator())
+    masking = draw_masking(shape, (8, 8), mask_ratio, 0.25, noise)
+    for image, (visible, predicted) in enumerate(zip(masking.visible_ids, masking.predicted_ids, strict=True)):
+        hidden = set(range(64)) - set(visible.tolist())
+        ranked = sorted(hidden, key=lambda place, image=image: float(noise[image, draws + place]))
+        assert predicted.tolist() == sorted(ranked[-16:])
+
+
+@pytest.mark.parametrize("shape", ["random", "grid", "block"])
+def test_a_mask_is_a_function_of_its_image_s_noise(shape):
+    noise = torch.rand(6, noise_length(shape, 196), generator=generator())
+    together = draw_masking(shape, (14, 14), 0.75, 0.25, noise)
+    assert (together.visible_ids.shape, together.predicted_ids.shape) == ((6, 49), (6, 49))
+    assert Masking(together.visible_ids, together.predicted_ids).checked(196)
+    for image in range(6):
+        alone = draw_masking(shape, (14, 14), 0.75, 0.25, noise[image : image + 1])
+        assert torch.equal(alone.visible_ids[0], together.visible_ids[image])
+        assert torch.equal(alone.predicted_ids[0], together.predicted_ids[image])
+    assert len({tuple(ids) for ids in together.predicted_ids.tolist()}) == 6
+
+
+@pytest.mark.parametrize(
+    ("grid", "mask_ratio", "stride"),
+    [((14, 14), 0.75, 2), ((14, 14), 0.8724, 3), ((16, 8), 0.75, 2), ((16, 16), 0.9375, 4), ((5, 7), 0.6571, 2)],
+)
+def test_the_stride_of_a_grid_hides_just_the_ratio(grid, mask_ratio, stride):
+    assert grid_stride(grid, mask_ratio) == stride
+    masking = grid_masking(1, grid, stride)
+    visible = sum(row % stride == 0 and column % stride == 0 for row in range(grid[0]) for column in range(grid[1]))
+    assert masking.visible_ids.shape[1] == visible == mask_counts(grid[0] * grid[1], mask_ratio, mask_ratio)[0]
+
+
+@pytest.mark.parametrize(("grid", "mask_ratio"), [((14, 14), 0.5), ((7, 7), 0.75), ((14, 14), 0.9)])
+def test_a_grid_that_cannot_hide_a_ratio_names_those_that_it_can(grid, mask_ratio):
+    with pytest.raises(ValueError, match=rf"a grid mask of .*; got mask_ratio {mask_ratio}") as refused:
+        grid_stride(grid, mask_ratio)
+    possible = re.findall(r"(0\.\d+) \(stride (\d)\)", str(refused.value))
+    assert len(possible) >= 3
+    for ratio, stride in possible:
+        assert grid_stride(grid, float(ratio)) == int(stride)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -151,3 +214,7 @@ def test_other_wrong_masks():
         grid_masking(1, (4, 4), stride=1)
     with pytest.raises(ValueError, match="has 12 to predict"):
         grid_masking(1, (4, 4), prediction_ratio=0.9)
+    with pytest.raises(ValueError, match=re.escape("noise must have shape (batch, 3 + rows * columns) = (1, 19)")):
+        block_masking(1, (4, 4), noise=torch.rand(1, 16))
+    with pytest.raises(ValueError, match="shape must be 'random', 'grid' or 'block', got 'blocks'"):
+        draw_masking("blocks", (4, 4), 0.75, 0.25, torch.rand(1, 16))

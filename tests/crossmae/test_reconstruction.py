@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-import crossmae
-from crossmae.config import Config
+import crossmae_kernels as ck
 from crossmae.masking import random_masking
 from crossmae.model import MaskedAutoencoder, Output
+from crossmae.model.config import Config
 from crossmae.reconstruction import block_predictions, reconstruct, reconstruction_columns, to_images, visible_part
 
 
@@ -20,7 +20,7 @@ def setup(normalize, channels=3):
 
 
 def patches_of(images, ids):
-    return crossmae.model.ck.gather_patches(images, ids, 4)
+    return ck.gather_patches(images, ids, 4)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from golden_cases import Case
 from torch import nn
 
-from crossmae.positions import sincos_positions
+from crossmae.model.positions import sincos_positions
 
 
 class PatchEmbed(nn.Module):

@@ -17,7 +17,7 @@ from crossmae.training.data.dataset import Sample
 
 @dataclass(frozen=True)
 class Batch:
-    """Images ``(B, C, H, W)``, noise ``(B, L)``, labels ``(B,)``, and what was unreadable; see ``Sample``."""
+    """Images ``(B, C, H, W)``, noise ``(B, N)``, labels ``(B,)``, and what was unreadable; see ``Sample``."""
 
     images: Tensor
     noise: Tensor
@@ -49,7 +49,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 def loader(
     dataset: Dataset[Sample], batches: Sampler[Any] | Sequence[Any], workers: int, device: torch.device | str = "cpu"
 ) -> "DataLoader[Batch]":
-    """Batches as ``batches`` lists them, made by ``workers`` processes (0: by this one), pinned for a CUDA device."""
+    """Batches as ``batches`` lists them, loaded by ``workers`` processes (0: by this one), pinned for a CUDA device."""
     return DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=batches,
@@ -68,7 +68,7 @@ def _start_method() -> str:
 
 
 def _obey_parent_alone(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach workers too, but a step under way needs them: the parent ends them."""
+    """Ctrl-C and a scheduler's SIGTERM reach workers too, but the step under way needs them: the parent stops them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

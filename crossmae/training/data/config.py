@@ -1,10 +1,10 @@
-"""What a run trains on, as recipes and the command line say it."""
+"""The images of a run, as recipes and the command line name them."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-from crossmae.config import Numbers
+from crossmae.model.config import Numbers
 
 
 @dataclass(frozen=True)

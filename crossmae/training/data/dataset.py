@@ -1,4 +1,4 @@
-"""Images to train on, and the same images as they are for evaluation."""
+"""Images to train on, augmented and with noise for their masks, and plain images for evaluation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from crossmae.config import Numbers
+from crossmae.model.config import Numbers
 from crossmae.training.data import randomness
 from crossmae.training.data.augmentation import Augmentation, centred
 from crossmae.training.data.config import DataConfig
@@ -26,7 +26,8 @@ class Sample:
 
     Attributes:
         image: ``(C, H, W)``, uint8 or float32, not normalised.
-        noise: ``(L,)``, float32 in [0, 1): the patches' order for the mask; empty where nothing is masked.
+        noise: ``(N,)``, float32 in [0, 1): what its mask is made of (``masking.noise_length``); empty where nothing is
+            masked.
         label: class, -1 if unknown.
         unreadable: names and reasons of images in whose place this one came.
     """
@@ -62,7 +63,7 @@ class Images(Dataset[Sample]):
         return Sample(centred(image, self.image_size), torch.empty(0), label, unreadable)
 
     def read(self, index: int, at_least: tuple[int, int]) -> tuple[Tensor, int, tuple[str, ...]]:
-        """An image of its own size, its label, and what was unreadable from ``index`` on to it."""
+        """The first readable image from ``index`` on, in its own size, its label, and what was unreadable before it."""
 
         def at(place: int) -> tuple[Tensor, int]:
             options = (self.channels, self.dtype, at_least, self.numbers, self.nodata, self.fill)
@@ -72,7 +73,7 @@ class Images(Dataset[Sample]):
         return image, label, unreadable
 
     def first_readable(self, index: int, read: Callable[[int], T]) -> tuple[T, tuple[str, ...]]:
-        """What ``read`` makes of the first place from ``index`` on that it can read, and what was unreadable before."""
+        """``read`` at the first place from ``index`` on where it succeeds, and what was unreadable before."""
         unreadable: list[str] = []
         for step in range(min(MAX_UNREADABLE, len(self.source))):
             try:
@@ -93,12 +94,13 @@ class ImageDataset(Dataset[Sample]):
     Crop, flip and mask noise are functions of seed, epoch and index alone, so they are the same for any number of
     workers and processes and after any resumption.
 
-    ``data`` are the settings with all that was found in the images, which ``found`` tells in words.
+    ``mask_noise`` is how many random numbers the mask of an image takes. ``data`` are the settings with all that was
+    found in the images, which ``found`` tells in words.
     """
 
     images: Images
     augmentation: Augmentation
-    patches: int
+    mask_noise: int
     seed: int = 0
     evaluation: Images | None = None
     data: DataConfig = field(default_factory=DataConfig)
@@ -110,7 +112,7 @@ class ImageDataset(Dataset[Sample]):
     def __getitem__(self, place: tuple[int, int]) -> Sample:
         epoch, index = place
         rng = randomness.of_sample(self.seed, epoch, index)
-        noise = torch.from_numpy(rng.random(self.patches, dtype="float32"))
+        noise = torch.from_numpy(rng.random(self.mask_noise, dtype="float32"))
         image, label, unreadable = self.images.read(index, self.augmentation.at_least)
         with randomness.torch_seeded(int(rng.integers(2**63))):
             image = self.augmentation(image)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crossmae.config import Numbers
+from crossmae.model.config import Numbers
 from crossmae.training.data.values import Array, Picture, mismatch, no_data, reading, refuse_markers
 from crossmae.training.data.values import UnreadableImage as UnreadableImage  # what decode raises
 

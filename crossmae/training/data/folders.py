@@ -10,8 +10,7 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from crossmae.training.data.decoding import read
-from crossmae.training.data.names import Names
-from crossmae.training.data.source import Source
+from crossmae.training.data.source import PackedNames, Source
 from crossmae.training.data.values import Picture
 
 EXTENSIONS = frozenset(
@@ -25,7 +24,9 @@ EXTENSIONS = frozenset(
 class ImageFiles(Source):
     """Files below a folder, by relative path; ``labels (N,)`` index ``classes``."""
 
-    def __init__(self, folder: Path, names: Names, labels: npt.NDArray[Any] | None, classes: tuple[str, ...] | None):
+    def __init__(
+        self, folder: Path, names: PackedNames, labels: npt.NDArray[Any] | None, classes: tuple[str, ...] | None
+    ):
         self.folder, self.names, self.labels, self.classes = folder, names, labels, classes
         self.labelled = labels is not None
 
@@ -63,7 +64,7 @@ def image_files(folder: Path, classes: Sequence[str] | None = None) -> ImageFile
         raise ValueError(
             f"there is no image in {folder}{passed}; names of images end in {' '.join(sorted(EXTENSIONS))}"
         )
-    names = Names(found)
+    names = PackedNames(found)
     subfolders = [name.partition("/")[0] for name in found] if all("/" in name for name in found) else []
     own = sorted(set(subfolders))
     if len(own) < (2 if classes is None else 1):

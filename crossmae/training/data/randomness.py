@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of what they are for, independent of workers, ranks and what was drawn before."""
+"""Random numbers as pure functions of their purpose, independent of workers, ranks and earlier draws."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def of_sample(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 @contextmanager
 def torch_seeded(seed: int) -> Iterator[None]:
-    """PyTorch's CPU generator starts from ``seed`` and afterwards goes on as if nothing had been drawn.
+    """Within the context PyTorch's CPU generator starts from ``seed``; afterwards its state is what it was before.
 
     For transforms that take no generator. ``torch.manual_seed`` would touch the accelerators' generators too.
     """

@@ -20,8 +20,7 @@ from typing_extensions import override
 
 from crossmae.training.data.decoding import read
 from crossmae.training.data.folders import EXTENSIONS
-from crossmae.training.data.names import Names
-from crossmae.training.data.source import Source
+from crossmae.training.data.source import PackedNames, Source
 from crossmae.training.data.values import Picture, UnreadableImage
 
 LABELS = (".cls", ".json")
@@ -43,10 +42,10 @@ class Shards(Source):
     """Images in tar files, with labels where a .cls (an integer) or a .json (key "label" or "cls") lies beside them."""
 
     def __init__(self, paths: Sequence[Path], samples: Sequence[Sequence[_Sample]]):
-        self.paths = Names(map(str, paths))
+        self.paths = PackedNames(map(str, paths))
         flat = [sample for shard in samples for sample in shard]
-        self.names = Names(image.name for image, _ in flat)
-        self.label_names = Names(label.name if label else "" for _, label in flat)
+        self.names = PackedNames(image.name for image, _ in flat)
+        self.label_names = PackedNames(label.name if label else "" for _, label in flat)
         self._shard = np.repeat(np.arange(len(paths)), [len(shard) for shard in samples])
         self._image = np.array([(image.offset, image.size) for image, _ in flat], np.int64)
         self._label = np.array([(label.offset, label.size) if label else (0, 0) for _, label in flat], np.int64)

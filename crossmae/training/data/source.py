@@ -1,17 +1,20 @@
-"""What all sources of images have in common."""
+"""What all sources of images have in common: how an image is read, and how a million file names are kept."""
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from crossmae.config import Numbers
+from crossmae.model.config import Numbers
 from crossmae.training.data.values import Picture
 
 
 class Source(ABC):
-    """Images in a fixed order, each read on its own: any order of visits is as good as another.
+    """Images in a fixed order, each read on its own, in any order.
 
     Attributes:
         labelled: whether there are labels at all.
@@ -28,7 +31,7 @@ class Source(ABC):
     def read(
         self, index: int, channels: int, at_least: tuple[int, int] | None = None, nodata: float | None = None
     ) -> Picture:
-        """What is in an image's file, see ``decoding.read``; raises UnreadableImage."""
+        """The contents of an image file, see ``decoding.read``; raises UnreadableImage."""
 
     def load(
         self,
@@ -46,3 +49,28 @@ class Source(ABC):
     def label(self, index: int) -> int:
         """Class of an image, -1 if it has none; raises UnreadableImage."""
         return -1
+
+
+class PackedNames(Sequence[str]):
+    """An immutable sequence of file names.
+
+    A million strings are a million reference counts: workers that share them with their parent process copy every page
+    they merely look at, which for ImageNet is some 200 MB in each worker. One buffer stays shared.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self._ends = np.cumsum([0, *map(len, encoded)])
+        self._bytes = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]])

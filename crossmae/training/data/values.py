@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from crossmae.config import Numbers
+from crossmae.model.config import Numbers
 
 Array = npt.NDArray[Any]
 
@@ -23,7 +23,7 @@ _BEYOND = 1e20
 
 
 class UnreadableImage(ValueError):  # noqa: N818 - it is the image that is at fault
-    """An image that cannot be read as it was asked for; the message has its name and the reason."""
+    """An image that cannot be read as requested; the message has its name and the reason."""
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def no_data(array: Array, named: Sequence[float]) -> Array | None:
 
 
 def refuse_markers(array: Array, missing: Array | None) -> None:
-    """Refuse numbers that can be no brightness, or hardly, where nobody said what they are.
+    """Refuse numbers that are hardly brightness, unless a setting says what they are.
 
     Raises:
         ValueError: with the number, and the setting that says what it is.
@@ -177,7 +177,7 @@ def with_channels(image: Tensor, channels: int) -> Tensor:
 
 
 def mismatch(own: int, asked: int) -> ValueError:
-    """An image of other channels than were asked for."""
+    """The error for an image with another number of channels than requested."""
     return ValueError(
         f"its number of channels is {own}, where {asked} were asked for; "
         f"pretraining with model_options.channels={own} takes it"

@@ -40,6 +40,15 @@ def test_failures_are_one_line(tmp_path, capsys):
     assert "steps must be at least 4, got 1" in capsys.readouterr().err
 
 
+def test_options_may_be_spelled_with_hyphens(capsys):
+    words = ["pretrain", "--recipe", "cpu_trial", "--dry-run", "--batch-size=64", "--model-options.decoder-depth", "2"]
+    assert main(words) == 0
+    hyphens = capsys.readouterr().out
+    assert main([word if word == "--recipe" else word.replace("-", "_").replace("__", "--", 1) for word in words]) == 0
+    assert hyphens == capsys.readouterr().out
+    assert "64 = 1 device(s)" in hyphens
+
+
 WORD_AS_NUMBER = ["pretrain", "--data.nodata", "abc"]
 
 

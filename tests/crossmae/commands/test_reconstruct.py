@@ -83,6 +83,24 @@ def test_original_masked_and_reconstruction(normalize, channels, tmp_path, capsy
     assert f"Picture: {out}" in text
 
 
+def test_masks_that_have_a_shape(tmp_path, capsys):
+    _, saved = checkpoint(tmp_path / "model.safetensors")
+    _, name = image_file(tmp_path / "image.png")
+    out = tmp_path / "out.png"
+    words = ["reconstruct", name, "--checkpoint", saved, "--out", str(out)]
+    assert main([*words, "--masking", "grid"]) == 0
+    corners = [8 * row + column for row in range(0, 8, 2) for column in range(0, 8, 2)]
+    assert hidden_patches(drawn(out, column=1)) == sorted(set(range(64)) - set(corners))
+    assert main([*words, "--masking", "block", "--mask-ratio", "0.25"]) == 0
+    hidden = hidden_patches(drawn(out, column=1))
+    rows, columns = ({divmod(place, 8)[axis] for place in hidden} for axis in (0, 1))
+    assert len(hidden) == 16
+    assert len(rows) * len(columns) - 16 < max(len(rows), len(columns))
+    capsys.readouterr()
+    assert main([*words, "--masking", "grid", "--mask_ratio", "0.5"]) == 1
+    assert re.fullmatch(r"crossmae reconstruct: a grid mask of 8 x 8 .*; got mask_ratio 0.5\n", capsys.readouterr().err)
+
+
 def test_true_statistics_are_owned_up_to(tmp_path, capsys):
     _, saved = checkpoint(tmp_path / "model.safetensors")
     _, name = image_file(tmp_path / "image.png")

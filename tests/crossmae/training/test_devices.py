@@ -34,7 +34,7 @@ def test_images_and_noise_are_not_rounded_on_their_way_to_the_model(tmp_path, pr
         seen.extend((*inputs, torch.is_autocast_enabled("cpu")))
 
     stepper.module.register_forward_pre_hook(see)
-    loss = stepper.take(iter([Batch(images, noise, torch.zeros(2), ())]))
+    loss = stepper.train_step(iter([Batch(images, noise, torch.zeros(2), ())]))
     mask = random_masking(2, config.patches, 0.75, 0.25, noise=noise)
     for found, expected in zip(seen, (images, mask.visible_ids, mask.predicted_ids), strict=False):
         assert torch.equal(found, expected)
@@ -64,7 +64,7 @@ def test_seeds_of_drop_path_may_be_large(tmp_path):
     recipe = small(seed=2**62, model_options={**small().model_options, "drop_path": 0.5})
     stepper = stepper_of(recipe, tmp_path)
     with contextlib.suppress(StopIteration):
-        stepper.take(iter(()))
+        stepper.train_step(iter(()))
     assert 0 <= torch.initial_seed() < 2**63
 
 

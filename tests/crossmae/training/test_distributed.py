@@ -79,14 +79,14 @@ def test_a_run_in_one_process_goes_on_in_two(one, tmp_path):
 
 def terminated_at_step(recipe, options):
     """A run whose second process alone is told to stop, once losses are logged."""
-    take = Stepper.take
+    train_step = Stepper.train_step
 
     def signalled(stepper, batches):
         if stepper.step == 4 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGTERM)
-        return take(stepper, batches)
+        return train_step(stepper, batches)
 
-    Stepper.take = signalled
+    Stepper.train_step = signalled
     pretrain(recipe, options)
 
 

@@ -42,7 +42,7 @@ def trained(precision, implementation):
         for step in range(STEPS):
             if step == 3:  # the first steps compile kernels and set up the optimizer
                 torch.cuda.set_sync_debug_mode("error")
-            losses.append(stepper.take(source))
+            losses.append(stepper.train_step(source))
         torch.cuda.set_sync_debug_mode("default")
         return torch.stack(losses).cpu()
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 import crossmae
-from crossmae.training.checkpoints import _files, verify
+from crossmae.training.run_state import _files, verify
 
 
 def test_a_missing_field_has_its_default(tmp_path):

@@ -5,10 +5,9 @@ import torch
 from pretraining import into, small
 
 import crossmae
-from crossmae.training.data.evaluation import evaluation_loader, labelled
-from crossmae.training.evaluation import baseline_accuracies
+from crossmae.training.evaluation import baseline_accuracies, evaluation_loader, labelled
 from crossmae.training.probe import LabelledFeatures, encoder_features, knn_accuracy, linear_accuracy
-from crossmae.training.run import opened, pretrain
+from crossmae.training.run import open_dataset, pretrain
 
 
 def test_probes_tell_signal_from_noise():
@@ -26,7 +25,7 @@ def test_probes_tell_signal_from_noise():
 
 
 def test_features_do_not_depend_on_the_batch_and_leave_the_model_alone():
-    recipe, images = opened(small())
+    recipe, images = open_dataset(small())
     model = crossmae.MaskedAutoencoder(recipe.config()).train()
     part = labelled(images, 14).training
     whole, parts = (encoder_features(model, evaluation_loader(part, size, 0)) for size in (14, 3))
@@ -42,7 +41,7 @@ def test_features_do_not_depend_on_the_batch_and_leave_the_model_alone():
 
 
 def test_baselines():
-    recipe, images = opened(small())
+    recipe, images = open_dataset(small())
     levels = baseline_accuracies(images, recipe.config(), seed=0)
     assert 0.9 < levels["raw pixels"]["knn"] < 1
     assert 0.9 < levels["raw pixels"]["linear"] < 1
@@ -57,7 +56,7 @@ def test_images_without_labels_have_no_baselines(tmp_path):
 
     for shade in range(3):
         Image.new("L", (40, 40), 80 * shade).save(tmp_path / f"{shade}.png")
-    recipe, images = opened(small(data=type(small().data)(source=str(tmp_path), workers=0), batch_size=2))
+    recipe, images = open_dataset(small(data=type(small().data)(source=str(tmp_path), workers=0), batch_size=2))
     with pytest.raises(ValueError, match="no labels"):
         baseline_accuracies(images, recipe.config(), seed=0)
 

@@ -78,6 +78,11 @@ def test_settings_given_by_hand_win(capsys, tmp_path):
         (["--warmup", "2"], r"warmup must be a share of the run in \[0, 1\), got 2"),
         (["--log_every", "0"], "log_every must be positive, got 0"),
         (["--prediction_ratio", "0.9"], "prediction_ratio must lie in"),
+        (["--masking", "grid", "--mask_ratio", "0.5"], r"hides 0.75 \(stride 2\), .*; got mask_ratio 0.5"),
+        (
+            ["--masking", "grid", "--mask_ratio", "[0.75, 0.8]"],
+            r"must stay the same with masking grid, got \(0.75, 0.8\)",
+        ),
         (["--model", "vit_b"], "there is no model 'vit_b'"),
         (["--recipe", "cpu_trial", "--batch_size", "2000"], "at most the number of images 1347, got 2000"),
         (["--recipe", "cpu_trial", "--strategy", "fsdp", "--precision", "float16"], "float16 cannot be sharded"),
@@ -90,6 +95,22 @@ def test_wrong_settings_are_one_line(capsys, tmp_path, monkeypatch, words, messa
     error = capsys.readouterr().err
     assert re.fullmatch(rf"crossmae pretrain: .*{message}.*\n", error)
     assert not any(tmp_path.glob("*/checkpoints"))
+
+
+def test_masks_have_the_shape_of_the_recipe(capsys):
+    words = ["--recipe", "cpu_trial", "--steps", "30"]
+    text = dry_run(capsys, *words, "--masking", "block", "--mask_ratio", "[0.5, 0.75]")
+    assert re.search(r"masks +block\n", text)
+    assert "32 seen, 16 predicted" in text
+    text = dry_run(capsys, *words, "--masking", "grid", "--prediction_ratio", "[0.25, 0.75]")
+    assert re.search(r"masks +grid\n", text)
+    assert "16 seen, 16 predicted" in text
+
+
+def test_choices_that_there_are_not_are_named():
+    message = "masking must be one of random, grid, block, got 'blocks'; precision must be one of .*, got 'bf16'"
+    with pytest.raises(ValueError, match=message):
+        small(masking="blocks", precision="bf16")
 
 
 @pytest.mark.parametrize("content", ["modle: vit", "data: {sorce: x}", "epochs: many"])

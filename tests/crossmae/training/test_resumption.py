@@ -18,6 +18,7 @@ from crossmae.training.step import Stepper
 OTHER = {
     "seed 0, here 1": {"seed": 1},
     "mask_ratio 0.75, here 0.5": {"mask_ratio": 0.5},
+    'masking "random", here "block"': {"masking": "block"},
     "batch_size 16, here 8": {"batch_size": 8},
     "learning_rate 0.001, here 0.002": {"learning_rate": 2e-3},
     'precision "float32", here "bfloat16"': {"precision": "bfloat16"},
@@ -75,6 +76,9 @@ def test_a_recipe_that_was_written_is_read_as_far_as_it_tells(tmp_path):
     del settings["batch_size"]
     written.write_text(json.dumps(settings))
     assert changes(small(), written) == (["seed 4, here 0"], ["steps 3, here 12"])
+    del settings["masking"]  # of a time when all masks were random
+    written.write_text(json.dumps(settings))
+    assert changes(small(seed=4, masking="grid"), written)[0] == ['masking "random", here "grid"']
     written.write_text("[")
     with pytest.raises(ValueError, match=r"recipe.json is no recipe"):
         changes(small(), written)
@@ -82,14 +86,14 @@ def test_a_recipe_that_was_written_is_read_as_far_as_it_tells(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_command_that_was_stopped_says_so_by_its_exit_code(tmp_path, monkeypatch, capsys, number, code):
-    take = Stepper.take
+    train_step = Stepper.train_step
 
     def signalled(stepper, batches):
         if stepper.step in stops:
             os.kill(os.getpid(), number)
-        return take(stepper, batches)
+        return train_step(stepper, batches)
 
-    monkeypatch.setattr(Stepper, "take", signalled)
+    monkeypatch.setattr(Stepper, "train_step", signalled)
     (tmp_path / "recipe.json").write_text(small(steps=4).to_json())
     words = ["pretrain", "--recipe", str(tmp_path / "recipe.json"), "--out", str(tmp_path / "run")]
     words += ["--probe_every", "1000", "--pictures_every", "1000", "--probe_images", "60"]
@@ -103,13 +107,13 @@ def test_a_command_that_was_stopped_says_so_by_its_exit_code(tmp_path, monkeypat
 
 def test_settings_of_the_optimizer_are_the_recipes_after_a_resumption(begun, tmp_path, monkeypatch):
     settings = []
-    take = Stepper.take
+    train_step = Stepper.train_step
 
     def noted(stepper, batches):
         settings.append([(g["weight_decay"], g["betas"]) for g in stepper.optimizer.param_groups])
-        return take(stepper, batches)
+        return train_step(stepper, batches)
 
-    monkeypatch.setattr(Stepper, "take", noted)
+    monkeypatch.setattr(Stepper, "train_step", noted)
     checkpoint = str(begun / "checkpoints" / "step-00000002")
     pretrain(small(steps=3, weight_decay=0.3, betas=(0.8, 0.99)), into(tmp_path, resume=checkpoint))
     assert settings == [[(0.3, (0.8, 0.99)), (0.0, (0.8, 0.99))]]

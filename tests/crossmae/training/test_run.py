@@ -16,16 +16,16 @@ from processes import start
 
 import crossmae
 from crossmae.model import MaskedAutoencoder
-from crossmae.training import checkpoints
 from crossmae.training import run as run_module
-from crossmae.training.checkpoints import Checkpoints
+from crossmae.training import run_state
 from crossmae.training.data.batches import Batch
 from crossmae.training.data.config import DataConfig
 from crossmae.training.devices import make_fabric
-from crossmae.training.diagnosis import diagnosed
 from crossmae.training.monitor import Monitor, read_log
+from crossmae.training.nonfinite import find_nonfinite
 from crossmae.training.plan import make_plan
 from crossmae.training.run import pretrain
+from crossmae.training.run_state import Checkpoints
 from crossmae.training.step import Stepper
 
 
@@ -72,16 +72,16 @@ def test_a_run_learns(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_a_run_which_goes_on_as_if_it_had_not(uninterrupted, tmp_path, monkeypatch, number):
-    take = Stepper.take
+    train_step = Stepper.train_step
 
     def signalled(stepper, batches):
         if stepper.step == 6:
             os.kill(os.getpid(), number)
-        return take(stepper, batches)
+        return train_step(stepper, batches)
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patched:
-        patched.setattr(Stepper, "take", signalled)
+        patched.setattr(Stepper, "train_step", signalled)
         pretrain(small(), into(tmp_path))
     assert signal.getsignal(number) is before
     assert list(losses(tmp_path)) == list(range(7))
@@ -167,7 +167,7 @@ def test_a_full_disk_is_reported_and_costs_one_checkpoint(uninterrupted, tmp_pat
         return written
 
     monkeypatch.setattr(torch, "save", full(torch.save))
-    monkeypatch.setattr(checkpoints, "save_state", full(checkpoints.save_state))
+    monkeypatch.setattr(run_state, "save_state", full(run_state.save_state))
     with pytest.warns(UserWarning, match=r"no checkpoint of step 4: .*No space left on device"):
         pretrain(small(), into(tmp_path, keep_last=20))
     assert steps_kept(tmp_path) == [0, 2, 6, 8, 10, 12]
@@ -241,20 +241,20 @@ def test_what_is_kept(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_first_tensor(tmp_path, monkeypatch):
-    from crossmae.blocks import Mlp
+    from crossmae.model.blocks import Mlp
 
-    forward, take = Mlp.forward, Stepper.take
+    forward, train_step = Mlp.forward, Stepper.train_step
     now = [None, None]
 
     def noted(stepper, batches):
         now[:] = [stepper.step, stepper.model.encoder.blocks[1].mlp]
-        return take(stepper, batches)
+        return train_step(stepper, batches)
 
     def overflowing(mlp, x, norm):
         result = forward(mlp, x, norm)
         return result * torch.inf if now[0] == 7 and mlp is now[1] else result
 
-    monkeypatch.setattr(Stepper, "take", noted)
+    monkeypatch.setattr(Stepper, "train_step", noted)
     monkeypatch.setattr(Mlp, "forward", overflowing)
     with pytest.raises(RuntimeError) as failure:
         pretrain(small(), into(tmp_path))
@@ -296,11 +296,11 @@ def test_a_compiled_model_is_diagnosed_module_by_module(tmp_path):
             yield Batch(images, torch.rand(4, config.patches), torch.zeros(4), ())
 
     stepper.loss = stepper.fabric.setup_module(torch.compile(stepper.module, backend="aot_eager"))
-    stepper.take(batches())
+    stepper.train_step(batches())
     with torch.no_grad():
         stepper.model.encoder.blocks[1].mlp.fc1.bias[:] = 1e30
         stepper.model.encoder.blocks[1].mlp.fc2.weight[:] = 1e30
-    assert "the output of model.encoder.blocks.1.mlp" in diagnosed(stepper, batches(), 1)
+    assert "the output of model.encoder.blocks.1.mlp" in find_nonfinite(stepper, batches(), 1)
 
 
 def test_a_graphs_gradients_outlive_it(tmp_path, monkeypatch):
@@ -317,18 +317,18 @@ def test_a_graphs_gradients_outlive_it(tmp_path, monkeypatch):
         for gradient in stale:
             gradient.fill_(torch.nan)
 
-    take = Stepper.take
+    train_step = Stepper.train_step
 
     def taken(stepper, batches):
         noted.stepper = stepper
         stale.clear()
-        return take(stepper, batches)
+        return train_step(stepper, batches)
 
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
     for execution in ("eager", "graphs"):
         if execution == "graphs":
             monkeypatch.setattr(run_module.Fabric, "backward", noted)
-            monkeypatch.setattr(Stepper, "take", taken)
+            monkeypatch.setattr(Stepper, "train_step", taken)
             monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", overwritten)
         pretrain(small(steps=2, micro_batch=4, execution=execution), into(tmp_path / execution))
     assert same(tmp_path / "eager", tmp_path / "graphs")

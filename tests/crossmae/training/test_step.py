@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import crossmae
-from crossmae.training.schedule import cosine_with_warmup
+from crossmae.training.plan import cosine_with_warmup
 from crossmae.training.step import parameter_groups
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from crossmae.training.data.bundled import BUNDLED, CONTRAST, GREY, bundled_set
-from crossmae.training.data.sources import find_sources
+from crossmae.training.data.factory import find_sources
 from crossmae.training.probe import LabelledFeatures, knn_accuracy
 
 

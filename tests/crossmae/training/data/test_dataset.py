@@ -12,7 +12,7 @@ from pictures import BROKEN, encoded, messy_folder, random_pixels
 from crossmae.training.data.batches import Batch, loader
 from crossmae.training.data.config import DataConfig
 from crossmae.training.data.decoding import UnreadableImage
-from crossmae.training.data.opening import open_images
+from crossmae.training.data.factory import open_images
 from crossmae.training.data.sampling import GlobalBatches
 
 
@@ -22,7 +22,7 @@ def messy(tmp_path_factory):
 
 
 def opened(folder, seed=3, strict=False, **options):
-    return open_images(DataConfig(str(folder), **options), 3, (32, 48), patches=24, seed=seed, strict=strict)
+    return open_images(DataConfig(str(folder), **options), 3, (32, 48), mask_noise=24, seed=seed, strict=strict)
 
 
 def equal(a, b):
@@ -114,7 +114,7 @@ def test_samples_depend_on_seed_epoch_and_index_alone(plain):
 
 
 def test_noise_is_uniform_and_independent():
-    dataset = open_images(DataConfig("digits"), 1, (8, 8), patches=50)
+    dataset = open_images(DataConfig("digits"), 1, (8, 8), mask_noise=50)
     noise = np.stack([dataset[epoch, index].noise.numpy() for epoch in range(8) for index in range(50)])
     assert noise.mean() == pytest.approx(0.5, abs=5 * (1 / 12 / noise.size) ** 0.5)
     assert noise.var() == pytest.approx(1 / 12, abs=5 * (1 / 180 / noise.size) ** 0.5)

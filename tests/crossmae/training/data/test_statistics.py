@@ -7,7 +7,7 @@ from pictures import encoded, npy, random_pixels, tiff
 
 from crossmae.training.data.config import DataConfig
 from crossmae.training.data.decoding import UnreadableImage
-from crossmae.training.data.opening import open_images
+from crossmae.training.data.factory import open_images
 
 BANDS = 10
 
@@ -27,7 +27,7 @@ def write(folder, arrays, form=npy, extension="npy"):
 
 def opened(folder, channels=BANDS, size=(16, 16), strict=False, **options):
     options = {"crop_scale": None, "flip": False, **options}
-    return open_images(DataConfig(str(folder), **options), channels, size, patches=16, strict=strict)
+    return open_images(DataConfig(str(folder), **options), channels, size, mask_noise=16, strict=strict)
 
 
 def everything(dataset):
@@ -68,7 +68,7 @@ def test_other_numbers_are_values(tmp_path, dtype):
 def test_what_is_found_is_not_looked_for_again(tmp_path, monkeypatch):
     folder = write(tmp_path, [scene(seed) for seed in range(4)])
     first = opened(folder)
-    monkeypatch.setattr("crossmae.training.data.opening.survey", None)
+    monkeypatch.setattr("crossmae.training.data.factory.survey", None)
     again = open_images(first.data, BANDS, (16, 16), 16)
     assert again.data == first.data
     assert (everything(again) == everything(first)).all()

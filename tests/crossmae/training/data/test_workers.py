@@ -14,7 +14,7 @@ from pictures import encoded, messy_folder, smooth
 from crossmae.training.data import shards
 from crossmae.training.data.batches import loader
 from crossmae.training.data.config import DataConfig
-from crossmae.training.data.opening import open_images
+from crossmae.training.data.factory import open_images
 from crossmae.training.data.sampling import GlobalBatches
 
 
@@ -36,7 +36,7 @@ SOURCES = {"folder": folder_of, "shards": shards_of, "bundled": lambda place: "d
 
 
 def opened(where):
-    return open_images(DataConfig(str(where)), 3, (32, 48), patches=24)
+    return open_images(DataConfig(str(where)), 3, (32, 48), mask_noise=24)
 
 
 def contents(batch):

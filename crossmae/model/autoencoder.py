@@ -9,17 +9,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 import crossmae_kernels as ck
-from crossmae.config import Config, named_config
-from crossmae.decoder import CrossDecoder
-from crossmae.encoder import Encoder
-from crossmae.mae import SelfDecoder
 from crossmae.masking import Masking, Rounding, random_masking
+from crossmae.model.config import Config, named_config
+from crossmae.model.decoders import CrossMAEDecoder, MAEDecoder
+from crossmae.model.encoder import Encoder
 from crossmae_kernels.runtime.autocast import autocasts
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward pass yields: the scalar loss, the predicted patches ``(B, Q, P)`` and the mask they belong to."""
+    """What a forward pass returns: the scalar loss, the predicted patches ``(B, Q, P)`` and the mask they belong to."""
 
     loss: Tensor
     prediction: Tensor
@@ -30,7 +29,7 @@ _pytree.register_dataclass(Output)
 
 
 class NoDecoder(nn.Module):
-    """In the place of the decoder of a model that is an encoder alone."""
+    """Stands in for the decoder in a model that is an encoder alone."""
 
     def forward(self, *_: object) -> Never:
         """Refuse, saying what to do instead."""
@@ -40,7 +39,7 @@ class NoDecoder(nn.Module):
             "new.encoder.load_state_dict(model.encoder.state_dict(), strict=False)"
         )
 
-    streams = pixels = forward
+    residuals = pixels = forward
 
 
 class MaskedAutoencoder(nn.Module):
@@ -86,7 +85,7 @@ class MaskedAutoencoder(nn.Module):
             noise: ``(B, L)`` that orders the patches; drawn first thing unless given.
             generator: for the noise.
             rounding: see ``mask_counts``.
-            masking: a mask of your own instead of a random one; the arguments above are then not used.
+            masking: a mask of your own instead of a random one; the arguments above are then ignored.
         """
         if isinstance(self.decoder, NoDecoder):
             self.decoder()
@@ -144,7 +143,7 @@ class MaskedAutoencoder(nn.Module):
         return self.pixel_mean.float(), self.pixel_std.float()
 
     def _check(self, images: Tensor) -> None:
-        """Refuse what is no batch of images for this model."""
+        """Refuse anything but a batch of images for this model."""
         config = self.config
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor, got {type(images).__name__}")
@@ -165,10 +164,10 @@ class MaskedAutoencoder(nn.Module):
             )
 
 
-def _decoder(config: Config) -> SelfDecoder | CrossDecoder | NoDecoder:
+def _decoder(config: Config) -> MAEDecoder | CrossMAEDecoder | NoDecoder:
     if config.decoder is None:
         return NoDecoder()
-    return SelfDecoder(config) if config.decoder == "mae" else CrossDecoder(config)
+    return MAEDecoder(config) if config.decoder == "mae" else CrossMAEDecoder(config)
 
 
 def create_model(name: str, image_size: int | Sequence[int] | None = None, **overrides: Any) -> MaskedAutoencoder:

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and SIGINT are noted, and answered between two steps."""
+"""Preemption: SIGTERM and SIGINT are noted when they arrive, and answered between two steps."""
 
 import signal
 import threading
@@ -11,19 +11,19 @@ from lightning_fabric import Fabric
 from crossmae.training.devices import over_devices
 
 
-class Interruption:
+class Preemption:
     """Within its context, a signal to stop is noted; a second SIGINT stops at once.
 
-    In a thread other than the main one, which alone may ask for signals, none are.
+    Only the main thread may handle signals; in any other thread none is noted.
     """
 
     def __init__(self, fabric: Fabric) -> None:
         self._fabric, self._noted = fabric, 0
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> "Interruption":
-        asked = threading.current_thread() is threading.main_thread()
-        for number in (signal.SIGTERM, signal.SIGINT) if asked else ():
+    def __enter__(self) -> "Preemption":
+        main = threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGTERM, signal.SIGINT) if main else ():
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -40,11 +40,11 @@ class Interruption:
 
     @property
     def signal(self) -> int:
-        """The signal that was noted; SIGTERM where another process had it."""
+        """The signal that was noted; SIGTERM if another process received it."""
         return self._noted or signal.SIGTERM
 
-    def agreed(self, at_interval: bool) -> bool:
-        """Whether all processes stop now. Several agree at intervals only, since asking each other takes time."""
+    def should_stop(self, at_interval: bool) -> bool:
+        """Whether all processes stop now; several agree at intervals only, since asking each other takes time."""
         if self._fabric.world_size == 1:
             return bool(self._noted)
         if not at_interval:

@@ -1,4 +1,4 @@
-"""Where a loss that is not finite comes from: steps since the last good checkpoint once more, the bad one watched."""
+"""NaN detection: repeat the steps since the last good checkpoint, and watch the one whose loss is not finite."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,21 +21,21 @@ class NonFiniteLossError(RuntimeError):
         self.step = step
 
 
-def diagnosed(stepper: Stepper, batches: Iterator[Batch], bad_step: int) -> str:
-    """Take the steps up to the bad one again, from where ``stepper`` is, and name the first tensor that is not finite.
+def find_nonfinite(stepper: Stepper, batches: Iterator[Batch], bad_step: int) -> str:
+    """Repeat the steps from where ``stepper`` is up to the bad one, and name the first tensor that is not finite.
 
-    Steps depend on recipe and step number alone, so they happen again as they did, on an accelerator up to the order
-    of its sums. The step before the bad one is watched too: its gradients may be to blame.
+    Steps depend on recipe and step number alone, so they repeat exactly, on an accelerator up to the order of its
+    sums. The step before the bad one is watched too: its gradients may be to blame.
     """
     while stepper.step < bad_step - 1:
-        stepper.take(batches)
+        stepper.train_step(batches)
     found: list[str] = []
     anywhere = False
     while stepper.step <= bad_step and not anywhere:
         step = stepper.step
-        # Compiled code would not see that it is watched.
-        with torch.compiler.set_stance("force_eager"), watched(stepper.module, found):
-            loss = stepper.take(batches)
+        # Compiled code would ignore the hooks.
+        with torch.compiler.set_stance("force_eager"), nonfinite_hooks(stepper.module, found):
+            loss = stepper.train_step(batches)
         if not found and not _finite(loss):
             found.append("the loss itself; all modules' outputs are finite")
         here = torch.tensor(float(bool(found)), device=loss.device)
@@ -47,10 +47,10 @@ def diagnosed(stepper: Stepper, batches: Iterator[Batch], bad_step: int) -> str:
 
 
 @contextmanager
-def watched(model: nn.Module, found: list[str]) -> Iterator[None]:
-    """Within the context, note what is not finite: parameters, modules' outputs and these outputs' gradients.
+def nonfinite_hooks(model: nn.Module, found: list[str]) -> Iterator[None]:
+    """Within the context, note what is not finite: parameters, modules' outputs and the gradients of these outputs.
 
-    Waits for the device at every module; a name is that of the innermost module.
+    Waits for the device at every module. The innermost module is named.
     """
     found += [f"the parameter {name}" for name, tensor in model.named_parameters() if not _finite(tensor.detach())]
 

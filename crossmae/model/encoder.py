@@ -1,22 +1,22 @@
-"""The encoder: a vision transformer that sees visible patches only and hands out its feature maps."""
+"""The encoder: a vision transformer that sees visible patches only and returns its feature maps."""
 
 import torch
 from torch import Tensor, nn
 
 import crossmae_kernels as ck
-from crossmae.blocks import (
+from crossmae.model.blocks import (
     SelfAttentionBlock,
     initialize,
     learned_token,
-    residual_stream,
     run_block,
+    to_residual,
 )
-from crossmae.config import Config
-from crossmae.positions import sincos_positions
+from crossmae.model.config import Config
+from crossmae.model.positions import sincos_positions
 
 
 class PatchEmbedding(nn.Module):
-    """One linear layer from the pixels of a patch; only asked-for patches are embedded.
+    """One linear layer from the pixels of a patch; only the requested patches are embedded.
 
     The weight keeps the layout of a convolution ``(E, C, p, p)``, as ViT and MAE checkpoints have it.
     """
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         return self.norm(x)
 
     def _tokens(self, images: Tensor, ids: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
-        patches = residual_stream(self.patch_embed(images, ids, mean, std) + self.positions[0, 1:][ids], self.config)
+        patches = to_residual(self.patch_embed(images, ids, mean, std) + self.positions[0, 1:][ids], self.config)
         class_token: Tensor = self.cls_token
         if self.config.decoder != "crossmae":
             # CrossMAE's release gives the class token no position, where MAE and ViTs that are encoders alone do. Fresh

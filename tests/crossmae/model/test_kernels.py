@@ -13,6 +13,7 @@ from seeds import generator, seeded
 from torch.profiler import ProfilerActivity, profile
 
 import crossmae
+from crossmae.masking import draw_masking, noise_length
 from crossmae_kernels.runtime.dispatch import default_implementation
 from crossmae_kernels.runtime.forms import form_of
 from crossmae_kernels.testing import assert_within_budget, budgets
@@ -177,6 +178,21 @@ def test_launches_per_block(interpreter_asked_for, problem, monkeypatch):
     # The first block gathers from a table, whose gradient is a segmented sum: of its queries, and of its residual.
     first = passes[1][1] - (passes[2][1] - passes[1][1])
     assert first["segmented_sum_kernel"] == 2
+
+
+def test_masks_that_have_a_shape(device):
+    images, _ = images_and_noise(device)
+    model = small_model().to(device)
+    noise = torch.rand(2, noise_length("block", 16), generator=generator(3)).to(device)
+    masking = draw_masking("block", (4, 4), 0.75, 0.5, noise)
+    found = []
+    for impl in ("triton", "reference"):
+        model.zero_grad()
+        with default_implementation(impl):
+            model(images, masking=masking).loss.backward()
+        found.append([p.grad.clone() for p in model.parameters()])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["crossmae_vit_tiny_patch4", "mae_vit_tiny_patch4"])

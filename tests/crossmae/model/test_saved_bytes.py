@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from crossmae.config import named_config
-from crossmae.decoder import CrossDecoder
 from crossmae.flops import decoder_saved_bytes
 from crossmae.masking import Masking, mask_counts
 from crossmae.measure import bytes_saved_for_backward
+from crossmae.model.config import named_config
+from crossmae.model.decoders import CrossMAEDecoder
 from crossmae_kernels.runtime.dispatch import default_implementation
 
 MIB = 2**20
@@ -22,7 +22,7 @@ def counted(config, prediction_ratio):
 
     def of_batch(batch):
         with FakeTensorMode():
-            decoder = CrossDecoder(config)
+            decoder = CrossMAEDecoder(config)
             maps = [torch.empty(batch, visible + 1, config.encoder_width) for _ in config.feature_maps]
             for feature_map in maps:
                 feature_map.requires_grad_()

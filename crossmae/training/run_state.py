@@ -1,10 +1,10 @@
-"""Checkpoints of a run: folders that are whole or not there, read only if nothing in them has changed.
+"""The state of a run on disk: checkpoints, folders written whole or not at all and read only if unchanged.
 
 ``checkpoints/step-00001234/`` holds ``model.safetensors``, as ``crossmae.load`` takes it, ``training.pt`` (the
 optimizer's state and the loss scale) and ``manifest.json`` (step, score, and size and checksum of the other two).
 Everything else that a run depends on is a function of recipe and step: order, augmentation, masks, learning rate.
-States are whole and named by parameter, whatever the number of devices and however they share the model, so a run goes
-on with others.
+States are whole and named by parameter, whatever the number of devices and however they share the model, so a run can
+resume on others.
 """
 
 import json
@@ -26,8 +26,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from crossmae.checkpoint.saving import CONFIG_KEY, save_state
-from crossmae.config import Config
 from crossmae.files import replacing, to_disk
+from crossmae.model.config import Config
 from crossmae.training.step import Stepper
 from crossmae_kernels.command import reason
 
@@ -38,7 +38,7 @@ _PREFIX = "model."
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that is there, by its manifest; ``score`` is higher for a better one, or None."""
+    """A checkpoint on disk, by its manifest; ``score`` is higher for a better one, or None."""
 
     path: Path
     step: int
@@ -63,9 +63,9 @@ class Checkpoints:
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
     def write(self, stepper: Stepper, score: float | None) -> Path:
-        """Write the state after ``stepper.step`` steps, on every device's call; then drop what is not to be kept.
+        """Write the state after ``stepper.step`` steps, then drop what is not to be kept; every device must call.
 
-        Raises OSError, on the first device alone, with everything as it was.
+        Raises OSError, on the first device alone, and leaves everything as before.
         """
         model, training = _states(stepper)
         path = self.folder / f"step-{stepper.step:08d}"
@@ -88,11 +88,11 @@ class Checkpoints:
         return path
 
     def show(self, path: Path) -> None:
-        """Let the model of a checkpoint be the one that lies in the run's folder."""
+        """Make the model of a checkpoint the one in the run's folder."""
         _link(path / MODEL, self.folder.parent / MODEL)
 
     def _drop(self) -> None:
-        """Remove all but the last, the best and the periodic ones, and what killed runs left."""
+        """Remove all but the last, the best and the periodic ones, and what killed runs left behind."""
         there = self.there()
         scored = [checkpoint for checkpoint in there if checkpoint.score is not None]
         kept = {checkpoint.path for checkpoint in there[-self._keep_last :]}
@@ -121,7 +121,7 @@ def restore(stepper: Stepper, path: Path) -> None:
 
 
 def verify(path: Path, config: Config) -> None:
-    """Refuse a checkpoint whose files are not as they were written, or not of a model of this configuration.
+    """Refuse a checkpoint whose files have changed since they were written, or whose model has another configuration.
 
     Raises ValueError, with what is wrong, and FileNotFoundError if there is no such folder.
     """
@@ -141,13 +141,13 @@ def verify(path: Path, config: Config) -> None:
         raise ValueError(f"{path} is damaged: {', '.join(changed)} differs from what was written")
     try:
         with safe_open(path / MODEL, framework="pt") as opened:
-            # Through Config, which knows what fields that came later were before there was a choice.
+            # Through Config, whose defaults are what later fields stood for before they existed.
             written = json.loads(opened.metadata()[CONFIG_KEY])
             theirs = Config.from_dict(written).to_dict()
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path / MODEL} is no model of this package: {reason(error)}") from error
     ours = Config.from_dict(config.to_dict()).to_dict()
-    # What an older model does not tell is no contradiction.
+    # What an older file does not say is no contradiction.
     told = [name for name, value in theirs.items() if name in written or value is not None]
     other = [f"{name} {theirs[name]}, here {ours[name]}" for name in told if theirs[name] != ours[name]]
     if other:
@@ -162,7 +162,7 @@ def _states(stepper: Stepper) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _save(stepper: Stepper, model: dict[str, Tensor], training: dict[str, Any], folder: Path) -> None:
-    """Write both files; of what their writers raise where a disk is full, all is OSError then."""
+    """Write both files; whatever their writers raise when a disk is full becomes OSError."""
     from safetensors import SafetensorError
 
     try:

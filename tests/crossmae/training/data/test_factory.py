@@ -10,8 +10,8 @@ import torch
 import webdataset
 from pictures import encoded, random_pixels
 
-from crossmae.training.data.names import Names
-from crossmae.training.data.sources import find_sources
+from crossmae.training.data.factory import find_sources
+from crossmae.training.data.source import PackedNames
 
 
 def picture(path, seed=0):
@@ -97,7 +97,7 @@ def test_names_in_no_encoding(tmp_path):
 
 def test_names_are_a_sequence():
     strings = ["", "a", "grüße", "a/b", "\udcfc"]
-    names = Names(strings)
+    names = PackedNames(strings)
     assert list(names) == strings
     assert names[1:3] == strings[1:3]
     assert names[np.int64(3)] == "a/b"

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import crossmae_kernels as ck
-from crossmae.config import Config, Hidden
+from crossmae.model.config import Config, Hidden
 from crossmae_kernels.runtime.autocast import autocasts
 
 
@@ -57,7 +57,7 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """The layers of ``cross_attention``; the norm belongs to the caller's block.
 
-    Keys and values come projected: those of all blocks are computed at once (``CrossDecoder.keys_and_values``).
+    Keys and values come projected: those of all blocks are computed at once (``CrossMAEDecoder.keys_and_values``).
     """
 
     def __init__(self, width: int, feature_width: int, heads: int) -> None:
@@ -142,8 +142,8 @@ def run_block(block: nn.Module, checkpointed: bool, *arguments: Tensor | None) -
     return block(*arguments)
 
 
-def residual_stream(x: Tensor, config: Config) -> Tensor:
-    """``x`` in the dtype in which blocks are to hand on their sums."""
+def to_residual(x: Tensor, config: Config) -> Tensor:
+    """``x`` in the dtype of the residual between blocks, see ``Config.residual``."""
     device = x.device.type
     if config.residual == "autocast" and autocasts(device):
         return x.to(torch.get_autocast_dtype(device))

@@ -6,9 +6,9 @@ import torch
 from pictures import encoded, npy, random_pixels
 
 from crossmae.training.data.config import DataConfig
-from crossmae.training.data.evaluation import evaluation_loader, labelled
-from crossmae.training.data.opening import open_images
+from crossmae.training.data.factory import open_images
 from crossmae.training.data.statistics import survey
+from crossmae.training.evaluation import evaluation_loader, labelled
 
 
 def write(folder, count, classes="abc", **shape):
@@ -19,7 +19,7 @@ def write(folder, count, classes="abc", **shape):
 
 
 def opened(folder, **options):
-    return open_images(DataConfig(str(folder), **options), 3, (8, 8), patches=4)
+    return open_images(DataConfig(str(folder), **options), 3, (8, 8), mask_noise=4)
 
 
 def everything(subset):
@@ -56,7 +56,7 @@ def test_without_labels_there_is_nothing_to_evaluate_on(tmp_path):
 
 
 def test_bundled_sets_are_evaluated_as_they_are():
-    dataset = open_images(DataConfig("digits"), 1, (32, 32), patches=4)
+    dataset = open_images(DataConfig("digits"), 1, (32, 32), mask_noise=4)
     sets = labelled(dataset, limit=2000)
     images, labels = everything(sets.test)
     assert torch.equal(images, dataset.evaluation.source.images)
@@ -65,7 +65,7 @@ def test_bundled_sets_are_evaluated_as_they_are():
 
 def test_statistics_are_those_of_float64(tmp_path):
     write(tmp_path, 9)
-    dataset = open_images(DataConfig(str(tmp_path)), 3, (12, 10), patches=4)  # the size they have
+    dataset = open_images(DataConfig(str(tmp_path)), 3, (12, 10), mask_noise=4)  # the size they have
     pixels = np.stack([random_pixels(number, 12, 10, 3) for number in range(9)]) / 255
     seen = survey(dataset.images)
     np.testing.assert_allclose(seen.mean, pixels.mean((0, 1, 2)), rtol=1e-12)
@@ -80,7 +80,7 @@ def test_statistics_of_floats_and_of_a_constant_channel(tmp_path):
     values[:, 1] = 7.3
     for number, array in enumerate(values):
         (tmp_path / f"{number}.npy").write_bytes(npy(array))
-    dataset = open_images(DataConfig(str(tmp_path), dtype="float32"), 2, (8, 8), patches=4)
+    dataset = open_images(DataConfig(str(tmp_path), dtype="float32"), 2, (8, 8), mask_noise=4)
     mean, std = dataset.data.mean, dataset.data.std
     exact = values.astype(np.float64)
     np.testing.assert_allclose(mean, exact.mean((0, 2, 3)), rtol=1e-7)

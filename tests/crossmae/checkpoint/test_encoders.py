@@ -10,7 +10,7 @@ from plain_vit import features
 from safetensors.torch import save_file
 
 import crossmae
-from crossmae.positions import interpolate_positions
+from crossmae.model.positions import interpolate_positions
 
 ENCODER = encoder_of(Case("mae").weights)
 ON_TOP = {

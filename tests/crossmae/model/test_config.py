@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import crossmae
-from crossmae.config import Config
+from crossmae.model.config import Config
 
 FIELDS = {
     "image_size": (224, None, "224", (224,), (224, 224, 3), (224.0, 224), [224, 224], (True, 224)),

@@ -1,4 +1,4 @@
-"""Values that lie alone: far from all others and repeated, as what stands for no data does."""
+"""Sentinel values that nobody declared: far from all other values and often repeated."""
 
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ REPEATED, GAPS = 1e-3, 3
 
 @dataclass
 class _End:
-    """The three lowest values, and how often there is the lowest; of the upper end with their signs changed."""
+    """The three lowest values and the count of the lowest; for the upper end with their signs changed."""
 
     lowest: list[float] = field(default_factory=list)
     count: int = 0
@@ -36,7 +36,7 @@ class _End:
 
 
 class Channel:
-    """What one channel of many images holds, seen image by image."""
+    """The values of one channel of many images, added image by image."""
 
     def __init__(self) -> None:
         self._count, self._total, self._squares = 0, 0.0, 0.0
@@ -53,7 +53,7 @@ class Channel:
         return -min(self._upper.lowest, default=np.inf)
 
     def add(self, values: Array) -> None:
-        """Take in the values of an image, of any shape, all finite."""
+        """Add the values of an image, of any shape, all finite."""
         if not values.size:
             return
         values = values.ravel().astype(np.float64)
@@ -64,8 +64,8 @@ class Channel:
             self._total += float(values.sum())
             self._squares += float(np.square(values).sum())
 
-    def lonely(self) -> tuple[float, float] | None:
-        """A value that lies alone, see above, and its share of all; None if there is none."""
+    def sentinel(self) -> tuple[float, float] | None:
+        """A value that looks like a sentinel, see above, and its share of all; None if there is none."""
         for end, sign in ((self._lower, 1.0), (self._upper, -1.0)):
             if len(end.lowest) < 3 or end.count <= REPEATED * self._count:
                 continue

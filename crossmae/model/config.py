@@ -1,4 +1,4 @@
-"""What a model is made of, and the models that have a name."""
+"""The configuration of a model, and the named models."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,13 +30,13 @@ class Config:
     images as ``(pixel / 255 - mean) / std``. A model that has them takes uint8 images as they are. None: it takes
     floating-point images that were normalised before.
     ``pixel_numbers`` and ``pixel_nodata`` say what image files held: "shares" of full scale or "values" taken as they
-    are, and the value that stood for no data ("nan": none but those that are not finite). None: nobody told.
+    are, and the value that stood for no data ("nan": none but those that are not finite). None: unknown.
 
-    The last fields say how a model runs, and leave its parameters as they are: ``drop_path`` is the rate, rising to
+    The last fields say how a model runs and do not change its parameters: ``drop_path`` is the rate, rising to
     this from 0 along the encoder's depth, at which an image skips a residual branch while training (stochastic depth,
     arXiv 1603.09382); ``gradient_checkpointing`` computes blocks again in the backward pass instead of keeping what
     they need; ``hidden_layer`` is that choice for the MLPs' hidden layers alone, with kernels; ``residual`` is the
-    dtype of the residual stream under autocast, float32 (sums of dozens of branches lose nothing) or autocast's own.
+    dtype of the residual under autocast, float32 (sums of dozens of branches lose nothing) or autocast's own.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -64,7 +64,7 @@ class Config:
     residual: Residual = "float32"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built, naming every field that is wrong."""
+        """Refuse what cannot be built, naming every wrong field."""
         wrong = [
             f"{name} must be {expected}, got {getattr(self, name)!r}"
             for name, kind in field_types().items()
@@ -162,7 +162,7 @@ class Config:
 
 
 def as_tuple(value: Any) -> Any:
-    """A sequence as a tuple; anything else as it is."""
+    """A sequence as a tuple; anything else unchanged."""
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 

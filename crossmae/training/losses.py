@@ -1,4 +1,4 @@
-"""Losses read back from the device without waiting for it."""
+"""Asynchronous logging: losses are copied from the device and read later, so that no step waits for it."""
 
 import math
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Losses:
 
 
 class LossReader:
-    """Collects losses on the device and hands them out an interval later, when the copy has long arrived.
+    """Collects losses on the device and returns them an interval later, when the copy has long arrived.
 
     Every device must call ``add`` and ``flush`` at the same steps: losses are averaged over devices, an interval at a
     time.
@@ -36,7 +36,7 @@ class LossReader:
         self._underway: tuple[int, Tensor, torch.Event | None] | None = None
 
     def add(self, step: int, loss: Tensor) -> Losses | None:
-        """Note the loss of a step; at the end of an interval, the losses of the one before."""
+        """Note the loss of a step; at the end of an interval, return the losses of the interval before."""
         if not self._collected:
             self._first = step
         self._collected.append(loss)
@@ -47,7 +47,7 @@ class LossReader:
         return arrived if self._fabric.device.type != "cpu" else self._arrived()
 
     def flush(self) -> list[Losses]:
-        """All losses that were not handed out; waits for the device."""
+        """All losses not returned so far; waits for the device."""
         arrived = [self._arrived()]
         if self._collected:
             self._send()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from crossmae.positions import interpolate_positions, sincos_positions
+from crossmae.model.positions import interpolate_positions, sincos_positions
 
 
 @pytest.mark.parametrize("grid", [(3, 3), (2, 5), (4, 1)])

@@ -105,18 +105,18 @@ class Judge:
         return exact, budgets(lambda: self._results(self.eager, few, upstream), exact)
 
     def _on_few_images(self, solver: Solver) -> Check:
+        found = self._results(solver, *self._posed)  # first, since it may refuse, and the budget takes time
         exact, allowed = self._allowed
-        found = self._results(solver, *self._posed)
         _check_shapes(found, exact)
         verdict = worst(found, exact, allowed, norms=("rms",) if self.contest.whole else NORMS)
         return _passed(f"{verdict.result}, {verdict.norm}", verdict.share)
 
     def _on_whole_batch(self, solver: Solver) -> Check:
-        exact, allowed = self._allowed
         arguments = self.contest.draw(self.contest.batch, SEED, self.device)
         upstream = upstream_of(self.eager, arguments, SEED + 1)
-        truth = self._results(self.eager, arguments, upstream)
         found = self._results(solver, arguments, upstream)
+        truth = self._results(self.eager, arguments, upstream)
+        exact, allowed = self._allowed
         _check_shapes(found, truth)
         shares = {}
         for name, expected in truth.items():

@@ -42,6 +42,7 @@ def checks(pytestconfig: pytest.Config) -> Checks:
 
 
 @pytest.mark.benchmark(timer=CLOCK)
+@pytest.mark.filterwarnings("default")  # a contender that warns still competes
 def test_suite(benchmark: Any, pytestconfig: pytest.Config, checks: Checks, case: Case) -> None:
     """Check and time one contender on one problem in one direction."""
     option = pytestconfig.option

@@ -25,7 +25,7 @@ def session(tmp_path, monkeypatch):
 
 
 PLANTED = """
-import os, signal
+import os, signal, warnings
 import torch
 from benchmarks import suites
 from benchmarks.contest import BOTH, Contest, Solver, Work
@@ -35,7 +35,11 @@ def die(x):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def planted(suite, form):
-    calls = {"reference": lambda x: x * x, "killed": die, "other": lambda x: x.square()}
+    def warning(x):
+        warnings.warn("slow")
+        return x.square()
+
+    calls = {"reference": lambda x: x * x, "killed": die, "other": warning}
     pose = lambda draw, batch: Problem("", "", {"x": draw.normal(batch, 3)})
     solvers = {name: lambda call=call: Solver(call) for name, call in calls.items()}
     return [Contest(suite, {"problem": "squares"}, 4, torch.float32, pose, solvers, {BOTH: Work(2, 2)})]

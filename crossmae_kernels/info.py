@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import crossmae_kernels as ck
 from crossmae_kernels.command import run_command
-from crossmae_kernels.runtime import dispatch, precision, tuning
+from crossmae_kernels.runtime import dispatch, launch, tuning
 from crossmae_kernels.runtime.device import KERNEL_DTYPES, interpreted, shared_memory
 
 # ViT-B's decoder at 224 px: 13 feature maps of 49 visible patches and a class token, mixed for 12 blocks; of 196
@@ -109,7 +109,7 @@ def report() -> list[str]:
     lines.append(f"default     {dispatch.default()} ({dispatch.ENVIRONMENT_VARIABLE})")
     lines.append(f"interpreter {'on' if interpreted() else 'off'} (TRITON_INTERPRET)")
     lines.append(f"tuning      {'on' if tuning.enabled() else 'off'} (CROSSMAE_KERNELS_TUNE)")
-    products = {"ieee": "exact products", "tf32": "products in TF32"}[precision.input_precision(torch.float32)]
+    products = {"ieee": "exact products", "tf32": "products in TF32"}[launch.input_precision(torch.float32)]
     lines.append(f"float32     {products} (torch.backends.cuda.matmul.fp32_precision)")
     for device in devices():
         lines += ["", f"{device}: {describe(device)}", *rows_of(device)]

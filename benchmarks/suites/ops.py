@@ -14,7 +14,7 @@ import crossmae_kernels as ck
 from benchmarks.contest import BOTH, FORWARD, Contest, Form, Solver, Work, with_compiled
 from benchmarks.release import SYNCHRONIZES, release_gather, release_loss, release_mixing, release_projections
 from benchmarks.suites.shapes import EPS, model_name, shape_of
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import form_of
 from crossmae_kernels.testing import Draw, problems
 from crossmae_kernels.testing.problem import Problem
 

@@ -11,17 +11,16 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
-from crossmae_kernels.audit.case import ITEM_SIZES, report
-from crossmae_kernels.audit.cases import CASES, cases
-from crossmae_kernels.audit.compilation import SHARED_MEMORY
+from crossmae_kernels.audit.calls import CALLS, DTYPES
+from crossmae_kernels.audit.cases import DEVICES, cases, report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line for each case, or all as JSON."""
     parser = argparse.ArgumentParser(prog="python -m crossmae_kernels.audit", description=__doc__)
-    parser.add_argument("--ops", nargs="+", choices=list(CASES), default=[*CASES])
-    parser.add_argument("--architectures", nargs="+", type=int, choices=list(SHARED_MEMORY), default=[*SHARED_MEMORY])
-    parser.add_argument("--dtypes", nargs="+", choices=list(ITEM_SIZES), default=[*ITEM_SIZES])
+    parser.add_argument("--ops", nargs="+", choices=list(CALLS), default=[*CALLS])
+    parser.add_argument("--architectures", nargs="+", type=int, choices=list(DEVICES), default=[*DEVICES])
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=[*DTYPES])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="one list of records instead of a table")
     options = parser.parse_args(argv)

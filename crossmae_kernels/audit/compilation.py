@@ -1,28 +1,23 @@
-"""Compile a kernel for a GPU that is not there, and read what the assembler made of it.
+"""Compile a launch for a GPU that is not there, and read what the assembler made of it.
 
 Triton compiles for any target without a driver. Registers, stack and instructions come from the disassembler that
 ships with it.
 """
 
 import contextlib
+import importlib
 import io
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-# Shared memory that one program may have, by architecture (CUDA programming guide, table of compute capabilities).
-SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-
-# What the launcher marks a pointer or a stride with that 16 divides.
-ALIGNED = [["tt.divisibility", 16]]
+from crossmae_kernels.audit.recording import Launch
 
 TENSOR_CORE_INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA")
 
@@ -36,6 +31,8 @@ class Assembly:
     """Instructions that move registers to or from local memory."""
     shared: int
     """Bytes of shared memory."""
+    products: tuple[str, ...]
+    """Kinds of matrix products that the kernel asks for: ``2D bf16``, ``3D tf32``, ``2D ieee`` and so on."""
     tensor_core: tuple[str, ...]
     """Kinds of tensor-core instructions."""
     widest_load: int
@@ -47,56 +44,27 @@ class CompilationError(RuntimeError):
     """The compiler refused; the message is its last line, not the whole program it prints."""
 
 
-def compile_kernel(
-    kernel: Any,
-    pointers: Mapping[str, str | tuple[str, ...]],
-    constants: Mapping[str, object],
-    arch: int,
-    options: Mapping[str, int | None],
-    scalars: Mapping[str, str],
-) -> Assembly:
-    """Compile as the launcher would for aligned, densely packed tensors.
-
-    Args:
-        kernel: a ``triton.jit`` function, not an interpreted one.
-        pointers: Triton element type of each pointer argument, a tuple of them for a tuple of pointers.
-        constants: values of the ``tl.constexpr`` arguments, and None for each pointer that is not passed.
-        arch: compute capability, 90 for 9.0.
-        options: the compiler's, as a launch passes them (``num_warps`` and so on).
-        scalars: types of scalar arguments that are neither 32-bit integers nor named ``scale...`` (32-bit floats).
+def compile_launch(launch: Launch, arch: int) -> Assembly:
+    """Compile what a launch compiles, for an architecture given as 90 for 9.0.
 
     Raises:
         CompilationError: when Triton or the assembler refuses.
     """
-    counts = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
-    signature: dict[str, object] = {}
-    aligned: dict[tuple[int, ...], object] = {}
-    for index, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-        elif isinstance(elements := pointers.get(name), tuple):
-            signature[name] = tuple(f"*{element}" for element in elements)
-            aligned |= {(index, place): ALIGNED for place in range(len(elements))}
-        elif elements is not None:
-            signature[name] = f"*{elements}"
-            aligned[(index,)] = ALIGNED
-        else:
-            signature[name] = scalars.get(name, "fp32" if name.startswith("scale") else "i32")
-            if name not in counts and signature[name] != "fp32":
-                aligned[(index,)] = ALIGNED
-    source = ASTSource(kernel, signature, constexprs=dict(constants), attrs=aligned)
+    module, name = launch.kernel.split(":")
+    kernel = getattr(importlib.import_module(module), name)
+    source = ASTSource(kernel, launch.signature, constexprs=launch.constants, attrs=launch.attributes)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(options))
+            compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
     except Exception as error:
         lines = (str(error) + printed.getvalue()).strip().splitlines()
         reasons = [line for line in lines if "error" in line.lower()] or lines[-1:]
-        raise CompilationError(f"{kernel.__name__} for sm_{arch}: {'; '.join(reasons)[:500]}") from None
-    return _read(compiled.asm["cubin"], compiled.metadata.shared)
+        raise CompilationError(f"{name} for sm_{arch}: {'; '.join(reasons)[:500]}") from None
+    return _read(compiled.asm["cubin"], compiled.metadata.shared, compiled.asm["ttir"])
 
 
-def _read(cubin: bytes, shared: int) -> Assembly:
+def _read(cubin: bytes, shared: int, ttir: str) -> Assembly:
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -112,10 +80,20 @@ def _read(cubin: bytes, shared: int) -> Assembly:
         registers=int(registers[1]),
         spilled=kinds.count("STL") + kinds.count("LDL"),
         shared=shared,
+        products=_products(ttir),
         tensor_core=tuple(kind for kind in TENSOR_CORE_INSTRUCTIONS if kind in kinds),
         widest_load=max((_bits(o) for o, kind in zip(operations, kinds, strict=True) if kind in LOADS), default=0),
         widest_store=max((_bits(o) for o, kind in zip(operations, kinds, strict=True) if kind == "STG"), default=0),
     )
+
+
+def _products(ttir: str) -> tuple[str, ...]:
+    """Dimensions of their operands, and in what they are multiplied."""
+    found = set()
+    for attributes, shape, element in re.findall(r"tt\.dot ([^:]*): tensor<((?:\d+x)+)(\w+)>", ttir):
+        exact = "ieee" if "tf32" not in attributes else "tf32"
+        found.add(f"{shape.count('x')}D " + (exact if element == "f32" else element))
+    return tuple(sorted(found))
 
 
 # A load into registers, and an asynchronous copy into shared memory.

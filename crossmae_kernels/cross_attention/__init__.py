@@ -3,11 +3,9 @@
 from torch import Tensor
 
 from crossmae_kernels.cross_attention import ops, reference
-from crossmae_kernels.cross_attention.config import WIDEST_HEAD
-from crossmae_kernels.cross_attention.packing import unpacked, width_of
-from crossmae_kernels.runtime.autocast import compute_dtype
+from crossmae_kernels.cross_attention.config import Packing, refusals, unpacked, width_of
+from crossmae_kernels.runtime.autocast import cast_optional, compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
-from crossmae_kernels.runtime.device import machine_refusals
 from crossmae_kernels.runtime.dispatch import Implementation, choose
 
 
@@ -51,7 +49,7 @@ def cross_attention(
     checks.tensor("value", value, "B K D")
     _check_heads(checks, num_heads if whole else 1, checks.size("D"))
     checks.that(checks.size("K") > 0, "key must hold at least one key, got 0")
-    return _attend(checks, query, key, value, num_heads, query_ids, scale, impl)
+    return _attend(checks, query, key, value, "none", num_heads, query_ids, scale, impl)
 
 
 def cross_attention_kvpacked(
@@ -77,7 +75,7 @@ def cross_attention_kvpacked(
     checks.tensor("key_value", key_value, f"B K {2 * checks.size('D')}")
     _check_heads(checks, num_heads if whole else 1, checks.size("D"))
     checks.that(checks.size("K") > 0, "key_value must hold at least one key, got 0")
-    return _attend(checks, query, key_value, None, num_heads, query_ids, scale, impl)
+    return _attend(checks, query, key_value, None, "kv", num_heads, query_ids, scale, impl)
 
 
 def self_attention_qkvpacked(
@@ -99,7 +97,7 @@ def self_attention_qkvpacked(
     checks.that(width % 3 == 0, f"query_key_value must hold three tensors of one width, got {width} columns")
     _check_heads(checks, num_heads if whole else 1, width // 3)
     checks.that(checks.size("T") > 0, "query_key_value must hold at least one token, got 0")
-    return _attend(checks, query_key_value, None, None, num_heads, None, scale, impl)
+    return _attend(checks, query_key_value, None, None, "qkv", num_heads, None, scale, impl)
 
 
 def _check_numbers(checks: ArgumentChecks, num_heads: int, scale: float | None) -> bool:
@@ -126,22 +124,19 @@ def _attend(
     query: Tensor,
     key: Tensor | None,
     value: Tensor | None,
+    packing: Packing,
     num_heads: int,
     query_ids: Tensor | None,
     scale: float | None,
     impl: Implementation,
 ) -> Tensor:
-    """Refuse what the checks found, or serve the call; packed tensors are as in ``packing``."""
+    """Refuse what the checks found, or serve the call."""
     checks.raise_if_any()
-    reasons = refusals(query, key, value, width_of(query, key) // num_heads)
+    tensors = query, key, value
+    dtypes = [compute_dtype(tensor) for tensor in tensors if tensor is not None]
+    reasons = refusals(query.device, dtypes, width_of(query, packing) // num_heads)
     if choose(checks.op, impl, reasons, worthwhile=query.is_cuda) == "reference":
-        return reference.cross_attention(*unpacked(query, key, value), num_heads, query_ids, scale)
-    return ops.cross_attention(query, key, value, num_heads, query_ids, scale)
-
-
-def refusals(query: Tensor, key: Tensor | None, value: Tensor | None, head_width: int) -> list[str]:
-    """Every reason why the kernels cannot serve a call with such tensors, packed or not, and heads."""
-    reasons = machine_refusals(query.device, *(compute_dtype(t) for t in (query, key, value) if t is not None))
-    if head_width > WIDEST_HEAD:
-        reasons.append(f"kernels take heads of up to {WIDEST_HEAD} channels, these have {head_width}")
-    return reasons
+        return reference.cross_attention(*unpacked(*tensors, packing), num_heads, query_ids, scale)
+    # What autocast casts it casts to one dtype, and what it leaves, float64, is refused.
+    key, value = cast_optional(key, dtypes[0]), cast_optional(value, dtypes[0])
+    return ops.cross_attention(query.to(dtypes[0]), key, value, query_ids, packing, num_heads, scale)

@@ -1,16 +1,29 @@
-"""Tile sizes of the cross-attention kernels: an analytic rule."""
+"""How queries, keys and values may lie, why a call is refused, and tile sizes by an analytic rule."""
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor
+
+from crossmae_kernels.runtime.device import machine_refusals
+from crossmae_kernels.runtime.launch import Configuration, dot_extent
+
 # Wider heads would not leave room for the tiles of a backward pass.
 WIDEST_HEAD = 128
+
+# What lies side by side in one tensor, as a joint projection leaves it: nothing; keys and values, ``(B, K, 2 D)`` in
+# the place of the key; or all three, ``(B, T, 3 D)`` in the place of the query. Others are then None. Gradients come
+# packed alike: kernels write the parts of one tensor, where autograd would concatenate the gradients of slices.
+Packing = Literal["none", "kv", "qkv"]
 
 Kernel = Literal["short_forward", "short_backward", "looped_forward", "looped_backward_query", "looped_backward_key"]
 
 
 @dataclass(frozen=True)
-class Tiles:
+class AttentionTiles(Configuration):
     """Configuration of one kernel: queries and keys per tile, warps per program, depth of software pipelines."""
 
     block_q: int
@@ -19,9 +32,35 @@ class Tiles:
     num_stages: int
 
 
-def padded(count: int) -> int:
-    """The tile extent that holds ``count``: a power of two, at least 16 as matrix instructions ask."""
-    return max(16, 1 << (count - 1).bit_length())
+def width_of(query: Tensor, packing: Packing) -> int:
+    """D, of which a query that holds all three has three times as much."""
+    return query.shape[-1] // 3 if packing == "qkv" else query.shape[-1]
+
+
+def unpacked(
+    query: Tensor, key: Tensor | None, value: Tensor | None, packing: Packing
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, each ``(B, ., D)``, as views."""
+    if packing == "qkv":
+        query, key, value = query.chunk(3, dim=-1)
+    elif packing == "kv" and key is not None:
+        key, value = key.chunk(2, dim=-1)
+    assert key is not None
+    assert value is not None
+    return query, key, value
+
+
+def parts(gradient: Tensor | None, count: int) -> Sequence[Tensor | None]:
+    """What lies side by side in a gradient, as views; None, ``count`` times, of one that is not asked for."""
+    return [None] * count if gradient is None else gradient.chunk(count, dim=-1)
+
+
+def refusals(device: torch.device, dtypes: Sequence[torch.dtype], head_width: int) -> list[str]:
+    """Every reason why the kernels cannot serve a call that computes in ``dtypes``."""
+    reasons = machine_refusals(device, *dtypes)
+    if head_width > WIDEST_HEAD:
+        reasons.append(f"kernels take heads of up to {WIDEST_HEAD} channels, these have {head_width}")
+    return reasons
 
 
 def fits_on_chip(keys: int, head_width: int, element_size: int) -> bool:
@@ -29,16 +68,17 @@ def fits_on_chip(keys: int, head_width: int, element_size: int) -> bool:
 
     In 16 bits that is so for 128 keys of up to 64 channels and for 64 keys of 128; in 32 bits for half as many.
     """
-    return keys <= min(256, 16 * 1024 // padded(head_width)) // element_size
+    return keys <= min(256, 16 * 1024 // dot_extent(head_width)) // element_size
 
 
 def log_sum_exp_shape(
     batch: int, num_heads: int, queries: int, keys: int, head_width: int, element_size: int
-) -> tuple[int, ...]:
+) -> tuple[int, int, int] | None:
     """What the forward pass keeps besides its output: nothing, where the backward pass finds it again on chip."""
-    return (0,) if fits_on_chip(keys, head_width, element_size) else (batch, num_heads, queries)
+    return None if fits_on_chip(keys, head_width, element_size) else (batch, num_heads, queries)
 
 
+@functools.lru_cache(maxsize=1024)
 def tiles(
     kernel: Kernel,
     queries: int,
@@ -47,7 +87,7 @@ def tiles(
     element_size: int,
     shared_memory: int,
     precision: str,
-) -> Tiles:
+) -> AttentionTiles:
     """The analytic choice for ``queries`` x ``keys`` and heads of ``head_width``, on a device with so much memory.
 
     The numbers keep every kernel in registers on all architectures from 8.0 on, as the audit shows: what a thread
@@ -55,27 +95,28 @@ def tiles(
     thread needs more of its operands at a time. As TF32 it needs fewer, and with 8 warps the assembler spills some to
     let another program run beside.
     """
-    width, block_k = padded(head_width), padded(keys)
+    width, block_k = dot_extent(head_width), dot_extent(keys)
     wide = element_size == 4
     if kernel == "short_forward":
-        return Tiles(min(32 if wide else 64, padded(queries)), block_k, 8 if wide else 4, 1 if wide else 2)
+        return AttentionTiles(min(32 if wide else 64, dot_extent(queries)), block_k, 8 if wide else 4, 1 if wide else 2)
     if kernel == "short_backward":
         most = 16 if wide else 32
         many = precision == "ieee" if wide else block_k > 64 or width > 64
         warps = 8 if many else 4
-        return Tiles(min(most, padded(queries)), block_k, warps, 1 if wide else 2)
+        return AttentionTiles(min(most, dot_extent(queries)), block_k, warps, 1 if wide else 2)
     if wide:
         by_kernel = {
-            "looped_forward": Tiles(16, 32, 8, 1),
-            "looped_backward_query": Tiles(16, 16 if width > 64 else 32, 8, 1),
-            "looped_backward_key": Tiles(16, 32, 8, 1),
+            "looped_forward": AttentionTiles(16, 32, 8, 1),
+            "looped_backward_query": AttentionTiles(16, 16 if width > 64 else 32, 8, 1),
+            "looped_backward_key": AttentionTiles(16, 32, 8, 1),
         }
         return by_kernel[kernel]
     # One tile that stays and two for every stage.
     tile = 64 * width * element_size
     stages = max(2, min(3, (shared_memory - tile) // (2 * tile)))
     small = kernel == "looped_backward_key" or stages < 3
-    return Tiles(min(32 if small else 64, padded(queries)), 64, 4 if width <= 64 or stages < 3 else 8, stages)
+    block_q = min(32 if small else 64, dot_extent(queries))
+    return AttentionTiles(block_q, 64, 4 if width <= 64 or stages < 3 else 8, stages)
 
 
 def candidates(
@@ -86,15 +127,15 @@ def candidates(
     element_size: int,
     shared_memory: int,
     precision: str,
-) -> list[Tiles]:
+) -> list[AttentionTiles]:
     """Neighbours of the analytic choice, for tuning to try."""
     rule = tiles(kernel, queries, keys, head_width, element_size, shared_memory, precision)
     key_blocks = {rule.block_k} if kernel.startswith("short") else {32, 64, 128}
     return [
-        Tiles(block_q, block_k, warps, stages)
+        AttentionTiles(block_q, block_k, warps, stages)
         for block_q in (16, 32, 64, 128)
         for block_k in sorted(key_blocks)
         for warps in (2, 4, 8)
         for stages in (1, 2, 3)
-        if block_q <= 2 * padded(queries)
+        if block_q <= 2 * dot_extent(queries)
     ]

@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from crossmae_kernels.feature_mixing import ops, reference
-from crossmae_kernels.primitives.tiles import width_refusals
+from crossmae_kernels.feature_mixing.config import refusals
 from crossmae_kernels.runtime.autocast import compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
-from crossmae_kernels.runtime.device import dtypes_of, machine_refusals, mixture_refusals
 from crossmae_kernels.runtime.dispatch import Implementation, choose
 
 
@@ -61,18 +59,9 @@ def mix_feature_maps(
     checks.raise_if_any()
     if choose("mix_feature_maps", impl, refusals(maps, weight), worthwhile=weight.is_cuda) == "reference":
         return reference.mix_feature_maps(maps, weight, norm_weight, norm_bias, eps, normalize)
-    mixes = ops.mix_feature_maps(maps, weight, eps, normalize)
+    mixes = ops.mix_feature_maps(maps, weight.to(compute_dtype(weight)), eps, normalize)
     if norm_weight is not None:
         mixes = mixes * norm_weight[:, None, None].to(mixes.dtype)
     if norm_bias is not None:
         mixes = mixes + norm_bias[:, None, None].to(mixes.dtype)
     return mixes
-
-
-def refusals(maps: Sequence[Tensor], weight: Tensor, *others: torch.dtype) -> list[str]:
-    """Every reason why the kernels cannot serve a call with such maps, mixing weights and ``others`` beside them."""
-    return [
-        *machine_refusals(weight.device, *dtypes_of(*maps), compute_dtype(weight), *others),
-        *mixture_refusals("maps", maps),
-        *width_refusals(maps[0].shape[-1]),
-    ]

@@ -1,6 +1,15 @@
-"""Tile sizes of the mixing kernels: an analytic rule, and where LayerNorm happens."""
+"""Tile sizes of the mixing kernels by an analytic rule, where LayerNorm happens, and why a call is refused."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crossmae_kernels.primitives.tiles import width_refusals
+from crossmae_kernels.runtime.autocast import compute_dtype
+from crossmae_kernels.runtime.device import dtypes_of, machine_refusals, mixture_refusals
+from crossmae_kernels.runtime.launch import Configuration, dot_extent
 
 # By the bytes of an element: values of all mixes of a token, padded, up to which a program holds them in registers.
 # That is, with 12 decoder blocks, ViT-H's and, in float32, ViT-B's.
@@ -18,10 +27,10 @@ ALL_REGISTERS = 255
 
 
 @dataclass(frozen=True)
-class Tiles:
+class MixingTiles(Configuration):
     """Configuration of one kernel."""
 
-    mixes: int
+    block_mixes: int
     """Mixes of a token, padded."""
     channels: int
     """Channels of a warp in one panel."""
@@ -36,33 +45,28 @@ class Tiles:
         return -(-width // self.panel)
 
 
-def padded(count: int) -> int:
-    """The extent that holds ``count``: a power of two, at least 16 as matrix instructions ask."""
-    return max(16, 1 << (count - 1).bit_length())
-
-
-def forward_tiles(mixes: int, width: int, element_size: int) -> Tiles:
+def forward_tiles(mixes: int, width: int, element_size: int) -> MixingTiles:
     """The analytic choice for tokens of ``width`` channels.
 
     A row is cut into panels, and these need no power of two of them, so that 384, 768 or 1280 channels waste no
     registers. Products of float32 run outside of the tensor cores, where a thread holds more operands at a time.
     """
-    return Tiles(padded(mixes), 16 if element_size == 4 or width <= 512 else 32)
+    return MixingTiles(dot_extent(mixes), 16 if element_size == 4 or width <= 512 else 32)
 
 
-def backward_tiles(mixes: int, width: int, element_size: int, on_chip: bool) -> Tiles:
+def backward_tiles(mixes: int, width: int, element_size: int, on_chip: bool) -> MixingTiles:
     """The choice for the gradients; on chip, where all maps of a panel are at hand together, the narrowest panels."""
-    return Tiles(padded(mixes), 16) if on_chip else forward_tiles(mixes, width, element_size)
+    return MixingTiles(dot_extent(mixes), 16) if on_chip else forward_tiles(mixes, width, element_size)
 
 
 def held(mixes: int, width: int, element_size: int) -> bool:
     """Whether a program holds whole tokens, so that LayerNorm needs no pass of its own."""
-    return padded(mixes) * width <= MOST_VALUES[element_size]
+    return dot_extent(mixes) * width <= MOST_VALUES[element_size]
 
 
 def holds_upstream_gradients(mixes: int, width: int, element_size: int) -> bool:
     """Whether a program that holds tokens in the backward pass has room for the upstream gradients too."""
-    return padded(mixes) * width <= MOST_VALUES_OF_TWO[element_size]
+    return dot_extent(mixes) * width <= MOST_VALUES_OF_TWO[element_size]
 
 
 def forward_stages(maps: int, width: int, element_size: int, shared_memory: int) -> int:
@@ -70,7 +74,7 @@ def forward_stages(maps: int, width: int, element_size: int, shared_memory: int)
 
     ``element_size`` is that of the maps. The backward kernels have no registers left to look ahead a whole token.
     """
-    maps_of_a_token = padded(maps) * width * element_size
+    maps_of_a_token = dot_extent(maps) * width * element_size
     scratch = 16 * 1024
     return 1 + max(0, min(2, (shared_memory - scratch) // maps_of_a_token))
 
@@ -83,3 +87,12 @@ def forward_registers(element_size: int) -> int | None:
 def backward_stages(element_size: int) -> int:
     """Depth of the backward kernel's pipeline over the panels of a token; in float32 no register is left for one."""
     return 2 if element_size == 2 else 1
+
+
+def refusals(maps: Sequence[Tensor], weight: Tensor, *others: torch.dtype) -> list[str]:
+    """Every reason why the kernels cannot serve a call with such maps, mixing weights and ``others`` beside them."""
+    return [
+        *machine_refusals(weight.device, *dtypes_of(*maps), compute_dtype(weight), *others),
+        *mixture_refusals("maps", maps),
+        *width_refusals(maps[0].shape[-1]),
+    ]

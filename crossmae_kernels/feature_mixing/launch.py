@@ -10,7 +10,7 @@ from crossmae_kernels.feature_mixing import kernels
 from crossmae_kernels.feature_mixing.config import (
     ALL_REGISTERS,
     NUM_WARPS,
-    Tiles,
+    MixingTiles,
     backward_stages,
     backward_tiles,
     forward_registers,
@@ -21,14 +21,15 @@ from crossmae_kernels.feature_mixing.config import (
 )
 from crossmae_kernels.primitives import normalization
 from crossmae_kernels.runtime.device import multiprocessors, shared_memory
-from crossmae_kernels.runtime.launch import blocks, on_device_of, unit_stride
-from crossmae_kernels.runtime.precision import input_precision
+from crossmae_kernels.runtime.launch import alike, blocks, input_precision, on_device_of, unit_stride
 
 # Programs per multiprocessor, which share the tokens: more than its registers hold, to even out the ends.
 PROGRAMS_PER_MULTIPROCESSOR = 8
 
 
-def forward(maps: Sequence[Tensor], weight: Tensor, eps: float, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
+def forward(
+    maps: Sequence[Tensor], weight: Tensor, eps: float, normalize: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Mixes ``(n, B, K, E)`` in the dtype of the weights and, normalised, means and 1 / standard deviations.
 
     These are float32 ``(n, B, K)``; means only where the kernel normalises, whose backward pass alone needs them.
@@ -37,7 +38,7 @@ def forward(maps: Sequence[Tensor], weight: Tensor, eps: float, normalize: bool)
     on_chip = normalize and held(mixes, width, weight.element_size())
     call = _Call(maps, weight, forward_tiles(mixes, width, weight.element_size()), on_chip)
     out = weight.new_empty(mixes, *first.shape)
-    means, rstds = (first.new_empty(*out.shape[:3] if on_chip else (0,), dtype=torch.float32) for _ in range(2))
+    means, rstds = (first.new_empty(out.shape[:3], dtype=torch.float32) if on_chip else None for _ in range(2))
     stages = 1
     if on_chip:
         stages = forward_stages(len(maps), width, first.element_size(), shared_memory(first.device))
@@ -62,16 +63,16 @@ def backward(
     means: Tensor,
     rstds: Tensor,
     normalize: bool,
-    wanted: Sequence[bool],
+    output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the maps, ``(k, B, K, E)``, and of the weights where ``wanted``.
+    """Gradients of the maps, ``(k, B, K, E)``, and of the weights where asked for.
 
     Normalised ``mixes`` are given where LayerNorm's gradient is a pass of its own.
     """
     first, width = maps[0], maps[0].shape[2]
-    dmaps = first.new_empty(len(maps), *first.shape) if wanted[0] else None
+    dmaps = first.new_empty(len(maps), *first.shape) if output_mask[0] else None
     if not first.numel():
-        return dmaps, torch.zeros_like(weight) if wanted[1] else None
+        return dmaps, torch.zeros_like(weight) if output_mask[1] else None
     on_chip = normalize and mixes is None
     if mixes is not None:
         rows = unit_stride(dout).reshape(-1, width)
@@ -80,7 +81,7 @@ def backward(
     dout, count = unit_stride(dout), weight.shape[0]
     call = _Call(maps, weight, backward_tiles(count, width, weight.element_size(), on_chip), on_chip)
     dweight = None
-    if wanted[1]:
+    if output_mask[1]:
         dweight = first.new_empty(call.grid[0] * call.grid[1], *weight.shape, dtype=torch.float32)
     options = {**call.constants(), "maxnreg": ALL_REGISTERS}
     gradients = dout, dmaps, dweight, *call.strides(), *dout.stride()[:3], *call.counts, count, width
@@ -99,18 +100,18 @@ def backward(
 class _Call:
     """What kernels ask of one call; ``whole_tokens`` where a program works on all panels of its tokens."""
 
-    def __init__(self, maps: Sequence[Tensor], weight: Tensor, choice: Tiles, whole_tokens: bool) -> None:
-        self.maps, self.weight, self.tiles = _alike(maps), weight.contiguous(), choice
+    def __init__(self, maps: Sequence[Tensor], weight: Tensor, choice: MixingTiles, whole_tokens: bool) -> None:
+        self.maps, self.weight, self.tiles = alike(maps), weight.contiguous(), choice
         batch, tokens, width = maps[0].shape
         self.counts = batch * tokens, tokens
         self.panels = choice.panels(width)
         shares = 1 if whole_tokens else self.panels
-        wanted = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(weight.device)
+        programs = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(weight.device)
         # Programs that share the tokens, and those that share a row.
-        self.grid = min(batch * tokens, blocks(wanted, shares)), shares
+        self.grid = min(batch * tokens, blocks(programs, shares)), shares
 
     def inputs(self) -> tuple[tuple[Tensor, ...], Tensor]:
-        return tuple(self.maps), self.weight
+        return self.maps, self.weight
 
     def strides(self) -> tuple[int, ...]:
         """Of an image and of a row."""
@@ -120,18 +121,9 @@ class _Call:
         bytes_between = [stride * self.maps[0].element_size() for stride in self.strides()]
         return {
             "MAPS": len(self.maps),
-            "BLOCK_MIXES": self.tiles.mixes,
+            **self.tiles.constants,
             "SLICES": NUM_WARPS,
-            "CHANNELS": self.tiles.channels,
             "ALIGNED": all(place % 16 == 0 for place in [*(m.data_ptr() for m in self.maps), *bytes_between]),
             "PRECISION": input_precision(self.weight.dtype),
             "num_warps": NUM_WARPS,
         }
-
-
-def _alike(maps: Sequence[Tensor]) -> list[Tensor]:
-    """The maps themselves where all lie in memory alike, with unit stride, as an encoder's do; else copies."""
-    strides = {feature_map.stride() for feature_map in maps}
-    if len(strides) == 1 and maps[0].stride(-1) == 1:
-        return list(maps)
-    return [feature_map.contiguous() for feature_map in maps]

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from crossmae_kernels.feature_mixing import mix_feature_maps, refusals
+from crossmae_kernels.feature_mixing.ops import mix_feature_maps
 from crossmae_kernels.feature_projection import ops, reference
-from crossmae_kernels.norm_folding import fold_norm
+from crossmae_kernels.feature_projection.config import refusals
+from crossmae_kernels.norm_folding.ops import fold_norms
 from crossmae_kernels.runtime.autocast import compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
-from crossmae_kernels.runtime.device import dtypes_of, mixture_refusals
 from crossmae_kernels.runtime.dispatch import Implementation, choose
 
 
@@ -63,10 +63,11 @@ def project_feature_maps(
         )
     checks.raise_if_any()
     compute = compute_dtype(weights[0])
-    folded = dtypes_of(*weights, *biases, norm_weight, norm_bias)
-    reasons = refusals(maps, mixing_weight, *folded, compute) + mixture_refusals("weights", weights)
+    reasons = refusals(maps, mixing_weight, weights, (*biases, norm_weight, norm_bias), compute)
     chosen = choose("project_feature_maps", impl, reasons, worthwhile=mixing_weight.is_cuda)
     if chosen == "reference":
         return reference.project_feature_maps(maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps)
-    weight, bias = fold_norm(weights, torch.stack(biases), norm_weight, norm_bias, compute, impl="triton")
-    return ops.project(mix_feature_maps(maps, mixing_weight, eps=eps, impl="triton"), weight, bias)
+    weight, bias = fold_norms(weights, torch.stack(biases), norm_weight, norm_bias, compute)
+    assert bias is not None
+    mixes = mix_feature_maps(maps, mixing_weight.to(compute_dtype(mixing_weight)), eps, normalize=True)
+    return ops.project(mixes, weight, bias)

@@ -11,16 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmae_kernels.runtime.autocast import without_autocast
-from crossmae_kernels.runtime.flops import Shape, flop_formula, linear_flops
-
-NAMESPACE = "crossmae_kernels"
-
-_library = torch.library.Library(NAMESPACE, "FRAGMENT")
-_library.define(
-    "project_backward(Tensor x, Tensor weight, Tensor[] gradients, bool[3] wanted)"
-    " -> (Tensor dx, Tensor dweight, Tensor dbias)"
-)
+from crossmae_kernels.runtime.flops import Shape, linear_flops
+from crossmae_kernels.runtime.operators import not_differentiable, operator
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
@@ -43,42 +35,28 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad
-        found = torch.ops.crossmae_kernels.project_backward(*ctx.saved_tensors, list(gradients), wanted)
-        return tuple(gradient if want else None for gradient, want in zip(found, wanted, strict=True))
+        output_mask = ctx.needs_input_grad
+        found = _backward(*ctx.saved_tensors, list(gradients), output_mask)
+        return tuple(gradient if asked else None for gradient, asked in zip(found, output_mask, strict=True))
 
 
-@without_autocast
-def _backward(x: Tensor, weight: Tensor, gradients: list[Tensor], wanted: list[bool]) -> tuple[Tensor, ...]:
-    """Gradients of x, weight and bias, each written block by block; an empty tensor for each one not wanted."""
-    dx, dweight, dbias = _backward_fake(x, weight, gradients, wanted)
-    for block, gradient in enumerate(gradients):
-        rows = gradient.flatten(0, 1)
-        if wanted[0]:
-            torch.mm(rows, weight[block], out=dx[block].flatten(0, 1))
-        if wanted[1]:
-            torch.mm(rows.mT, x[block].flatten(0, 1), out=dweight[block])
-        if wanted[2]:
-            torch.sum(rows, 0, out=dbias[block])
-    return dx, dweight, dbias
-
-
-def _backward_fake(x: Tensor, weight: Tensor, gradients: list[Tensor], wanted: list[bool]) -> tuple[Tensor, ...]:
+def _backward_fake(
+    x: Tensor, weight: Tensor, gradients: list[Tensor], output_mask: list[bool]
+) -> tuple[Tensor | None, ...]:
     shapes = (x.shape, weight.shape, weight.shape[:2])
-    return tuple(x.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted, strict=True))
+    return tuple(x.new_empty(shape) if asked else None for shape, asked in zip(shapes, output_mask, strict=True))
 
 
-@flop_formula(torch.ops.crossmae_kernels.project_backward)
-def _backward_flops(x: Shape, weight: Shape, gradients: list[Shape], wanted: list[bool], **_: Any) -> int:
+def _backward_flops(x: Shape, weight: Shape, gradients: list[Shape], output_mask: list[bool], **_: Any) -> int:
     """The forward pass is PyTorch's own product, which it counts itself."""
-    return sum(wanted[:2]) * linear_flops(x, weight)
+    return sum(output_mask[:2]) * linear_flops(x, weight)
 
 
-def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
-    raise NotImplementedError("project_feature_maps: its kernels have no second derivative; impl='reference' has one")
-
-
-for _device in ("CPU", "CUDA"):
-    _library.impl("project_backward", _backward, _device)
-torch.library.register_fake(f"{NAMESPACE}::project_backward", _backward_fake, lib=_library)
-torch.library.register_autograd(f"{NAMESPACE}::project_backward", _no_second_derivative, lib=_library)
+_backward = operator(
+    "project_backward(Tensor x, Tensor weight, Tensor[] gradients, bool[3] output_mask)"
+    " -> (Tensor dx, Tensor dweight, Tensor dbias)",
+    launcher="feature_projection.launch:backward",
+    fake=_backward_fake,
+    flops=_backward_flops,
+)
+not_differentiable(_backward, "project_feature_maps: its kernels have no second derivative; impl='reference' has one")

@@ -1,5 +1,6 @@
 """Which form serves the MLP, and with which tiles: analytic rules, and why a call or a form is refused."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.primitives.tiles import GemmTiles, gemm_tiles, width_refusals
-from crossmae_kernels.runtime.device import dtypes_of, machine_refusals, stream_refusals
+from crossmae_kernels.runtime.device import dtypes_of, machine_refusals, residual_refusals
+from crossmae_kernels.runtime.launch import Configuration, dot_extent
 
 # Where the form with one kernel ends: the float32 sums of 64 rows of 256 take 64 registers of each of 256 threads, and
 # with the chunk of the hidden layer beside them there is no room for 512.
@@ -18,7 +20,7 @@ Hidden = Literal["save", "recompute"]
 
 
 @dataclass(frozen=True)
-class SingleTiles:
+class SingleTiles(Configuration):
     """Rows of a program, hidden units of a chunk, warps, and the depth of the software pipeline."""
 
     block_m: int
@@ -27,20 +29,27 @@ class SingleTiles:
     num_stages: int
 
 
-def form_rule(dtype: torch.dtype, refused: list[str]) -> str:
-    """``single`` where it can serve, else ``tiled``; ``vendor`` in float32.
+def form_rule(width: int, dtype: torch.dtype, shared_memory: int) -> str:
+    """``single`` where it can serve, else ``tiled``; ``library`` in float32.
 
-    For each row, in 16 bits, the vendor's products leave the hidden layer to a pass for GELU and take it up again:
+    For each row, in 16 bits, a library's products leave the hidden layer to a pass for GELU and take it up again:
     four times 2 H bytes, of which ``tiled`` moves two and ``single`` none. At D = 512, H = 2048 the pass costs 8 KiB
     a row, 2.7 ns at 3 TB/s; the 4.2 MFLOP of both products take 5 to 7 ns. What ``single`` pays is that every 64 rows
     read all weights from L2, 64 FLOP for a byte, as a tile of 128 x 128 in ``tiled`` does. float32 multiplies outside
-    of the tensor cores: there products are slow, passes are cheap beside them, and the vendor's products are best.
+    of the tensor cores: there products are slow, passes are cheap beside them, and the library's products are best.
     """
     if dtype == torch.float32:
-        return "vendor"
-    return "tiled" if refused else "single"
+        return "library"
+    fits = width <= WIDEST_SINGLE and single_shared_memory(width) <= shared_memory
+    return "single" if fits else "tiled"
 
 
+def backward_form(dtype: torch.dtype) -> str:
+    """The same of the way back through the hidden layer, which has no form with one kernel."""
+    return "library" if dtype == torch.float32 else "tiled"
+
+
+@functools.cache
 def single_tiles(width: int) -> SingleTiles:
     """The analytic choice for the form with one kernel, in 16 bits.
 
@@ -53,14 +62,10 @@ def single_tiles(width: int) -> SingleTiles:
 def single_shared_memory(width: int) -> int:
     """Bytes for normalised rows and, for every stage, a chunk of both weights."""
     choice = single_tiles(width)
-    return 2 * block_width(width) * (choice.block_m + 2 * choice.num_stages * choice.block_h)
+    return 2 * dot_extent(width) * (choice.block_m + 2 * choice.num_stages * choice.block_h)
 
 
-def block_width(width: int) -> int:
-    """The tile extent that holds a row, at least 16 as matrix instructions ask."""
-    return max(16, 1 << (width - 1).bit_length())
-
-
+@functools.cache
 def hidden_tiles(hidden: int, width: int, element_size: int, shared_memory: int) -> GemmTiles:
     """Tiles of the backward pass through the hidden layer.
 
@@ -87,6 +92,6 @@ def refusals(x: Tensor, parameters: Sequence[Tensor | None], compute: torch.dtyp
     """Every reason why the kernels cannot serve a call with these rows; they fold ``parameters`` as they are."""
     return (
         machine_refusals(x.device, *dtypes_of(x, *parameters), compute)
-        + stream_refusals("x", x, compute)
+        + residual_refusals("x", x, compute)
         + width_refusals(x.shape[-1])
     )

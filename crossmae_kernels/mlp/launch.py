@@ -1,62 +1,44 @@
-"""From tensors to kernels and vendor products, in the form that serves a call best."""
+"""From tensors to kernels and library products, in the form that serves a call best."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from crossmae_kernels.mlp import kernels
-from crossmae_kernels.mlp.config import (
-    block_width,
-    form_rule,
-    hidden_tiles,
-    single_refusals,
-    single_tiles,
-)
+from crossmae_kernels.mlp.config import backward_form, form_rule, hidden_tiles, single_refusals, single_tiles
 from crossmae_kernels.primitives.gelu import gelu_backward
 from crossmae_kernels.primitives.gemm import gemm
 from crossmae_kernels.primitives.normalization import normalize, normalize_backward
 from crossmae_kernels.primitives.tiles import GROUP
 from crossmae_kernels.runtime.device import shared_memory
-from crossmae_kernels.runtime.forms import Form, choose_form
-from crossmae_kernels.runtime.launch import blocks, flat_rows, on_device_of, unit_stride, unit_stride_optional
-from crossmae_kernels.runtime.precision import input_precision
+from crossmae_kernels.runtime.dispatch import Forms
+from crossmae_kernels.runtime.launch import (
+    blocks,
+    dot_extent,
+    flat_rows,
+    input_precision,
+    on_device_of,
+    unit_stride,
+    unit_stride_optional,
+)
 
-# Rows, normalised; the statistic of each; what goes into GELU. None where nobody keeps it.
-Kept = tuple[Tensor | None, Tensor | None, Tensor | None]
+# Output; rows, normalised; the statistic of each; what goes into GELU. The last three None where nobody asked to save
+# them.
+Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+# Gradient of the hidden layer ``(R, H)``, the layer activated if asked for, and the gradient's sum, float32.
+HiddenGradients = tuple[Tensor, Tensor | None, Tensor]
 
 
 def forward(
-    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, eps: float, keep: bool, keep_hidden: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output like ``x``; where kept, normalised rows, their statistic and the hidden layer, else empty."""
-    rows = flat_rows(x)
-    hidden_width, width = w1.shape
-
-    def run(form: Form) -> tuple[Tensor, Kept]:
-        if form.name == "single":
-            return _single(rows, w1, b1, w2, b2, eps, keep, keep_hidden)
-        x_hat, rstd = normalize(rows, eps, w1.dtype)
-        if form.name == "tiled":
-            hidden = x_hat.new_empty(len(rows), hidden_width) if keep_hidden else None
-            activated = gemm(x_hat, w1, b1, gelu=True, hidden=hidden)
-            return gemm(activated, w2, b2, residual=rows), (x_hat, rstd, hidden)
-        hidden = F.linear(x_hat, w1, b1)
-        return rows + F.linear(F.gelu(hidden), w2, b2), (x_hat, rstd, hidden if keep_hidden else None)
-
-    refused = single_refusals(width, w1.dtype, shared_memory(x.device))
-    key = (width, hidden_width, str(w1.dtype), input_precision(w1.dtype), str(x.dtype), keep, keep_hidden)
-    rule = form_rule(w1.dtype, refused)
-    form = choose_form("mlp", key, rule, {"single": refused, "tiled": [], "vendor": []}, run, x)
-    out, (x_hat, rstd, hidden) = run(Form(form))
-    return (
-        out.view(x.shape),
-        x_hat if keep and x_hat is not None else w1.new_empty(0),
-        rstd if keep and rstd is not None else w1.new_empty(0, dtype=torch.float32),
-        w1.new_empty(0) if hidden is None else hidden,
-    )
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, eps: float, save: bool, save_hidden: bool
+) -> Results:
+    """Output like ``x`` and what is to be saved."""
+    rule = form_rule(w1.shape[1], w1.dtype, shared_memory(x.device))
+    out, *saved = _FORMS.run(rule, flat_rows(x), w1, b1, w2, b2, eps, save, save_hidden)
+    return out.view(x.shape), *saved
 
 
 def backward(
@@ -67,23 +49,25 @@ def backward(
     x_hat: Tensor,
     rstd: Tensor,
     hidden: Tensor | None,
-    wanted: Sequence[bool],
+    output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, fc1's weight and bias, fc2's weight and bias where ``wanted``."""
+    """Gradients of x, fc1's weight and bias, fc2's weight and bias where asked for."""
     rows = flat_rows(dout)
     low = rows.to(w1.dtype)
     dx = dw1 = db1 = dw2 = db2 = None
-    if any(wanted[:4]):
-        dhidden, activated, sums = _hidden_backward(low, w1, b1, w2, x_hat, hidden, wants_activated=wanted[3])
+    if any(output_mask[:4]):
+        dhidden, activated, sums = _BACKWARD_FORMS.run(
+            backward_form(w1.dtype), low, w1, b1, w2, x_hat, hidden, output_mask[3]
+        )
         if activated is not None:
             dw2 = low.t() @ activated
-        if wanted[2]:
+        if output_mask[2]:
             db1 = sums.to(w1.dtype)
-        if wanted[1]:
+        if output_mask[1]:
             dw1 = dhidden.t() @ x_hat
-        if wanted[0]:
+        if output_mask[0]:
             dx = normalize_backward(dhidden @ w1, x_hat, rstd, rows, dout.dtype).view(dout.shape)
-    if wanted[4]:
+    if output_mask[4]:
         db2 = rows.sum(0).to(w1.dtype)
     return dx, dw1, db1, dw2, db2
 
@@ -95,15 +79,15 @@ def _single(
     w2: Tensor,
     b2: Tensor | None,
     eps: float,
-    keep: bool,
-    keep_hidden: bool,
-) -> tuple[Tensor, Kept]:
+    save: bool,
+    save_hidden: bool,
+) -> Results:
     """The forward pass in one kernel."""
     count, width = rows.shape
     out = torch.empty(count, width, dtype=rows.dtype, device=rows.device)
-    x_hat = w1.new_empty(count, width) if keep else None
-    rstd = w1.new_empty(count, dtype=torch.float32) if keep else None
-    hidden = w1.new_empty(count, len(w1)) if keep_hidden else None
+    x_hat = w1.new_empty(count, width) if save else None
+    rstd = w1.new_empty(count, dtype=torch.float32) if save else None
+    hidden = w1.new_empty(count, len(w1)) if save_hidden else None
     if out.numel():
         w1, b1, w2, b2 = unit_stride(w1), unit_stride_optional(b1), unit_stride(w2), unit_stride_optional(b2)
         choice = single_tiles(width)
@@ -111,35 +95,44 @@ def _single(
             kernels.single_forward[(blocks(count, choice.block_m),)](
                 rows, w1, b1, w2, b2, out, x_hat, rstd, hidden,
                 rows.stride(0), w1.stride(0), w2.stride(0), count, eps,
-                WIDTH=width, HIDDEN=len(w1),
-                BLOCK_M=choice.block_m, BLOCK_D=block_width(width), BLOCK_H=choice.block_h,
-                num_warps=choice.num_warps, num_stages=choice.num_stages,
+                WIDTH=width, HIDDEN=len(w1), BLOCK_D=dot_extent(width), **choice.constants,
             )  # fmt: skip
-    return out, (x_hat, rstd, hidden)
+    return out, x_hat, rstd, hidden
 
 
-def _hidden_backward(
-    dout: Tensor,
+def _tiled(
+    rows: Tensor,
     w1: Tensor,
     b1: Tensor | None,
     w2: Tensor,
-    x_hat: Tensor,
-    hidden: Tensor | None,
-    wants_activated: bool,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Gradient of the hidden layer ``(R, H)``, the layer activated if wanted, and the gradient's sum, float32."""
-    hidden_width, width = w1.shape
+    b2: Tensor | None,
+    eps: float,
+    save: bool,
+    save_hidden: bool,
+) -> Results:
+    """Products of our own, with GELU and the residual behind them."""
+    x_hat, rstd = normalize(rows, eps, w1.dtype)
+    hidden = x_hat.new_empty(len(rows), len(w1)) if save_hidden else None
+    activated = gemm(x_hat, w1, b1, gelu=True, hidden=hidden)
+    out = gemm(activated, w2, b2, residual=rows)
+    return (out, x_hat, rstd, hidden) if save else (out, None, None, None)
 
-    def run(form: Form) -> tuple[Tensor, Tensor | None, Tensor]:
-        if form.name == "vendor":
-            h = F.linear(x_hat, w1, b1) if hidden is None else hidden
-            return gelu_backward(dout @ w2, h, wants_activated)
-        return _tiled_hidden_backward(dout, w1, b1, w2, x_hat, hidden, wants_activated)
 
-    key = (width, hidden_width, str(w1.dtype), input_precision(w1.dtype), hidden is not None, wants_activated)
-    rule = "vendor" if w1.dtype == torch.float32 else "tiled"
-    form = choose_form("mlp_backward", key, rule, {"tiled": [], "vendor": []}, run, dout)
-    return run(Form(form))
+def _library(
+    rows: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    eps: float,
+    save: bool,
+    save_hidden: bool,
+) -> Results:
+    """cuBLAS's products, with passes for GELU and the residual."""
+    x_hat, rstd = normalize(rows, eps, w1.dtype)
+    hidden = F.linear(x_hat, w1, b1)
+    out = rows + F.linear(F.gelu(hidden), w2, b2)
+    return (out, x_hat, rstd, hidden if save_hidden else None) if save else (out, None, None, None)
 
 
 def _tiled_hidden_backward(
@@ -150,7 +143,7 @@ def _tiled_hidden_backward(
     x_hat: Tensor,
     hidden: Tensor | None,
     wants_activated: bool,
-) -> tuple[Tensor, Tensor | None, Tensor]:
+) -> HiddenGradients:
     """Both products and GELU's backward pass in one kernel."""
     (rows, width), hidden_width = x_hat.shape, len(w1)
     w1, b1, w2 = unit_stride(w1), unit_stride_optional(b1), unit_stride(w2)
@@ -160,11 +153,44 @@ def _tiled_hidden_backward(
     row_tiles = blocks(rows, choice.block_m)
     sums = x_hat.new_empty(row_tiles, hidden_width, dtype=torch.float32)
     if dhidden.numel():
-        sizes = {name.upper() if name.startswith("block") else name: size for name, size in asdict(choice).items()}
         with on_device_of(dout):
             kernels.hidden_backward[(row_tiles * blocks(hidden_width, choice.block_n),)](
                 dout, w2, x_hat, w1, b1, hidden, dhidden, activated, sums,
                 dout.stride(0), w2.stride(0), w1.stride(0), rows,
-                WIDTH=width, HIDDEN=hidden_width, GROUP=GROUP, PRECISION=input_precision(w1.dtype), **sizes,
+                WIDTH=width, HIDDEN=hidden_width, GROUP=GROUP, PRECISION=input_precision(w1.dtype), **choice.constants,
             )  # fmt: skip
     return dhidden, activated, sums.sum(0)
+
+
+def _library_hidden_backward(
+    dout: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    x_hat: Tensor,
+    hidden: Tensor | None,
+    wants_activated: bool,
+) -> HiddenGradients:
+    """cuBLAS's products, and a pass for GELU."""
+    h = F.linear(x_hat, w1, b1) if hidden is None else hidden
+    return gelu_backward(dout @ w2, h, wants_activated)
+
+
+_FORMS = Forms(
+    "mlp",
+    {"single": _single, "tiled": _tiled, "library": _library},
+    key=lambda rows, w1, b1, w2, b2, eps, save, save_hidden: (
+        *w1.shape[::-1], str(w1.dtype), input_precision(w1.dtype), str(rows.dtype), save, save_hidden
+    ),
+    refusals={
+        "single": lambda rows, w1, *_: single_refusals(w1.shape[1], w1.dtype, shared_memory(rows.device)),
+    },
+)  # fmt: skip
+_BACKWARD_FORMS = Forms(
+    "mlp_backward",
+    {"tiled": _tiled_hidden_backward, "library": _library_hidden_backward},
+    key=lambda dout, w1, b1, w2, x_hat, hidden, wants_activated: (
+        *w1.shape[::-1], str(w1.dtype), input_precision(w1.dtype), hidden is not None, wants_activated
+    ),
+    refusals={},
+)  # fmt: skip

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.norm_folding import ops, reference
-from crossmae_kernels.runtime.autocast import cast_optional
+from crossmae_kernels.norm_folding.config import refusals
 from crossmae_kernels.runtime.checks import ArgumentChecks
-from crossmae_kernels.runtime.device import dtypes_of, machine_refusals
 from crossmae_kernels.runtime.dispatch import Implementation, choose
 
 
@@ -84,12 +83,9 @@ def fold_norm(
     checks.raise_if_any()
     first = weights[0]
     dtype = first.dtype if dtype is None else dtype
-    refusals = machine_refusals(first.device, *dtypes_of(*weights, bias, norm_weight, norm_bias), dtype)
-    chosen = choose("fold_norm", impl, refusals, worthwhile=first.is_cuda)
-    folds = norm_weight is not None or norm_bias is not None
-    if folds and chosen == "triton":
-        return ops.fold_norm(weight, bias, norm_weight, norm_bias, dtype)
-    stacked = torch.stack(weights) if several else first
-    if not folds:
-        return stacked.to(dtype), cast_optional(bias, dtype)
-    return reference.fold_norm(stacked, bias, norm_weight, norm_bias, dtype)
+    reasons = refusals(weights, (bias, norm_weight, norm_bias), dtype)
+    if choose("fold_norm", impl, reasons, worthwhile=first.is_cuda) == "triton":
+        if several:
+            return ops.fold_norms(weights, bias, norm_weight, norm_bias, dtype)
+        return ops.fold_norm(first, bias, norm_weight, norm_bias, dtype)
+    return reference.fold_norm(torch.stack(weights) if several else first, bias, norm_weight, norm_bias, dtype)

@@ -6,23 +6,23 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.norm_folding import kernels
-from crossmae_kernels.runtime.launch import blocks, on_device_of, unit_stride
-
-# Forward: 32 elements for each of 128 threads, in rows of which a program has the whole. More would share the norm's
-# parameters, read from caches, among more rows, and leave a matrix of 512 x 512 with less than 64 programs.
-FORWARD_TILE, WIDEST_BLOCK = 4096, 1024
-
-# Backward: lines of 256 bytes in float32, and sums that are a fiftieth of what else is moved.
-BACKWARD_ROWS, BACKWARD_COLUMNS = 64, 64
-
-
-def forward_tile(width: int) -> tuple[int, int]:
-    """Rows and columns that a program takes at a time."""
-    columns = min(1 << (width - 1).bit_length(), WIDEST_BLOCK)
-    return FORWARD_TILE // columns, columns
+from crossmae_kernels.norm_folding.config import BACKWARD_COLUMNS, BACKWARD_ROWS, forward_tile
+from crossmae_kernels.runtime.launch import alike, blocks, on_device_of, unit_stride
 
 
 def fold_norm(
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None]:
+    """Folded weight ``(O, I)`` and bias ``(O,)``, in ``dtype``."""
+    folded, folded_bias = fold_norms([weight], bias, norm_weight, norm_bias, dtype)
+    return folded[0], None if folded_bias is None else folded_bias[0]
+
+
+def fold_norms(
     weights: Sequence[Tensor],
     bias: Tensor | None,
     norm_weight: Tensor | None,
@@ -30,7 +30,7 @@ def fold_norm(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
     """Folded weights ``(n, O, I)`` and biases ``(n, O)`` of n weights ``(O, I)``, in ``dtype``."""
-    weights = _alike(weights)
+    weights = alike(weights)
     first, (rows, width) = weights[0], weights[0].shape
     folded = torch.empty(len(weights), rows, width, dtype=dtype, device=first.device)
     has_bias = bias is not None or norm_bias is not None
@@ -53,21 +53,21 @@ def fold_norm_backward(
     weights: Sequence[Tensor],
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
-    wanted: Sequence[bool],
+    output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor]:
     """Gradient of the weights in their dtype, contiguous, and those of the norms' parameters ``(up to 2, ..., I)``.
 
-    ``dfolded`` is ``(n, O, I)``, or ``(O, I)`` of a single weight, and so are the gradients. ``wanted``: those of
-    weights, ``norm_weight`` and ``norm_bias``. The norms' are stacked, in float32.
+    ``dfolded`` is ``(n, O, I)``, or ``(O, I)`` of a single weight, and so are the gradients. The mask is of weights,
+    ``norm_weight`` and ``norm_bias``. The norms' are stacked, in float32.
     """
-    weights = _alike(weights)
+    weights = alike(weights)
     first, (rows, width) = weights[0], weights[0].shape
-    dweight = torch.empty(dfolded.shape, dtype=first.dtype, device=first.device) if wanted[0] else None
+    dweight = torch.empty(dfolded.shape, dtype=first.dtype, device=first.device) if output_mask[0] else None
     gradients = unit_stride(dfolded).reshape(len(weights), rows, width)
     row_tiles = blocks(rows, BACKWARD_ROWS)
-    sums = torch.empty(sum(wanted[1:]), len(weights), row_tiles, width, dtype=torch.float32, device=first.device)
+    sums = torch.empty(sum(output_mask[1:]), len(weights), row_tiles, width, dtype=torch.float32, device=first.device)
     slots = iter(sums)
-    dscale, dshift = (next(slots) if want else None for want in wanted[1:])
+    dscale, dshift = (next(slots) if asked else None for asked in output_mask[1:])
     grid = (len(weights) * row_tiles, blocks(width, BACKWARD_COLUMNS))
     if all(grid):
         with on_device_of(first):
@@ -78,13 +78,6 @@ def fold_norm_backward(
                 MATRICES=len(weights), WIDTH=width, BLOCK_ROWS=BACKWARD_ROWS, BLOCK_COLUMNS=BACKWARD_COLUMNS,
             )  # fmt: skip
     return dweight, sums.sum(2).view(len(sums), *dfolded.shape[:-2], width)
-
-
-def _alike(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The weights themselves where all lie in memory alike, with unit stride, as parameters do; else copies."""
-    if len({weight.stride() for weight in weights}) > 1:
-        return tuple(weight.contiguous() for weight in weights)
-    return tuple(unit_stride(weight) for weight in weights)
 
 
 def _dense(vector: Tensor | None) -> Tensor | None:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.patches import ops, reference
-from crossmae_kernels.patches.config import LARGEST_TILE, Reduction, tile_size
+from crossmae_kernels.patches.config import Reduction, loss_refusals, refusals
 from crossmae_kernels.runtime.autocast import autocasts
 from crossmae_kernels.runtime.checks import ArgumentChecks
-from crossmae_kernels.runtime.device import machine_refusals
 from crossmae_kernels.runtime.dispatch import Implementation, choose
 
 
@@ -109,31 +108,11 @@ def patch_loss(
         checks.that(prediction.shape[0] > 0, "images must hold at least one image, got none")
         checks.that(prediction.shape[1] > 0, "predicted_ids must name at least one patch, got none")
     checks.raise_if_any()
-    reasons = refusals(images, patch_size, mean, std, prediction.dtype)
-    if _need_gradients(images):
-        reasons.append("the kernels have no gradient to the images, and these need one")
+    reasons = loss_refusals(images, patch_size, mean, std, prediction.dtype)
     if choose("patch_loss", impl, reasons, worthwhile=images.is_cuda) == "reference":
         return reference.patch_loss(prediction, images, predicted_ids, patch_size, normalize, mean, std, reduction)
     losses = ops.patch_loss(prediction, images, predicted_ids, patch_size, normalize, mean, std)
     return losses.mean() if reduction == "mean" else losses
-
-
-def refusals(images: Tensor, patch_size: int, mean: Tensor | None, std: Tensor | None, rows: torch.dtype) -> list[str]:
-    """Every reason why neither kernel can serve a call with these images, and rows of that dtype."""
-    pixels = [] if images.dtype == torch.uint8 else [images.dtype]
-    reasons = [*machine_refusals(images.device, *pixels, rows)]
-    if tile_size(images.shape[1], patch_size) > LARGEST_TILE:
-        reasons.append(
-            f"kernels take patches of up to {LARGEST_TILE} values with channels and sides padded to powers of two,"
-            f" these have {images.shape[1]} x {patch_size} x {patch_size}"
-        )
-    if _need_gradients(mean, std):
-        reasons.append("the kernels have no gradient to mean and std, and these need one")
-    return reasons
-
-
-def _need_gradients(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _check_images(

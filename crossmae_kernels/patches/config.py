@@ -1,7 +1,15 @@
-"""What reference and kernels share: the loss's constant and its reductions; tile sizes by an analytic rule."""
+"""The loss's constant and its reductions, why a call is refused, and tile sizes by an analytic rule."""
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
+
+import torch
+from torch import Tensor
+
+from crossmae_kernels.runtime.device import machine_refusals
+from crossmae_kernels.runtime.launch import Configuration, power_of_two
+from crossmae_kernels.runtime.operators import need_gradient
 
 Reduction = Literal["mean", "none"]
 
@@ -20,35 +28,55 @@ SMALLEST_TILE = 1024
 
 
 @dataclass(frozen=True)
-class Tiles:
+class PatchTiles(Configuration):
     """Configuration of one kernel: patches per program, warps per program."""
 
     patches: int
     num_warps: int
 
 
-def padded(count: int) -> int:
-    """The tile extent that holds ``count``: a power of two."""
-    return 1 << int(count - 1).bit_length()  # NumPy's integers have none
-
-
 def tile_size(channels: int, patch_size: int) -> int:
     """Values of one patch, each of its three dimensions padded."""
-    return padded(channels) * padded(patch_size) ** 2
+    return power_of_two(channels) * power_of_two(patch_size) ** 2
 
 
-def tiles(size: int) -> Tiles:
+@functools.cache
+def tiles(size: int) -> PatchTiles:
     """The analytic choice for patches of so many values: enough of them to fill a tile, and warps to hold it."""
     patches = max(1, SMALLEST_TILE // size)
-    return Tiles(patches, max(1, patches * size // (32 * VALUES_PER_THREAD)))
+    return PatchTiles(patches, max(1, patches * size // (32 * VALUES_PER_THREAD)))
 
 
-def candidates(size: int) -> list[Tiles]:
+def candidates(size: int) -> list[PatchTiles]:
     """Neighbours of the analytic choice, for tuning to try."""
     rule = tiles(size)
     return [
-        Tiles(patches, warps)
+        PatchTiles(patches, warps)
         for patches in (max(1, rule.patches // 2), rule.patches, 2 * rule.patches)
         for warps in (1, 2, 4, 8, 16)
         if patches * size <= LARGEST_TILE
     ]
+
+
+def refusals(images: Tensor, patch_size: int, mean: Tensor | None, std: Tensor | None, rows: torch.dtype) -> list[str]:
+    """Every reason why neither kernel can serve a call with these images, and rows of that dtype."""
+    pixels = [] if images.dtype == torch.uint8 else [images.dtype]
+    reasons = machine_refusals(images.device, *pixels, rows)
+    if tile_size(images.shape[1], patch_size) > LARGEST_TILE:
+        reasons.append(
+            f"kernels take patches of up to {LARGEST_TILE} values with channels and sides padded to powers of two,"
+            f" these have {images.shape[1]} x {patch_size} x {patch_size}"
+        )
+    if need_gradient(mean, std):
+        reasons.append("the kernels have no gradient to mean and std, and these need one")
+    return reasons
+
+
+def loss_refusals(
+    images: Tensor, patch_size: int, mean: Tensor | None, std: Tensor | None, rows: torch.dtype
+) -> list[str]:
+    """The same of the loss, whose kernel has no gradient to the images."""
+    reasons = refusals(images, patch_size, mean, std, rows)
+    if need_gradient(images):
+        reasons.append("the kernels have no gradient to the images, and these need one")
+    return reasons

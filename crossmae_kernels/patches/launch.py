@@ -7,9 +7,16 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.patches import kernels
-from crossmae_kernels.patches.config import VARIANCE_EPS, Tiles, candidates, padded, tile_size, tiles
-from crossmae_kernels.runtime.launch import needs_wide_offsets, on_device_of, unit_stride
-from crossmae_kernels.runtime.tuning import tuned
+from crossmae_kernels.patches.config import VARIANCE_EPS, PatchTiles, candidates, tile_size, tiles
+from crossmae_kernels.runtime.launch import (
+    blocks,
+    needs_wide_offsets,
+    on_device_of,
+    power_of_two,
+    unit_stride,
+    unit_stride_optional,
+)
+from crossmae_kernels.runtime.tuning import enabled, tuned
 
 # Ids that a program of the gather's backward pass looks through at a time.
 BLOCK_IDS = 128
@@ -51,12 +58,12 @@ def loss_forward(
     std: Tensor | None,
     patch_size: int,
     normalize: bool,
-    keep: bool,
+    save: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Losses ``(B, Q)``, float32, and, to keep for the backward pass, prediction minus target ``(B, Q, P)``."""
+    """Losses ``(B, Q)``, float32, and, to save for the backward pass, prediction minus target ``(B, Q, P)``."""
     prediction = prediction.contiguous()
     losses = prediction.new_empty(ids.shape, dtype=torch.float32)
-    difference = torch.empty_like(prediction) if keep else None
+    difference = torch.empty_like(prediction) if save else None
     if losses.numel():
         _launch_on_pixels(
             "loss_forward", images, ids, mean, std, patch_size, prediction, losses, difference,
@@ -70,15 +77,15 @@ def loss_backward(upstream: Tensor, difference: Tensor) -> Tensor:
     dprediction = torch.empty_like(difference)
     if dprediction.numel():
         batch, per_image, values = difference.shape
-        total, size = batch * per_image, padded(values)
+        total, size = batch * per_image, power_of_two(values)
 
-        def run(choice: Tiles) -> None:
-            kernels.loss_backward[(-(-total // choice.patches),)](
+        def run(choice: PatchTiles) -> None:
+            kernels.loss_backward[(blocks(total, choice.patches),)](
                 upstream, difference, dprediction, total, per_image, *upstream.stride(),
-                VALUES=values, PATCHES=choice.patches, BLOCK=size, num_warps=choice.num_warps,
+                VALUES=values, BLOCK=size, **choice.constants,
             )  # fmt: skip
 
-        _launch("loss_backward", size, (values, difference.dtype), difference, run)
+        _launch("loss_backward", size, (values,), run, difference)
     return dprediction
 
 
@@ -94,25 +101,35 @@ def _launch_on_pixels(
 ) -> None:
     """Launch a kernel that reads the named patches, and ``others`` in front of its counts."""
     ids = unit_stride(ids)
-    mean, std = (None if statistic is None else unit_stride(statistic) for statistic in (mean, std))
+    mean, std = unit_stride_optional(mean), unit_stride_optional(std)
     total = ids.numel()
     counts = (total, ids.shape[1], *_grid(images, patch_size), ids.stride(0))
+    constants |= _constants(images, patch_size)
     function: Any = getattr(kernels, kernel)
 
-    def run(choice: Tiles) -> None:
-        function[(-(-total // choice.patches),)](
-            images, ids, mean, std, *others, *counts, *images.stride(),
-            **constants, **_constants(images, patch_size), PATCHES=choice.patches, num_warps=choice.num_warps,
-        )  # fmt: skip
+    def run(choice: PatchTiles) -> None:
+        function[(blocks(total, choice.patches),)](
+            images, ids, mean, std, *others, *counts, *images.stride(), **constants, **choice.constants
+        )
 
     channels = images.shape[1]
-    key = (channels, patch_size, images.dtype, *(None if other is None else other.dtype for other in others))
-    _launch(kernel, tile_size(channels, patch_size), key, images, run)
+    _launch(kernel, tile_size(channels, patch_size), (channels, patch_size), run, images, *others)
 
 
-def _launch(kernel: str, size: int, key: tuple[object, ...], on: Tensor, run: Callable[[Tiles], None]) -> None:
+def _launch(
+    kernel: str,
+    size: int,
+    widths: tuple[int, ...],
+    run: Callable[[PatchTiles], None],
+    on: Tensor,
+    *others: Tensor | None,
+) -> None:
+    choice = tiles(size)
     with on_device_of(on):
-        run(tuned(f"patches.{kernel}", key, tiles(size), lambda: candidates(size), run, on.device))
+        if enabled():
+            key = (*widths, on.dtype, *(None if other is None else other.dtype for other in others))
+            choice = tuned(f"patches.{kernel}", key, choice, lambda: candidates(size), run, on.device)
+        run(choice)
 
 
 def _grid(images: Tensor, patch_size: int) -> tuple[int, int]:
@@ -126,7 +143,7 @@ def _constants(images: Tensor, patch_size: int) -> dict[str, object]:
     return {
         "CHANNELS": images.shape[1],
         "PATCH": patch_size,
-        "BLOCK_C": padded(images.shape[1]),
-        "BLOCK_P": padded(patch_size),
-        "WIDE": needs_wide_offsets(images[0]),
+        "BLOCK_C": power_of_two(images.shape[1]),
+        "BLOCK_P": power_of_two(patch_size),
+        "WIDE": needs_wide_offsets(images, dims=3),
     }

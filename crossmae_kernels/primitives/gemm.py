@@ -9,8 +9,6 @@ The number of rows is not: one compiled kernel serves every batch.
 # ruff: noqa: N803
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
-from dataclasses import asdict
-
 import torch
 import triton
 import triton.language as tl
@@ -19,9 +17,8 @@ from torch import Tensor
 from crossmae_kernels.primitives.gelu import gelu
 from crossmae_kernels.primitives.tiles import GROUP, GemmTiles, gemm_candidates, gemm_tiles
 from crossmae_kernels.runtime.device import shared_memory
-from crossmae_kernels.runtime.launch import blocks, on_device_of, unit_stride, unit_stride_optional
-from crossmae_kernels.runtime.precision import input_precision
-from crossmae_kernels.runtime.tuning import tuned
+from crossmae_kernels.runtime.launch import blocks, input_precision, on_device_of, unit_stride, unit_stride_optional
+from crossmae_kernels.runtime.tuning import enabled, tuned
 
 
 @triton.jit
@@ -144,17 +141,19 @@ def gemm(
         return out
 
     def run(choice: GemmTiles) -> None:
-        sizes = {name.upper() if name.startswith("block") else name: size for name, size in asdict(choice).items()}
         gemm_kernel[(blocks(rows, choice.block_m) * blocks(outer, choice.block_n),)](
             a, weight, bias, residual, residual_ids, out, hidden,
             a.stride(0), weight.stride(0), 0 if residual is None else residual.stride(0),
             rows, 0 if residual is None else len(residual),
-            OUTER=outer, INNER=inner, GELU=gelu, GROUP=GROUP, PRECISION=precision, **sizes,
+            OUTER=outer, INNER=inner, GELU=gelu, GROUP=GROUP, PRECISION=precision, **choice.constants,
         )  # fmt: skip
 
-    shape = (outer, inner, a.element_size(), shared_memory(a.device))
+    problem = (outer, inner, a.element_size(), shared_memory(a.device))
+    choice = gemm_tiles(*problem)
     with on_device_of(a):
-        epilogue = (gelu, hidden is not None, residual is not None, residual_ids is not None, str(out.dtype))
-        key = (outer, inner, str(a.dtype), precision, *epilogue)
-        run(tuned("gemm", key, gemm_tiles(*shape), lambda: gemm_candidates(*shape), run, a.device))
+        if enabled():
+            epilogue = (gelu, hidden is not None, residual is not None, residual_ids is not None, str(out.dtype))
+            key = (outer, inner, str(a.dtype), precision, *epilogue)
+            choice = tuned("gemm", key, choice, lambda: gemm_candidates(*problem), run, a.device)
+        run(choice)
     return out

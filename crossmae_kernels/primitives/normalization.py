@@ -77,8 +77,7 @@ def normalize(x: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor
         with on_device_of(x):
             normalize_kernel[(blocks(rows, choice.block_rows),)](
                 x, x_hat, rstd, x.stride(0), rows, eps,
-                WIDTH=width, BLOCK_ROWS=choice.block_rows, BLOCK_COLUMNS=choice.block_columns,
-                num_warps=choice.num_warps,
+                WIDTH=width, **choice.constants,
             )  # fmt: skip
     return x_hat, rstd
 
@@ -95,7 +94,6 @@ def normalize_backward(
             normalize_backward_kernel[(blocks(rows, choice.block_rows),)](
                 dx_hat, x_hat, rstd, dresidual, dx,
                 dx_hat.stride(0), 0 if dresidual is None else dresidual.stride(0), rows,
-                WIDTH=width, BLOCK_ROWS=choice.block_rows, BLOCK_COLUMNS=choice.block_columns,
-                num_warps=choice.num_warps,
+                WIDTH=width, **choice.constants,
             )  # fmt: skip
     return dx

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossmae_kernels.runtime.launch import on_device_of
+from crossmae_kernels.runtime.launch import blocks, on_device_of
 
 # Rows read at a time. With 4 warps each thread then has four 128-bit loads of 16-bit rows in flight.
 BLOCK_ROWS = 32
@@ -66,7 +66,7 @@ def segmented_sum(rows: Tensor, ids: Tensor, segments: int) -> Tensor:
     out = torch.empty(segments, width, dtype=rows.dtype, device=rows.device)
     if out.numel():
         with on_device_of(rows):
-            segmented_sum_kernel[(segments, triton.cdiv(width, BLOCK_COLUMNS))](
+            segmented_sum_kernel[(segments, blocks(width, BLOCK_COLUMNS))](
                 rows, order, starts, out, width, rows.stride(0), BLOCK_ROWS, BLOCK_COLUMNS
             )
     return out

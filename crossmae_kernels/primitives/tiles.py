@@ -1,13 +1,16 @@
 """Tile sizes of the primitives, by analytic rules. Nothing here needs Triton, so choices can be made without it."""
 
+import functools
 from dataclasses import dataclass
+
+from crossmae_kernels.runtime.launch import Configuration, power_of_two
 
 # Row tiles that share column tiles before the next ones start, so that their weights are still in L2.
 GROUP = 8
 
 
 @dataclass(frozen=True)
-class GemmTiles:
+class GemmTiles(Configuration):
     """Rows, columns and inner extent of a program's tiles, its warps, and the depth of its software pipeline."""
 
     block_m: int
@@ -17,6 +20,7 @@ class GemmTiles:
     num_stages: int
 
 
+@functools.cache
 def gemm_tiles(outer: int, inner: int, element_size: int, shared_memory: int) -> GemmTiles:
     """The analytic choice for rows times a weight ``(outer, inner)``.
 
@@ -52,7 +56,7 @@ WIDEST_ROW = 16 * 1024
 
 
 @dataclass(frozen=True)
-class RowTiles:
+class RowTiles(Configuration):
     """Rows and columns of a program's tile, and its warps."""
 
     block_rows: int
@@ -60,9 +64,10 @@ class RowTiles:
     num_warps: int
 
 
+@functools.cache
 def row_tiles(width: int) -> RowTiles:
     """Whole rows, 4096 elements or more: 32 for each of 128 threads, which is 4 to 8 wide loads in flight."""
-    block_columns = 1 << (width - 1).bit_length()
+    block_columns = power_of_two(width)
     block_rows = max(1, 4096 // block_columns)
     return RowTiles(block_rows, block_columns, max(4, block_columns // 1024))
 

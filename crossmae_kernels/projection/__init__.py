@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from crossmae_kernels.norm_folding import fold_norm
+from crossmae_kernels.norm_folding.ops import fold_norm
 from crossmae_kernels.projection import ops, reference
 from crossmae_kernels.projection.config import linear_residual_refusals, norm_linear_refusals
 from crossmae_kernels.runtime.autocast import cast_optional, compute_dtype
@@ -60,7 +60,7 @@ def norm_linear(
     refusals = norm_linear_refusals(x, (weight, bias, norm_weight, norm_bias), compute)
     if choose("norm_linear", impl, refusals, worthwhile=x.is_cuda) == "reference":
         return reference.norm_linear(x, weight, bias, norm_weight, norm_bias, eps, activation)
-    weight, bias = fold_norm(weight, bias, norm_weight, norm_bias, compute, impl="triton")
+    weight, bias = fold_norm(weight, bias, norm_weight, norm_bias, compute)
     return ops.norm_linear(x, weight, bias, eps, activation == "gelu")
 
 

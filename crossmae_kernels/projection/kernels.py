@@ -1,4 +1,4 @@
-"""The pass behind the vendor's product: a residual, dense or gathered."""
+"""The pass behind the library's product: a residual, dense or gathered."""
 
 # Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
 # ruff: noqa: N803

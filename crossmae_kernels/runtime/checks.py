@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from crossmae_kernels.runtime.autocast import autocasts
+from crossmae_kernels.runtime.device import constant_when_compiled
 
 # PyTorch counts its storage formats of 8 bits and fewer as floating point too, and computes with none of them.
 FLOATING_POINT = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -37,7 +38,8 @@ class ArgumentChecks:
         self.sizes: dict[str, int] = {}
         self._wrong_types: list[str] = []
         self._wrong_values: list[str] = []
-        self._reference: tuple[str, Tensor] | None = None
+        self._reference: Tensor | None = None
+        self._first = ""
 
     def tensor(
         self,
@@ -58,19 +60,19 @@ class ArgumentChecks:
                 f"{name} must be a tensor of shape ({_commas(pattern)}), got {type(tensor).__name__}"
             )
             return
-        if tensor.dtype not in FLOATING_POINT and tensor.dtype != or_dtype:
+        reference = self._reference
+        if reference is not None and tensor.dtype == reference.dtype and dtype is None:
+            pass
+        elif tensor.dtype not in FLOATING_POINT and tensor.dtype != or_dtype:
             alternative = f", or {or_dtype}" if or_dtype else ""
             self._wrong_types.append(f"{name} must be {_FLOATING_POINT}{alternative}, got {tensor.dtype}")
         elif dtype is not None and tensor.dtype != dtype:
             self._wrong_types.append(f"{name} must be {dtype}, got {tensor.dtype}")
-        elif self._reference is None:
-            self._reference = (name, tensor)
-        else:
-            first, reference = self._reference
-            # Autocast promises to bring mixed dtypes together itself.
-            free = any_dtype or dtype is not None or autocasts(tensor.device.type)
-            if tensor.dtype != reference.dtype and not free:
-                self._wrong_types.append(f"{name} must be {reference.dtype} like {first}, got {tensor.dtype}")
+        elif reference is None:
+            self._reference, self._first = tensor, name
+        # Autocast promises to bring mixed dtypes together itself.
+        elif not (any_dtype or dtype is not None or autocasts(tensor.device.type)):
+            self._wrong_types.append(f"{name} must be {reference.dtype} like {self._first}, got {tensor.dtype}")
         self._shape(name, tensor, pattern)
         self._device(name, tensor)
 
@@ -171,17 +173,17 @@ class ArgumentChecks:
             raise error(f"{self.op}: " + "; ".join(problems))
 
     def _shape(self, name: str, tensor: Tensor, pattern: str) -> None:
-        symbols: Sequence[str] = pattern.split()
+        leading, symbols = _parsed(pattern)
         shape: Sequence[int] = tensor.shape
-        if symbols and symbols[0] == "...":
-            symbols = symbols[1:]
-            shape = shape[len(shape) - len(symbols) :] if len(shape) >= len(symbols) else shape
+        if leading and len(shape) > len(symbols):
+            shape = shape[len(shape) - len(symbols) :]
+        sizes = self.sizes
         fits = len(symbols) == len(shape)
         for symbol, size in zip(symbols, shape, strict=False):
-            wanted = int(symbol) if symbol.isdigit() else self.sizes.get(symbol, size)
-            fits = fits and size == wanted
+            if size != (symbol if isinstance(symbol, int) else sizes.get(symbol, size)):
+                fits = False
         if not fits:
-            known = ", ".join(f"{s}={self.sizes[s]}" for s in symbols if s in self.sizes)
+            known = ", ".join(f"{symbol}={sizes[symbol]}" for symbol in symbols if symbol in sizes)
             self._wrong_values.append(
                 f"{name} must have shape ({_commas(pattern)})"
                 + (f" with {known}" if known else "")
@@ -189,14 +191,27 @@ class ArgumentChecks:
             )
             return
         for symbol, size in zip(symbols, shape, strict=True):
-            if not symbol.isdigit():
-                self.sizes[symbol] = size
+            if isinstance(symbol, str):
+                sizes[symbol] = size
 
     def _device(self, name: str, tensor: Tensor) -> None:
-        if self._reference is not None:
-            first, reference = self._reference
-            if tensor.device != reference.device:
-                self._wrong_values.append(f"{name} must be on {reference.device} like {first}, got {tensor.device}")
+        reference = self._reference
+        if reference is not None and tensor.device != reference.device:
+            self._wrong_values.append(f"{name} must be on {reference.device} like {self._first}, got {tensor.device}")
+
+
+_known_patterns: dict[str, tuple[bool, tuple[str | int, ...]]] = {}
+
+
+@constant_when_compiled
+def _parsed(pattern: str) -> tuple[bool, tuple[str | int, ...]]:
+    """Whether any leading dimensions are allowed, and then letters and numbers."""
+    if pattern not in _known_patterns:
+        symbols = pattern.split()
+        leading = symbols[:1] == ["..."]
+        letters = tuple(int(symbol) if symbol.isdigit() else symbol for symbol in symbols[leading:])
+        _known_patterns[pattern] = leading, letters
+    return _known_patterns[pattern]
 
 
 def traced(tensor: Tensor) -> bool:

@@ -3,7 +3,9 @@
 import functools
 import importlib.metadata
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -11,12 +13,35 @@ from torch import Tensor
 
 from crossmae_kernels.extras import installed
 
-# Shared memory of one program on the largest devices targeted (H100, H200, B200); the interpreter has no limit.
-LARGEST_SHARED_MEMORY = 227 * 1024
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What launchers ask of a device."""
+
+    shared_memory: int
+    """Bytes that one program may have."""
+    multiprocessors: int
+
+
+# Shared memory of the largest devices targeted (H100, H200, B200); the interpreter has no limit, and no parallelism.
+INTERPRETER = Limits(227 * 1024, 1)
+
+_assumed: Limits | None = None
+
+
+@contextmanager
+def assume(limits: Limits) -> Iterator[None]:
+    """Let every device have these limits and serve kernels until the block ends: launches are recorded, none runs."""
+    global _assumed
+    before, _assumed = _assumed, limits
+    try:
+        yield
+    finally:
+        _assumed = before
 
 
 def interpreted() -> bool:
@@ -40,7 +65,9 @@ def machine_refusals(device: torch.device, *dtypes: torch.dtype) -> list[str]:
     ``dtypes`` are all in which the kernels of a call read or write floating-point numbers, in either direction.
     """
     refusals = [] if _triton_is_installed() else ["Triton is not installed"]
-    if device.type == "cuda":
+    if _assumed is not None:
+        pass  # nothing runs
+    elif device.type == "cuda":
         refusals += _cuda_refusals(device.index or 0)
     elif device.type != "cpu":
         refusals.append(f"kernels run on CUDA devices, and these tensors are on {device}")
@@ -51,10 +78,11 @@ def machine_refusals(device: torch.device, *dtypes: torch.dtype) -> list[str]:
     elif torch.bfloat16 in dtypes:
         # It keeps them as uint16 and computes with these.
         refusals.append("Triton's interpreter does not compute in bfloat16, only in float32 and float16")
-    others = sorted({str(dtype) for dtype in dtypes if dtype not in KERNEL_DTYPES})
+    others = [dtype for dtype in dtypes if dtype not in KERNEL_DTYPES]
     if others:
+        given = " and ".join(sorted({str(dtype) for dtype in others}))
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES)
-        refusals.append(f"kernels take {names}, these tensors are {' and '.join(others)}")
+        refusals.append(f"kernels take {names}, these tensors are {given}")
     return refusals
 
 
@@ -69,22 +97,29 @@ def mixture_refusals(name: str, tensors: Sequence[Tensor]) -> list[str]:
     return [f"kernels take {name} of one dtype, these are {' and '.join(dtypes)}"] if len(dtypes) > 1 else []
 
 
-def stream_refusals(name: str, stream: Tensor, compute: torch.dtype) -> list[str]:
-    """The residual stream is float32 or of the dtype that products are computed in."""
+def residual_refusals(name: str, residual: Tensor, compute: torch.dtype) -> list[str]:
+    """The residual is float32 or of the dtype that products are computed in."""
     # What no kernel takes at all is refused as such.
-    if stream.dtype in (torch.float32, compute) or stream.dtype not in KERNEL_DTYPES:
+    if residual.dtype in (torch.float32, compute) or residual.dtype not in KERNEL_DTYPES:
         return []
-    return [f"kernels take {name} in float32 or {compute}, got {stream.dtype}"]
+    return [f"kernels take {name} in float32 or {compute}, got {residual.dtype}"]
+
+
+def limits(device: torch.device) -> Limits:
+    """What one program may have, and how many run at the same time at least."""
+    if _assumed is not None:
+        return _assumed
+    return _cuda_limits(device.index or 0) if device.type == "cuda" else INTERPRETER
 
 
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that one program may have."""
-    return _cuda_shared_memory(device.index or 0) if device.type == "cuda" else LARGEST_SHARED_MEMORY
+    return limits(device).shared_memory
 
 
 def multiprocessors(device: torch.device) -> int:
     """How many programs run at the same time at least."""
-    return _cuda_multiprocessors(device.index or 0) if device.type == "cuda" else 1
+    return limits(device).multiprocessors
 
 
 @functools.cache
@@ -114,11 +149,6 @@ def _cuda_refusals(index: int) -> tuple[str, ...]:
 
 
 @functools.cache
-def _cuda_shared_memory(index: int) -> int:
+def _cuda_limits(index: int) -> Limits:
     properties: Any = torch.cuda.get_device_properties(index)  # not every PyTorch declares all of its fields
-    return properties.shared_memory_per_block_optin
-
-
-@functools.cache
-def _cuda_multiprocessors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
+    return Limits(properties.shared_memory_per_block_optin, properties.multi_processor_count)

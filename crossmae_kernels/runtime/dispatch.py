@@ -1,15 +1,25 @@
-"""Which implementation serves a call: the Triton kernel or the PyTorch reference.
+"""Who serves a call: the Triton kernels or the PyTorch reference, and which form of the kernels.
 
 The process-wide default answers calls with ``impl="auto"``. It starts as the environment variable
 ``CROSSMAE_KERNELS_IMPL`` says, ``"auto"`` unless set, and changes within ``default_implementation``.
+
+An op that has several forms, one kernel, kernels of ours for each matrix product or a library's products, chooses by
+an analytic rule; tuning may replace the choice for a device. Tests and measurements ask for one by name.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, cast, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+from torch import Tensor
+
+from crossmae_kernels.runtime.launch import on_device_of
+from crossmae_kernels.runtime.tuning import enabled, tuned
 
 Implementation = Literal["auto", "triton", "reference"]
+IMPLEMENTATIONS = get_args(Implementation)
 
 ENVIRONMENT_VARIABLE = "CROSSMAE_KERNELS_IMPL"
 
@@ -18,8 +28,8 @@ REFUSAL = "cannot serve this call: "
 
 
 def _checked(impl: str, where: str) -> Implementation:
-    if impl not in get_args(Implementation):
-        raise ValueError(f"{where} must be one of {', '.join(get_args(Implementation))}, got {impl!r}")
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"{where} must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     return cast(Implementation, impl)
 
 
@@ -53,7 +63,7 @@ def choose(
     ``refusals`` lists every reason why the kernel cannot serve this call. ``auto`` takes the kernel when there is
     none and running it is ``worthwhile``; ``triton`` never falls back but raises ``RuntimeError`` with all of them.
     """
-    if impl not in get_args(Implementation):
+    if impl not in IMPLEMENTATIONS:
         _checked(impl, f"{op}: impl")
     if impl == "auto":
         impl = _default
@@ -62,3 +72,63 @@ def choose(
     if impl == "auto":
         return "triton" if worthwhile and not refusals else "reference"
     return impl
+
+
+_asked_for: dict[str, str] = {}
+
+
+@contextmanager
+def form_of(op: str, name: str) -> Iterator[None]:
+    """Let every call of ``op`` take the form of that name, in all threads, until the block ends."""
+    before = _asked_for.get(op)
+    _asked_for[op] = name
+    try:
+        yield
+    finally:
+        del _asked_for[op]
+        if before is not None:
+            _asked_for[op] = before
+
+
+@dataclass(frozen=True)
+class Forms:
+    """The forms of one op. All take the same arguments, the first of which is a tensor."""
+
+    op: str
+    by_name: Mapping[str, Callable[..., Any]]
+    key: Callable[..., tuple[object, ...]]
+    """From the arguments what the best form may depend on: widths and dtypes, for tuning."""
+    refusals: Mapping[str, Callable[..., Sequence[str]]]
+    """From the arguments every reason why a form cannot serve the call; a form that always can has none."""
+
+    def run(self, rule: str, *arguments: Any) -> Any:
+        """Run the form asked for, or the fastest if tuned, or the ``rule``'s.
+
+        Raises:
+            RuntimeError: when a form was asked for that cannot serve, with the reasons.
+        """
+        asked = _asked_for.get(self.op)
+        if asked is not None:
+            if reasons := self._reasons(asked, arguments):
+                raise RuntimeError(f"{self.op}: form {asked!r} {REFUSAL}" + "; ".join(reasons))
+            rule = asked
+        elif enabled():
+            rule = self._tuned(rule, arguments)
+        return self.by_name[rule](*arguments)
+
+    def _reasons(self, name: str, arguments: tuple[Any, ...]) -> Sequence[str]:
+        if name not in self.by_name:
+            return [f"there is no such form, only {', '.join(self.by_name)}"]
+        return self.refusals[name](*arguments) if name in self.refusals else []
+
+    def _tuned(self, rule: str, arguments: tuple[Any, ...]) -> str:
+        on: Tensor = arguments[0]
+        with on_device_of(on):
+            return tuned(
+                f"{self.op}.form",
+                self.key(*arguments),
+                rule,
+                lambda: [name for name in self.by_name if not self._reasons(name, arguments)],
+                lambda name: self.by_name[name](*arguments),
+                on.device,
+            )

@@ -1,7 +1,7 @@
 """What ``torch.utils.flop_counter.FlopCounterMode`` counts of our operators.
 
 PyTorch cannot see the products inside of an operator, so each operator that multiplies matrices says beside its schema
-what they come to (``flop_formula``). Models are compared by these numbers. They belong to the model, not to whoever
+what they come to. Models are compared by these numbers. They belong to the model, not to whoever
 serves it: counted are the products of the definition, at two FLOPs for each multiply-accumulate.
 
 - Forward: linear layers, attention and mixing, whatever the form. Norms, activations, gathers and losses are not

@@ -1,6 +1,9 @@
-"""What every launcher does around a kernel: the tensor's device, a layout that kernels read, offsets wide enough."""
+"""What every launcher does around a kernel: device, layouts that kernels read, tiles, wide offsets, precision."""
 
+import functools
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +13,15 @@ LARGEST_NARROW_OFFSET = 2**31 - 1
 
 # Kernels add the offset of a tile in 64 bits and offsets inside of it in 32; no tile has more rows than this.
 MOST_TILE_ROWS = 256
+
+
+class Configuration:
+    """Base of frozen dataclasses that say how a kernel is launched: its tiles, its warps, its pipeline."""
+
+    @functools.cached_property
+    def constants(self) -> dict[str, int]:
+        """As kernels take them: fields by their names in capitals but for ``num_warps`` and ``num_stages``."""
+        return {name if name.startswith("num_") else name.upper(): value for name, value in vars(self).items()}
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
@@ -29,16 +41,26 @@ def unit_stride_optional(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else unit_stride(tensor)
 
 
-def needs_wide_offsets(*tensors: Tensor) -> bool:
-    """Whether any element lies further from its tensor's first one than 32 bits can say.
+def alike(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The tensors themselves where all lie in memory alike, with unit stride, as parameters do; else copies."""
+    strides = {tensor.stride() for tensor in tensors}
+    if len(strides) == 1 and unit_stride(tensors[0]) is tensors[0]:
+        return tuple(tensors)
+    return tuple(tensor.contiguous() for tensor in tensors)
 
-    Kernels add the offset of an image in 64 bits always, so pass one image of each tensor.
+
+def needs_wide_offsets(*tensors: Tensor, dims: int = 2) -> bool:
+    """Whether any element lies further from its image's first one than 32 bits can say.
+
+    An image is the last ``dims`` dimensions; kernels add the offset of an image in 64 bits always.
     """
-    return any(
-        sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) > LARGEST_NARROW_OFFSET
-        for t in tensors
-        if t.numel()
-    )
+    for tensor in tensors:
+        offset = 0
+        for size, stride in zip(tensor.shape[-dims:], tensor.stride()[-dims:], strict=True):
+            offset += (size - 1) * stride
+        if offset > LARGEST_NARROW_OFFSET and tensor.numel():
+            return True
+    return False
 
 
 def flat_rows(tensor: Tensor) -> Tensor:
@@ -53,6 +75,26 @@ def flat_rows(tensor: Tensor) -> Tensor:
     return unit_stride(rows)
 
 
+def power_of_two(count: int) -> int:
+    """The tile extent that holds ``count``: a power of two, as tiles are in Triton."""
+    return 1 << int(count - 1).bit_length()  # NumPy's integers have none
+
+
+def dot_extent(count: int) -> int:
+    """The same for what is multiplied, at least 16, as matrix instructions ask."""
+    return max(16, power_of_two(count))
+
+
 def blocks(count: int, block: int) -> int:
     """How many blocks hold ``count``."""
     return -(-count // block)
+
+
+def input_precision(dtype: torch.dtype) -> Literal["ieee", "tf32"]:
+    """What kernels tell ``tl.dot`` for operands of ``dtype``; to be asked in every launch, as cuBLAS asks.
+
+    ``torch.set_float32_matmul_precision``, ``torch.backends.cuda.matmul.allow_tf32`` and every ``fp32_precision`` end
+    in the one that is read here. The two older ones raise where they are read after a newer one was set.
+    """
+    allowed = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if allowed else "ieee"

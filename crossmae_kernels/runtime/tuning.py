@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,7 +41,7 @@ def tuned(
     Args:
         kernel: its name.
         key: what the choice may depend on.
-        rule: frozen dataclass, the analytic choice.
+        rule: the analytic choice, a frozen dataclass or a name.
         candidates: further configurations to time.
         run: launches the kernel once; writes nothing that a later launch does not write again.
         device: where it runs.
@@ -89,7 +89,10 @@ def recall(file: Path, key: tuple[object, ...], like: Configuration) -> Configur
     """The remembered configuration, of the class of ``like``; None if there is none or it is of another key."""
     try:
         record = json.loads(file.read_text("utf-8"))
-        return type(like)(**record["configuration"]) if record["key"] == repr(key) else None
+        if record["key"] != repr(key):
+            return None
+        best: Any = record["configuration"]
+        return type(like)(**best) if isinstance(best, dict) else best
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -97,7 +100,7 @@ def recall(file: Path, key: tuple[object, ...], like: Configuration) -> Configur
 def remember(file: Path, key: tuple[object, ...], best: object) -> None:
     """Write a record in one step, so that another process sees all of it or nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    record = {"key": repr(key), "configuration": asdict(best)}  # type: ignore[call-overload]
+    record = {"key": repr(key), "configuration": asdict(best) if is_dataclass(best) else best}  # type: ignore[arg-type]
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, suffix=".tmp", delete=False) as temporary:
         json.dump(record, temporary)
     os.replace(temporary.name, file)

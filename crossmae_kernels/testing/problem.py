@@ -11,7 +11,7 @@ from torch import Tensor
 
 import crossmae_kernels
 from crossmae_kernels.runtime.device import KERNEL_DTYPES
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import form_of
 
 # What an op's argument may be.
 Argument = Tensor | Sequence[Tensor] | None

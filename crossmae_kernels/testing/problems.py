@@ -16,7 +16,7 @@ from crossmae_kernels.testing.problem import Argument, Draw, Problem
 EPS = 1e-6
 IN_16_BITS = (torch.float16, torch.bfloat16)
 # Of every op that is made of matrix products.
-FORMS = ("tiled", "vendor")
+FORMS = ("tiled", "library")
 
 
 def tiny(draw: Draw, batch: int = 2) -> list[Problem]:
@@ -37,7 +37,7 @@ def tiny(draw: Draw, batch: int = 2) -> list[Problem]:
         self_attention_qkvpacked(draw, batch, 67, 1, 16),
         *(fold_norm(draw, *matrix, absent=absent) for absent in ((), ("bias", "norm_bias"))),
         *(fold_norm(draw, *matrix, 3, absent=absent) for absent in ((), ("norm_weight",))),
-        *(_in_form(layer, form) for layer, form in product(layers, FORMS)),
+        *(in_form(layer, form) for layer, form in product(layers, FORMS)),
         *(_in_one_kernel(layer) for layer in layers if layer.op == "mlp"),
         # In 16 bits LayerNorm is on chip, in float32 a pass of its own.
         *(mix_feature_maps(draw, tokens, 3, 2, 24, affine=affine) for affine in (False, True)),
@@ -67,12 +67,12 @@ def vit_base(draw: Draw, batch: int = 4) -> list[Problem]:
         self_attention_qkvpacked(draw, batch, 197, 16, 32),
         fold_norm(draw, 512, 512),
         fold_norm(draw, 1024, 768, 12),
-        *(_in_form(norm_linear(draw, rows, 512, 512, "gelu"), form) for form in FORMS),
+        *(in_form(norm_linear(draw, rows, 512, 512, "gelu"), form) for form in FORMS),
         *(
-            _in_form(linear_residual(draw, rows, 512, 512, table=table), form)
+            in_form(linear_residual(draw, rows, 512, 512, table=table), form)
             for table, form in product((0, 196), FORMS)
         ),
-        *(_in_form(mlp(draw, rows, 512, 2048), form) for form in FORMS),
+        *(in_form(mlp(draw, rows, 512, 2048), form) for form in FORMS),
         mix_feature_maps(draw, (batch, 50), 13, 12, 768, affine=True),
         project_feature_maps(draw, (batch, 50), 13, 12, 768, 1024),
         gather_patches(draw, batch, 49, 16, grid),
@@ -80,7 +80,8 @@ def vit_base(draw: Draw, batch: int = 4) -> list[Problem]:
     ]
 
 
-def _in_form(problem: Problem, form: str) -> Problem:
+def in_form(problem: Problem, form: str) -> Problem:
+    """The same, asking for a form of the kernels."""
     operators = (problem.op, f"{problem.op}_backward") if problem.op == "mlp" else (problem.op,)
     return replace(problem, label=f"{problem.label}, {form}", forms=dict.fromkeys(operators, form))
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import crossmae_kernels as ck
 from crossmae_kernels.cross_attention.reference import FEW_KEYS
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import form_of
 
 # Operators of which nothing is to be counted.
 WITHOUT_PRODUCTS = {
@@ -159,13 +159,13 @@ def test_gradients_that_nobody_wants_are_not_counted(call, shapes, macs):
     [
         (mlp, "single"),
         (mlp_that_saves, "single"),
-        *product([norm_linear, activated, linear_residual, mlp, mlp_that_saves], ["tiled", "vendor"]),
+        *product([norm_linear, activated, linear_residual, mlp, mlp_that_saves], ["tiled", "library"]),
     ],
 )
 def test_products_inside_of_a_form_are_counted_once(call, form, device):
     op = {activated: "norm_linear", mlp_that_saves: "mlp"}.get(call, call.__name__)
     _, shapes, macs = next(case for case in CALLS if case[0] is call)
-    with form_of(op, form), form_of("mlp_backward", "vendor" if form == "vendor" else "tiled"):
+    with form_of(op, form), form_of("mlp_backward", "library" if form == "library" else "tiled"):
         found = macs_of_passes(call, "triton", shapes, [True] * len(shapes), device, torch.float16)
     assert found == (macs, 2 * macs)
 

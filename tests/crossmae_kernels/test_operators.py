@@ -11,7 +11,7 @@ from cases import FORMS, OPERATORS, Cases
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import form_of
 
 
 def tensors(values):

@@ -11,7 +11,7 @@ import torch
 from cases import FORMS, OPERATORS, Cases
 from torch.utils._pytree import tree_leaves
 
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import form_of
 
 SETTINGS = {
     "pass": "ieee",
@@ -27,7 +27,7 @@ SETTINGS = {
 
 ASK = """
 import os, sys, warnings, torch
-from crossmae_kernels.runtime.precision import input_precision
+from crossmae_kernels.runtime.launch import input_precision
 warnings.simplefilter("error")
 for setting in sys.argv[1:]:
     child = os.fork()
@@ -58,7 +58,7 @@ def as_tf32(values):
     return ((bits + 0x0FFF + (bits >> 13 & 1)) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
-# Operators without a product of our own: they move bytes, or the vendor multiplies.
+# Operators without a product of our own: they move bytes, or the library multiplies.
 WITHOUT = {
     "fold_norm", "fold_norms", "fold_norm_backward", "gather_patches", "gather_patches_backward", "patch_loss",
     "patch_loss_backward", "project_backward", "linear_residual_backward", "norm_linear_backward",

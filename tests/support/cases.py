@@ -12,10 +12,10 @@ OPERATORS = sorted(
     if name.startswith("crossmae_kernels::") and "." not in name
 )
 FORMS = {
-    "mlp": ("single", "tiled", "vendor"),
-    "mlp_backward": ("tiled", "vendor"),
-    "norm_linear": ("tiled", "vendor"),
-    "linear_residual": ("tiled", "vendor"),
+    "mlp": ("single", "tiled", "library"),
+    "mlp_backward": ("tiled", "library"),
+    "norm_linear": ("tiled", "library"),
+    "linear_residual": ("tiled", "library"),
 }
 TOKENS, KEYS, HEADS, WIDTH, OUTER, TABLE, PATCH, SIZE = 3, 5, 1, 32, 48, 7, 2, 6
 VALUES = 3 * PATCH**2

@@ -7,30 +7,38 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class _Operators(TorchDispatchMode):
-    def __init__(self, wanted):
+class _Seen(TorchDispatchMode):
+    def __init__(self, note):
         super().__init__()
-        self.wanted = wanted
-        self.names = []
+        self.note = note
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if self.wanted(func):
-            self.names.append(func.name())
+        self.note(func, args)
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def calls_of_operators():
+    """This package's operators, each with its arguments, in order, until the block ends."""
+    calls = []
+    with _Seen(lambda func, args: calls.append((func, args)) if func.namespace == "crossmae_kernels" else None):
+        yield calls
 
 
 @contextmanager
 def names_of_operators():
     """Names of this package's, in order, until the block ends."""
-    with _Operators(lambda func: func.namespace == "crossmae_kernels") as mode:
-        yield mode.names
+    names = []
+    with _Seen(lambda func, _: names.append(func.name()) if func.namespace == "crossmae_kernels" else None):
+        yield names
 
 
 @contextmanager
 def names_of_all_operators():
     """Also PyTorch's, but for those that merely view; what goes on inside of this package's is not seen."""
-    with _Operators(lambda func: not func.is_view) as mode:
-        yield mode.names
+    names = []
+    with _Seen(lambda func, _: None if func.is_view else names.append(func.name())):
+        yield names
 
 
 class _Allocations(TorchDispatchMode):

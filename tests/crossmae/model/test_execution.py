@@ -1,4 +1,4 @@
-"""What says how a model runs: stochastic depth, checkpointing, the dtype of the residual stream."""
+"""What says how a model runs: stochastic depth, checkpointing, the dtype of the residual."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def test_stochastic_depth_reaches_both_branches_of_the_encoder_alone():
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("residual", "dtype"), [("float32", torch.float32), ("autocast", torch.bfloat16)])
-def test_dtype_of_the_residual_stream(name, residual, dtype):
+def test_dtype_of_the_residual(name, residual, dtype):
     _, model = twins(name, residual=residual)
     arrived = []
     for block in (*model.encoder.blocks, *model.decoder.blocks):

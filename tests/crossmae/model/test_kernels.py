@@ -14,8 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import crossmae
 from crossmae.masking import draw_masking, noise_length
-from crossmae_kernels.runtime.dispatch import default_implementation
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import default_implementation, form_of
 from crossmae_kernels.testing import assert_within_budget, budgets
 
 # Wide enough for matrix products in tiles, small enough for the interpreter.
@@ -93,7 +92,7 @@ def test_gradients_of_the_whole_model_under_autocast_keep_to_the_budget(problem,
 
 
 @pytest.mark.budget
-@pytest.mark.parametrize("form", ["single", "tiled", "vendor"])
+@pytest.mark.parametrize("form", ["single", "tiled", "library"])
 def test_every_form_of_the_mlp_keeps_to_the_budget_in_a_model(problem, device, form):
     with form_of("mlp", form):
         judge(problem, device)
@@ -130,7 +129,7 @@ def test_operators_of_a_block_and_nothing_between_them(problem, device, depth, s
         assert per_block == expected | ({"aten::add.Tensor": sums} if suffix else {})
 
 
-# The vendor's products, and sums over rows or tiles: of biases, and behind each fold's gradient.
+# The library's products, and sums over rows or tiles: of biases, and behind each fold's gradient.
 VENDOR = ("aten::addmm", "aten::baddbmm", "aten::bmm", "aten::mm", "aten::sum")
 
 

@@ -1,10 +1,10 @@
-"""What the kernels of the linear layers ask of memory, to the byte; products of the vendor's are not counted."""
+"""What the kernels of the linear layers ask of memory, to the byte; products of the library's are not counted."""
 
 import pytest
 import torch
 
 import crossmae_kernels as ck
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import form_of
 
 ROWS, WIDTH, HIDDEN = 256, 128, 512
 
@@ -79,8 +79,8 @@ def test_mlp_in_tiles(measured, policy, kept):
     assert backward.flops == products * 2 * ROWS * WIDTH * HIDDEN
 
 
-def test_mlp_with_the_vendors_products(measured):
-    with form_of("mlp", "vendor"), form_of("mlp_backward", "vendor"):
+def test_mlp_with_the_librarys_products(measured):
+    with form_of("mlp", "library"), form_of("mlp_backward", "library"):
         forward, backward = measured(mlp("recompute"), *mlp_leaves())
     assert forward.bytes == STREAM + LOW + STATISTIC
     # GELU's backward pass reads the layer and its gradient, and writes both; then the norm's.

@@ -6,7 +6,7 @@ import pytest
 from problems import Problem, Randoms, naive_gelu, naive_linear, naive_norm
 
 import crossmae_kernels as ck
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import form_of
 
 EPS = 1e-3
 

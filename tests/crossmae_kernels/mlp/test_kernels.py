@@ -5,7 +5,7 @@ import torch
 from problems import same
 
 import crossmae_kernels as ck
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import form_of
 from crossmae_kernels.testing import poisoned_allocations
 
 # Leading dimensions, width, hidden width, biases, norm's affine.
@@ -20,14 +20,14 @@ PROBLEMS = [
     # More row tiles than are grouped, and widths below every tile's.
     ((1100,), 20, 35, True, True),
 ]
-FORMS = ["single", "tiled", "vendor"]
+FORMS = ["single", "tiled", "library"]
 
 
 def served(form, width, dtype):
-    """Whether the form takes the problem; float32 goes to the vendor, and in tiles of ours it takes long here."""
+    """Whether the form takes the problem; float32 goes to the library, and in tiles of ours it takes long here."""
     if form == "single":
         return width <= 256 and dtype != torch.float32
-    return form == "vendor" or width == 96 or dtype != torch.float32
+    return form == "library" or width == 96 or dtype != torch.float32
 
 
 @pytest.mark.budget
@@ -95,7 +95,7 @@ def test_a_second_backward_equals_the_first_and_leaves_saved_tensors_alone(
     assert all(torch.equal(a, b) for a, b in saved)
 
 
-@pytest.mark.parametrize("form_name", ["tiled", "vendor"])
+@pytest.mark.parametrize("form_name", ["tiled", "library"])
 @pytest.mark.parametrize(
     "wanted",
     [("x",), ("fc1_weight",), ("fc1_bias",), ("fc2_weight",), ("fc2_bias",), ("norm_weight", "fc2_bias")],
@@ -134,7 +134,7 @@ def test_layouts_change_nothing(problem, by, form, device, form_name, layout):
 @pytest.mark.parametrize("upstream", [(1, 1, 1), (2, 1, 32), (1, 7, 32)], ids=str)
 def test_expanded_upstream_gradients(problem, by, form, device, upstream):
     task = problem((2, 7), 32, 48)
-    for form_name in ("tiled", "vendor"):
+    for form_name in ("tiled", "library"):
         leaves = task.leaves(device, torch.float16)
         gradient = torch.randn(upstream, device=device).half().expand(2, 7, 32)
         with form(form_name):
@@ -157,7 +157,10 @@ def test_no_rows(problem, by, form, device, form_name, policy):
 def test_a_form_refuses_what_it_cannot_hold_with_every_reason(problem, by, device):
     with form_of("mlp", "single"), pytest.raises(RuntimeError, match=r"it computes in 16 bits.*up to 256.*have 512"):
         problem((3,), 512, 16).solve(by["kernels"](), device, torch.float32)
-    with form_of("mlp", "best"), pytest.raises(RuntimeError, match="there is no such form, only single, tiled, vendor"):
+    with (
+        form_of("mlp", "best"),
+        pytest.raises(RuntimeError, match="there is no such form, only single, tiled, library"),
+    ):
         problem((3,), 32, 16).solve(by["kernels"](), device, torch.float32)
 
 

@@ -13,12 +13,12 @@ MLP = "crossmae_kernels.mlp"
 
 # The form that shows it, the kernels, what is replaced and by what.
 MUTATIONS = {
-    "half of eps": ("vendor", NORM, "/ WIDTH + eps)", "/ WIDTH + 0.5 * eps)"),
-    "mean not taken off": ("vendor", NORM, "/ WIDTH)[:, None], 0.0)", "/ WIDTH * 0.0)[:, None], 0.0)"),
-    "gradient along the row": ("vendor", NORM, "- normalized * along[:, None]", "- 0.0 * along[:, None]"),
-    "residual's gradient": ("vendor", NORM, "result += passed_on", "result += 0.99 * passed_on"),
-    "derivative of gelu": ("vendor", GELU, "distribution + h * (", "distribution + 0.98 * h * ("),
-    "sum of a bias's gradient": ("vendor", GELU, "tl.sum(dh, axis=0)", "tl.sum(0.99 * dh, axis=0)"),
+    "half of eps": ("library", NORM, "/ WIDTH + eps)", "/ WIDTH + 0.5 * eps)"),
+    "mean not taken off": ("library", NORM, "/ WIDTH)[:, None], 0.0)", "/ WIDTH * 0.0)[:, None], 0.0)"),
+    "gradient along the row": ("library", NORM, "- normalized * along[:, None]", "- 0.0 * along[:, None]"),
+    "residual's gradient": ("library", NORM, "result += passed_on", "result += 0.99 * passed_on"),
+    "derivative of gelu": ("library", GELU, "distribution + h * (", "distribution + 0.98 * h * ("),
+    "sum of a bias's gradient": ("library", GELU, "tl.sum(dh, axis=0)", "tl.sum(0.99 * dh, axis=0)"),
     "last rows of a product": ("tiled", GEMM, "inside = rows < num_rows", "inside = rows < num_rows - 1"),
     "end of the inner extent": ("tiled", GEMM, "first + inner < INNER", "first + inner < INNER - 1"),
     "bias": ("tiled", GEMM, "other=0.0).to(tl.float32)[None, :]", "other=0.0).to(tl.float32)[None, :] * 0.99"),
@@ -48,7 +48,7 @@ def to_break(seed, problem, eager, oracle, device, dtype):
 
 
 @pytest.mark.budget
-@pytest.mark.parametrize("form_name", ["single", "tiled", "vendor"])
+@pytest.mark.parametrize("form_name", ["single", "tiled", "library"])
 def test_the_kernels_pass(check, by, form, place, form_name):
     if not shown(form_name, place[1]):
         pytest.skip("broken in another dtype")

@@ -35,7 +35,7 @@ def test_whole_graph_compiles_with_its_gradients_and_once_for_all_batches(proble
         if device == "cpu":
             assert same(ours, theirs)
         else:
-            # The vendor may multiply in another order.
+            # The library may multiply in another order.
             for name in ours:
                 torch.testing.assert_close(ours[name], theirs[name])
     # The first size as such, the second as any size.
@@ -92,7 +92,7 @@ def test_activation_checkpointing(problem, by, device, policy):
     assert same(*(task.solve(call, device, torch.float16) for call in (checkpointed, by["kernels"](policy))))
 
 
-@pytest.mark.parametrize("form_name", ["single", "tiled", "vendor"])
+@pytest.mark.parametrize("form_name", ["single", "tiled", "library"])
 @pytest.mark.parametrize(("policy", "hidden_layers"), [("save", 1), ("recompute", 0)])
 def test_saved_bytes(problem, by, form, device, form_name, policy, hidden_layers):
     leaves = problem((3, 50), WIDTH, HIDDEN).leaves(device, torch.float32)
@@ -136,7 +136,7 @@ def test_process_wide_default_reaches_the_kernels(problem, by, device):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("form_name", ["single", "tiled", "vendor"])
+@pytest.mark.parametrize("form_name", ["single", "tiled", "library"])
 def test_cuda_graphs_replay_the_kernels(problem, by, form, device, form_name):
     if device != "cuda":
         pytest.skip("no CUDA device")

@@ -4,10 +4,10 @@ import pytest
 import torch
 from problems import same
 
-from crossmae_kernels.runtime.forms import form_of
+from crossmae_kernels.runtime.dispatch import form_of
 from crossmae_kernels.testing import poisoned_allocations
 
-FORMS = ["tiled", "vendor"]
+FORMS = ["tiled", "library"]
 
 # Leading dimensions, inner and outer width, biases, the norm's affine, activation.
 NORM_LINEAR = [

@@ -56,7 +56,7 @@ def test_whole_graph_compiles_with_its_gradients_and_once_for_all_batches(case, 
         if device == "cpu":
             assert same(ours, theirs)
         else:
-            # The vendor may multiply in another order.
+            # The library may multiply in another order.
             for name in ours:
                 torch.testing.assert_close(ours[name], theirs[name])
     # The first size as such, the second as any size.

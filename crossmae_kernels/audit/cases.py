@@ -1,0 +1,130 @@
+"""Launches to be compiled, and what is asked of the outcome."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from crossmae_kernels.audit.calls import CALLS, DTYPES
+from crossmae_kernels.audit.compilation import Assembly, CompilationError, compile_launch
+from crossmae_kernels.audit.recording import Launch, record
+from crossmae_kernels.runtime.device import Limits
+from crossmae_kernels.testing import Draw
+
+# By compute capability, 90 for 9.0: shared memory that one program may have (CUDA programming guide, table of compute
+# capabilities), and the multiprocessors of A100, A40, H100 and B200.
+DEVICES = {
+    80: Limits(163 * 1024, 108),
+    86: Limits(99 * 1024, 84),
+    90: Limits(227 * 1024, 132),
+    100: Limits(227 * 1024, 148),
+}
+
+# Bits of the widest store that the layout allows, where it is looked at.
+STORE_BITS = {
+    "fold_backward": 128,
+    "fold_forward": 64,
+    "mixing_backward": 128,
+    "mixing_forward": 128,
+    "sums_backward": 128,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A launch, and the problem that it helps to solve. Plain values: it goes to other processes."""
+
+    label: str
+    arch: int
+    dtype: str
+    launch: Launch
+
+
+def cases(
+    ops: Sequence[str] = tuple(CALLS),
+    architectures: Sequence[int] = tuple(DEVICES),
+    dtypes: Sequence[str] = tuple(DTYPES),
+) -> list[Case]:
+    """Every launch of the given ops, architectures and dtypes, once."""
+    return [case for arch in architectures for dtype in dtypes for case in _recorded(ops, arch, dtype)]
+
+
+def _recorded(ops: Sequence[str], arch: int, dtype: str) -> list[Case]:
+    """Those of an architecture and a dtype. In TF32 only kernels that multiply are others than in float32."""
+    found: list[Case] = []
+    with record(DEVICES[arch]) as launches, _multiplied_in(dtype):
+        draw = Draw()
+        for op in ops:
+            # What changes the code a little is asked for where most of the training is done.
+            for call in CALLS[op](draw, dtype, (arch, dtype) == (90, "bf16")):
+                launches.clear()
+                call.run(DTYPES[dtype])
+                for launch in launches:
+                    known = any(launch == case.launch for case in found)
+                    if not known and (dtype != "tf32" or "PRECISION" in launch.named_constants):
+                        found.append(Case(call.problem.label, arch, dtype, launch))
+    return found
+
+
+@contextmanager
+def _multiplied_in(dtype: str) -> Iterator[None]:
+    """Let PyTorch multiply float32 in TF32 or exactly until the block ends."""
+    settings = torch.backends.cuda.matmul
+    before, settings.fp32_precision = settings.fp32_precision, "tf32" if dtype == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
+
+
+def required_bits(launch: Launch) -> tuple[int, int]:
+    """Width of the widest load that the layout allows, and of the widest store where it is looked at."""
+    constants = launch.named_constants
+    if launch.name == "loss_backward":
+        line = _line_bits(constants["VALUES"], launch.signature["difference"])
+        return line, line
+    if launch.name == "gather_backward":
+        # Rows of three channels are read one value at a time, side by side; ids have 64 bits.
+        return 64, _line_bits(constants["PATCH"], launch.signature["dimages"])
+    if "PATCH" in constants:
+        return max(64, _line_bits(constants["PATCH"], launch.signature["images"])), 0
+    return 128, STORE_BITS.get(launch.name, 0)
+
+
+def _line_bits(length: int, pointer: str) -> int:
+    """Widest access to dense lines of so many elements, which begin where their length allows."""
+    return min(128, (length & -length) * int(re.sub(r"\D", "", pointer)))
+
+
+def shortcomings(case: Case, assembly: Assembly) -> list[str]:
+    """What a compiled kernel lacks: everything in registers, room in shared memory, tensor cores, wide accesses."""
+    limit = DEVICES[case.arch].shared_memory
+    load, store = required_bits(case.launch)
+    lacking = []
+    if assembly.spilled:
+        lacking.append(f"{assembly.spilled} instructions spill registers")
+    if assembly.shared > limit:
+        lacking.append(f"{assembly.shared} bytes of shared memory, {limit} are there")
+    # float32 is not rounded to what tensor cores take, unless as TF32, of which tiles may have fewer rows than Hopper's
+    # own instructions ask. Where each warp multiplies on its own, in 3D, Hopper and Blackwell have Ampere's.
+    rounded = [product for product in assembly.products if not product.endswith("ieee")]
+    hopper = case.arch == 90 and any(product in ("2D bf16", "2D f16") for product in rounded)
+    if rounded and (not assembly.tensor_core or (hopper and "HGMMA" not in assembly.tensor_core)):
+        lacking.append(f"tensor-core instructions are {assembly.tensor_core or 'none'}")
+    if assembly.widest_load < load:
+        lacking.append(f"loads of {assembly.widest_load} bits at most")
+    if assembly.widest_store < store:
+        lacking.append(f"stores of {assembly.widest_store} bits at most")
+    return lacking
+
+
+def report(case: Case) -> dict[str, object]:
+    """Case, assembly and shortcomings as one flat record."""
+    known = {"kernel": case.launch.name, "label": case.label, "arch": case.arch, "dtype": case.dtype}
+    try:
+        assembly = compile_launch(case.launch, case.arch)
+    except CompilationError as error:
+        return {**known, "shortcomings": [str(error)]}
+    return {**known, **vars(assembly), "shortcomings": shortcomings(case, assembly)}

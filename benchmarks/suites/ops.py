@@ -18,7 +18,7 @@ from crossmae_kernels.runtime.dispatch import form_of
 from crossmae_kernels.testing import Draw, problems
 from crossmae_kernels.testing.problem import Problem
 
-MLP_FORMS = ("single", "tiled", "vendor")
+MLP_FORMS = ("single", *problems.FORMS)
 
 
 def op_contest(

@@ -46,9 +46,9 @@ GPU ?=
 gpu:
 	$(PYTHON) -m benchmarks.gpu $(GPU)
 
-# What a machine with a GPU may lack, for where there is a network: it goes along with the tree. Pure Python.
+# What a machine with a GPU may lack, where there is a network; it goes along with the tree. Pure Python, all of it.
 packages:
-	$(PYTHON) -m pip install --quiet --no-deps --upgrade --target .packages pytest-benchmark py-cpuinfo
+	$(PYTHON) -m pip install --quiet --upgrade --target .packages pytest-benchmark
 
 # The tables and the picture of README.md, from the records under benchmarks/results and from nowhere else.
 readme: $(VENV)/.ready

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crossmae_kernels.cross_attention.config import Packing, log_sum_exp_shape, width_of
 from crossmae_kernels.runtime.flops import Shape
-from crossmae_kernels.runtime.operators import differentiable, not_differentiable, operator
+from crossmae_kernels.runtime.operators import Operator
 
 
 def cross_attention(
@@ -108,14 +108,14 @@ def _gradients(ctx: Any, output_mask: list[bool], dout: Tensor) -> tuple[Tensor,
     return _backward(dout, *ctx.saved_tensors, *ctx.options, output_mask)
 
 
-_forward = operator(
+_forward = Operator(
     "cross_attention(Tensor query, Tensor? key, Tensor? value, Tensor? query_ids, str packing, int num_heads,"
     " float scale) -> (Tensor out, Tensor log_sum_exp)",
     launcher="cross_attention.launch:forward",
     fake=_forward_fake,
     flops=_forward_flops,
 )
-_backward = operator(
+_backward = Operator(
     "cross_attention_backward(Tensor dout, Tensor query, Tensor? key, Tensor? value, Tensor? query_ids, Tensor? out,"
     " Tensor? log_sum_exp, str packing, int num_heads, float scale, bool[3] output_mask)"
     " -> (Tensor dquery, Tensor dkey, Tensor dvalue)",
@@ -123,9 +123,8 @@ _backward = operator(
     fake=_backward_fake,
     flops=_backward_flops,
 )
-differentiable(_forward, _save, _gradients, inputs=3)
-not_differentiable(
-    _backward,
+_forward.differentiable(_save, _gradients, inputs=3)
+_backward.not_differentiable(
     "cross_attention: the kernels have no second derivative; impl='reference' has one (in the math backend of"
     " scaled_dot_product_attention)",
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crossmae_kernels.feature_mixing.config import held
 from crossmae_kernels.runtime.flops import Shape
-from crossmae_kernels.runtime.operators import differentiable, not_differentiable, operator
+from crossmae_kernels.runtime.operators import Operator
 
 
 def mix_feature_maps(maps: Sequence[Tensor], weight: Tensor, eps: float, normalize: bool) -> Tensor:
@@ -81,19 +81,19 @@ def _gradients(ctx: Any, output_mask: list[bool], dmixes: Tensor) -> tuple[Tenso
     return _backward(dmixes, maps, weight, mixes, means, rstds, ctx.normalize, output_mask)
 
 
-_forward = operator(
+_forward = Operator(
     "mix_feature_maps(Tensor[] maps, Tensor weight, float eps, bool normalize)"
     " -> (Tensor mixes, Tensor means, Tensor rstds)",
     launcher="feature_mixing.launch:forward",
     fake=_forward_fake,
     flops=_forward_flops,
 )
-_backward = operator(
+_backward = Operator(
     "mix_feature_maps_backward(Tensor dmixes, Tensor[] maps, Tensor weight, Tensor? mixes, Tensor means, Tensor rstds,"
     " bool normalize, bool[2] output_mask) -> (Tensor dmaps, Tensor dweight)",
     launcher="feature_mixing.launch:backward",
     fake=_backward_fake,
     flops=_backward_flops,
 )
-differentiable(_forward, _save, _gradients, inputs=2)
-not_differentiable(_backward, "mix_feature_maps: the kernels have no second derivative; impl='reference' has one")
+_forward.differentiable(_save, _gradients, inputs=2)
+_backward.not_differentiable("mix_feature_maps: the kernels have no second derivative; impl='reference' has one")

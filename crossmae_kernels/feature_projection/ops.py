@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.runtime.flops import Shape, linear_flops
-from crossmae_kernels.runtime.operators import not_differentiable, operator
+from crossmae_kernels.runtime.operators import Operator
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
@@ -52,11 +52,11 @@ def _backward_flops(x: Shape, weight: Shape, gradients: list[Shape], output_mask
     return sum(output_mask[:2]) * linear_flops(x, weight)
 
 
-_backward = operator(
+_backward = Operator(
     "project_backward(Tensor x, Tensor weight, Tensor[] gradients, bool[3] output_mask)"
     " -> (Tensor dx, Tensor dweight, Tensor dbias)",
     launcher="feature_projection.launch:backward",
     fake=_backward_fake,
     flops=_backward_flops,
 )
-not_differentiable(_backward, "project_feature_maps: its kernels have no second derivative; impl='reference' has one")
+_backward.not_differentiable("project_feature_maps: its kernels have no second derivative; impl='reference' has one")

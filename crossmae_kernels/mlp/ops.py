@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.runtime.flops import Shape, linear_flops
-from crossmae_kernels.runtime.operators import differentiable, need_gradient, not_differentiable, operator
+from crossmae_kernels.runtime.operators import Operator, need_gradient
 
 
 def mlp(
@@ -97,14 +97,14 @@ def _gradients(ctx: Any, output_mask: list[bool], dout: Tensor) -> tuple[Tensor,
     return _backward(dout, fc1_weight, fc1_bias, fc2_weight, x_hat, rstd, hidden, output_mask)
 
 
-_forward = operator(
+_forward = Operator(
     "mlp(Tensor x, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor? fc2_bias, float eps, bool save,"
     " bool save_hidden) -> (Tensor out, Tensor x_hat, Tensor rstd, Tensor hidden)",
     launcher="mlp.launch:forward",
     fake=_forward_fake,
     flops=_forward_flops,
 )
-_backward = operator(
+_backward = Operator(
     "mlp_backward(Tensor dout, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor x_hat, Tensor rstd,"
     " Tensor? hidden, bool[5] output_mask)"
     " -> (Tensor dx, Tensor dfc1_weight, Tensor dfc1_bias, Tensor dfc2_weight, Tensor dfc2_bias)",
@@ -112,5 +112,5 @@ _backward = operator(
     fake=_backward_fake,
     flops=_backward_flops,
 )
-differentiable(_forward, _save, _gradients, inputs=5)
-not_differentiable(_backward, "mlp: the kernels have no second derivative; impl='reference' has one")
+_forward.differentiable(_save, _gradients, inputs=5)
+_backward.not_differentiable("mlp: the kernels have no second derivative; impl='reference' has one")

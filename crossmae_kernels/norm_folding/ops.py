@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.runtime.autocast import cast_optional
-from crossmae_kernels.runtime.operators import differentiable, not_differentiable, operator
+from crossmae_kernels.runtime.operators import Operator
 
 
 def fold_norm(
@@ -99,21 +99,21 @@ def _gradients(ctx: Any, output_mask: list[bool], dfolded: Tensor, dfolded_bias:
     return dweight, dfolded_bias.to(ctx.bias_dtype) if wants_bias else None, *dnorm
 
 
-_forward = operator(
+_forward = Operator(
     "fold_norm(Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, ScalarType dtype)"
     " -> (Tensor folded, Tensor folded_bias)",
     launcher="norm_folding.launch:fold_norm",
     fake=_forward_fake,
     flops=None,
 )
-_forward_of_several = operator(
+_forward_of_several = Operator(
     "fold_norms(Tensor[] weights, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, ScalarType dtype)"
     " -> (Tensor folded, Tensor folded_bias)",
     launcher="norm_folding.launch:fold_norms",
     fake=_forward_of_several_fake,
     flops=None,
 )
-_backward = operator(
+_backward = Operator(
     "fold_norm_backward(Tensor dfolded, Tensor? dfolded_bias, Tensor[] weights, Tensor? norm_weight, Tensor? norm_bias,"
     " bool[3] output_mask) -> (Tensor dweight, Tensor dnorm)",
     launcher="norm_folding.launch:fold_norm_backward",
@@ -121,5 +121,5 @@ _backward = operator(
     flops=None,
 )
 for _op in (_forward, _forward_of_several):
-    differentiable(_op, _save, _gradients, inputs=4, results=2)
-not_differentiable(_backward, "the kernels of fold_norm have no second derivative; impl='reference' has one")
+    _op.differentiable(_save, _gradients, inputs=4, results=2)
+_backward.not_differentiable("the kernels of fold_norm have no second derivative; impl='reference' has one")

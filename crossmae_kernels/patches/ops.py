@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmae_kernels.runtime.operators import differentiable, need_gradient, not_differentiable, operator
+from crossmae_kernels.runtime.operators import Operator, need_gradient
 
 
 def gather_patches(
@@ -101,33 +101,33 @@ def _loss_gradients(ctx: Any, output_mask: list[bool], upstream: Tensor) -> tupl
     return _loss_backward(upstream, difference), None
 
 
-_gather = operator(
+_gather = Operator(
     "gather_patches(Tensor images, Tensor ids, Tensor? mean, Tensor? std, int patch_size, ScalarType dtype) -> Tensor",
     launcher="patches.launch:gather_forward",
     fake=_gather_fake,
     flops=None,
 )
-_gather_backward = operator(
+_gather_backward = Operator(
     "gather_patches_backward(Tensor dout, Tensor ids, SymInt[] image_shape, int patch_size, ScalarType dtype)"
     " -> Tensor",
     launcher="patches.launch:gather_backward",
     fake=_gather_backward_fake,
     flops=None,
 )
-_loss = operator(
+_loss = Operator(
     "patch_loss(Tensor prediction, Tensor images, Tensor ids, Tensor? mean, Tensor? std, int patch_size,"
     " bool normalize, bool save) -> (Tensor losses, Tensor difference)",
     launcher="patches.launch:loss_forward",
     fake=_loss_fake,
     flops=None,
 )
-_loss_backward = operator(
+_loss_backward = Operator(
     "patch_loss_backward(Tensor upstream, Tensor difference) -> Tensor",
     launcher="patches.launch:loss_backward",
     fake=_loss_backward_fake,
     flops=None,
 )
-differentiable(_gather, _gather_save, _gather_gradients, inputs=1)
-differentiable(_gather_backward, _gather_backward_save, _gather_backward_gradients, inputs=1)
-differentiable(_loss, _loss_save, _loss_gradients, inputs=2)
-not_differentiable(_loss_backward, "patch_loss: the kernels have no second derivative; impl='reference' has one")
+_gather.differentiable(_gather_save, _gather_gradients, inputs=1)
+_gather_backward.differentiable(_gather_backward_save, _gather_backward_gradients, inputs=1)
+_loss.differentiable(_loss_save, _loss_gradients, inputs=2)
+_loss_backward.not_differentiable("patch_loss: the kernels have no second derivative; impl='reference' has one")

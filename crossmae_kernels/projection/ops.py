@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.runtime.flops import Shape, linear_flops
-from crossmae_kernels.runtime.operators import differentiable, need_gradient, not_differentiable, operator
+from crossmae_kernels.runtime.operators import Operator, need_gradient
 
 
 def norm_linear(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, gelu: bool) -> Tensor:
@@ -127,34 +127,34 @@ def _linear_residual_gradients(ctx: Any, output_mask: list[bool], dout: Tensor) 
     return (*found, dout)
 
 
-_norm_linear = operator(
+_norm_linear = Operator(
     "norm_linear(Tensor x, Tensor weight, Tensor? bias, float eps, bool gelu, bool save)"
     " -> (Tensor out, Tensor x_hat, Tensor rstd, Tensor hidden)",
     launcher="projection.launch:norm_linear",
     fake=_norm_linear_fake,
     flops=_forward_flops,
 )
-_norm_linear_backward = operator(
+_norm_linear_backward = Operator(
     "norm_linear_backward(Tensor dout, Tensor weight, Tensor x_hat, Tensor rstd, Tensor? hidden, ScalarType x_dtype,"
     " bool[3] output_mask) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     launcher="projection.launch:norm_linear_backward",
     fake=_norm_linear_backward_fake,
     flops=_norm_linear_backward_flops,
 )
-_linear_residual = operator(
+_linear_residual = Operator(
     "linear_residual(Tensor x, Tensor weight, Tensor? bias, Tensor residual, Tensor? residual_ids) -> Tensor",
     launcher="projection.launch:linear_residual",
     fake=_linear_residual_fake,
     flops=_forward_flops,
 )
-_linear_residual_backward = operator(
+_linear_residual_backward = Operator(
     "linear_residual_backward(Tensor dout, Tensor x, Tensor weight, Tensor? residual_ids, SymInt table_rows,"
     " bool[4] output_mask) -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dtable)",
     launcher="projection.launch:linear_residual_backward",
     fake=_linear_residual_backward_fake,
     flops=_linear_residual_backward_flops,
 )
-differentiable(_norm_linear, _norm_linear_save, _norm_linear_gradients, inputs=3)
-differentiable(_linear_residual, _linear_residual_save, _linear_residual_gradients, inputs=4)
+_norm_linear.differentiable(_norm_linear_save, _norm_linear_gradients, inputs=3)
+_linear_residual.differentiable(_linear_residual_save, _linear_residual_gradients, inputs=4)
 for _op in (_norm_linear_backward, _linear_residual_backward):
-    not_differentiable(_op, "the kernels of the projections have no second derivative; impl='reference' has one")
+    _op.not_differentiable("the kernels of the projections have no second derivative; impl='reference' has one")

@@ -3,6 +3,10 @@
 An operator runs its launcher on CPU and CUDA tensors. The launcher's module, which needs Triton, is imported when the
 operator first runs. Operators are defined through ``torch.library.Library``, not ``torch.library.custom_op``, which
 wraps every call once more to look for aliases that cannot be here. Who serves a call was chosen before.
+
+Through PyTorch's dispatcher a call with gradients takes 33 us of Python, most of a small op's time. Where nobody looks
+on, no compiler, mode, transform, profiler or class of tensors of its own, ``Operator`` calls the launcher itself, at
+half of that.
 """
 
 import importlib
@@ -19,12 +23,11 @@ from crossmae_kernels.runtime.flops import flop_formula
 NAMESPACE = "crossmae_kernels"
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
+_PLAIN = {Tensor, torch.nn.Parameter, type(None), bool, int, float, str, torch.dtype, torch.Size}
 
 
-def operator(
-    schema: str, launcher: str, fake: Callable[..., Any], flops: Callable[..., int] | None
-) -> Callable[..., Any]:
-    """Define an operator.
+class Operator:
+    """An operator of this package, to be called with all arguments of its schema in their order.
 
     Args:
         schema: name, arguments and results; the first argument is a tensor or a list of tensors.
@@ -34,87 +37,125 @@ def operator(
         fake: the same for tensors without data, None included.
         flops: what it multiplies, from the shapes of arguments and results (``runtime.flops``); None for nothing.
     """
-    name = schema.partition("(")[0]
-    module_name, _, function_name = launcher.partition(":")
-    module: ModuleType | None = None
-    _library.define(schema)
 
-    def launch_on(device_type: str) -> Callable[..., Any]:
-        def launch(*arguments: Any) -> Any:
-            nonlocal module
-            if module is None:
-                module = importlib.import_module(f"{NAMESPACE}.{module_name}")
-            function = getattr(module, function_name)
-            if not torch.is_autocast_enabled(device_type):
-                return _without_none(function(*arguments), arguments)
-            with torch.autocast(device_type, enabled=False):
-                return _without_none(function(*arguments), arguments)
+    def __init__(self, schema: str, launcher: str, fake: Callable[..., Any], flops: Callable[..., int] | None) -> None:
+        name = schema.partition("(")[0]
+        self._module, _, self._function = launcher.partition(":")
+        self._launchers: ModuleType | None = None
+        self._derivative: type[torch.autograd.Function] | None = None
 
-        return launch
+        def fake_call(*arguments: Any) -> Any:
+            return _without_none(fake(*arguments), arguments)
 
-    def fake_call(*arguments: Any) -> Any:
-        return _without_none(fake(*arguments), arguments)
+        _library.define(schema)
+        for device in ("CPU", "CUDA"):
+            _library.impl(name, self._launch, device)
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake_call, lib=_library)
+        packet = getattr(torch.ops.crossmae_kernels, name)
+        if flops is not None:
+            flop_formula(packet)(flops)
+        self._dispatched: OpOverload = packet.default
 
-    for device_type in ("cpu", "cuda"):
-        _library.impl(name, launch_on(device_type), device_type.upper())
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake_call, lib=_library)
-    packet = getattr(torch.ops.crossmae_kernels, name)
-    if flops is not None:
-        flop_formula(packet)(flops)
-    return packet.default
+    def __call__(self, *arguments: Any) -> Any:
+        """The results, one tensor or a tuple of them."""
+        if torch.compiler.is_compiling() or _watched() or not _plain(arguments):
+            return self._dispatched(*arguments)
+        if torch.is_grad_enabled():
+            if self._derivative is None:
+                return self._dispatched(*arguments)
+            for argument in arguments:
+                if isinstance(argument, Tensor) and argument.requires_grad:
+                    return self._derivative.apply(*arguments)
+        return self._launch(*arguments)
 
+    def _launch(self, *arguments: Any) -> Any:
+        if self._launchers is None:
+            self._launchers = importlib.import_module(f"{NAMESPACE}.{self._module}")
+        function = getattr(self._launchers, self._function)
+        first = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
+        if not torch.is_autocast_enabled(first.device.type):
+            return _without_none(function(*arguments), arguments)
+        with torch.autocast(first.device.type, enabled=False):
+            return _without_none(function(*arguments), arguments)
 
-def differentiable(
-    op: Callable[..., Any],
-    save: Callable[[Any, tuple[Any, ...], Any], None],
-    backward: Callable[..., Sequence[Any]],
-    inputs: int,
-    results: int = 1,
-) -> None:
-    """Give an operator its derivative.
+    def differentiable(
+        self,
+        save: Callable[[Any, tuple[Any, ...], Any], None],
+        backward: Callable[..., Sequence[Any]],
+        inputs: int,
+        results: int = 1,
+    ) -> None:
+        """Give the operator its derivative.
 
-    Args:
-        op: the operator.
-        save: called with ``ctx``, the arguments and the results, keeps what ``backward`` needs.
-        backward: called with ``ctx``, the output mask and the upstream gradients, returns the gradients of the inputs,
-            of a list's tensors in one. The mask says for each input whether its gradient is asked for, and for a list
-            whether any is. What nobody asked for may be anything and is dropped.
-        inputs: how many arguments, the first ones, have a gradient.
-        results: how many results, the first ones, have an upstream gradient.
-    """
-    assert isinstance(op, OpOverload)
-    others = (None,) * (len(op._schema.arguments) - inputs)
+        Args:
+            save: called with ``ctx``, the arguments and the results, keeps what ``backward`` needs.
+            backward: called with ``ctx``, the output mask and the upstream gradients, returns the gradients of the
+                inputs, of a list's tensors in one. The mask says for each input whether its gradient is asked for, and
+                for a list whether any is. What nobody asked for may be anything and is dropped.
+            inputs: how many arguments, the first ones, have a gradient.
+            results: how many results, the first ones, have an upstream gradient.
+        """
+        others = (None,) * (len(self._dispatched._schema.arguments) - inputs)
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.set_materialize_grads(False)
-        if isinstance(output, tuple):
-            ctx.mark_non_differentiable(*output[results:])
-        save(ctx, inputs, output)
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.set_materialize_grads(False)
+            if isinstance(output, tuple):
+                ctx.mark_non_differentiable(*output[results:])
+            save(ctx, inputs, output)
 
-    def autograd(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-        needs = ctx.needs_input_grad[:inputs]
-        output_mask = [any(need) if isinstance(need, list) else need for need in needs]
-        found: Sequence[Any] = (None,) * inputs
-        if any(output_mask) and any(gradient is not None for gradient in upstream[:results]):
-            found = backward(ctx, output_mask, *upstream[:results])
-        return (*map(_asked_for, found, needs), *others)
+        def autograd(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+            needs = ctx.needs_input_grad[:inputs]
+            output_mask = [any(need) if isinstance(need, list) else need for need in needs]
+            found: Sequence[Any] = (None,) * inputs
+            if any(output_mask) and any(gradient is not None for gradient in upstream[:results]):
+                found = backward(ctx, output_mask, *upstream[:results])
+            return (*map(_asked_for, found, needs), *others)
 
-    torch.library.register_autograd(op._name, autograd, setup_context=setup_context, lib=_library)
+        torch.library.register_autograd(self._dispatched._name, autograd, setup_context=setup_context, lib=_library)
+        if isinstance(self._dispatched._schema.arguments[0].type, torch.ListType):
+            return  # a Function looks for tensors among its arguments, not in lists
 
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            output = self._launch(*arguments)
+            setup_context(ctx, arguments, output)
+            return output
 
-def not_differentiable(op: Callable[..., Any], why: str) -> None:
-    """Refuse an operator's derivative, which would else be silently missing: of a backward pass, the second one."""
-    assert isinstance(op, OpOverload)
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(autograd)}
+        self._derivative = type(self._dispatched._name, (torch.autograd.Function,), methods)
 
-    def refuse(ctx: Any, *upstream: Tensor) -> None:
-        raise NotImplementedError(why)
+    def not_differentiable(self, why: str) -> None:
+        """Refuse the derivative, which would else be silently missing: of a backward pass, the second one."""
 
-    torch.library.register_autograd(op._name, refuse, lib=_library)
+        def refuse(ctx: Any, *upstream: Tensor) -> None:
+            raise NotImplementedError(why)
+
+        torch.library.register_autograd(self._dispatched._name, refuse, lib=_library)
 
 
 def need_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd will ask for the gradient of any of these."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _watched() -> bool:
+    """Whether anybody but autograd wants to see which operators are called."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd.profiler._is_profiler_enabled
+    )
+
+
+def _plain(arguments: tuple[Any, ...]) -> bool:
+    """Whether all tensors are PyTorch's own, lists included."""
+    types = set(map(type, arguments))
+    if list in types:
+        types.remove(list)
+        for argument in arguments:
+            if isinstance(argument, list):
+                types.update(map(type, argument))
+    return types <= _PLAIN
 
 
 def _without_none(results: Any, arguments: tuple[Any, ...]) -> Any:
@@ -128,5 +169,6 @@ def _asked_for(gradient: Tensor | None, need: Any) -> Any:
     """The gradient where needed; of a list, those that are."""
     if not isinstance(need, list):
         return gradient if need else None
-    each: Sequence[Tensor | None] = [None] * len(need) if gradient is None else gradient.unbind()
-    return [one if needed else None for one, needed in zip(each, need, strict=True)]
+    if gradient is None or not any(need):
+        return [None] * len(need)
+    return [one if needed else None for one, needed in zip(gradient.unbind(), need, strict=True)]

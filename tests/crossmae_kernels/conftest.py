@@ -38,7 +38,7 @@ def place(request):
 def bfloat16_anywhere(monkeypatch):
     """Nothing refuses bfloat16 in the interpreter, for tests in which no kernel runs."""
     for folder in ("cross_attention", "feature_mixing", "patches"):
-        module = importlib.import_module(f"crossmae_kernels.{folder}")
+        module = importlib.import_module(f"crossmae_kernels.{folder}.config")
         monkeypatch.setattr(module, "machine_refusals", lambda *_: [])
 
 

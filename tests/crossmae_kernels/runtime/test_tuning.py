@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from crossmae_kernels.cross_attention.config import Tiles, candidates, tiles
+from crossmae_kernels.cross_attention.config import AttentionTiles, candidates, tiles
 from crossmae_kernels.runtime import tuning
 
 CPU = torch.device("cpu")
@@ -86,4 +86,4 @@ def test_the_rule_depends_on_widths_and_on_queries_in_steps_only(kernel):
     few, more, most = (tiles(kernel, queries, 50, 32, 2, 227 * 1024, "ieee") for queries in (49, 64, 4096))
     assert few == more == most
     assert tiles(kernel, 3, 50, 32, 2, 227 * 1024, "ieee").block_q == 16
-    assert all(isinstance(c, Tiles) for c in candidates(kernel, 49, 50, 32, 2, 227 * 1024, "ieee"))
+    assert all(isinstance(c, AttentionTiles) for c in candidates(kernel, 49, 50, 32, 2, 227 * 1024, "ieee"))

@@ -41,7 +41,7 @@ def decode(form: Form) -> list[Contest]:
     """The comparison with MAE first; then prediction ratios and depths, and in the full form sizes, batches, pixels."""
     (size, *more_sizes), (batch, *_) = form.sizes, form.batches
     if form.name == "small":
-        batch *= 2
+        batch *= 2  # to eight images, with which a decoder's products fill two cores
     found = _both(form, size, batch)
     if form.name == "tiny":
         return found

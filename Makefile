@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # two cores take 2 to 6 s; with spin counts of 300 and 3000 it takes 0.18 and 0.26 s, and 0.11 s when alone, as ever.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint margins bench record gpu readme clean
+.PHONY: demo test lint margins bench record gpu packages readme clean
 
 demo: $(VENV)/.ready
 	$(BIN)/crossmae demo
@@ -25,28 +25,30 @@ SEEDS ?= 20
 margins: $(VENV)/.ready
 	$(BIN)/python tests/margins.py --seeds $(SEEDS)
 
-# The small form; `make bench FORM=` runs every depth with every prediction ratio.
-FORM ?= not full
 bench: $(VENV)/.ready
 	mkdir -p bench
-	$(BIN)/python -m pytest benchmarks/bench_decode.py benchmarks/bench_suites.py -m "$(FORM)" \
-		--benchmark-json=bench/decode.json --benchmark-quiet -v
-	$(BIN)/python -m pytest benchmarks/bench_loader.py benchmarks/bench_loop.py --benchmark-json=bench/training.json -q
+	$(BIN)/python -m pytest benchmarks/bench_suites.py --benchmark-json=bench/suites.json --benchmark-quiet -v
+	$(BIN)/python -m pytest benchmarks/bench_training.py --benchmark-json=bench/training.json -q
 	$(BIN)/python -m benchmarks.report bench
 
 # The record of a CPU that README.md shows, made anew; some minutes, and nothing else may run.
 record: $(VENV)/.ready
-	$(BIN)/python -m pytest benchmarks/bench_decode.py -m "not full" \
+	$(BIN)/python -m pytest benchmarks/bench_suites.py --suite decode \
 		--benchmark-json=benchmarks/results/decode.json --benchmark-quiet
-	$(BIN)/python -m pytest benchmarks/bench_loader.py benchmarks/bench_loop.py \
+	$(BIN)/python -m pytest benchmarks/bench_training.py \
 		--benchmark-json=benchmarks/results/training.json --benchmark-quiet
 	$(MAKE) readme
 
-# Checks, tuning and every suite on an NVIDIA GPU within nine minutes, with the Python at hand: PyTorch, Triton and
-# pytest are all it needs. Again, and it goes on where it ended; `make gpu GPU=--full` takes as long as it takes.
+# Checks, tuning and every suite on an NVIDIA GPU within nine minutes, with the Python at hand: PyTorch, Triton, pytest
+# and pytest-benchmark are all it needs. Again, and it goes on where it ended; `make gpu GPU=--full` takes as long as it
+# takes.
 GPU ?=
 gpu:
 	$(PYTHON) -m benchmarks.gpu $(GPU)
+
+# What a machine with a GPU may lack, where there is a network; it goes along with the tree. Pure Python, all of it.
+packages:
+	$(PYTHON) -m pip install --quiet --upgrade --target .packages pytest-benchmark
 
 # The tables and the picture of README.md, from the records under benchmarks/results and from nowhere else.
 readme: $(VENV)/.ready
@@ -62,4 +64,4 @@ $(VENV)/.ready: pyproject.toml setup.py
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .packages build *.egg-info .mypy_cache .pytest_cache .ruff_cache

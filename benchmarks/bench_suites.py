@@ -1,78 +1,145 @@
-"""Every suite but ``decode`` under pytest-benchmark: calls from Python, each contender checked first."""
+"""Every suite: each contender is checked on the problem that it is timed on, and then timed."""
 
+import gc
+import os
+import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.checking import Check, Checks
-from benchmarks.largest_batch import largest_batch
-from benchmarks.measure import Case, cases, planned
-from benchmarks.problem import LARGEST, MissingError, Solver, form_named
-from benchmarks.records import machine
-from benchmarks.suites import SUITES
-from benchmarks.timing import passes
-from crossmae.measure import wait_for_device
+from benchmarks import records, suites
+from benchmarks.checking import Checks, WrongError
+from benchmarks.contest import BOTH, FORMS, Contest, Direction, Form, MissingError, Solver
+from benchmarks.records import Journal, Record
+from benchmarks.suites import Case
+from benchmarks.timing import CLOCK, Pass, cycled, passes, peak_memory, quartiles, replayed, rounds_of, timed
+from crossmae.measure import bytes_saved_for_backward
 from crossmae_kernels.runtime.dispatch import REFUSAL
+from crossmae_kernels.runtime.tuning import cache_directory, enabled
 
-FORM = form_named("short" if torch.cuda.is_available() else "small")
-# Rounds at least, and at most as long as they fit into so many seconds.
-ROUNDS, MOST_ROUNDS, SECONDS = 20 if FORM.device.type == "cuda" else 5, 50, 0.3
-
-CASES = [
-    pytest.param(case, id=f"{suite}: {case[0].label}: {case[1]}, {case[2]}")
-    for suite in SUITES
-    if suite != "decode"
-    for case in cases(suite, FORM)
-]
-
-checks = Checks(FORM.device)
+# The exit code where the device is in no state to go on; a fresh process may.
+START_ANEW = 9
+PARENT = os.getppid()
 
 
-def solver_of(case: Case) -> tuple[Solver, Check]:
-    """The contender, right on this problem; skips where it is missing, with the reason."""
-    problem, name, _ = case
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What is asked for and has no record yet."""
+    option = metafunc.config.option
+    there = records.read(Path(option.record)).records if option.record else {}
+    chosen = [case for suite in option.suite or suites.SUITES for case in suites.cases(suite, FORMS[option.form])]
+    named = {suites.planned(case).key: case for case in chosen}
+    todo = {key: case for key, case in named.items() if key not in there or there[key].status == records.NOT_REACHED}
+    metafunc.parametrize("case", [pytest.param(case, id=", ".join(key)) for key, case in todo.items()])
+
+
+@pytest.fixture(scope="session")
+def checks(pytestconfig: pytest.Config) -> Checks:
+    """Each contender of each problem is judged once."""
+    return Checks(FORMS[pytestconfig.option.form].device)
+
+
+@pytest.mark.benchmark(timer=CLOCK)
+@pytest.mark.filterwarnings("default")  # a contender that warns still competes
+def test_suite(benchmark: Any, pytestconfig: pytest.Config, checks: Checks, case: Case) -> None:
+    """Check and time one contender on one problem in one direction."""
+    option = pytestconfig.option
+    if time.time() > option.until or os.getppid() != PARENT:
+        pytest.skip(records.NOT_REACHED)
+    record, form = suites.planned(case), FORMS[option.form]
+    journal = Journal(Path(option.record) if option.record else None)
+    journal.write("started", record.key)
+    attempt(benchmark, record, case, form, checks)
+    journal.write("done", vars(record))
+    # What failed is gone by now, and with it what it held on the device.
+    gc.collect()
+    if not usable(form.device):
+        pytest.exit(f"{record.key}: the device does not answer any more", START_ANEW)
+    if form.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if record.status in (records.MISSING, records.OUT_OF_MEMORY):
+        pytest.skip(record.reason)
+    if record.status != records.MEASURED:
+        pytest.fail(f"{record.status}: {record.reason}", pytrace=False)
+
+
+def attempt(benchmark: Any, record: Record, case: Case, form: Form, checks: Checks) -> None:
+    """Check and measure; whatever goes wrong is written into the record."""
+    contest, name, direction = case
     try:
-        solver = problem.contenders[name]()
-        return solver, checks.check(problem, name, solver)
-    except (MissingError, ImportError) as missing:
-        pytest.skip(str(missing))
-    except RuntimeError as refused:
-        if name in problem.ours and REFUSAL not in str(refused):
-            raise
-        pytest.skip(str(refused).split(REFUSAL)[-1])
+        solver = contest.contenders[name]()
+        record.check = str(checks.check(contest, name, solver))
+        measure(benchmark, record, contest, solver, direction, form)
+        record.status = records.MEASURED
+        benchmark.extra_info |= record.as_benchmark()["extra_info"]
+    except WrongError as wrong:
+        record.status, record.reason = records.WRONG, str(wrong)
+    except Exception as failure:
+        record.status, record.reason = why(failure, contest.ours(name))
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_suite(benchmark: Any, case: Case) -> None:
-    """Time one contender on one problem in one direction."""
-    solver, check = solver_of(case)
-    problem, name, direction = case
-    record = planned(case)
-    if direction == LARGEST:
-        # What is timed is the search; what it finds stands beside it.
-        found = benchmark.pedantic(largest_batch, (problem, solver, FORM.device, FORM.most_images))
-        benchmark.extra_info["largest"], _ = found
+def measure(benchmark: Any, record: Record, contest: Contest, solver: Solver, direction: Direction, form: Form) -> None:
+    """Write times and memory of a contender into its record."""
+    benchmark.group = record.group
+    record.tuned = enabled() and any(cache_directory().glob("*.json"))
+    if direction == BOTH and solver.plain is None and not solver.differentiates:
+        arguments = contest.draw(contest.batch, 0, form.device)
+        record.saved = bytes_saved_for_backward(lambda: solver(arguments), solver.module)
+        del arguments
+    sets = passes(contest, solver, direction, form.device)
+    run, on_gpu = cycled(sets), form.device.type == "cuda"
+    rounds = rounds_of(run, form)
+    if on_gpu and not solver.differentiates:  # what a graph allocates is its own from the capture on
+        record.memory = peak_memory(sets[0])
+    if on_gpu and (seconds := replays(record, sets, solver, form)):
+        record.call = quartiles(timed(run, rounds))
+        CLOCK.hand_over(benchmark, seconds)
     else:
-        first, *_ = passes(problem, solver, direction, FORM.device)
+        others: list[float] = []
+        setup = None
+        if contest.baseline is not None and not on_gpu:
+            reference = contest.baseline.contenders["reference"]()
+            in_turn = cycled(passes(contest.baseline, reference, direction, form.device))
+            in_turn()
+            setup = lambda: others.extend(timed(in_turn, 1))  # noqa: E731
+        benchmark.pedantic(run, setup=setup, rounds=rounds)
+        record.baseline = statistics.median(others) if others else None
+    record.stats = benchmark.stats.as_dict(include_data=False)["stats"]
 
-        def run() -> None:
-            first()
-            wait_for_device()
 
-        begun = time.perf_counter()
-        run()
-        rounds = SECONDS / (time.perf_counter() - begun)
-        benchmark.pedantic(run, rounds=int(max(ROUNDS, min(rounds, MOST_ROUNDS))), warmup_rounds=1)
-    benchmark.extra_info.update(
-        suite=record.suite,
-        problem=record.problem,
-        contender=name,
-        direction=direction,
-        about=record.about,
-        dtype=record.dtype,
-        device=machine(FORM.device, FORM.name)["device"],
-        torch=torch.__version__,
-        check=f"{check.result}: {check.share:.3g} of what is allowed",
-    )
+def replays(record: Record, sets: list[Pass], solver: Solver, form: Form) -> list[float]:
+    """Seconds of graph replays; none where the record says why."""
+    record.no_graph = solver.no_graph
+    if record.no_graph:
+        return []
+    try:
+        return replayed(sets, form)
+    except Exception as failure:  # its time as a call stands
+        record.no_graph = f"capture: {' '.join(str(failure).split())[:300]}"
+        return []
+
+
+def why(failure: Exception, ours: bool) -> tuple[str, str]:
+    """Status and reason of an exception."""
+    reason = " ".join(str(failure).split())[:500] or type(failure).__name__
+    # Asked for and not there: by PyTorch or by a library, on a device or on the host.
+    if isinstance(failure, torch.OutOfMemoryError) or any(
+        words in reason for words in ("out of memory", "allocate memory", "ALLOC_FAILED")
+    ):
+        return records.OUT_OF_MEMORY, reason
+    if isinstance(failure, MissingError | ImportError) or REFUSAL in reason:
+        return records.MISSING, reason.split(REFUSAL)[-1]
+    # What other people's code refuses, in whatever words, is missing; ours must not fail.
+    return records.FAILED if ours else records.MISSING, f"{type(failure).__name__}: {reason}"
+
+
+def usable(device: torch.device) -> bool:
+    """Whether the device still answers; after an illegal access it does not, for the rest of the process."""
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+    return True

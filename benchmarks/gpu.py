@@ -1,15 +1,15 @@
 """Everything that there is to measure on a GPU, with one command: ``python -m benchmarks.gpu``.
 
-Checks the kernels, tunes them, measures every suite, and writes what it found into one folder. Every stage is a
+Checks the kernels, tunes them, runs every suite, and adds what it found to the record of one folder. Every stage is a
 process of its own with a limit of time; one that fails takes nothing with it but itself. A second call goes on where
-the first one ended. PyTorch, Triton and pytest are all it needs.
+the first one ended.
 """
 
 import argparse
 import collections
 import contextlib
 import functools
-import itertools
+import importlib.util
 import json
 import os
 import re
@@ -19,39 +19,42 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from benchmarks import records
-from benchmarks.measure import MEASURING, START_ANEW
-from benchmarks.problem import form_named
-from benchmarks.records import ROOT, Run, Stage
-from benchmarks.suites import SUITES
+from benchmarks.contest import FORMS
+from benchmarks.records import DONE, FAILED, NOT_REACHED, ROOT, TIMED_OUT, Journal, Run, Stage, missing
+from benchmarks.suites import SUITES, cases, planned
 from crossmae.files import make_folder, replacing
 from crossmae_kernels.command import run_command
 
 # Seconds of the short form; they add up to under nine minutes. What a stage does not need, the next may take.
 SHORT_SECONDS = {
-    "correctness": 80,
-    "tuning": 35,
-    "ceilings": 15,
-    "decode": 125,
-    "mixing": 45,
-    "attention": 50,
-    "mlp": 30,
+    "correctness": 85,
+    "tuning": 40,
+    "ceilings": 20,
+    "decode": 135,
+    "mixing": 50,
+    "attention": 55,
+    "mlp": 35,
     "step": 45,
     "projection": 20,
     "patches": 20,
-    "launch": 20,
-    "first call": 45,
+    "launch": 25,
 }
 # Of a stage of the full form: only what hangs takes so long.
 FULL_SECONDS = 24 * 3600
 # A suite begins nothing new in the last share of its time.
 LAST_SHARE = 0.15
-DONE, FAILED, TIMED_OUT = "done", "failed", "timed out"
+# A machine with a GPU may have no network: `make packages` fills this elsewhere.
+PACKAGES = ROOT / ".packages"
+# Not the cache: the tree may be read-only. Whatever else is installed stays out of what is timed.
+PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+# Exit codes of pytest: all passed, some failed, none was left to run.
+WELL = (0, 1, 5)
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,19 @@ class Ended:
 
     code: int | None
     """None if its time was up."""
-    output: str
-    errors: str
-    """What it wrote to stderr."""
+    output: str = ""
+    errors: str = ""
+
+    def __str__(self) -> str:
+        if self.code is None:
+            return "ended for time"
+        return f"ended by signal {-self.code}" if self.code < 0 else f"ended with code {self.code}"
 
 
 def run_together(
     commands: Sequence[Sequence[str]], seconds: float, environment: dict[str, str], echo: bool
 ) -> list[Ended]:
-    """Run commands at the same time and end all that is left of them when time is up."""
+    """Run commands at the same time and end all that they started when time is up."""
     end = time.monotonic() + seconds
     with contextlib.ExitStack() as stack:
         temporary = functools.partial(tempfile.TemporaryFile, "w+", encoding="utf-8", errors="replace")
@@ -96,126 +103,113 @@ def run_together(
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        for file in itertools.chain(*files):
-            file.seek(0)
+        for both in files:
+            for file in both:
+                file.seek(0)
         return [Ended(code, *(file.read() for file in both)) for code, both in zip(codes, files, strict=True)]
 
 
 class Session:
     """One call of the command, in its folder."""
 
-    def __init__(self, folder: Path, form: str, minutes: float | None) -> None:
+    def __init__(self, folder: Path, form: str, minutes: float) -> None:
         self.folder, self.form = folder, form
-        scale = None if minutes is None else minutes * 60 / (sum(SHORT_SECONDS.values()) + 10)
+        scale = minutes * 60 / (sum(SHORT_SECONDS.values()) + 10)
         self.seconds = {
-            name: FULL_SECONDS if scale is None else seconds * scale for name, seconds in SHORT_SECONDS.items()
+            name: FULL_SECONDS if form == "full" else seconds * scale for name, seconds in SHORT_SECONDS.items()
         }
         self.end = time.monotonic()
         self.interpret = form == "tiny"
         self.environment = os.environ | {
             "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": os.pathsep.join([str(PACKAGES), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
             # Many small files, of this commit's kernels: no part of the record.
             "CROSSMAE_KERNELS_CACHE": f"{tempfile.gettempdir()}/crossmae-kernels-tuning-{records.commit()}",
             "CROSSMAE_KERNELS_TUNE": "recall",
             # On a GPU kernels are compiled whatever the caller's environment says.
             "TRITON_INTERPRET": "1" if self.interpret else "0",
         }
+        self.journal = Journal(folder)
 
     def begin(self) -> None:
-        """Open the folder's record, or refuse one of another commit, device or form; forget what is to be retried."""
+        """Open the folder's record, or refuse one of another commit, device or form."""
         make_folder(self.folder)
-        now = records.machine(form_named(self.form).device, self.form)
-        now["interpreted"] = self.interpret
-        if not (self.folder / records.FILE).is_file():
-            records.write(Run(now), self.folder)
-        with records.updating(self.folder) as run:
+        form = FORMS[self.form]
+        now = records.machine(form.device) | {"form": self.form, "interpreted": self.interpret}
+        now |= {"commit": records.commit(), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        if (self.folder / records.FILE).is_file():
+            before = records.read(self.folder).machine
             for what in ("commit", "device", "form"):
-                if run.machine[what] != now[what]:
-                    raise SystemExit(f"{self.folder} has records of {what} {run.machine[what]}, this is {now[what]}")
-            run.records = {key: r for key, r in run.records.items() if r.status in records.FINAL}
-        (self.folder / MEASURING).unlink(missing_ok=True)
+                if before[what] != now[what]:
+                    raise ValueError(f"{self.folder} has records of {what} {before[what]}, this is {now[what]}")
+        self.journal.write("session", now)
+        self.journal.write("planned", [asdict(planned(case)) for suite in SUITES for case in cases(suite, form)])
 
     def stage(self, name: str) -> None:
         """Run a stage that is not done yet, and write down how it ended."""
         self.end += self.seconds[name]
-        before = records.read(self.folder).stages.get(name)
-        if before is not None and before.status == DONE:
+        if name in records.read(self.folder).stages:
             print(f"== {name}: done before", flush=True)
             return
         print(f"== {name}", flush=True)
         begun = time.monotonic()
         left = self.end - begun
         if left < 1:
-            stage = Stage(records.NOT_REACHED, "no time was left")
+            stage = Stage(NOT_REACHED, "no time was left")
         elif name == "correctness":
             stage = self._correctness(left)
-        elif name == "first call":
-            stage = self._process([sys.executable, "-m", "benchmarks.first_call", str(self.folder), self.form], left)
+        elif name == "tuning":
+            stage = self._tuning(left)
         else:
-            stage = self._measuring(name, left)
+            stage = self._suite(name, left)
         stage.seconds = round(time.monotonic() - begun, 1)
-        with records.updating(self.folder) as run:
-            run.stages[name] = stage
+        self.journal.write("stage", {name: asdict(stage)})
         print(f"== {name}: {stage.status} {stage.reason} ({stage.seconds:.0f} s)", flush=True)
 
-    def _process(self, command: list[str], seconds: float, environment: dict[str, str] | None = None) -> Stage:
-        (ended,) = run_together([command], seconds, environment or self.environment, echo=True)
+    def _tuning(self, seconds: float) -> Stage:
+        """Each kernel's result is kept as soon as it is there, so this may be ended at any time."""
+        command = [sys.executable, "-m", "benchmarks.tune", self.form]
+        (ended,) = run_together([command], seconds, self.environment | {"CROSSMAE_KERNELS_TUNE": "1"}, echo=True)
         if ended.code is None:
-            return Stage(TIMED_OUT, f"ended after {seconds:.0f} s")
-        return Stage(DONE) if ended.code == 0 else Stage(FAILED, _exit(ended.code))
+            return Stage(TIMED_OUT, f"after {seconds:.0f} s")
+        return Stage(FAILED, str(ended)) if ended.code else Stage(DONE)
 
-    def _measuring(self, name: str, seconds: float) -> Stage:
-        """A suite, the ceilings or tuning; started anew after a crash, without what crashed.
-
-        Tuning keeps each kernel's result as soon as it is there, so it may be ended at any time.
-        """
-        environment = self.environment | ({"CROSSMAE_KERNELS_TUNE": "1"} if name == "tuning" else {})
+    def _suite(self, name: str, seconds: float) -> Stage:
+        """Started anew after a crash, without what crashed; done if each of its records is final."""
         end = time.monotonic() + seconds
         while True:
             left = end - time.monotonic()
-            command = [sys.executable, "-m", "benchmarks.measure", str(self.folder), name, "--form", self.form]
+            command = [*PYTEST, "benchmarks/bench_suites.py", "-v", "--benchmark-quiet", "--form", self.form]
+            command += ["--suite", name, "--record", str(self.folder)]
             command += ["--until", str(time.time() + left - LAST_SHARE * seconds)]
-            stage = self._process(command, left, environment)
-            crashed = self._blame(stage)
-            again = crashed or stage.reason == _exit(START_ANEW)
-            if name not in SUITES or stage.status != FAILED or not again:
+            before = records.read(self.folder).open(name)
+            (ended,) = run_together([command], left, self.environment, echo=True)
+            self.journal.write("ended", str(ended))
+            if ended.code in (None, *WELL) or records.read(self.folder).open(name) == before:
                 break
-        return self._judged(name, stage) if name in SUITES else stage
-
-    def _blame(self, stage: Stage) -> bool:
-        """Put a dead process down to what it was measuring; whether there was something."""
-        marker = self.folder / MEASURING
-        if stage.status == DONE or not marker.is_file():
-            return False
-        key = tuple(json.loads(marker.read_text("utf-8")))
-        with records.updating(self.folder) as run:
-            if key in run.records:
-                run.records[key].status, run.records[key].date = records.FAILED, records.now()
-                run.records[key].reason = f"the process {stage.status}: {stage.reason}"
-        marker.unlink()
-        return True
-
-    def _judged(self, suite: str, stage: Stage) -> Stage:
-        """A suite is done if each of its records is final."""
-        found = collections.Counter(r.status for r in records.read(self.folder).records.values() if r.suite == suite)
-        open_ = {status: count for status, count in found.items() if status not in records.FINAL}
-        stage.facts = dict(found)
-        if stage.status == DONE and (open_ or not found):
-            stage.status = FAILED if set(open_) - {records.NOT_REACHED} else TIMED_OUT
-            stage.reason = ", ".join(f"{count} {status}" for status, count in open_.items())
-        return stage
+        found = [r for r in records.read(self.folder).records.values() if r.suite == name]
+        facts = dict(collections.Counter(record.status for record in found))
+        unfinished = {status: count for status, count in facts.items() if status not in records.FINAL}
+        reasons = [f"{count} {status}" for status, count in unfinished.items()]
+        if ended.code not in (None, *WELL):
+            reasons.append(f"the process {ended}")
+        if not reasons:
+            return Stage(DONE, facts=facts)
+        timed_out = unfinished.keys() == {NOT_REACHED} and ended.code in (None, *WELL)
+        return Stage(TIMED_OUT if timed_out else FAILED, ", ".join(reasons), facts=facts)
 
     def _correctness(self, seconds: float) -> Stage:
         """The kernel check and the tests that need this device, side by side: they time nothing."""
         check = [sys.executable, "-m", "crossmae_kernels.check", "--json", *(["--interpret"] if self.interpret else [])]
-        pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"]
+        tests = ROOT / "tests" / "crossmae_kernels"
         if self.interpret:
-            groups = [[*pytest, "tests/crossmae_kernels/primitives/test_segmented_sum.py"]]
+            groups = [[*PYTEST, "-v", str(tests / "primitives" / "test_segmented_sum.py")]]
         else:
-            folders = sorted({path.parent for path in (ROOT / "tests" / "crossmae_kernels").glob("*/test_*.py")})
+            folders = [[path] for path in sorted({path.parent for path in tests.glob("*/test_*.py")})]
+            apart = [sorted(tests.glob("test_*.py")), *folders]
             # The check covers every dtype; the tests only bfloat16, which nothing but a GPU shows, unless time allows.
-            chosen = [] if self.form == "full" else ["-k", "not cuda-float"]
-            groups = [[*pytest, "-m", "gpu", *chosen, str(folder.relative_to(ROOT))] for folder in folders]
+            chosen = ["-m", "gpu", *([] if self.form == "full" else ["-k", "not cuda-float"])]
+            groups = [[*PYTEST, "-v", *chosen, *map(str, paths)] for paths in apart]
         checked, *tested = run_together([check, *groups], seconds, self.environment, echo=False)
         with replacing(self.folder / "tests.log") as beside:
             parts = [f"# {g[-1]}\n{e.output}{e.errors}" for g, e in zip(groups, tested, strict=True)]
@@ -224,40 +218,28 @@ class Session:
             beside.write_text(checked.output, "utf-8")
         verdicts = collections.Counter(re.findall(r'"verdict": "(\w+)"', checked.output))
         outcomes = collections.Counter(
-            w for e in tested for w in re.findall(r" (PASSED|FAILED|ERROR|SKIPPED)\b", e.output)
+            word for e in tested for word in re.findall(r" (PASSED|FAILED|ERROR|SKIPPED)\b", e.output)
         )
-        wrong = [f"check {_exit(checked.code)} {checked.errors[-300:]}".strip()] if checked.code != 0 else []
+        wrong = [f"check {checked} {checked.errors[-300:]}".strip()] if checked.code != 0 else []
         # 5: no test of that folder needs a GPU.
-        wrong += [f"{g[-1]} {_exit(e.code)}" for g, e in zip(groups, tested, strict=True) if e.code not in (0, 5)]
+        wrong += [f"{g[-1]} {e}" for g, e in zip(groups, tested, strict=True) if e.code not in (0, 5)]
         facts = {"checks": dict(verdicts), "tests": dict(outcomes)}
         print(f"   {facts}", flush=True)
         return Stage(FAILED if wrong else DONE, "; ".join(wrong), facts=facts)
-
-
-def _exit(code: int | None) -> str:
-    if code is None:
-        return "ended for time"
-    return f"ended by signal {-code}" if code < 0 else f"ended with code {code}"
 
 
 def summary(run: Run) -> tuple[list[str], bool]:
     """What is there, what is missing and why; and whether nothing is."""
     lines, whole = [run.where, ""], True
     for name in SHORT_SECONDS:
-        stage = run.stages.get(name, Stage(records.NOT_REACHED))
+        stage = run.stages.get(name, Stage(NOT_REACHED))
         # In a few minutes tuning gets as far as it gets.
         whole &= stage.status == DONE or (name == "tuning" and stage.status == TIMED_OUT)
         facts = ", ".join(f"{count} {what}" for what, count in stage.facts.items())
         lines.append(f"- {name}: {stage.status}. {stage.reason} {facts}".rstrip())
-    reasons = collections.defaultdict[tuple[str, str, str], list[str]](list)
-    for record in run.records.values():
-        if record.status != records.MEASURED:
-            reasons[record.suite, record.status, record.reason].append(
-                f"{record.problem}: {record.contender}, {record.direction}"
-            )
-    for (suite, status, reason), keys in sorted(reasons.items()):
-        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-        lines.append(f"- {suite}, {status}: {'; '.join(keys[:3])}{more}. {reason}".rstrip())
+    for suite in SUITES:
+        absent = missing(record for record in run.records.values() if record.suite == suite)
+        lines += [f"{suite}:", *absent] if absent else []
     return lines, whole
 
 
@@ -265,9 +247,18 @@ def default_folder(form: str) -> Path:
     """``$OUT`` where it is set, else a folder of this device and commit."""
     if os.environ.get("OUT"):
         return Path(os.environ["OUT"])
-    device = form_named(form).device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    name = records.machine(FORMS[form].device)["device"]
     return ROOT / "benchmarks" / "results" / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{records.commit()[:10]}"
+
+
+def require_packages() -> None:
+    """Raise RuntimeError if pytest-benchmark is missing, here and among the packages brought along."""
+    sys.path.insert(0, str(PACKAGES))
+    missing = [name for name in ("pytest", "pytest_benchmark", "cpuinfo") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise RuntimeError(
+            f"no package {', '.join(missing)} here; `make packages`, where there is a network, puts it into {PACKAGES}"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -277,13 +268,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="every size, batch and compiler, without a limit of time")
     parser.add_argument("--minutes", type=float, default=9.0, help="limit of the short form (9)")
     parser.add_argument("--rehearse", action="store_true", help="the same on a CPU: tiny, in Triton's interpreter")
-    parser.add_argument("--stages", nargs="+", choices=tuple(SHORT_SECONDS), default=tuple(SHORT_SECONDS))
+    parser.add_argument("--stages", nargs="+", choices=SHORT_SECONDS, default=SHORT_SECONDS)
     options = parser.parse_args(argv)
     form = "tiny" if options.rehearse else "full" if options.full else "short"
+    require_packages()
     if form != "tiny" and not torch.cuda.is_available():
-        raise SystemExit("there is no CUDA device; --rehearse goes the same way on a CPU")
+        raise RuntimeError("there is no CUDA device; --rehearse goes the same way on a CPU")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(f"ended by signal {signal.SIGTERM}"))  # stages end with it
-    session = Session(options.folder or default_folder(form), form, None if form == "full" else options.minutes)
+    session = Session(options.folder or default_folder(form), form, options.minutes)
     session.begin()
     for name in options.stages:
         session.stage(name)
@@ -291,8 +283,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines, whole = summary(run)
     with replacing(session.folder / "summary.md") as beside:
         beside.write_text("\n".join(lines) + "\n", "utf-8")
+    with replacing(session.folder / "benchmark.json") as beside:
+        beside.write_text(json.dumps(run.as_pytest_benchmark(), indent=1), "utf-8")
     print("\n".join(lines))
-    print(f"\nRecords: {session.folder}. Tables and pictures: python -m benchmarks.report {session.folder}")
+    print(f"\nRecord: {session.folder}. Tables and pictures: python -m benchmarks.report {session.folder}")
     return 0 if whole else 1
 
 

@@ -1,29 +1,36 @@
-"""The record of a run: one JSON file, written whole or not at all, and the machine that it speaks of."""
+"""What was measured, and where: the record of a run.
 
+A run on a GPU takes minutes in many processes, any of which may crash, so its record is a file of lines that is only
+added to, ``records.jsonl``. Each line is an event: a ``session`` began on a machine, with all that is ``planned``; a
+measurement was ``started`` and, later, is ``done``; a process ``ended``; a ``stage`` did. What was started and never
+done has crashed. On a CPU the record is pytest-benchmark's own JSON; both hold the same of each measurement.
+"""
+
+import collections
 import hashlib
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from crossmae.files import replacing
 from crossmae_kernels.info import version
 
-FILE = "records.json"
+FILE = "records.jsonl"
 ROOT = Path(__file__).parent.parent
 
 MEASURED, MISSING, OUT_OF_MEMORY = "measured", "missing", "out of memory"
 WRONG, FAILED, NOT_REACHED = "wrong", "failed", "not reached"
-# What a second call leaves alone; everything else is tried again.
+# What another session leaves alone; everything else is tried again.
 FINAL = (MEASURED, MISSING, OUT_OF_MEMORY)
+DONE, TIMED_OUT = "done", "timed out"
+
+Key = tuple[str, str, str, str]
 
 
 @dataclass
@@ -36,40 +43,68 @@ class Record:
     direction: str
     status: str = NOT_REACHED
     reason: str = ""
-    date: str = ""
     about: dict[str, Any] = field(default_factory=dict)
     """Of the problem: model, batch and what else tells it from others."""
     dtype: str = ""
-    times: dict[str, Any] = field(default_factory=dict)
-    """``call`` and ``graph``: median, p20 and p80 in seconds, rounds."""
+    bytes: float = 0.0
+    """The least that must move."""
+    flops: float = 0.0
+    """Of the products."""
+    stats: dict[str, Any] = field(default_factory=dict)
+    """pytest-benchmark's, of the time: the device's own in a CUDA graph where there is one, else a call's."""
+    call: dict[str, Any] = field(default_factory=dict)
+    """The call's beside the graph's."""
     no_graph: str = ""
+    """Why there is none on a GPU."""
+    baseline: float | None = None
+    """Median seconds of the problem's baseline, timed in turn."""
+    memory: int | None = None
+    """Most bytes that the pass allocates on a GPU beyond its arguments."""
+    saved: int | None = None
+    """Bytes that autograd keeps between forward and backward pass."""
     tuned: bool = False
     """Whether kernels ran in tuned configurations, as far as tuning got."""
-    memory: int | None = None
-    """Most bytes that the pass allocates beyond its arguments."""
-    bytes: float = 0.0
-    flops: float = 0.0
-    roofline: float | None = None
-    """Least time on this machine over the time taken."""
-    largest: int | None = None
-    """The most images whose step fits, where they were searched."""
-    check: dict[str, Any] = field(default_factory=dict)
+    check: str = ""
     """The result nearest to its budget, and its share of that."""
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> Key:
         """What tells a record from others."""
         return self.suite, self.problem, self.contender, self.direction
 
     @property
-    def time(self) -> dict[str, Any] | None:
-        """The device's own time where there is one, else the call's."""
-        return self.times.get("graph") or self.times.get("call")
+    def seconds(self) -> float | None:
+        """Median."""
+        return self.stats.get("median")
+
+    @property
+    def seconds_of_call(self) -> float | None:
+        """Median of a call from Python, waited for."""
+        return (self.call or self.stats).get("median")
+
+    def times_faster(self, other: "Record | None") -> float | None:
+        """The other's time over this one's, by the same clock for both; None where one was not measured."""
+        if other is None or not self.stats or not other.stats:
+            return None
+        if self.call and other.call:
+            return other.stats["median"] / self.stats["median"]
+        return (other.call or other.stats)["median"] / (self.call or self.stats)["median"]
+
+    def as_benchmark(self) -> dict[str, Any]:
+        """As it stands in pytest-benchmark's JSON."""
+        name = ", ".join(self.key)
+        extra = {key: value for key, value in asdict(self).items() if key != "stats"}
+        return {"group": self.group, "name": name, "fullname": name, "extra_info": extra, "stats": self.stats}
+
+    @property
+    def group(self) -> str:
+        """Of the contenders that it stands beside."""
+        return f"{self.suite}: {self.problem}, {self.direction}"
 
 
 @dataclass
 class Stage:
-    """One step of a run, in a process of its own."""
+    """A part of a run, in processes of its own."""
 
     status: str
     reason: str = ""
@@ -81,14 +116,44 @@ class Stage:
 class Run:
     """Everything that was recorded in a folder."""
 
-    machine: dict[str, Any]
-    ceilings: dict[str, float] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, Stage] = field(default_factory=dict)
-    records: dict[tuple[str, str, str, str], Record] = field(default_factory=dict)
+    records: dict[Key, Record] = field(default_factory=dict)
 
     def put(self, records: Iterable[Record]) -> None:
         """Add records, or replace those of the same key."""
         self.records |= {record.key: record for record in records}
+
+    def open(self, suite: str) -> int:
+        """How many of a suite's measurements have not been tried."""
+        return sum(r.suite == suite and r.status == NOT_REACHED for r in self.records.values())
+
+    def as_pytest_benchmark(self) -> dict[str, Any]:
+        """What was measured, as pytest-benchmark's JSON has it, for ``pytest-benchmark compare``."""
+        return {
+            "machine_info": self.machine,
+            "commit_info": {"id": self.machine["commit"]},
+            "benchmarks": [r.as_benchmark() for r in self.records.values() if r.stats],
+            "datetime": self.machine["date"],
+        }
+
+    @property
+    def ceilings(self) -> dict[str, float]:
+        """What the machine reached: ``copy`` in bytes per second, FLOP per second of a product by name of its dtype."""
+        found = [r for r in self.records.values() if r.suite == "ceilings" and r.stats]
+        return {r.dtype if r.flops else "copy": (r.flops or r.bytes) / r.stats["median"] for r in found}
+
+    def least(self, record: Record) -> float | None:
+        """Seconds that the work takes at the least, as the roofline has it; None where a ceiling was not measured."""
+        ceilings = self.ceilings
+        if "copy" not in ceilings or record.dtype not in ceilings:
+            return None
+        return max(record.bytes / ceilings["copy"], record.flops / ceilings[record.dtype])
+
+    def roofline(self, record: Record) -> float | None:
+        """The least time over the time taken."""
+        least = self.least(record)
+        return least / record.seconds if least and record.seconds else None
 
     @property
     def where(self) -> str:
@@ -98,51 +163,100 @@ class Run:
         parts += ["kernels in Triton's interpreter: a rehearsal"] if machine.get("interpreted") else []
         parts += [f"driver {machine['driver']}"] if machine.get("driver") else []
         parts += [f"{name} {machine[name]}" for name in ("torch", "triton", "cuda") if machine.get(name)]
-        return "; ".join([*parts, f"commit {machine['commit'][:17]}", machine["date"][:10]])
+        return "; ".join([*parts, f"commit {machine['commit'][:10]}", machine["date"][:10]])
 
 
-def write(run: Run, folder: Path) -> None:
-    """Write the record of a run into a folder."""
-    content = {
-        "machine": run.machine,
-        "ceilings": run.ceilings,
-        "stages": {name: asdict(stage) for name, stage in run.stages.items()},
-        "records": [asdict(record) for record in run.records.values()],
-    }
-    with replacing(folder / FILE) as beside:
-        beside.write_text(json.dumps(content, indent=1), "utf-8")
+def missing(found: Iterable[Record]) -> list[str]:
+    """Lines for what was not measured, by reason."""
+    by_reason = collections.defaultdict[tuple[str, str], dict[str, list[str]]](dict)
+    for record in found:
+        if record.status != MEASURED:
+            problems = by_reason[record.status, record.reason].setdefault(record.contender, [])
+            problems += [record.problem] if record.problem not in problems else []
+    lines = []
+    for (status, reason), contenders in by_reason.items():
+        more = {name: f" and {len(problems) - 1} more" if problems[1:] else "" for name, problems in contenders.items()}
+        who = "; ".join(f"{name} ({problems[0]}{more[name]})" for name, problems in contenders.items())
+        lines.append(f"- {status}: {who}. {reason}".rstrip())
+    return lines
 
 
-def read(folder: Path) -> Run:
-    """Read it back."""
-    path = folder / FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"there are no records {path}; run `make gpu`")
-    content = json.loads(path.read_text("utf-8"))
-    run = Run(content["machine"], content["ceilings"])
-    run.stages = {name: Stage(**stage) for name, stage in content["stages"].items()}
-    run.put(Record(**record) for record in content["records"])
+class Journal:
+    """Adds events to the record of a folder; without a folder to none."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._path = None if folder is None else folder / FILE
+
+    def write(self, event: str, value: Any) -> None:
+        """Append a line. It begins a line too, so that one which a crash cut short spoils no other."""
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"\n{json.dumps({event: value})}\n")
+
+
+def _events(path: Path) -> Iterable[tuple[str, Any]]:
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            yield from json.loads(line or "{}").items()
+        except json.JSONDecodeError:  # cut short
+            continue
+
+
+def read(path: Path) -> Run:
+    """The run in a folder, or in a JSON file of pytest-benchmark.
+
+    Raises FileNotFoundError where there is none.
+    """
+    if (path / FILE).is_file():
+        return _read_journal(path / FILE)
+    files = [path] if path.is_file() else sorted(path.glob("*.json"))
+    contents = [content for file in files if "benchmarks" in (content := json.loads(file.read_text("utf-8")))]
+    run = Run()
+    for content in contents:
+        found = [b for b in content["benchmarks"] if "suite" in b["extra_info"]]
+        run.put(Record(**b["extra_info"], stats=b["stats"]) for b in found)
+        if found:
+            run.machine = content["machine_info"] | {"commit": content["commit_info"]["id"]}
+            run.machine["date"] = content["datetime"]
+    if not run.records:
+        raise FileNotFoundError(f"there are no records in {path}; run `make bench` or `make gpu`")
     return run
 
 
-@contextmanager
-def updating(folder: Path) -> Iterator[Run]:
-    """The record of a folder, written back when the block ends."""
-    run = read(folder)
-    yield run
-    write(run, folder)
+def _read_journal(path: Path) -> Run:
+    run = Run()
+    started: Key | None = None
+
+    def crashed(how: str) -> None:
+        if started is not None:
+            record = run.records[started]
+            record.status, record.reason = FAILED, f"started and never done; the process {how}"
+
+    for event, value in _events(path):
+        if event == "session":
+            run.machine, started = value, None
+            run.stages = {name: stage for name, stage in run.stages.items() if stage.status == DONE}
+            run.records = {key: record for key, record in run.records.items() if record.status in FINAL}
+        elif event == "planned":
+            run.put(record for planned in value if (record := Record(**planned)).key not in run.records)
+        elif event == "started":
+            started = tuple(value)
+        elif event == "done":
+            started = None
+            run.put([Record(**value)])
+        elif event == "ended":
+            crashed(value)
+            started = None
+        elif event == "stage":
+            run.stages |= {name: Stage(**stage) for name, stage in value.items()}
+    crashed("left no word")
+    return run
 
 
-def now() -> str:
-    """Date and time, UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def machine(device: torch.device, form: str) -> dict[str, Any]:
-    """What the numbers depend on: device, driver, versions, commit, date."""
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on: device, driver, versions."""
     on_cuda = device.type == "cuda"
     return {
-        "form": form,
         "device": torch.cuda.get_device_name(device) if on_cuda else f"CPU, {torch.get_num_threads()} threads",
         "driver": _driver() if on_cuda else "",
         "cuda": torch.version.cuda if on_cuda else "",
@@ -150,8 +264,6 @@ def machine(device: torch.device, form: str) -> dict[str, Any]:
         "triton": version("triton"),
         "interpreted": os.environ.get("TRITON_INTERPRET") == "1",
         "python": platform.python_version(),
-        "commit": commit(),
-        "date": now(),
     }
 
 

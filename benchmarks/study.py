@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.study --out study`` pretrains every variant on every task with every seed, one after the other or
 ``--jobs`` at a time, goes on where it was stopped, times a training step of all variants side by side, and writes
-``study.json`` (everything that was measured), ``study.md`` and ``study.png``.
+``study.json`` (everything that was measured), ``study.md`` and ``study.png``. ``crossmae demo`` is its small form.
 """
 
 import argparse
@@ -11,10 +11,9 @@ import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,28 +28,11 @@ from crossmae.files import make_folder, replacing
 from crossmae.flops import decoder_macs
 from crossmae.measure import interleaved_medians
 from crossmae.model import MaskedAutoencoder
-from crossmae.training.data.config import DataConfig
 from crossmae.training.evaluation import baseline_accuracies
-from crossmae.training.monitor import LOG, read_log
-from crossmae.training.recipe import Recipe, RunOptions
-from crossmae.training.run import open_dataset, pretrain
+from crossmae.training.run import open_dataset
+from crossmae.training.study import ALL_IMAGES, BATCH, MASK_RATIO, TASKS, Variant, evaluations, pretrained, recipe_of
 
-STEPS, BATCH = 600, 128
-ALL_IMAGES = 100_000
-ROUNDS = 15
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A decoder, by what differs from the tiny CrossMAE."""
-
-    name: str
-    family: str = "crossmae"
-    prediction_ratio: float = 0.25
-    inter_block: bool = True
-    self_attention: bool = False
-
-
+STEPS, ROUNDS = 600, 15
 VARIANTS = (
     Variant("MAE", family="mae", prediction_ratio=0.75),
     Variant("CrossMAE, .25"),
@@ -59,33 +41,6 @@ VARIANTS = (
     Variant("CrossMAE, .75, one map", prediction_ratio=0.75, inter_block=False),
     Variant("CrossMAE, .25, with self-attention", self_attention=True),
 )
-
-TASKS: dict[str, dict[str, Any]] = {
-    # Much of a scanned digit is blank, and a blank patch, normalised, is rounding noise.
-    "digits": {"channels": 1, "normalize_targets": False},
-    "photographs": {"channels": 3},
-}
-
-
-def recipe_of(variant: Variant, task: str, seed: int, steps: int) -> Recipe:
-    """The run of one variant on one task: the tiny models, which all have the same encoder."""
-    options = dict(TASKS[task])
-    if variant.family == "crossmae":
-        options["decoder_self_attention"] = variant.self_attention
-        if not variant.inter_block:
-            options["feature_maps"] = None
-    return Recipe(
-        model=f"{variant.family}_vit_tiny_patch4",
-        model_options=options,
-        data=DataConfig(source=task, crop_scale=None, flip=False, workers=0),
-        prediction_ratio=variant.prediction_ratio,
-        steps=steps,
-        batch_size=BATCH,
-        learning_rate=2e-3,
-        warmup=0.1,
-        precision="float32",
-        seed=seed,
-    )
 
 
 def study(out: Path, seeds: int, steps: int, jobs: int) -> None:
@@ -118,31 +73,12 @@ def study(out: Path, seeds: int, steps: int, jobs: int) -> None:
 
 
 def _one(run: tuple[Variant, str, int], out: Path, steps: int, threads: int) -> dict[str, float]:
-    """Accuracies at the end of one run, which is taken up where it was."""
+    """Accuracies at the end of one run."""
     torch.set_num_threads(threads)
     variant, task, seed = run
     folder = out / "runs" / f"{task}-{seed}-{variant.name.replace(', ', '-').replace(' ', '-')}"
-    done = _final(folder, steps)
-    if done is None:
-        never = 10.0 * steps
-        options = RunOptions(
-            out=str(folder),
-            save_every=30,
-            keep_last=1,
-            probe_every=never,
-            probe_images=ALL_IMAGES,
-            pictures_every=never,
-        )
-        pretrain(recipe_of(variant, task, seed, steps), options)
-        done = _final(folder, steps)
-    assert done is not None
-    return done
-
-
-def _final(folder: Path, steps: int) -> dict[str, float] | None:
-    """Accuracies after the last step, if there are any."""
-    entries = [e for e in read_log(folder / LOG) if "knn" in e and e["step"] == steps]
-    return {name: entries[-1][name] for name in ("knn", "linear")} if entries else None
+    (*_, last) = evaluations(pretrained(recipe_of(variant, task, seed, steps), folder), steps)
+    return {name: last[name] for name in ("knn", "linear")}
 
 
 def _baselines(task: str, seeds: int) -> dict[str, list[dict[str, float]]]:
@@ -169,7 +105,7 @@ def _costs(task: str) -> dict[str, dict[str, float]]:
 
 def _step(model: MaskedAutoencoder, images: Tensor, prediction_ratio: float) -> None:
     model.zero_grad(set_to_none=True)
-    model(images, 0.75, prediction_ratio).loss.backward()
+    model(images, MASK_RATIO, prediction_ratio).loss.backward()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

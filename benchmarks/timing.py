@@ -1,96 +1,93 @@
 """How a pass is timed.
 
-On a GPU twice: alone, as replays of a CUDA graph that holds the pass once for each of several sets of arguments, which
-together are larger than the last-level cache; and as a call from Python, waited for, which a training loop that does
-not fill the device's queue pays. On a CPU as a call. Gradients are returned and never accumulated.
+pytest-benchmark times calls from Python, each waited for. What it can't time are replays of a CUDA graph, which holds
+the pass once for each of several sets of arguments that together are larger than the last-level cache: these are timed
+here, by the device's clock, and handed over to it. Gradients are returned and never accumulated.
 """
 
 import gc
+import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
-from benchmarks.problem import FORWARD, STEP, Direction, Problem, Solver, gradients, upstream_of
+from benchmarks.contest import (
+    FORWARD,
+    STEP,
+    Arguments,
+    Contest,
+    Direction,
+    Form,
+    Solver,
+    differentiated,
+    gradients,
+    upstream_of,
+)
 from crossmae.measure import wait_for_device
+from crossmae_kernels.testing.problem import named
 
-LEAST_ROUNDS, MOST_ROUNDS = 10, 200
+MOST_ROUNDS = 200
 # Arguments are to be this many times the cache, in no more sets than that.
 CACHES, MOST_SETS = 3, 32
 
 Pass = Callable[[], object]
 
 
-@dataclass(frozen=True)
-class Times:
-    """Seconds of a pass over several rounds."""
+class Clock:
+    """The timer of pytest-benchmark: the host's clock or, for what was timed before, a hand that moves by that."""
 
-    median: float
-    p20: float
-    p80: float
-    rounds: int
+    def __init__(self) -> None:
+        self._hand: float | None = None
 
-    @classmethod
-    def of(cls, seconds: list[float]) -> "Times":
-        """Quantiles of single rounds."""
-        if len(seconds) == 1:
-            return cls(seconds[0], seconds[0], seconds[0], 1)
-        cuts = statistics.quantiles(seconds, n=5, method="inclusive")
-        return cls(statistics.median(seconds), cuts[0], cuts[3], len(seconds))
+    def __call__(self) -> float:
+        """Seconds."""
+        return time.perf_counter() if self._hand is None else self._hand
 
+    def hand_over(self, benchmark: Any, seconds: Sequence[float]) -> None:
+        """Let a ``benchmark`` whose timer this is record these rounds."""
+        rounds, self._hand = iter(seconds), 0.0
 
-@dataclass(frozen=True)
-class Measurement:
-    """What a pass costs."""
+        def move() -> None:
+            assert self._hand is not None
+            self._hand += next(rounds)
 
-    call: Times
-    """From Python, waited for."""
-    graph: Times | None
-    """Replayed; None on a CPU and where there is a reason."""
-    no_graph: str
-    """That reason; empty where nobody has a graph."""
-    memory: int | None
-    """Most bytes that the pass allocates beyond its arguments; None on a CPU and of a graph."""
+        try:
+            benchmark.pedantic(move, rounds=len(seconds))
+        finally:
+            self._hand = None
 
 
-def measure(
-    problem: Problem, solver: Solver, direction: Direction, device: torch.device, seconds: float
-) -> Measurement:
-    """Time a contender; ``seconds`` is how long each kind of timing goes on after its least number of rounds."""
-    sets = passes(problem, solver, direction, device)
-    for _ in range(2 if seconds else 1):
-        sets[0]()
-    wait_for_device()
-    # What a graph allocates is its own from the capture on.
-    memory = _memory(sets[0]) if device.type == "cuda" and not solver.differentiates else None
-    call = Times.of(_rounds(_cycled(sets), seconds))
-    if device.type != "cuda" or solver.no_graph:
-        return Measurement(call, None, solver.no_graph if device.type == "cuda" else "", memory)
-    try:
-        graph = capture(lambda: [run() for run in sets])
-    except Exception as failure:  # its time as a call stands
-        return Measurement(call, None, f"capture: {' '.join(str(failure).split())[:300]}", memory)
-    replay = Times.of([t / len(sets) for t in _replays(graph, seconds)])
-    return Measurement(call, replay, "", memory)
+CLOCK = Clock()
 
 
-def passes(problem: Problem, solver: Solver, direction: Direction, device: torch.device) -> list[Pass]:
+def quartiles(seconds: Sequence[float]) -> dict[str, float]:
+    """Of at least two rounds, named as pytest-benchmark names them."""
+    q1, median, q3 = statistics.quantiles(seconds, n=4, method="inclusive")
+    return {"q1": q1, "median": median, "q3": q3, "rounds": len(seconds)}
+
+
+def passes(contest: Contest, solver: Solver, direction: Direction, device: torch.device) -> list[Pass]:
     """The pass on as many sets of arguments as overflow the cache; one on a CPU, and one of a training step."""
-    first = problem.draw(problem.batch, 0, device)
+    first = contest.draw(contest.batch, 0, device)
     count = 1
     if device.type == "cuda" and direction != STEP:
         cache = torch.cuda.get_device_properties(device).L2_cache_size
-        size = sum(t.numel() * t.element_size() for t in first.values())
         free, _ = torch.cuda.mem_get_info(device)
-        count = max(1, min(math.ceil(CACHES * cache / size), MOST_SETS, free // (8 * size)))
-    sets = [first, *(problem.draw(problem.batch, seed, device) for seed in range(1, count))]
+        count = sets_that_overflow(cache, sum(t.numel() * t.element_size() for _, t in named(first)), free)
+    sets = [first, *(contest.draw(contest.batch, seed, device) for seed in range(1, count))]
     return [_pass(solver, arguments, direction, seed) for seed, arguments in enumerate(sets)]
 
 
-def _pass(solver: Solver, arguments: dict[str, torch.Tensor], direction: Direction, seed: int) -> Pass:
+def sets_that_overflow(cache: int, size: int, free: int) -> int:
+    """How many sets of ``size`` bytes overflow a cache, as long as they take no more than an eighth of what is free."""
+    return max(1, min(math.ceil(CACHES * cache / size), MOST_SETS, free // (8 * size)))
+
+
+def _pass(solver: Solver, arguments: Arguments, direction: Direction, seed: int) -> Pass:
     if direction == FORWARD:
 
         def forward() -> None:
@@ -98,10 +95,10 @@ def _pass(solver: Solver, arguments: dict[str, torch.Tensor], direction: Directi
                 solver(arguments)
 
         return forward
-    upstream = upstream_of(solver, arguments, seed + 1000)
+    upstream, wanted = upstream_of(solver, arguments, seed + 1000), [*differentiated(solver, arguments).values()]
 
     def both() -> None:
-        _, found = gradients(solver, arguments, upstream)
+        _, found = gradients(solver, arguments, wanted, upstream)
         if direction == STEP:
             assert solver.optimizer is not None
             for parameter, gradient in zip(solver.parameters, found, strict=True):
@@ -112,67 +109,75 @@ def _pass(solver: Solver, arguments: dict[str, torch.Tensor], direction: Directi
     return both
 
 
-def capture(run: Pass) -> torch.cuda.CUDAGraph:
-    """``run`` as a CUDA graph, after warm-up beside the capturing stream, as PyTorch asks."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    gc.collect()
-    torch.cuda.empty_cache()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph
-
-
-def _cycled(sets: list[Pass]) -> Pass:
-    """The next of the passes at every call."""
+def cycled(sets: Sequence[Pass]) -> Pass:
+    """The next of the passes at every call, waited for."""
     turn = 0
 
     def run() -> None:
         nonlocal turn
         sets[turn % len(sets)]()
         turn += 1
+        wait_for_device()
 
     return run
 
 
-def _rounds(run: Pass, seconds: float) -> list[float]:
-    """Seconds of single calls, each waited for; of one where there is no time to spend, in a rehearsal."""
-    times: list[float] = []
-    least = LEAST_ROUNDS if seconds else 1
+def rounds_of(run: Pass, form: Form) -> int:
+    """How many calls fit into the form's time, within limits; at least one call is made before."""
+    run()
+    if not form.seconds:
+        return form.rounds
     begun = time.perf_counter()
-    while len(times) < least or (len(times) < MOST_ROUNDS and time.perf_counter() - begun < seconds):
-        wait_for_device()
-        start = time.perf_counter()
+    run()
+    return int(max(form.rounds, min(form.seconds / (time.perf_counter() - begun), MOST_ROUNDS)))
+
+
+def timed(run: Pass, rounds: int) -> list[float]:
+    """Seconds of single calls."""
+    times = [time.perf_counter()]
+    for _ in range(rounds):
         run()
-        wait_for_device()
-        times.append(time.perf_counter() - start)
-    return times
+        times.append(time.perf_counter())
+    return [after - before for before, after in itertools.pairwise(times)]
 
 
-def _replays(graph: torch.cuda.CUDAGraph, seconds: float) -> list[float]:
-    """Seconds of single replays by the device's clock."""
-    graph.replay()
+def replayed(sets: Sequence[Pass], form: Form) -> list[float]:
+    """Seconds of a pass by the device's clock, over replays of a CUDA graph of all sets; raises if none holds it."""
+    graph = _captured(sets)
+    rounds = rounds_of(cycled([graph.replay]), form)
     events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-    begun = time.perf_counter()
-    while len(events) < LEAST_ROUNDS or (len(events) < MOST_ROUNDS and time.perf_counter() - begun < seconds):
+    for _ in range(rounds):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         graph.replay()
         end.record()
         events.append((start, end))
-        if len(events) % LEAST_ROUNDS == 0:
+        if len(events) % form.rounds == 0:  # or the queue fills up
             torch.cuda.synchronize()
     torch.cuda.synchronize()
-    return [start.elapsed_time(end) / 1000 for start, end in events]
+    return [start.elapsed_time(end) / 1000 / len(sets) for start, end in events]
 
 
-def _memory(run: Pass) -> int:
-    """Most bytes allocated while it runs, beyond what was before."""
+def _captured(sets: Sequence[Pass]) -> torch.cuda.CUDAGraph:
+    """After warm-up beside the capturing stream, as PyTorch asks."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            for run in sets:
+                run()
+    torch.cuda.current_stream().wait_stream(stream)
+    gc.collect()
+    torch.cuda.empty_cache()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for run in sets:
+            run()
+    return graph
+
+
+def peak_memory(run: Pass) -> int:
+    """Most bytes allocated on the GPU while it runs, beyond what was before."""
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

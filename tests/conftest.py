@@ -41,10 +41,8 @@ NEEDED = {
     "crossmae/model/test_config.py": ("numpy",),
     "crossmae_kernels/test_extras.py": ("tabulate", "matplotlib", *TRAINING),
     "crossmae/training": TRAINING,
-    "benchmarks/test_decode_report.py": ("matplotlib",),
-    "benchmarks/test_runs.py": ("matplotlib",),
+    "benchmarks/test_report.py": ("matplotlib", "tabulate"),
     "benchmarks/test_study.py": ("matplotlib", "tabulate", *TRAINING),
-    "benchmarks/test_suites.py": ("pytest_benchmark",),
 }
 collect_ignore = [
     path for path, modules in NEEDED.items() if not all(importlib.util.find_spec(module) for module in modules)

@@ -1,86 +1,116 @@
-"""The decode suite of pytest-benchmark: CrossMAE's decoder and MAE's, timed in turn."""
+"""CrossMAE's decoder beside MAE's: cost in arithmetic, in time and in memory, as a table and a picture."""
 
-import json
+import collections
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from benchmarks.report import markdown
+from tabulate import tabulate
+
+from benchmarks.contest import BOTH, FORWARD
+from benchmarks.records import Record, Run
 from crossmae.figures import new_figure, write_figure
 
-FORWARD, BOTH = "forward", "forward + backward"
+HEADERS = [
+    "decoder",
+    "blocks",
+    "predicts",
+    "GMAC per image",
+    "times fewer MACs than MAE",
+    "forward, ms",
+    "fwd + bwd, ms",
+    "speed-up over MAE, forward",
+    "speed-up over MAE, fwd + bwd",
+    "saved for backward, MiB per image",
+]
 
 
-def read(path: Path) -> tuple[dict[tuple[str, int, float], dict[str, dict[str, Any]]], str]:
-    """Records of the decode suite by contender and direction, and a line that says where they were measured."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there are no records {path}; run `make bench`")
-    content = json.loads(path.read_text("utf-8"))
-    benchmarks = [record for record in content["benchmarks"] if record["extra_info"].get("mae_seconds")]
-    if not benchmarks:
-        raise ValueError(f"{path} holds no records of the decode suite")
-    contenders: dict[tuple[str, int, float], dict[str, dict[str, Any]]] = {}
-    for record in benchmarks:
-        info = {**record["extra_info"], "seconds": record["stats"]["median"]}
-        key = (info["decoder"], info["blocks"], info["prediction_ratio"])
-        contenders.setdefault(key, {})[info["direction"]] = info
-    first = benchmarks[0]["extra_info"]
-    where = (
-        f"ViT-B/16, 224 px, batch {first['batch']}, {first['dtype']}; {first['device']}; torch {first['torch']}; "
-        f"commit {content['commit_info']['id'][:10]}; {content['datetime'][:10]}"
-    )
-    return contenders, where
+def decoders(run: Run) -> list[Record]:
+    """Those of the model, pixels and batch that most of them have: others differ in more than the decoder."""
+    shapes = collections.defaultdict[tuple[object, ...], list[Record]](list)
+    for record in run.records.values():
+        if record.suite == "decode" and record.stats:
+            shapes[tuple(record.about[name] for name in ("model", "pixels", "batch"))].append(record)
+    return max(shapes.values(), key=len, default=[])
 
 
-def table(contenders: dict[tuple[str, int, float], dict[str, dict[str, Any]]], where: str) -> str:
-    """Markdown: time and memory per contender, and MAE's cost over its own, in MACs and in time."""
+def shape(found: list[Record]) -> str:
+    """What all of them have in common."""
+    about = found[0].about
+    return f"{about['model']}, {about['pixels']} px, batch {about['batch']}, {found[0].dtype}"
+
+
+def macs(record: Record) -> float:
+    """Per image, forward: a record's work has two operations for each, three times as many with the backward pass."""
+    return record.flops / (2 if record.direction == FORWARD else 6) / record.about["batch"]
+
+
+def mae_of(record: Record, found: Iterable[Record]) -> Record | None:
+    """MAE's decoder in the same direction by the same means; what serves MAE for the release is eager PyTorch."""
+    means = record.contender.replace("release", "reference")
+    same = (r for r in found if (r.contender, r.direction) == (means, record.direction))
+    return next((r for r in same if r.about["decoder"] == "MAE"), None)
+
+
+def speedup(record: Record, mae: Record | None) -> float | None:
+    """Over MAE's decoder: timed in turn with this one where it was, else in the same run."""
+    if record.baseline is not None:
+        return record.baseline / record.stats["median"]
+    return record.times_faster(mae)
+
+
+def table(run: Run) -> str:
+    """Markdown: what was measured of each decoder; what was not is an empty cell."""
+    found = decoders(run)
+    groups = collections.defaultdict[tuple[str, str], dict[str, Record]](dict)
+    for record in found:
+        groups[record.problem, record.contender][record.direction] = record
     rows = []
-    for (decoder, blocks, ratio), both in contenders.items():
-        any_direction = next(iter(both.values()))
+    for by_direction in groups.values():
+        both = [by_direction.get(direction) for direction in (FORWARD, BOTH)]
+        one = next(iter(by_direction.values()))
+        mae, saved = mae_of(one, found), both[1] and both[1].saved
+        is_mae = one.about["decoder"] == "MAE"
         rows.append(
             [
-                decoder,
-                blocks,
-                "all" if decoder == "MAE" else f"{ratio:g}",
-                f"{any_direction['macs'] / 1e9:.3f}",
-                f"{any_direction['macs_ratio']:.2f}",
-                *(f"{both[d]['seconds'] * 1e3:,.0f}" if d in both else "" for d in (FORWARD, BOTH)),
-                *(f"{speedup(both[d]):.2f}" if d in both else "" for d in (FORWARD, BOTH)),
-                f"{any_direction['saved_bytes'] / 2**20:.1f}",
+                one.about["decoder"] + ("" if one.contender == "reference" else f", {one.contender}"),
+                one.about["blocks"],
+                "all" if is_mae else f"{one.about['predicts']:g}",
+                f"{macs(one) / 1e9:.3f}",
+                mae and f"{macs(mae) / macs(one):.2f}",
+                *(record and f"{record.stats['median'] * 1e3:,.0f}" for record in both),
+                *(record and (factor := speedup(record, mae_of(record, found))) and f"{factor:.2f}" for record in both),
+                saved and f"{saved / one.about['batch'] / 2**20:.1f}",
             ]
         )
-    headers = ["decoder", "blocks", "predicts", "GMAC per image", "MAE / it, MACs", "forward, ms", "fwd + bwd, ms"]
-    headers += ["MAE / it, forward", "MAE / it, fwd + bwd", "saved for backward, MiB per image"]
-    return f"{where}\n\n{markdown.table(headers, rows)}\n"
+    return f"{shape(found)}; {run.where}\n\n{tabulate(rows, HEADERS, tablefmt='github', disable_numparse=True)}\n"
 
 
-def speedup(record: dict[str, Any]) -> float:
-    """How many times longer MAE's decoder took in the same minutes."""
-    return record["mae_seconds"] / record["seconds"]
-
-
-def draw(contenders: dict[tuple[str, int, float], dict[str, dict[str, Any]]], where: str, path: Path) -> None:
+def draw(run: Run, path: Path) -> None:
     """Ratio of times against ratio of MACs, forward and backward: on the diagonal a MAC costs what MAE's does."""
+    found = decoders(run)
     figure, axes = new_figure(1, 1, 7.5, 5.2)
     axis = axes[0, 0]
-    points = {key: both[BOTH] for key, both in contenders.items() if BOTH in both}
-    limit = 1.15 * max(max(speedup(p), p["macs_ratio"]) for p in points.values())
+    points = [
+        (macs(mae) / macs(r), factor, r)
+        for r in found
+        if r.direction == BOTH and (mae := mae_of(r, found)) and (factor := speedup(r, mae))
+    ]
+    limit = 1.15 * max(max(point[:2]) for point in points)
     axis.plot([0.7, limit], [0.7, limit], color="grey", linestyle="--", label="time follows MACs")
-    for (decoder, blocks, ratio), point in points.items():
-        marker = {"MAE": "s", "CrossMAE": "o"}.get(decoder, "x")
-        axis.plot(point["macs_ratio"], speedup(point), marker, color="black" if decoder == "MAE" else None)
-        name = decoder if decoder == "MAE" else f"{decoder}: {blocks} blocks, predicts {ratio:g}"
-        right = decoder == "MAE" or point["macs_ratio"] > limit**0.6
-        axis.annotate(
-            name,
-            (point["macs_ratio"], speedup(point)),
-            xytext=(-7 if right else 7, -3 if decoder in ("CrossMAE", "MAE") else -12),
-            textcoords="offset points",
-            ha="right" if right else "left",
-            fontsize=8,
-        )
-    axis.set(
-        xscale="log", yscale="log", xlabel="MACs of MAE's decoder / its own", ylabel="time of MAE's decoder / its own"
-    )
-    axis.set_title(f"Decoding, forward + backward\n{where}", fontsize=8)
-    axis.legend()
+    contenders = list(dict.fromkeys(r.contender for *_, r in points))
+    named = "fused" if "fused" in contenders else "reference"
+    for index, contender in enumerate(contenders):
+        for decoder, marker in (("MAE", "s"), ("CrossMAE", "o")):
+            series = [p for p in points if (p[2].contender, p[2].about["decoder"]) == (contender, decoder)]
+            style = {"linestyle": "", "marker": marker, "color": f"C{index}", "label": f"{decoder}, {contender}"}
+            axis.plot([p[0] for p in series], [p[1] for p in series], **style if series else {})
+            for fewer, factor, record in series if contender == named else []:
+                about = record.about
+                text = "MAE" if decoder == "MAE" else f"blocks {about['blocks']}, predicts {about['predicts']:g}"
+                right = decoder == "MAE" or fewer > limit**0.6
+                place = {"xytext": (-7 if right else 7, -3), "ha": "right" if right else "left"}
+                axis.annotate(text, (fewer, factor), textcoords="offset points", fontsize=8, **place)
+    axis.set(xscale="log", yscale="log", xlabel="times fewer MACs than MAE", ylabel="speed-up over MAE")
+    axis.set_title(f"Decoding, forward + backward\n{shape(found)}; {run.where}", fontsize=8)
+    axis.legend(fontsize=8)
     write_figure(figure, path)

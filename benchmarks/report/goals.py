@@ -1,100 +1,57 @@
-"""What the operations and the decoder are to reach, forward and backward, and whether a run shows it."""
+"""What the kernels and the decoder are to reach on a GPU, forward and backward, and whether a run shows it."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from benchmarks import records
-from benchmarks.problem import BOTH
+from benchmarks.contest import BOTH
 from benchmarks.records import Record, Run
 
-MODEL = "ViT-B/16"
+OURS = "fused"
+ROOFLINE, MEMORY = "share of the roofline", "peak memory over the release's"
+SDPA = tuple(f"sdpa {backend}" for backend in ("math", "efficient", "flash", "cudnn"))
+MAE = "MAE's "
+DECODER = "CrossMAE, ViT-B/16, pixels 224, blocks 12, predicts 0.25, batch 1024"
+MAES_DECODER = "MAE, ViT-B/16, pixels 224, blocks 8, predicts 0.75, batch 1024"
+
+# Suite; how the problem's name begins; a share, or whom to be faster than (of several, the fastest); the limit.
+GOALS: tuple[tuple[str, str, str | tuple[str, ...], float], ...] = (
+    ("attention", "ViT-B/16, 49 x 50", SDPA, 2),
+    ("attention", "ViT-B/16, 49 x 50", ROOFLINE, 0.70),
+    ("mixing", "ViT-B/16", ("release",), 5),
+    ("mixing", "ViT-B/16", ("release, compiled",), 2),
+    ("mixing", "ViT-B/16", ROOFLINE, 0.75),
+    ("patches", "ViT-B/16", ROOFLINE, 0.70),
+    ("decode", DECODER, ("release",), 2.5),
+    ("decode", DECODER, ("release, compiled, max-autotune",), 1.5),
+    ("decode", DECODER, MEMORY, 0.4),
+    ("decode", DECODER, ROOFLINE, 0.60),
+    ("decode", DECODER, (f"{MAE}reference, compiled",), 3.7),
+)
 
 
-@dataclass(frozen=True)
-class Goal:
-    """A number that is to be at least, or at most, another."""
-
-    what: str
-    limit: float
-    value: float | None
-    at_most: bool = False
-
-    @property
-    def verdict(self) -> str:
-        """``reached``, ``missed`` or ``not measured``."""
-        if self.value is None:
-            return "not measured"
-        return "reached" if (self.value <= self.limit if self.at_most else self.value >= self.limit) else "missed"
-
-
-def goals(run: Run) -> Iterator[Goal]:
-    """Each goal, with what was measured."""
-    for batch in (256, 1024):
-        for queries in ("table", "dense"):
-            attention = _finder(run, "attention", batch, queries=queries, problem="49 x 50,")
-            backends = [attention(f"sdpa {name}") for name in ("math", "efficient", "flash", "cudnn")]
-            fastest = min((r for r in backends if r is not None), key=_seconds, default=None)
-            name = f"attention, {queries} queries, batch {batch}"
-            yield Goal(f"{name}: times the fastest SDPA backend", 2, _faster(attention("fused"), fastest))
-            yield Goal(f"{name}: share of copy bandwidth", 0.70, _bandwidth(run, attention("fused")))
-        mixing = _finder(run, "mixing", batch)
-        fused, name = mixing("fused"), f"mixing, batch {batch}"
-        yield Goal(f"{name}: times stack and linear, the release", 5, _faster(fused, mixing("release")))
-        yield Goal(f"{name}: times the same compiled", 2, _faster(fused, mixing("release, compiled")))
-        yield Goal(f"{name}: share of copy bandwidth", 0.75, _bandwidth(run, fused))
-        for problem in ("gather", "loss"):
-            patches = _finder(run, "patches", batch, problem=problem)
-            name = f"{problem}, batch {batch}"
-            yield Goal(f"{name}: share of copy bandwidth", 0.70, _bandwidth(run, patches("fused")))
-    decode = _finder(run, "decode", 1024, decoder="CrossMAE", blocks=12, predicts=0.25, pixels=224)
-    mae = _finder(run, "decode", 1024, decoder="MAE", blocks=8, pixels=224)
-    fused, release = decode("fused"), decode("release")
-    name = "decoder, batch 1024"
-    yield Goal(f"{name}: times the release", 2.5, _faster(fused, release))
-    yield Goal(
-        f"{name}: times the same compiled, max-autotune", 1.5, _faster(fused, decode("release, compiled, max-autotune"))
-    )
-    memory = fused.memory / release.memory if fused and release and fused.memory and release.memory else None
-    yield Goal(f"{name}: peak memory over the release's", 0.4, memory, at_most=True)
-    yield Goal(f"{name}: share of the roofline", 0.60, fused.roofline if fused else None)
-    yield Goal(f"{name}: times MAE's decoder compiled", 3.7, _faster(fused, mae("reference, compiled")))
+def goals(run: Run) -> Iterator[tuple[str, str, str, float | None, str]]:
+    """Problem, what is compared, limit, what was measured and the verdict, of each goal on each of its problems."""
+    found = {key[:3]: record for key, record in run.records.items() if key[3] == BOTH}
+    for suite, begin, what, limit in GOALS:
+        problems = dict.fromkeys(p for s, p, _ in found if s == suite and p.startswith(begin))
+        for problem in problems or (begin,):
+            ours, at_most = found.get((suite, problem, OURS)), what == MEMORY
+            if isinstance(what, str):
+                title, value = what, _share(run, ours, what)
+            else:
+                title = f"speed-up over {what[0] if len(what) == 1 else 'the fastest SDPA backend'}"
+                keys = [(suite, MAES_DECODER if n.startswith(MAE) else problem, n.removeprefix(MAE)) for n in what]
+                ratios = [ratio for key in keys if ours and (ratio := ours.times_faster(found.get(key))) is not None]
+                value = min(ratios, default=None)
+            verdict = "not measured"
+            if value is not None:
+                verdict = "reached" if (value <= limit if at_most else value >= limit) else "missed"
+            yield f"{suite}: {problem}", title, f"{'at most' if at_most else 'at least'} {limit:g}", value, verdict
 
 
-def _finder(run: Run, suite: str, batch: int, **about: object) -> Callable[[str], Record | None]:
-    """Looks up what was measured by a contender; text in ``about`` is how a value begins."""
-
-    def fits(record: Record) -> bool:
-        values = record.about
-        return all(
-            values[name].startswith(wanted) if isinstance(wanted, str) else values[name] == wanted
-            for name, wanted in about.items()
-        )
-
-    found = {
-        record.contender: record
-        for record in run.records.values()
-        if (record.suite, record.direction, record.status) == (suite, BOTH, records.MEASURED)
-        and (record.about["batch"], record.about["model"]) == (batch, MODEL)
-        and fits(record)
-    }
-    return found.get
-
-
-def _seconds(record: Record) -> float:
-    assert record.time is not None
-    return record.time["median"]
-
-
-def _faster(ours: Record | None, theirs: Record | None) -> float | None:
-    """By the same clock for both: one that no graph holds is compared by calls."""
-    if ours is None or theirs is None:
+def _share(run: Run, ours: Record | None, what: str) -> float | None:
+    if ours is None:
         return None
-    kind = "graph" if "graph" in ours.times and "graph" in theirs.times else "call"
-    return theirs.times[kind]["median"] / ours.times[kind]["median"]
-
-
-def _bandwidth(run: Run, record: Record | None) -> float | None:
-    """Bytes that had to move, over the time and what a copy moves in it."""
-    if record is None or "copy" not in run.ceilings:
-        return None
-    return record.bytes / _seconds(record) / run.ceilings["copy"]
+    if what == ROOFLINE:
+        return run.roofline(ours)
+    release = run.records.get((ours.suite, ours.problem, "release", BOTH))
+    return ours.memory / release.memory if release and ours.memory and release.memory else None

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from benchmarks.report import markdown
+from tabulate import tabulate
 
 
 def table(path: Path) -> str:
@@ -22,7 +22,7 @@ def table(path: Path) -> str:
         f"JPEGs of 500 x 375 pixels and {about['KB per image']:.0f} KB, cropped at random to 224; batch 64; "
         f"{machine['brand_raw']}, {machine['count']} cores; torch {about['torch']}; "
         f"commit {content['commit_info']['id'][:10]}; {content['datetime'][:10]}\n\n"
-        f"{markdown.table(headers, rows)}\n\n"
+        f"{tabulate(rows, headers, tablefmt='github', disable_numparse=True)}\n\n"
         f"With batches at hand the loop itself takes {found['test_step_of_the_loop']['milliseconds per step']:.2f} ms "
         "a step: the order of images, the optimizer of one parameter, losses read back, log and curves.\n"
     )

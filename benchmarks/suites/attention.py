@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 import crossmae_kernels as ck
-from benchmarks.problem import Arguments, Form, MissingError, Problem, Random, Solver, Work
-from benchmarks.suites.ops import op_problem
+from benchmarks.contest import Contest, Form, MissingError, Solver, Work
+from benchmarks.suites.ops import op_contest
 from benchmarks.suites.shapes import model_name, shape_of
 from crossmae_kernels.check.contenders import Attention, attend, attentions
+from crossmae_kernels.testing import Draw, Problem, problems
 
 
-def problems(form: Form) -> list[Problem]:
+def attention(form: Form) -> list[Contest]:
     """Decoder blocks, the first with a table of queries; in the full form self-attention and larger images too."""
     found = []
     for size in form.sizes:
@@ -36,26 +37,17 @@ def problems(form: Form) -> list[Problem]:
 
 def _attention(
     form: Form, size: str, batch: int, queries: int, keys: int, heads: int, head_width: int, table: int
-) -> Problem:
+) -> Contest:
     width = heads * head_width
 
-    def arguments(batch: int, random: Random) -> Arguments:
+    def pose(draw: Draw, batch: int) -> Problem:
+        posed = problems.cross_attention(draw, batch, queries, keys, heads, head_width, table)
         # Keys and values lie side by side, as the joint projection leaves them.
-        pair = random.normal(batch, keys, 2 * width, dtype=form.dtype).chunk(2, dim=-1)
-        rows = (table,) if table else (batch, queries)
-        drawn = {"query": random.normal(*rows, width, dtype=form.dtype), "key": pair[0], "value": pair[1]}
-        return drawn | ({"ids": random.ids(batch, queries, table)} if table else {})
-
-    def ours(query: Tensor, key: Tensor, value: Tensor, ids: Tensor | None = None) -> Tensor:
-        return ck.cross_attention(query, key, value, heads, ids)
+        key, value = draw.normal(batch, keys, 2 * width).chunk(2, dim=-1)
+        return posed.having(key=key, value=value)
 
     def solver(build: Callable[[], Attention]) -> Solver:
-        attention = build()
-
-        def theirs(query: Tensor, key: Tensor, value: Tensor, ids: Tensor | None = None) -> Tensor:
-            return attend(attention, query, key, value, heads, ids)
-
-        return Solver(theirs)
+        return Solver(partial(attend, build(), num_heads=heads))
 
     others = {name: partial(solver, partial(_as_it_is, attention)) for name, attention in attentions().items()}
     others["FlexAttention"] = partial(solver, partial(_flex, form.device))
@@ -64,7 +56,7 @@ def _attention(
     key_value_bytes = 2 * batch * keys * width * size_of
     read = query_bytes + key_value_bytes + (batch * queries * 8 if table else 0)
     flops = 4.0 * batch * queries * keys * width
-    return op_problem(
+    return op_contest(
         "attention",
         form,
         {
@@ -73,8 +65,8 @@ def _attention(
             "queries": "table" if table else "dense",
         },
         batch,
-        arguments,
-        ours,
+        pose,
+        partial(ck.cross_attention, num_heads=heads),
         forward=Work(read + asked * size_of, flops),
         # Scores are needed again, so five products where forward has two.
         backward=Work(read + asked * size_of + query_bytes + key_value_bytes, 2.5 * flops),

@@ -1,40 +1,95 @@
-"""Decoders and whole models as problems: what ``decode``, ``launch`` and ``step`` share."""
+"""Decoders and whole models: against the release's formulation and against MAE's, with many images and with few."""
 
 import contextlib
 import copy
-import functools
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import crossmae
-from benchmarks.problem import (
+from benchmarks.contest import (
     BOTH,
     FORWARD,
-    LARGEST,
     STEP,
     Arguments,
+    Contest,
     Direction,
     Form,
     MissingError,
-    Problem,
-    Random,
     Solver,
     Work,
-    compiled,
+    with_compiled,
 )
 from benchmarks.release import SYNCHRONIZES, release_decode, release_model_loss
-from benchmarks.suites.shapes import MASK_RATIO, config_of, model_name
+from benchmarks.suites.shapes import MASK_RATIO, config_of, model_name, model_sizes
 from crossmae.flops import decoder_macs
 from crossmae.masking import Masking, mask_counts
 from crossmae.model import MaskedAutoencoder, Output
 from crossmae.model.config import Config
 from crossmae_kernels.runtime.dispatch import Implementation
+from crossmae_kernels.testing import Draw, Problem
+
+FAMILIES = {"crossmae": "CrossMAE", "mae": "MAE"}
+IS_A_GRAPH = "it is a graph"
 
 
-def decode_problem(
+def decode(form: Form) -> list[Contest]:
+    """The comparison with MAE first; then prediction ratios and depths, and in the full form sizes, batches, pixels."""
+    (size, *more_sizes), (batch, *_) = form.sizes, form.batches
+    if form.name == "small":
+        batch *= 2  # to eight images, with which a decoder's products fill two cores
+    found = _both(form, size, batch)
+    if form.name == "tiny":
+        return found
+    one = partial(decode_contest, "decode", form)
+    found += [one(size, batch, prediction_ratio=ratio) for ratio in (0.5, 0.75)]
+    found += [one(size, batch, blocks=blocks) for blocks in (8, 4, 1)]
+    if form.full:
+        for other in more_sizes:
+            found += _both(form, other, batch)
+        for other_batch in (64, 128, 256, 512, 2048):
+            found += _both(form, size, other_batch)
+        found += _both(form, size, 256, image_size=448)
+        found += [one(size, 256, prediction_ratio=ratio, image_size=448) for ratio in (0.5, 0.75)]
+    mae = found[1]
+    return [replace(contest, baseline=None if contest is mae else mae) for contest in found]
+
+
+def _both(form: Form, size: str, batch: int, image_size: int | None = None) -> list[Contest]:
+    """CrossMAE, the release's formulation of it included, and MAE."""
+    one = partial(decode_contest, "decode", form, size, batch, image_size=image_size)
+    return [one(release=True), one("mae", 8, 0.75)]
+
+
+def step(form: Form) -> list[Contest]:
+    """A whole pretraining step of CrossMAE and of MAE: encoder, decoder, loss, both backward, AdamW."""
+    batches = {"tiny": (2,), "small": (2,), "short": (256,), "full": (256, 512, 1024, 2048)}[form.name]
+    return [
+        model_contest("step", form, size, batch, STEP, family)
+        for size in model_sizes(form)
+        for batch in batches
+        for family in ("crossmae", "mae")
+    ]
+
+
+def launch(form: Form) -> list[Contest]:
+    """The decoder and the whole model on few images: what a call costs beside its arithmetic."""
+    batches = {"tiny": (1,), "small": (1,), "short": (1, 8), "full": (1, 2, 4, 8)}[form.name]
+    return [
+        contest
+        for batch in batches
+        for contest in (
+            decode_contest("launch", form, form.sizes[0], batch),
+            model_contest("launch", form, model_sizes(form)[0], batch, BOTH),
+        )
+    ]
+
+
+def decode_contest(
     suite: str,
     form: Form,
     size: str,
@@ -44,94 +99,130 @@ def decode_problem(
     prediction_ratio: float = 0.25,
     image_size: int | None = None,
     release: bool = False,
-) -> Problem:
+) -> Contest:
     """The decoder on random float32 feature maps, which is what an encoder hands out under autocast."""
     config = config_of(form, f"{family}_vit_{size}", image_size, decoder_depth=blocks)
     visible, predicted = mask_counts(config.patches, MASK_RATIO, prediction_ratio)
     maps = len(config.feature_maps or (None,))
 
-    def arguments(batch: int, random: Random) -> Arguments:
-        shape = (batch, visible + 1, config.encoder_width)
-        drawn = {f"map_{index}": random.normal(*shape, dtype=torch.float32) for index in range(maps)}
-        drawn["visible"], drawn["predicted"] = random.masks(batch, visible, predicted, config.patches)
-        return drawn
+    def pose(draw: Draw, batch: int) -> Problem:
+        drawn = [draw.normal(batch, visible + 1, config.encoder_width) for _ in range(maps)]
+        return Problem("decoder", "", {"maps": drawn, **_masks(draw, batch, visible, predicted, config.patches)})
 
-    def decode(by: Callable[..., Tensor], visible: Tensor, predicted: Tensor, **by_name: Tensor) -> Tensor:
-        masking = Masking(visible, predicted, config.patches)
-        # The double-precision judge keeps its own precision.
-        with autocast(form) if by_name["map_0"].dtype == torch.float32 else contextlib.nullcontext():
-            return by(list(by_name.values()), masking)
+    def decode(by: Callable[..., Tensor], maps: list[Tensor], visible: Tensor, predicted: Tensor) -> Tensor:
+        with autocast(form, maps[0]):
+            return by(maps, Masking(visible, predicted, config.patches))
+
+    def ours(decoder: nn.Module) -> Callable[..., Tensor]:
+        return partial(decode, decoder)
+
+    def theirs(decoder: Any) -> Callable[..., Tensor]:
+        return partial(decode, partial(release_decode, decoder))
+
+    def module() -> nn.Module:
+        return _model(config, form.device).decoder
 
     moved = batch * ((visible + 1) * config.encoder_width * maps * 4 + predicted * config.patch_values * 4)
     flops = 2.0 * batch * decoder_macs(config, prediction_ratio)
-    return _problem(
-        suite,
-        form,
-        {
-            "decoder": "MAE" if family == "mae" else "CrossMAE",
+    contenders = {"reference": partial(_solver, module, ours), "fused": partial(_solver, module, ours, "triton")}
+    if release:
+        contenders["release"] = partial(_solver, module, theirs, no_graph=SYNCHRONIZES)
+    return Contest(
+        suite=suite,
+        about={
+            "decoder": FAMILIES[family],
             "model": model_name(size),
             "pixels": config.image_size[0],
             "blocks": config.decoder_depth,
             "predicts": prediction_ratio,
         },
-        batch,
-        arguments,
-        module=lambda: _model(config, form.device).decoder,
-        ours=lambda decoder: functools.partial(decode, decoder),
-        release=(lambda decoder: functools.partial(decode, functools.partial(release_decode, decoder)))
-        if release
-        else None,
+        batch=batch,
+        dtype=form.dtype,
+        pose=pose,
+        contenders=with_compiled(form, contenders),
+        exact=partial(_solver, lambda: copy.deepcopy(module()).double(), ours),
         work={FORWARD: Work(moved, flops), BOTH: Work(3 * moved, 3 * flops)},
+        whole=True,
     )
 
 
-def model_problem(
-    suite: str, form: Form, size: str, batch: int, directions: tuple[Direction, ...], family: str = "crossmae"
-) -> Problem:
-    """A whole model on random images with given masks.
-
-    ``directions`` may hold ``BOTH``, a forward and a backward pass; or ``STEP``, where AdamW then updates every
-    parameter, and ``LARGEST``.
-    """
+def model_contest(
+    suite: str, form: Form, size: str, batch: int, direction: Direction, family: str = "crossmae"
+) -> Contest:
+    """A whole model on random images with given masks: a forward and a backward pass, and in a step AdamW's."""
     config = config_of(form, f"{family}_vit_{size}")
     prediction_ratio = 0.25 if family == "crossmae" else MASK_RATIO
     visible, predicted = mask_counts(config.patches, MASK_RATIO, prediction_ratio)
 
-    def arguments(batch: int, random: Random) -> Arguments:
-        images = random.normal(batch, config.channels, *config.image_size, dtype=torch.float32)
-        seen, asked = random.masks(batch, visible, predicted, config.patches)
-        return {"images": images, "visible": seen, "predicted": asked}
+    def pose(draw: Draw, batch: int) -> Problem:
+        arguments: Arguments = {"images": draw.normal(batch, config.channels, *config.image_size)}
+        arguments |= _masks(draw, batch, visible, predicted, config.patches)
+        return Problem("model", "", arguments, constants=frozenset({"images"}))
 
     def loss(by: Callable[..., Tensor], images: Tensor, visible: Tensor, predicted: Tensor) -> Tensor:
-        with autocast(form) if images.dtype == torch.float32 else contextlib.nullcontext():
+        with autocast(form, images):
             return by(images, Masking(visible, predicted, config.patches))
 
-    def ours(model: MaskedAutoencoder) -> Callable[..., Tensor]:
-        return functools.partial(loss, lambda images, masking: model(images, masking=masking).loss)
+    def ours(model: nn.Module) -> Callable[..., Tensor]:
+        return partial(loss, lambda images, masking: model(images, masking=masking).loss)
 
-    def release(model: MaskedAutoencoder) -> Callable[..., Tensor]:
-        return functools.partial(loss, functools.partial(release_model_loss, model))
+    def theirs(model: Any) -> Callable[..., Tensor]:
+        return partial(loss, partial(release_model_loss, model))
 
+    def module() -> nn.Module:
+        model = _model(config, form.device)
+        return copy.deepcopy(model) if direction == STEP else model  # whoever changes weights has their own
+
+    solver = partial(_solver, module, stepping=direction == STEP)
+    contenders = {
+        "reference": partial(solver, ours),
+        "fused": partial(solver, ours, "triton"),
+        "fused, graphed": partial(solver, partial(_graphed, form), "triton", no_graph=IS_A_GRAPH),
+    }
+    if family == "crossmae":
+        contenders["release"] = partial(solver, theirs, no_graph=SYNCHRONIZES)
     macs = _encoder_macs(config, visible) + decoder_macs(config, prediction_ratio)
-    work = Work(0, 6.0 * batch * macs)
-    return _problem(
-        suite,
-        form,
-        {
+    return Contest(
+        suite=suite,
+        about={
             "part": "whole model",
-            "decoder": "MAE" if family == "mae" else "CrossMAE",
+            "decoder": FAMILIES[family],
             "model": model_name(size),
             "predicts": prediction_ratio,
         },
-        batch,
-        arguments,
-        module=lambda: _model(config, form.device),
-        ours=ours,
-        release=release if family == "crossmae" else None,
-        graphed=lambda model: _graphed(model, form),
-        work={direction: Work(0, 0) if direction == LARGEST else work for direction in directions},
-        constants=frozenset({"images"}),
+        batch=batch,
+        dtype=form.dtype,
+        pose=pose,
+        contenders=with_compiled(form, contenders),
+        exact=partial(_solver, lambda: copy.deepcopy(module()).double(), ours),
+        work={direction: Work(0, 6.0 * batch * macs)},
+        whole=True,
     )
+
+
+def _solver(
+    module: Callable[[], nn.Module],
+    call: Callable[[Any], Callable[..., Any]],
+    implementation: Implementation = "reference",
+    no_graph: str = "",
+    stepping: bool = False,
+) -> Solver:
+    built = module()
+    differentiates = no_graph == IS_A_GRAPH
+    if differentiates and not stepping:  # whoever changes gradients has their own
+        built = copy.deepcopy(built)
+    optimizer = None
+    if stepping:
+        on_cuda = next(built.parameters()).is_cuda
+        options: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.95), "fused": on_cuda, "capturable": on_cuda}
+        optimizer = torch.optim.AdamW(built.parameters(), **options)
+    return Solver(call(built), implementation, built, optimizer, no_graph, differentiates)
+
+
+def _masks(draw: Draw, batch: int, visible: int, predicted: int, patches: int) -> Arguments:
+    """Ids of visible and of predicted patches."""
+    order = draw.ids(batch, patches, patches)
+    return {"visible": order[:, :visible], "predicted": order[:, patches - predicted :].sort(dim=1).values}
 
 
 class GraphedLoss:
@@ -152,21 +243,21 @@ class GraphedLoss:
 
     def _capture(self, images: Tensor, visible: Tensor, predicted: Tensor) -> None:
         self._masking = Masking(visible.clone(), predicted.clone(), self.model.config.patches)
-        with torch.enable_grad(), autocast(self.form):
+        with torch.enable_grad(), autocast(self.form, images):
             self._replay = crossmae.graphed(self.model, images, masking=self._masking)
         gradients = [parameter.grad for parameter in self.model.parameters()]
         self._gradients = [gradient for gradient in gradients if gradient is not None]
 
 
-def _graphed(model: MaskedAutoencoder, form: Form) -> GraphedLoss:
+def _graphed(form: Form, model: MaskedAutoencoder) -> GraphedLoss:
     if form.device.type != "cuda":
         raise MissingError("CUDA graphs need a CUDA device")
     return GraphedLoss(model, form)
 
 
-def autocast(form: Form) -> contextlib.AbstractContextManager[object]:
-    """Autocast to the form's dtype; none for float32."""
-    if form.dtype == torch.float32:
+def autocast(form: Form, tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Autocast to the form's dtype; none for float32, nor for the judge, who has double precision."""
+    if form.dtype == torch.float32 or tensor.dtype == torch.float64:
         return contextlib.nullcontext()
     # Its cache of cast weights would outlive a captured graph.
     return torch.autocast(form.device.type, form.dtype, cache_enabled=False)
@@ -179,7 +270,7 @@ def _encoder_macs(config: Config, visible: int) -> int:
     return visible * config.patch_values * width + config.encoder_depth * block
 
 
-@functools.lru_cache(maxsize=1)  # problems come one after another, and several models would fill the device
+@lru_cache(maxsize=2)  # the one at hand and its baseline: several would fill the device
 def _model(config: Config, device: torch.device) -> MaskedAutoencoder:
     """A model with random values in every bias and norm."""
     torch.manual_seed(0)
@@ -189,66 +280,3 @@ def _model(config: Config, device: torch.device) -> MaskedAutoencoder:
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return model.to(device)
-
-
-def _problem(
-    suite: str,
-    form: Form,
-    about: dict[str, Any],
-    batch: int,
-    arguments: Callable[[int, Random], Arguments],
-    module: Callable[[], Any],
-    ours: Callable[[Any], Callable[..., Tensor]],
-    release: Callable[[Any], Callable[..., Tensor]] | None,
-    work: dict[Direction, Work],
-    graphed: Callable[[Any], Callable[..., Any]] | None = None,
-    constants: frozenset[str] = frozenset(),
-) -> Problem:
-    def solver(
-        call: Callable[[Any], Callable[..., Any]],
-        implementation: Implementation,
-        no_graph: str = "",
-        differentiates: bool = False,
-    ) -> Solver:
-        built = module()
-        if STEP in work or differentiates:  # who changes weights or gradients has their own
-            built = copy.deepcopy(built)
-        parameters = tuple(built.parameters())
-        optimizer = None
-        if STEP in work:
-            on_cuda = form.device.type == "cuda"
-            optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), fused=on_cuda, capturable=on_cuda)
-        return Solver(call(built), implementation, parameters, optimizer, no_graph, differentiates)
-
-    def exact() -> Solver:
-        double = copy.deepcopy(module()).double()
-        return Solver(ours(double), "reference", tuple(double.parameters()))
-
-    reference = functools.partial(solver, ours, "reference")
-    contenders: dict[str, Callable[[], Solver]] = {
-        "reference": reference,
-        "fused": functools.partial(solver, ours, "triton"),
-    }
-    if graphed is not None:
-        contenders["fused, graphed"] = functools.partial(
-            solver, graphed, "triton", no_graph="it is a graph", differentiates=True
-        )
-    if release is not None:
-        by_release = functools.partial(solver, release, "reference", no_graph=SYNCHRONIZES)
-        contenders["release"] = by_release
-    contenders |= compiled(form, "reference", reference)
-    if release is not None:
-        contenders |= compiled(form, "release", by_release)
-    return Problem(
-        suite=suite,
-        about=about,
-        batch=batch,
-        dtype=form.dtype,
-        arguments=arguments,
-        contenders=contenders,
-        ours=frozenset({"reference", "fused", "fused, graphed"} & contenders.keys()),
-        exact=exact,
-        work=work,
-        constants=constants,
-        whole=True,
-    )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.problem import Form
+from benchmarks.contest import Form
 from crossmae.masking import mask_counts
 from crossmae.model.config import Config, named_config
 

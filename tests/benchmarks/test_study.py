@@ -39,15 +39,18 @@ def test_the_picture(tmp_path):
 
 
 def test_the_whole_study_in_small(tmp_path, monkeypatch, capsys):
-    for name, smaller in (("BATCH", 8), ("ROUNDS", 1), ("ALL_IMAGES", 60)):
-        monkeypatch.setattr(f"benchmarks.study.{name}", smaller)
-    monkeypatch.setattr("benchmarks.study.TASKS", {"digits": TASKS["digits"]})
+    for name, smaller in (("BATCH", 8), ("ALL_IMAGES", 60)):
+        for module in ("benchmarks.study", "crossmae.training.study"):
+            monkeypatch.setattr(f"{module}.{name}", smaller)
+    monkeypatch.setattr("benchmarks.study.ROUNDS", 1)
+    monkeypatch.delitem(TASKS, "photographs")
     monkeypatch.setattr("benchmarks.study.VARIANTS", VARIANTS[:2])
     monkeypatch.setattr("benchmarks.study.ProcessPoolExecutor", InThisProcess)
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)
     main(["--out", str(tmp_path), "--seeds", "1", "--steps", "2"])
     text = capsys.readouterr().out
-    main(["--out", str(tmp_path), "--seeds", "1", "--steps", "2"])  # nothing is run again
+    monkeypatch.setattr("crossmae.training.study.pretrain", None)  # nothing is run again
+    main(["--out", str(tmp_path), "--seeds", "1", "--steps", "2"])
     assert "| CrossMAE, .25 " in text
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "study.json", "study.md", "study.png"}
     assert len(list((tmp_path / "runs").iterdir())) == 2

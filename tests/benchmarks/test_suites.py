@@ -1,45 +1,243 @@
-"""Suites name their problems; those of pytest-benchmark collect and run, and its records can be compared."""
+"""Suites pose contests; a contender is checked and then timed, and whatever goes wrong becomes its record."""
 
-import json
-import os
-import subprocess
-import sys
+import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from benchmarks import records
-from benchmarks.problem import BOTH, STEP, form_named
-from benchmarks.suites import SUITES, problems
+import crossmae
+from benchmarks import records, suites
+from benchmarks.bench_suites import attempt
+from benchmarks.checking import Checks
+from benchmarks.contest import BOTH, FORMS, FORWARD, STEP, Contest, MissingError, Solver, Work, gradients, upstream_of
+from benchmarks.suites import SUITES, contests, planned
+from benchmarks.suites.models import IS_A_GRAPH, GraphedLoss, model_contest
+from benchmarks.timing import CLOCK, sets_that_overflow
+from crossmae.masking import Masking
+from crossmae.model import Output
+from crossmae_kernels.runtime import tuning
+from crossmae_kernels.testing import Problem
+
+FORM = FORMS["tiny"]
+
+
+class Benchmark:
+    """The part of pytest-benchmark's fixture that is used; as a worker of pytest-xdist it would not run."""
+
+    def __init__(self):
+        self.extra_info, self.group, self.seconds = {}, None, []
+
+    def pedantic(self, run, setup=None, rounds=1):
+        for _ in range(rounds):
+            if setup is not None:
+                assert setup() is None  # or it would be taken for arguments
+            begun = CLOCK()
+            run()
+            self.seconds.append(CLOCK() - begun)
+
+    @property
+    def stats(self):
+        stats = {"median": sorted(self.seconds)[len(self.seconds) // 2], "rounds": len(self.seconds)}
+        return SimpleNamespace(as_dict=lambda include_data: {"stats": stats})
+
+
+def contest_of(baseline=None, **contenders):
+    """Squares of three numbers an image, by planted contenders beside eager PyTorch."""
+    return Contest(
+        suite="mixing",
+        about={"problem": "squares"},
+        batch=4,
+        dtype=torch.float32,
+        pose=lambda draw, batch: Problem("squares", "", {"x": draw.normal(batch, 3)}),
+        contenders={"reference": solver(lambda x: x * x), **contenders},
+        work={FORWARD: Work(1, 1), BOTH: Work(2, 2)},
+        baseline=baseline,
+    )
+
+
+def solver(call):
+    return lambda: Solver(call)
+
+
+def raising(error):
+    def call(x):
+        raise error
+
+    return solver(call)
+
+
+def attempted(contest, *contenders, direction=BOTH):
+    """The records of these contenders."""
+    checks, found = Checks(FORM.device), []
+    for name in contenders:
+        case = contest, name, direction
+        found.append(planned(case))
+        attempt(Benchmark(), found[-1], case, FORM, checks)
+    return found
+
+
+@pytest.mark.parametrize("direction", [FORWARD, BOTH])
+def test_whatever_goes_wrong_becomes_the_record(direction):
+    def absent():
+        raise MissingError("not made for this device")
+
+    contenders = {
+        "huge": raising(torch.OutOfMemoryError("CUDA out of memory")),
+        "absent": absent,
+        "refused": raising(RuntimeError("no kernel available")),
+        "wrong": solver(lambda x: x * x.abs() * 1.001),
+        "nan": solver(lambda x: x * x * float("nan")),
+        "fused": raising(RuntimeError("illegal instruction")),
+        "other": solver(lambda x: x.square()),
+    }
+    found = attempted(contest_of(**contenders), "reference", *contenders, direction=direction)
+    status = {record.contender: (record.status, record.reason) for record in found}
+    assert status["reference"] == status["other"] == (records.MEASURED, "")
+    assert status["huge"] == (records.OUT_OF_MEMORY, "CUDA out of memory")
+    assert status["absent"] == (records.MISSING, "not made for this device")
+    assert status["refused"] == (records.MISSING, "RuntimeError: no kernel available")
+    assert status["fused"] == (records.FAILED, "RuntimeError: illegal instruction")
+    assert {status[name][0] for name in ("wrong", "nan")} == {records.WRONG}
+    assert "of what is allowed" in status["wrong"][1]
+    for record in found:  # no time without a check
+        assert bool(record.stats) == (record.status == records.MEASURED)
+
+
+def test_a_reference_that_is_not_finite_is_wrong():
+    (record,) = attempted(contest_of(reference=solver(lambda x: x / 0)), "reference")
+    assert (record.status, record.reason) == (records.WRONG, "out is not finite")
+
+
+def test_ours_keep_to_a_stricter_budget_than_others():
+    def slightly_off(x):
+        return x * x * (1 + 1e-6)
+
+    contest = contest_of(fused=solver(slightly_off), other=solver(slightly_off))
+    fused, other = attempted(contest, "fused", "other")
+    assert (fused.status, other.status) == (records.WRONG, records.MEASURED)
+
+
+def test_a_wrong_gradient_is_wrong():
+    (fused,) = attempted(contest_of(fused=solver(lambda x: x.detach() * x)), "fused")
+    assert fused.reason.startswith("d x")
+
+
+def test_a_baseline_is_timed_in_turn():
+    calls = []
+
+    def slow(x):
+        calls.append("baseline")
+        time.sleep(0.01)
+        return x * x
+
+    def counted(x):
+        calls.append("contender")
+        return x * x
+
+    baseline = contest_of()
+    baseline.contenders["reference"] = solver(slow)
+    (record,) = attempted(contest_of(baseline=baseline, other=solver(counted)), "other")
+    assert calls[-2:] == ["baseline", "contender"]
+    assert record.baseline > 0.01 > record.stats["median"]
+
+
+def test_replays_are_handed_over_to_pytest_benchmark():
+    benchmark, seconds = Benchmark(), [3e-6, 5e-6, 4e-6]
+    CLOCK.hand_over(benchmark, seconds)
+    assert benchmark.seconds == pytest.approx(seconds)
+    assert abs(CLOCK() - time.perf_counter()) < 1
+
+
+def test_sets_of_arguments_overflow_the_cache_as_far_as_there_is_memory():
+    cache, plenty = 50 * 2**20, 2**36
+    for size in (2**20, 2**23, 2**26, 2**30):
+        assert sets_that_overflow(cache, size, plenty) * size >= min(3 * cache, 32 * size)
+    assert sets_that_overflow(cache, 2**20, 2**25) == 4
+    assert sets_that_overflow(cache, 2**30, 2**30) == 1
 
 
 @pytest.mark.parametrize("suite", SUITES)
-@pytest.mark.parametrize("name", ["tiny", "small", "short", "full"])
-def test_problems_have_distinct_names_and_an_eager_reference_first(suite, name):
-    found = problems(suite, form_named(name))
-    labels = [problem.label for problem in found]
-    assert len(set(labels)) == len(labels) > 0
-    for problem in found:
-        assert next(iter(problem.contenders)) == "reference"
-        assert problem.ours <= set(problem.contenders)
-        assert BOTH in problem.work or STEP in problem.work
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_contests_have_distinct_names_and_a_reference(suite, form):
+    found = contests(suite, form)
+    names = [contest.problem for contest in found]
+    assert len(set(names)) == len(names) > 0
+    for contest in found:
+        assert "reference" in contest.contenders
+        assert suite == "ceilings" or contest.work.keys() & {BOTH, STEP}
+
+
+def test_the_strongest_that_others_offer_competes():
+    attention, mixing, decode = (contests(suite, FORMS["full"])[0] for suite in ("attention", "mixing", "decode"))
+    others = {f"sdpa {backend}" for backend in ("math", "efficient", "flash", "cudnn")}
+    assert others | {"flash-attn", "xformers", "FlexAttention"} < attention.contenders.keys()
+    for contest in (mixing, decode):
+        assert {"release", "release, compiled", "release, compiled, max-autotune"} < contest.contenders.keys()
+
+
+@pytest.mark.parametrize(("suite", "name"), [("mixing", "fused"), ("decode", "fused"), ("step", "reference")])
+def test_a_suite_goes_the_whole_way(suite, name):
+    pytest.importorskip("numpy", reason="Triton's interpreter needs it")
+    contest = contests(suite, FORM)[0]
+    (direction,) = contest.work.keys() - {FORWARD}
+    (record,) = attempted(contest, name, direction=direction)
+    assert (record.status, record.reason) == (records.MEASURED, "")
+    assert "of what is allowed" in record.check
+    assert direction == STEP or record.saved > 0
 
 
 def test_work_of_mixing_is_what_must_move():
-    (problem,) = problems("mixing", form_named("small"))
+    (contest,) = contests("mixing", FORMS["small"])
     one = 4 * 50 * 768 * 4
-    assert problem.work["forward"].bytes == (13 + 12) * one
-    assert problem.work[BOTH].bytes == (13 + 12 + 13 + 12 + 13) * one
+    assert contest.work[FORWARD].bytes == (13 + 12) * one
+    assert contest.work[BOTH].bytes == (13 + 12 + 13 + 12 + 13) * one
 
 
-def test_a_suite_runs_under_pytest_benchmark(tmp_path):
-    command = [sys.executable, "-m", "pytest", "benchmarks/bench_suites.py", "-q", "-p", "no:cacheprovider"]
-    command += ["-k", "patches and gather and forward and not backward", f"--benchmark-json={tmp_path / 'found.json'}"]
-    # Nor as a worker of pytest-xdist, among which pytest-benchmark would not run.
-    dropped = ("TRITON_INTERPRET", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID")
-    environment = {name: value for name, value in os.environ.items() if name not in dropped}
-    done = subprocess.run(command, cwd=records.ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    content = json.loads((tmp_path / "found.json").read_text())
-    found = {b["extra_info"]["contender"]: b["extra_info"] for b in content["benchmarks"]}
-    assert found.keys() >= {"reference", "release"}
-    assert "of what is allowed" in found["release"]["check"]
+def captured(model, sample, masking):
+    """What a capture does, without a device: everything stays where it was and only its numbers change."""
+    images = sample.clone()
+    model.zero_grad(set_to_none=True)
+    model(images, masking=masking).loss.backward()
+    places = [parameter.grad for parameter in model.parameters()]
+
+    def replay(batch):
+        images.copy_(batch)
+        output = model(images, masking=masking)
+        for place, gradient in zip(places, torch.autograd.grad(output.loss, list(model.parameters())), strict=True):
+            place.copy_(gradient)
+        return Output(output.loss.detach(), output.prediction.detach(), masking)
+
+    return replay
+
+
+@pytest.mark.parametrize("family", ["crossmae", "mae"])
+def test_graphed_steps_take_new_images_masks_and_batches(monkeypatch, family):
+    monkeypatch.setattr(crossmae, "graphed", captured)
+    model = crossmae.create_model(f"{family}_vit_tiny_patch4", image_size=16, decoder_depth=1)
+    graphed = Solver(GraphedLoss(model, FORM), module=model, no_graph=IS_A_GRAPH, differentiates=True)
+    contest = model_contest("launch", FORM, "tiny_patch4", 3, BOTH, family)
+    for seed, batch in ((0, 2), (1, 3), (2, 3), (3, 2)):
+        arguments = contest.draw(batch, seed, FORM.device)
+        loss, found = gradients(graphed, arguments, [], upstream_of(graphed, arguments, seed))
+        masking = Masking(arguments["visible"], arguments["predicted"])
+        exact = model(arguments["images"], masking=masking).loss
+        torch.testing.assert_close(loss, exact)
+        for ours, theirs in zip(found, torch.autograd.grad(exact, tuple(model.parameters())), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        model.zero_grad(set_to_none=True)  # as the timed step does
+
+
+def test_a_record_says_tuned_only_where_something_was(monkeypatch, tmp_path):
+    monkeypatch.setenv("CROSSMAE_KERNELS_TUNE", "recall")
+    monkeypatch.setenv("CROSSMAE_KERNELS_CACHE", str(tmp_path / "tuning"))
+    assert not attempted(contest_of(), "reference")[0].tuned
+    tuning.remember(tmp_path / "tuning" / "kernel.json", (1,), records.Stage("done"))
+    assert attempted(contest_of(), "reference")[0].tuned
+    monkeypatch.setenv("CROSSMAE_KERNELS_TUNE", "0")
+    assert not attempted(contest_of(), "reference")[0].tuned
+
+
+def test_the_most_important_comes_first():
+    directions = [direction for _, _, direction in suites.cases("decode", FORMS["full"])]
+    assert directions == sorted(directions, key=(BOTH, FORWARD).index)

@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-import crossmae.commands.demo
 from crossmae.commands.cli import main
 from crossmae.training.data import bundled
 
@@ -63,39 +62,27 @@ def test_unknown_words_are_refused(arguments, capsys):
     assert re.fullmatch(r"crossmae.*: error: .*; see crossmae.* --help\n", capsys.readouterr().err)
 
 
-def once(function):
-    """What the function returns for arguments of the same names and number; called for the first of them."""
-    results = {}
-
-    def call(*arguments, **named):
-        key = len(arguments), *named.values()
-        if key not in results:
-            results[key] = function(*arguments, **named)
-        return results[key]
-
-    return call
-
-
 def test_demo_in_a_few_steps(tmp_path, capsys, monkeypatch):
     for name, smaller in (("BATCH", 16), ("EVALUATIONS", 2), ("BASE_BATCH", 1)):
         monkeypatch.setattr(f"crossmae.commands.demo.{name}", smaller)
+    monkeypatch.setattr("crossmae.training.study.BATCH", 16)
     # Probes of all 1,797 digits take most of the time; how well they work is tested elsewhere.
     few = tuple(
         bundled.ImagesInMemory(part.images[:count], part.labels[:count], part.classes)
         for part, count in zip(bundled._digits(), (200, 60), strict=True)
     )
     monkeypatch.setattr(bundled, "_digits", lambda: few)
-    # What does not depend on the run is found once.
-    monkeypatch.setattr("crossmae.commands.demo.baseline_accuracies", once(crossmae.commands.demo.baseline_accuracies))
-    monkeypatch.setattr("crossmae.commands.demo._decode_cost", once(crossmae.commands.demo._decode_cost))
-    for _ in range(2):  # anew each time
-        assert main(["demo", "--steps", "4", "--out", str(tmp_path / "out")]) == 0
-        text = capsys.readouterr().out
-        names = {path.name for path in (tmp_path / "out").iterdir()}
-        assert names == {"reconstructions.png", "learning.png", "results.md", "MAE", "CrossMAE"}
-        for row in ("raw pixels", "untrained encoder", "MAE encoder", "CrossMAE encoder", "ViT-B/16"):
-            assert row in text
-        assert (tmp_path / "out" / "results.md").read_text() in text
+    before = tmp_path / "out" / "MAE"
+    before.mkdir(parents=True)
+    (before / "log.jsonl").write_text('{"step": 4, "knn": 1.0, "linear": 1.0}\n')  # of a run to its end: made anew
+    assert main(["demo", "--steps", "4", "--out", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"reconstructions.png", "learning.png", "results.md", "MAE", "CrossMAE"}
+    for row in ("raw pixels", "untrained encoder", "MAE encoder", "CrossMAE encoder", "ViT-B/16"):
+        assert row in text
+    assert len([line for line in (before / "log.jsonl").read_text().splitlines() if '"knn"' in line]) == 2
+    assert (tmp_path / "out" / "results.md").read_text() in text
 
 
 def test_check_hands_its_words_and_verdict_on(monkeypatch):

@@ -1,0 +1,204 @@
+"""What is measured: a problem, who solves it, and how little work it could be."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from crossmae_kernels.runtime.dispatch import Implementation, default_implementation
+from crossmae_kernels.testing.problem import Argument, Draw, Problem, named
+
+Direction = Literal["forward", "forward + backward", "step"]
+
+FORWARD: Direction = "forward"
+BOTH: Direction = "forward + backward"
+STEP: Direction = "step"
+
+Arguments = dict[str, Argument]
+
+
+class MissingError(Exception):
+    """A contender cannot compete here; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How large the problems are and where they are solved.
+
+    ``tiny`` goes through every line in the interpreter, ``small`` is for a CPU, ``short`` for a GPU and some minutes,
+    ``full`` for a GPU and as long as it takes.
+    """
+
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    """What products are computed in."""
+    sizes: tuple[str, ...]
+    """Models, by the ends of their names."""
+    batches: tuple[int, ...]
+    compilers: Mapping[str, Mapping[str, Any]]
+    """Arguments of ``torch.compile`` by the name that a compiled contender carries."""
+    rounds: int
+    """Of a measurement, at least."""
+    seconds: float
+    """How long one measurement goes on, once its least number of rounds is done."""
+
+    @property
+    def full(self) -> bool:
+        """Whether time does not matter."""
+        return self.name == "full"
+
+
+PAPER = ("base_patch16", "large_patch16", "huge_patch14", "small_patch16")
+DEFAULT: dict[str, Any] = {"dynamic": False}
+COMPILERS = {"compiled": DEFAULT, "compiled, max-autotune": {**DEFAULT, "mode": "max-autotune-no-cudagraphs"}}
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+FORMS = {
+    form.name: form
+    for form in (
+        # The compiler's front end alone: what it generates for a CPU says nothing of a GPU.
+        Form("tiny", CPU, torch.float32, ("tiny_patch4",), (2,), {"compiled": {"backend": "eager"}}, 1, 0),
+        Form("small", CPU, torch.float32, PAPER[:1], (4,), {}, 5, 0.3),
+        Form("short", CUDA, torch.bfloat16, PAPER[:1], (1024, 256), {"compiled": DEFAULT}, 10, 0.25),
+        Form("full", CUDA, torch.bfloat16, PAPER, (1024, 256), COMPILERS, 10, 1),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least that must be done: bytes that must move, each once, and floating-point operations of products."""
+
+    bytes: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A contender, ready to run."""
+
+    call: Callable[..., Any]
+    """From the problem's arguments, by name, to a tensor or a sequence of equal ones."""
+    implementation: Implementation = "auto"
+    """Who serves the operations of this package within it."""
+    module: nn.Module = field(default_factory=nn.Module)
+    """Its parameters are differentiated beside the arguments."""
+    optimizer: torch.optim.Optimizer | None = None
+    """Steps at the end of a ``step``."""
+    no_graph: str = ""
+    """Why it is not captured in a CUDA graph to be timed; empty where it is."""
+    differentiates: bool = False
+    """Whether a call returns its scalar and the gradients of all parameters, with nothing left to autograd."""
+    plain: Callable[..., Any] | None = None
+    """Of a compiled call, what was compiled."""
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Of the module."""
+        return tuple(self.module.parameters())
+
+    def __call__(self, arguments: Arguments) -> Any:
+        """Solve the problem for these arguments."""
+        with default_implementation(self.implementation):
+            return self.call(**arguments)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One thing to compute, by several contenders that do the same work.
+
+    Attributes:
+        suite: name of the suite.
+        about: what it is, in values that tell it from the suite's other contests.
+        batch: how many images.
+        dtype: what products are computed in.
+        pose: draws the arguments of a batch.
+        contenders: by name; called once, when its turn comes. ``reference`` is eager PyTorch, which sets the budget.
+        exact: float64 PyTorch, to judge by; the reference unless given.
+        work: the least work in a direction; contests differ in which directions they have.
+        whole: a whole model, which takes float32 and is judged by root mean squares over all parameters together.
+        baseline: another contest, whose reference is timed in turn with each contender on a CPU, whose speed wavers.
+    """
+
+    suite: str
+    about: dict[str, Any]
+    batch: int
+    dtype: torch.dtype
+    pose: Callable[[Draw, int], Problem]
+    contenders: Mapping[str, Callable[[], Solver]]
+    work: Mapping[Direction, Work]
+    exact: Callable[[], Solver] | None = None
+    whole: bool = False
+    baseline: "Contest | None" = None
+
+    def ours(self, name: str) -> bool:
+        """Whether this package answers for a contender."""
+        return name == "reference" or name.startswith("fused")
+
+    @property
+    def problem(self) -> str:
+        """Names what is solved within its suite."""
+        words = (v if isinstance(v, str) else f"{name} {v}" for name, v in self.about.items())
+        return ", ".join([*words, f"batch {self.batch}"])
+
+    def draw(self, batch: int, seed: int, device: torch.device) -> Arguments:
+        """Arguments as leaves that need a gradient, integers and constants aside."""
+        posed = self.pose(Draw(seed, device, torch.float32 if self.whole else self.dtype), batch)
+        for name, tensor in named(posed.arguments):
+            tensor.requires_grad_(tensor.is_floating_point() and name not in posed.constants)
+        return posed.arguments
+
+
+def joined(result: Any) -> Tensor:
+    """An output, or several stacked."""
+    return result if isinstance(result, Tensor) else torch.stack(list(result))
+
+
+def differentiated(solver: Solver, arguments: Arguments) -> dict[str, Tensor]:
+    """What gradients are asked for."""
+    return {name: t for name, t in named(arguments | {"parameters": solver.parameters}) if t.requires_grad}
+
+
+def gradients(
+    solver: Solver, arguments: Arguments, wanted: Sequence[Tensor], upstream: Tensor | None
+) -> tuple[Any, Sequence[Tensor]]:
+    """What the solver returns, and the gradients of ``wanted``, all of those that it has.
+
+    ``upstream`` has the shape of the outputs, joined; None for a scalar. Nothing is accumulated, so no gradient is left
+    to clear.
+    """
+    result = solver(arguments)
+    if solver.differentiates:
+        return result
+    given = upstream if upstream is None or isinstance(result, Tensor) else upstream.unbind()
+    return result, torch.autograd.grad(result, wanted, given, materialize_grads=True)
+
+
+def upstream_of(solver: Solver, arguments: Arguments, seed: int) -> Tensor | None:
+    """A random gradient of the outputs; None for a scalar."""
+    if solver.differentiates:
+        return None
+    # The shape alone is wanted: nothing is compiled for it.
+    plain = replace(solver, call=solver.plain or solver.call)
+    with torch.no_grad():
+        found = joined(plain(arguments))
+    return Draw(seed, found.device, found.dtype).normal(*found.shape) if found.ndim else None
+
+
+def with_compiled(form: Form, contenders: Mapping[str, Callable[[], Solver]]) -> dict[str, Callable[[], Solver]]:
+    """Contenders, and eager ones among them once for each compiler."""
+
+    def compiled(build: Callable[[], Solver], options: Mapping[str, Any]) -> Solver:
+        solver = build()
+        torch._dynamo.reset()
+        return replace(solver, call=torch.compile(solver.call, **options), plain=solver.call)
+
+    return dict(contenders) | {
+        f"{name}, {compiler}": partial(compiled, contenders[name], options)
+        for name in ("reference", "release")
+        if name in contenders
+        for compiler, options in form.compilers.items()
+    }

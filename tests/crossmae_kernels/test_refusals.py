@@ -1,5 +1,7 @@
 """What each op says of itself: bfloat16 in Triton's interpreter, mixed dtypes, and the report that asks every op."""
 
+import sys
+
 import pytest
 import torch
 from operators import names_of_operators
@@ -104,7 +106,7 @@ def test_mixed_dtypes_that_autocast_lets_through_are_refused(call, reason):
 
 def test_the_report_asks_every_public_op_itself(monkeypatch):
     assert set(info.calls(CPU, torch.float32)) == set(ck.__all__)
-    monkeypatch.setattr("crossmae_kernels.cross_attention.config.WIDEST_HEAD", 16)
+    monkeypatch.setattr(sys.modules["crossmae_kernels.cross_attention.config"], "WIDEST_HEAD", 16)
     attention = {"cross_attention", "cross_attention_kvpacked", "self_attention_qkvpacked"}
     for op in ck.__all__:
         answer = info.served_by(op, CPU, torch.float32)

@@ -31,5 +31,5 @@ def test_both_widths_of_offsets_give_the_same(device, build, monkeypatch):
 
     problem = build(Draw(device=device), 2, 4, 5, (2, 3))
     narrow = solve(problem, problem.by("triton"), torch.float32)
-    monkeypatch.setattr(launch, "needs_wide_offsets", lambda *tensors: True)
+    monkeypatch.setattr(launch, "needs_wide_offsets", lambda *tensors, dims: True)
     torch.testing.assert_close(solve(problem, problem.by("triton"), torch.float32), narrow, rtol=1e-6, atol=1e-6)

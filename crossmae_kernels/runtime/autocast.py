@@ -32,7 +32,7 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
 
 def cast_optional(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """The tensor in ``dtype``; None stays None."""
-    return None if tensor is None else tensor.to(dtype)
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
 
 
 def without_autocast(implementation: Function) -> Function:

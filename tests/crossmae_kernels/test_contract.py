@@ -87,7 +87,6 @@ def test_results_repeat_bit_for_bit_in_a_second_call_and_a_second_backward_pass(
 LAYOUTS = {
     "slice": lambda t: torch.cat([t, t], -1).chunk(2, -1)[1],
     "first dimension last": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
-    "every other": lambda t: t.repeat_interleave(2, 0)[::2],
 }
 
 

@@ -37,7 +37,13 @@ def _paths():
 
 # Every path through the kernels, and of those that differ in the form of kernels alone, one: what PyTorch sees.
 PATHS = [*_paths()]
-CALLS = [name for name in NAMES if set(posed(name, "cpu").forms.values()) <= {"tiled"}]
+CALLS = [
+    name
+    for name in NAMES
+    if set(posed(name, "cpu").forms.values()) <= {"tiled"}
+    # Of attention to many keys one: what else is saved has nothing to do with how queries and keys are passed.
+    and ("67" not in name or name == "cross_attention, 5 x 67, 2 heads of 16, dense")
+]
 TRAINED = [name for name in CALLS if posed(name, "cpu").differentiable]
 
 
@@ -57,7 +63,7 @@ def alone_and_frozen(problem):
     names = problem.differentiable
     yield from (set(names) - {name} for name in names)
     if len(names) > 2:
-        yield from ({name} for name in names[:3])
+        yield {names[0]}
 
 
 def same(ours, theirs):

@@ -89,7 +89,11 @@ def test_blocks_may_be_called_alone():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: crossmae_model(depth=1, decoder_depth=1), lambda: randomized(MAE(depth=1, decoder_depth=1))]
+    "make",
+    [
+        lambda: crossmae_model(depth=1, decoder_depth=1),
+        pytest.param(lambda: randomized(MAE(depth=1, decoder_depth=1)), marks=pytest.mark.slow),
+    ],
 )
 def test_compiled_into_one_graph(make):
     model = crossmae.accelerate(make())

@@ -194,7 +194,9 @@ def test_masks_that_have_a_shape(device):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["crossmae_vit_tiny_patch4", "mae_vit_tiny_patch4"])
+@pytest.mark.parametrize(
+    "name", ["crossmae_vit_tiny_patch4", pytest.param("mae_vit_tiny_patch4", marks=pytest.mark.slow)]
+)
 def test_whole_model_compiles_into_one_graph(problem, device, name):
     torch.manual_seed(0)
     model = crossmae.create_model(name, **SMALL).to(device)

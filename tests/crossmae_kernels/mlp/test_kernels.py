@@ -18,7 +18,6 @@ PROBLEMS = [
     ((147,), 96, 200, "recompute", False, True),
     ((1,), 192, 384, "recompute", True, True),
     ((2, 9), 256, 320, "save", True, False),
-    ((49,), 320, 200, "recompute", True, True),
     ((1, 5), 512, 300, "recompute", True, True),
     ((7,), 768, 200, "save", False, False),
     # More row tiles than are grouped, and widths below every tile's.

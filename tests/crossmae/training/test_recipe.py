@@ -21,8 +21,19 @@ def dry_run(capsys, *words):
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("size", ["small", "base", "large", "huge"])
-@pytest.mark.parametrize("gamma", ["25", "75"])
+@pytest.mark.parametrize(
+    ("size", "gamma"),
+    [
+        *(("base", "25"), ("huge", "75")),
+        *(
+            pytest.param(size, gamma, marks=pytest.mark.slow)
+            for size, gamma in (
+                *(("small", "25"), ("small", "75"), ("base", "75")),
+                *(("large", "25"), ("large", "75"), ("huge", "25")),
+            )
+        ),
+    ],
+)
 def test_the_papers_recipes(capsys, size, gamma):
     text = dry_run(capsys, "--recipe", f"vit_{size}+gamma{gamma}+epochs400", "--micro_batch", "64")
     assert f"crossmae_vit_{size}_patch" in text

@@ -24,11 +24,11 @@ DEVICES = {
 
 # Bits of the widest store that the layout allows, where it is looked at.
 STORE_BITS = {
-    "fold_backward": 128,
-    "fold_forward": 64,
-    "mixing_backward": 128,
-    "mixing_forward": 128,
-    "sums_backward": 128,
+    "fold_backward_kernel": 128,
+    "fold_forward_kernel": 64,
+    "mixing_backward_kernel": 128,
+    "mixing_forward_kernel": 128,
+    "sums_backward_kernel": 128,
 }
 
 
@@ -82,10 +82,10 @@ def _multiplied_in(dtype: str) -> Iterator[None]:
 def required_bits(launch: Launch) -> tuple[int, int]:
     """Width of the widest load that the layout allows, and of the widest store where it is looked at."""
     constants = launch.named_constants
-    if launch.name == "loss_backward":
+    if launch.name == "loss_backward_kernel":
         line = _line_bits(constants["VALUES"], launch.signature["difference"])
         return line, line
-    if launch.name == "gather_backward":
+    if launch.name == "gather_backward_kernel":
         # Rows of three channels are read one value at a time, side by side; ids have 64 bits.
         return 64, _line_bits(constants["PATCH"], launch.signature["dimages"])
     if "PATCH" in constants:

@@ -111,7 +111,7 @@ def _gradients(ctx: Any, output_mask: list[bool], dout: Tensor) -> tuple[Tensor,
 _forward = Operator(
     "cross_attention(Tensor query, Tensor? key, Tensor? value, Tensor? query_ids, str packing, int num_heads,"
     " float scale) -> (Tensor out, Tensor log_sum_exp)",
-    launcher="cross_attention.launch:forward",
+    launcher="cross_attention.kernels:forward",
     fake=_forward_fake,
     flops=_forward_flops,
 )
@@ -119,7 +119,7 @@ _backward = Operator(
     "cross_attention_backward(Tensor dout, Tensor query, Tensor? key, Tensor? value, Tensor? query_ids, Tensor? out,"
     " Tensor? log_sum_exp, str packing, int num_heads, float scale, bool[3] output_mask)"
     " -> (Tensor dquery, Tensor dkey, Tensor dvalue)",
-    launcher="cross_attention.launch:backward",
+    launcher="cross_attention.kernels:backward",
     fake=_backward_fake,
     flops=_backward_flops,
 )

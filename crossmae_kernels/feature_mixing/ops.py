@@ -84,14 +84,14 @@ def _gradients(ctx: Any, output_mask: list[bool], dmixes: Tensor) -> tuple[Tenso
 _forward = Operator(
     "mix_feature_maps(Tensor[] maps, Tensor weight, float eps, bool normalize)"
     " -> (Tensor mixes, Tensor means, Tensor rstds)",
-    launcher="feature_mixing.launch:forward",
+    launcher="feature_mixing.kernels:forward",
     fake=_forward_fake,
     flops=_forward_flops,
 )
 _backward = Operator(
     "mix_feature_maps_backward(Tensor dmixes, Tensor[] maps, Tensor weight, Tensor? mixes, Tensor means, Tensor rstds,"
     " bool normalize, bool[2] output_mask) -> (Tensor dmaps, Tensor dweight)",
-    launcher="feature_mixing.launch:backward",
+    launcher="feature_mixing.kernels:backward",
     fake=_backward_fake,
     flops=_backward_flops,
 )

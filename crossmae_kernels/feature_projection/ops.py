@@ -55,7 +55,7 @@ def _backward_flops(x: Shape, weight: Shape, gradients: list[Shape], output_mask
 _backward = Operator(
     "project_backward(Tensor x, Tensor weight, Tensor[] gradients, bool[3] output_mask)"
     " -> (Tensor dx, Tensor dweight, Tensor dbias)",
-    launcher="feature_projection.launch:backward",
+    launcher="feature_projection.kernels:backward",
     fake=_backward_fake,
     flops=_backward_flops,
 )

@@ -1,24 +1,38 @@
-"""The MLP on the GPU: device code of what the shared kernels do not do.
+"""The MLP on the GPU: device code of what the primitives do not do, and below it from tensors to launches.
 
 ``single_forward`` keeps the hidden layer on chip: a program holds its rows, normalised, and walks over the hidden
 units in chunks, each multiplied into the output as soon as it is activated. ``hidden_backward`` finds the hidden layer
 again, or reads it, beside the gradient that reaches it, so that GELU's backward pass is an epilogue of both.
 """
 
-# Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
-# ruff: noqa: N803
-# mypy: allow-untyped-defs, allow-incomplete-defs
+from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from crossmae_kernels.primitives.gelu import gelu, store_hidden_gradients
-from crossmae_kernels.primitives.gemm import place_of_tile, product
-from crossmae_kernels.primitives.normalization import normalized_rows
+from crossmae_kernels.mlp.config import backward_form, form_rule, hidden_tiles, single_refusals, single_tiles
+from crossmae_kernels.primitives.gelu import gelu, gelu_backward, store_hidden_gradients
+from crossmae_kernels.primitives.gemm import gemm, place_of_tile, product
+from crossmae_kernels.primitives.normalization import normalize, normalize_backward, normalized_rows
+from crossmae_kernels.primitives.tiles import GROUP
+from crossmae_kernels.runtime.device import shared_memory
+from crossmae_kernels.runtime.dispatch import Forms
+from crossmae_kernels.runtime.launch import (
+    blocks,
+    dot_extent,
+    flat_rows,
+    input_precision,
+    on_device_of,
+    unit_stride,
+    unit_stride_optional,
+)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def single_forward(
+def single_forward_kernel(
     x, w1, b1, w2, b2, out, x_hat, rstd, hidden, x_row, w1_row, w2_row, num_rows, eps,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr,
@@ -62,7 +76,7 @@ def single_forward(
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def hidden_backward(
+def hidden_backward_kernel(
     dout, w2, x_hat, w1, b1, hidden, dhidden, activated, sums, dout_row, w2_row, w1_row, num_rows,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
@@ -93,3 +107,175 @@ def hidden_backward(
         mask = inside[:, None] & (columns < HIDDEN)[None, :]
         h = tl.load(hidden + first_row * HIDDEN + rows[:, None] * HIDDEN + columns[None, :], mask=mask, other=0.0)
     store_hidden_gradients(gradient, h, dhidden, activated, sums, first_row, row_tile, columns, inside, HIDDEN, BLOCK_M)
+
+
+# Output; rows, normalised; the statistic of each; what goes into GELU. The last three None where nobody asked to save
+# them.
+Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+# Gradient of the hidden layer ``(R, H)``, the layer activated if asked for, and the gradient's sum, float32.
+HiddenGradients = tuple[Tensor, Tensor | None, Tensor]
+
+
+def forward(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, eps: float, save: bool, save_hidden: bool
+) -> Results:
+    """Output like ``x`` and what is to be saved."""
+    rule = form_rule(w1.shape[1], w1.dtype, shared_memory(x.device))
+    out, *saved = _FORMS.run(rule, flat_rows(x), w1, b1, w2, b2, eps, save, save_hidden)
+    return out.view(x.shape), *saved
+
+
+def backward(
+    dout: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    x_hat: Tensor,
+    rstd: Tensor,
+    hidden: Tensor | None,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, fc1's weight and bias, fc2's weight and bias where asked for."""
+    rows = flat_rows(dout)
+    low = rows.to(w1.dtype)
+    dx = dw1 = db1 = dw2 = db2 = None
+    if any(output_mask[:4]):
+        dhidden, activated, sums = _BACKWARD_FORMS.run(
+            backward_form(w1.dtype), low, w1, b1, w2, x_hat, hidden, output_mask[3]
+        )
+        if activated is not None:
+            dw2 = low.t() @ activated
+        if output_mask[2]:
+            db1 = sums.to(w1.dtype)
+        if output_mask[1]:
+            dw1 = dhidden.t() @ x_hat
+        if output_mask[0]:
+            dx = normalize_backward(dhidden @ w1, x_hat, rstd, rows, dout.dtype).view(dout.shape)
+    if output_mask[4]:
+        db2 = rows.sum(0).to(w1.dtype)
+    return dx, dw1, db1, dw2, db2
+
+
+def _single(
+    rows: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    eps: float,
+    save: bool,
+    save_hidden: bool,
+) -> Results:
+    """The forward pass in one kernel."""
+    count, width = rows.shape
+    out = torch.empty(count, width, dtype=rows.dtype, device=rows.device)
+    x_hat = w1.new_empty(count, width) if save else None
+    rstd = w1.new_empty(count, dtype=torch.float32) if save else None
+    hidden = w1.new_empty(count, len(w1)) if save_hidden else None
+    if out.numel():
+        w1, b1, w2, b2 = unit_stride(w1), unit_stride_optional(b1), unit_stride(w2), unit_stride_optional(b2)
+        choice = single_tiles(width)
+        with on_device_of(rows):
+            single_forward_kernel[(blocks(count, choice.block_m),)](
+                rows, w1, b1, w2, b2, out, x_hat, rstd, hidden,
+                rows.stride(0), w1.stride(0), w2.stride(0), count, eps,
+                WIDTH=width, HIDDEN=len(w1), BLOCK_D=dot_extent(width), **choice.constants,
+            )  # fmt: skip
+    return out, x_hat, rstd, hidden
+
+
+def _tiled(
+    rows: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    eps: float,
+    save: bool,
+    save_hidden: bool,
+) -> Results:
+    """Products of our own, with GELU and the residual behind them."""
+    x_hat, rstd = normalize(rows, eps, w1.dtype)
+    hidden = x_hat.new_empty(len(rows), len(w1)) if save_hidden else None
+    activated = gemm(x_hat, w1, b1, gelu=True, hidden=hidden)
+    out = gemm(activated, w2, b2, residual=rows)
+    return (out, x_hat, rstd, hidden) if save else (out, None, None, None)
+
+
+def _library(
+    rows: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    eps: float,
+    save: bool,
+    save_hidden: bool,
+) -> Results:
+    """cuBLAS's products, with passes for GELU and the residual."""
+    x_hat, rstd = normalize(rows, eps, w1.dtype)
+    hidden = F.linear(x_hat, w1, b1)
+    out = rows + F.linear(F.gelu(hidden), w2, b2)
+    return (out, x_hat, rstd, hidden if save_hidden else None) if save else (out, None, None, None)
+
+
+def _tiled_hidden_backward(
+    dout: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    x_hat: Tensor,
+    hidden: Tensor | None,
+    wants_activated: bool,
+) -> HiddenGradients:
+    """Both products and GELU's backward pass in one kernel."""
+    (rows, width), hidden_width = x_hat.shape, len(w1)
+    w1, b1, w2 = unit_stride(w1), unit_stride_optional(b1), unit_stride(w2)
+    choice = hidden_tiles(hidden_width, width, w1.element_size(), shared_memory(dout.device))
+    dhidden = x_hat.new_empty(rows, hidden_width)
+    activated = torch.empty_like(dhidden) if wants_activated else None
+    row_tiles = blocks(rows, choice.block_m)
+    sums = x_hat.new_empty(row_tiles, hidden_width, dtype=torch.float32)
+    if dhidden.numel():
+        with on_device_of(dout):
+            hidden_backward_kernel[(row_tiles * blocks(hidden_width, choice.block_n),)](
+                dout, w2, x_hat, w1, b1, hidden, dhidden, activated, sums,
+                dout.stride(0), w2.stride(0), w1.stride(0), rows,
+                WIDTH=width, HIDDEN=hidden_width, GROUP=GROUP, PRECISION=input_precision(w1.dtype), **choice.constants,
+            )  # fmt: skip
+    return dhidden, activated, sums.sum(0)
+
+
+def _library_hidden_backward(
+    dout: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    x_hat: Tensor,
+    hidden: Tensor | None,
+    wants_activated: bool,
+) -> HiddenGradients:
+    """cuBLAS's products, and a pass for GELU."""
+    h = F.linear(x_hat, w1, b1) if hidden is None else hidden
+    return gelu_backward(dout @ w2, h, wants_activated)
+
+
+_FORMS = Forms(
+    "mlp",
+    {"single": _single, "tiled": _tiled, "library": _library},
+    key=lambda rows, w1, b1, w2, b2, eps, save, save_hidden: (
+        *w1.shape[::-1], str(w1.dtype), input_precision(w1.dtype), str(rows.dtype), save, save_hidden
+    ),
+    refusals={
+        "single": lambda rows, w1, *_: single_refusals(w1.shape[1], w1.dtype, shared_memory(rows.device)),
+    },
+)  # fmt: skip
+_BACKWARD_FORMS = Forms(
+    "mlp_backward",
+    {"tiled": _tiled_hidden_backward, "library": _library_hidden_backward},
+    key=lambda dout, w1, b1, w2, x_hat, hidden, wants_activated: (
+        *w1.shape[::-1], str(w1.dtype), input_precision(w1.dtype), hidden is not None, wants_activated
+    ),
+    refusals={},
+)  # fmt: skip

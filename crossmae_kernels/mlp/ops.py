@@ -100,7 +100,7 @@ def _gradients(ctx: Any, output_mask: list[bool], dout: Tensor) -> tuple[Tensor,
 _forward = Operator(
     "mlp(Tensor x, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor? fc2_bias, float eps, bool save,"
     " bool save_hidden) -> (Tensor out, Tensor x_hat, Tensor rstd, Tensor hidden)",
-    launcher="mlp.launch:forward",
+    launcher="mlp.kernels:forward",
     fake=_forward_fake,
     flops=_forward_flops,
 )
@@ -108,7 +108,7 @@ _backward = Operator(
     "mlp_backward(Tensor dout, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor x_hat, Tensor rstd,"
     " Tensor? hidden, bool[5] output_mask)"
     " -> (Tensor dx, Tensor dfc1_weight, Tensor dfc1_bias, Tensor dfc2_weight, Tensor dfc2_bias)",
-    launcher="mlp.launch:backward",
+    launcher="mlp.kernels:backward",
     fake=_backward_fake,
     flops=_backward_flops,
 )

@@ -1,15 +1,20 @@
-"""The fold and its gradients: device code. Both passes read and write each matrix once, in float32 between.
+"""The fold and its gradients: device code, and below it from tensors to launches.
+
+Both passes read and write each matrix once, in float32 between.
 
 Weights come as a tuple of n pointers to ``(O, I)``, with any row stride, and are never stacked. Results are stacked and
 contiguous, ``(n, O, I)``; so are vectors, ``(n, O)`` and ``(n, I)``.
 """
 
-# Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
-# ruff: noqa: N803
-# mypy: allow-untyped-defs, allow-incomplete-defs
+from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from crossmae_kernels.norm_folding.config import BACKWARD_COLUMNS, BACKWARD_ROWS, forward_tile
+from crossmae_kernels.runtime.launch import alike, blocks, on_device_of, unit_stride
 
 
 @triton.jit
@@ -43,7 +48,7 @@ def sum_of_rows(tile, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def fold_forward(
+def fold_forward_kernel(
     weights, bias, scale, shift, folded, folded_bias, weight_row, num_rows,
     MATRICES: tl.constexpr, WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -72,7 +77,7 @@ def fold_forward(
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def fold_backward(
+def fold_backward_kernel(
     dfolded, dfolded_bias, weights, scale, shift, dweight, dscale, dshift,
     dfolded_matrix, dfolded_row, weight_row, num_rows,
     MATRICES: tl.constexpr, WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
@@ -107,3 +112,77 @@ def fold_backward(
             gradient += bias_gradient[:, None] * vector(shift + matrix * WIDTH, columns, columns < WIDTH)[None, :]
         places = (matrix * num_rows + rows)[:, None] * WIDTH + columns[None, :]
         tl.store(dweight + places, gradient.to(dweight.dtype.element_ty), mask=mask)
+
+
+def fold_norm(
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None]:
+    """Folded weight ``(O, I)`` and bias ``(O,)``, in ``dtype``."""
+    folded, folded_bias = fold_norms([weight], bias, norm_weight, norm_bias, dtype)
+    return folded[0], None if folded_bias is None else folded_bias[0]
+
+
+def fold_norms(
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None]:
+    """Folded weights ``(n, O, I)`` and biases ``(n, O)`` of n weights ``(O, I)``, in ``dtype``."""
+    weights = alike(weights)
+    first, (rows, width) = weights[0], weights[0].shape
+    folded = torch.empty(len(weights), rows, width, dtype=dtype, device=first.device)
+    has_bias = bias is not None or norm_bias is not None
+    folded_bias = torch.empty(len(weights), rows, dtype=dtype, device=first.device) if has_bias else None
+    block_rows, block_columns = forward_tile(width)
+    programs = len(weights) * blocks(rows, block_rows)
+    if programs:
+        with on_device_of(first):
+            fold_forward_kernel[(programs,)](
+                weights, _dense(bias), _dense(norm_weight), _dense(norm_bias), folded, folded_bias,
+                first.stride(0), rows,
+                MATRICES=len(weights), WIDTH=width, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns,
+            )  # fmt: skip
+    return folded, folded_bias
+
+
+def fold_norm_backward(
+    dfolded: Tensor,
+    dfolded_bias: Tensor | None,
+    weights: Sequence[Tensor],
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor | None, Tensor]:
+    """Gradient of the weights in their dtype, contiguous, and those of the norms' parameters ``(up to 2, ..., I)``.
+
+    ``dfolded`` is ``(n, O, I)``, or ``(O, I)`` of a single weight, and so are the gradients. The mask is of weights,
+    ``norm_weight`` and ``norm_bias``. The norms' are stacked, in float32.
+    """
+    weights = alike(weights)
+    first, (rows, width) = weights[0], weights[0].shape
+    dweight = torch.empty(dfolded.shape, dtype=first.dtype, device=first.device) if output_mask[0] else None
+    gradients = unit_stride(dfolded).reshape(len(weights), rows, width)
+    row_tiles = blocks(rows, BACKWARD_ROWS)
+    sums = torch.empty(sum(output_mask[1:]), len(weights), row_tiles, width, dtype=torch.float32, device=first.device)
+    slots = iter(sums)
+    dscale, dshift = (next(slots) if asked else None for asked in output_mask[1:])
+    grid = (len(weights) * row_tiles, blocks(width, BACKWARD_COLUMNS))
+    if all(grid):
+        with on_device_of(first):
+            fold_backward_kernel[grid](
+                gradients, _dense(dfolded_bias), weights, _dense(norm_weight), _dense(norm_bias),
+                dweight, dscale, dshift,
+                gradients.stride(0), gradients.stride(1), first.stride(0), rows,
+                MATRICES=len(weights), WIDTH=width, BLOCK_ROWS=BACKWARD_ROWS, BLOCK_COLUMNS=BACKWARD_COLUMNS,
+            )  # fmt: skip
+    return dweight, sums.sum(2).view(len(sums), *dfolded.shape[:-2], width)
+
+
+def _dense(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()

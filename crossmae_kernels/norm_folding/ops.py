@@ -102,21 +102,21 @@ def _gradients(ctx: Any, output_mask: list[bool], dfolded: Tensor, dfolded_bias:
 _forward = Operator(
     "fold_norm(Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, ScalarType dtype)"
     " -> (Tensor folded, Tensor folded_bias)",
-    launcher="norm_folding.launch:fold_norm",
+    launcher="norm_folding.kernels:fold_norm",
     fake=_forward_fake,
     flops=None,
 )
 _forward_of_several = Operator(
     "fold_norms(Tensor[] weights, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, ScalarType dtype)"
     " -> (Tensor folded, Tensor folded_bias)",
-    launcher="norm_folding.launch:fold_norms",
+    launcher="norm_folding.kernels:fold_norms",
     fake=_forward_of_several_fake,
     flops=None,
 )
 _backward = Operator(
     "fold_norm_backward(Tensor dfolded, Tensor? dfolded_bias, Tensor[] weights, Tensor? norm_weight, Tensor? norm_bias,"
     " bool[3] output_mask) -> (Tensor dweight, Tensor dnorm)",
-    launcher="norm_folding.launch:fold_norm_backward",
+    launcher="norm_folding.kernels:fold_norm_backward",
     fake=_backward_fake,
     flops=None,
 )

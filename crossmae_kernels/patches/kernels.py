@@ -1,4 +1,4 @@
-"""Patches on the GPU: device code.
+"""Patches on the GPU: device code, and below it from tensors to launches.
 
 Pixels are read in the order of the image, where neighbours along a line of pixels are neighbours in memory and a
 patch of 16 pixels a line takes 128-bit loads, and written in the order of a row, (row, column, channel). In between
@@ -16,12 +16,24 @@ images; ``picked`` is a patch's id within its image. A patch whose id is out of 
 NaN.
 """
 
-# Compile-time arguments are in capitals, and nothing is annotated but them, as everywhere in the field.
-# ruff: noqa: N803, N806
-# mypy: allow-untyped-defs, allow-incomplete-defs
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from crossmae_kernels.patches.config import VARIANCE_EPS, PatchTiles, candidates, tile_size, tiles
+from crossmae_kernels.runtime.launch import (
+    blocks,
+    needs_wide_offsets,
+    on_device_of,
+    power_of_two,
+    unit_stride,
+    unit_stride_optional,
+)
+from crossmae_kernels.runtime.tuning import enabled, tuned
 
 # Counts, and strides made of them, that change from batch to batch: one compiled kernel serves all of them.
 COUNTS = ["total", "per_image", "patches", "columns", "ids_image"]
@@ -94,7 +106,7 @@ def row_places(
 
 
 @triton.jit(do_not_specialize=COUNTS)
-def gather_forward(
+def gather_forward_kernel(
     images, ids, mean, std, out, total, per_image, patches, columns, ids_image,
     image_stride, channel_stride, row_stride, column_stride,
     CHANNELS: tl.constexpr, PATCH: tl.constexpr,
@@ -113,7 +125,7 @@ def gather_forward(
 
 
 @triton.jit(do_not_specialize=[*COUNTS, "dout_image"])
-def gather_backward(
+def gather_backward_kernel(
     dout, ids, dimages, per_image, patches, columns, ids_image, dout_image, dout_row,
     image_stride, channel_stride, row_stride,
     CHANNELS: tl.constexpr, PATCH: tl.constexpr,
@@ -145,7 +157,7 @@ def gather_backward(
 
 
 @triton.jit(do_not_specialize=COUNTS)
-def loss_forward(
+def loss_forward_kernel(
     images, ids, mean, std, prediction, losses, difference, total, per_image, patches, columns, ids_image,
     image_stride, channel_stride, row_stride, column_stride,
     NORMALIZE: tl.constexpr, EPS: tl.constexpr, CHANNELS: tl.constexpr, PATCH: tl.constexpr,
@@ -187,7 +199,7 @@ def standardized(tile, there, VALUES: tl.constexpr, EPS: tl.constexpr, PATCHES: 
 
 
 @triton.jit(do_not_specialize=["total", "per_image", "upstream_image", "upstream_patch"])
-def loss_backward(
+def loss_backward_kernel(
     upstream, difference, dprediction, total, per_image, upstream_image, upstream_patch,
     VALUES: tl.constexpr, PATCHES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -202,3 +214,134 @@ def loss_backward(
     inside = (number < total)[:, None] & (value < VALUES)[None, :]
     tile = tl.load(difference + offsets, mask=inside, other=0.0).to(tl.float32) * factor[:, None]
     tl.store(dprediction + offsets, tile.to(dprediction.dtype.element_ty), mask=inside)
+
+
+# Ids that a program of the gather's backward pass looks through at a time.
+BLOCK_IDS = 128
+
+
+def gather_forward(
+    images: Tensor, ids: Tensor, mean: Tensor | None, std: Tensor | None, patch_size: int, dtype: torch.dtype
+) -> Tensor:
+    """Rows ``(B, V, P)`` in the given dtype."""
+    out = images.new_empty(*ids.shape, images.shape[1] * patch_size**2, dtype=dtype)
+    if out.numel():
+        _launch_on_pixels(gather_forward_kernel, "gather_forward", images, ids, mean, std, patch_size, out)
+    return out
+
+
+def gather_backward(
+    dout: Tensor, ids: Tensor, image_shape: Sequence[int], patch_size: int, dtype: torch.dtype
+) -> Tensor:
+    """Gradient of images of the given shape and dtype; each of its elements is written once."""
+    dimages = dout.new_empty(image_shape, dtype=dtype)
+    if dimages.numel():
+        dout, ids = unit_stride(dout), unit_stride(ids)
+        patches, columns = _grid(dimages, patch_size)
+        size = tile_size(dimages.shape[1], patch_size)
+        with on_device_of(dout):
+            gather_backward_kernel[(len(dimages) * patches,)](
+                dout, ids, dimages,
+                ids.shape[1], patches, columns, ids.stride(0), dout.stride(0), dout.stride(1), *dimages.stride()[:3],
+                **_constants(dimages, patch_size), BLOCK_IDS=BLOCK_IDS, num_warps=tiles(size).num_warps,
+            )  # fmt: skip
+    return dimages
+
+
+def loss_forward(
+    prediction: Tensor,
+    images: Tensor,
+    ids: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    patch_size: int,
+    normalize: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Losses ``(B, Q)``, float32, and, to save for the backward pass, prediction minus target ``(B, Q, P)``."""
+    prediction = prediction.contiguous()
+    losses = prediction.new_empty(ids.shape, dtype=torch.float32)
+    difference = torch.empty_like(prediction) if save else None
+    if losses.numel():
+        _launch_on_pixels(
+            loss_forward_kernel, "loss_forward", images, ids, mean, std, patch_size, prediction, losses, difference,
+            NORMALIZE=normalize, EPS=VARIANCE_EPS,
+        )  # fmt: skip
+    return losses, difference
+
+
+def loss_backward(upstream: Tensor, difference: Tensor) -> Tensor:
+    """Gradient of the prediction ``(B, Q, P)``, from that of the losses ``(B, Q)``."""
+    dprediction = torch.empty_like(difference)
+    if dprediction.numel():
+        batch, per_image, values = difference.shape
+        total, size = batch * per_image, power_of_two(values)
+
+        def run(choice: PatchTiles) -> None:
+            loss_backward_kernel[(blocks(total, choice.patches),)](
+                upstream, difference, dprediction, total, per_image, *upstream.stride(),
+                VALUES=values, BLOCK=size, **choice.constants,
+            )  # fmt: skip
+
+        _launch("loss_backward", size, (values,), run, difference)
+    return dprediction
+
+
+def _launch_on_pixels(
+    kernel: Any,
+    name: str,
+    images: Tensor,
+    ids: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    patch_size: int,
+    *others: Tensor | None,
+    **constants: object,
+) -> None:
+    """Launch the kernel of that name, which reads the named patches, and ``others`` in front of its counts."""
+    ids = unit_stride(ids)
+    mean, std = unit_stride_optional(mean), unit_stride_optional(std)
+    total = ids.numel()
+    counts = (total, ids.shape[1], *_grid(images, patch_size), ids.stride(0))
+    constants |= _constants(images, patch_size)
+
+    def run(choice: PatchTiles) -> None:
+        kernel[(blocks(total, choice.patches),)](
+            images, ids, mean, std, *others, *counts, *images.stride(), **constants, **choice.constants
+        )
+
+    channels = images.shape[1]
+    _launch(name, tile_size(channels, patch_size), (channels, patch_size), run, images, *others)
+
+
+def _launch(
+    name: str,
+    size: int,
+    widths: tuple[int, ...],
+    run: Callable[[PatchTiles], None],
+    on: Tensor,
+    *others: Tensor | None,
+) -> None:
+    choice = tiles(size)
+    with on_device_of(on):
+        if enabled():
+            key = (*widths, on.dtype, *(None if other is None else other.dtype for other in others))
+            choice = tuned(f"patches.{name}", key, choice, lambda: candidates(size), run, on.device)
+        run(choice)
+
+
+def _grid(images: Tensor, patch_size: int) -> tuple[int, int]:
+    """Patches of an image, and how many of them lie side by side."""
+    columns = images.shape[3] // patch_size
+    return images.shape[2] // patch_size * columns, columns
+
+
+def _constants(images: Tensor, patch_size: int) -> dict[str, object]:
+    """What a kernel is compiled for, by the images it reads or writes."""
+    return {
+        "CHANNELS": images.shape[1],
+        "PATCH": patch_size,
+        "BLOCK_C": power_of_two(images.shape[1]),
+        "BLOCK_P": power_of_two(patch_size),
+        "WIDE": needs_wide_offsets(images, dims=3),
+    }

@@ -103,27 +103,27 @@ def _loss_gradients(ctx: Any, output_mask: list[bool], upstream: Tensor) -> tupl
 
 _gather = Operator(
     "gather_patches(Tensor images, Tensor ids, Tensor? mean, Tensor? std, int patch_size, ScalarType dtype) -> Tensor",
-    launcher="patches.launch:gather_forward",
+    launcher="patches.kernels:gather_forward",
     fake=_gather_fake,
     flops=None,
 )
 _gather_backward = Operator(
     "gather_patches_backward(Tensor dout, Tensor ids, SymInt[] image_shape, int patch_size, ScalarType dtype)"
     " -> Tensor",
-    launcher="patches.launch:gather_backward",
+    launcher="patches.kernels:gather_backward",
     fake=_gather_backward_fake,
     flops=None,
 )
 _loss = Operator(
     "patch_loss(Tensor prediction, Tensor images, Tensor ids, Tensor? mean, Tensor? std, int patch_size,"
     " bool normalize, bool save) -> (Tensor losses, Tensor difference)",
-    launcher="patches.launch:loss_forward",
+    launcher="patches.kernels:loss_forward",
     fake=_loss_fake,
     flops=None,
 )
 _loss_backward = Operator(
     "patch_loss_backward(Tensor upstream, Tensor difference) -> Tensor",
-    launcher="patches.launch:loss_backward",
+    launcher="patches.kernels:loss_backward",
     fake=_loss_backward_fake,
     flops=None,
 )

@@ -7,11 +7,6 @@ minimax fits (Lawson's reweighted least squares). Rounding apart they are off by
 (bfloat16) of half a unit in the last place, over all finite arguments whose result is above 2^-120.
 """
 
-# Compile-time arguments are in capitals, which are no constants to compare with, and in device code nothing is
-# annotated but them.
-# ruff: noqa: N803, SIM300
-# mypy: allow-untyped-defs, allow-incomplete-defs
-
 import torch
 import triton
 import triton.language as tl

@@ -5,10 +5,6 @@ Widths are compile-time constants: a model has few of them, and where a tile div
 The number of rows is not: one compiled kernel serves every batch.
 """
 
-# Compile-time arguments are in capitals, and in device code nothing is annotated but them.
-# ruff: noqa: N803
-# mypy: allow-untyped-defs, allow-incomplete-defs
-
 import torch
 import triton
 import triton.language as tl

@@ -3,10 +3,6 @@
 Both passes read and write each byte once, with rows on chip.
 """
 
-# Compile-time arguments are in capitals, and in device code nothing is annotated but them.
-# ruff: noqa: N803
-# mypy: allow-untyped-defs, allow-incomplete-defs
-
 import torch
 import triton
 import triton.language as tl

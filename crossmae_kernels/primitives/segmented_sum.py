@@ -1,9 +1,5 @@
 """Gradient of a gather: rows summed by the id they were gathered with, in an order that never changes."""
 
-# Compile-time arguments are in capitals, and in device code nothing is annotated but them.
-# ruff: noqa: N803
-# mypy: allow-untyped-defs, allow-incomplete-defs
-
 import torch
 import triton
 import triton.language as tl

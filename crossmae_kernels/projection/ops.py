@@ -130,27 +130,27 @@ def _linear_residual_gradients(ctx: Any, output_mask: list[bool], dout: Tensor) 
 _norm_linear = Operator(
     "norm_linear(Tensor x, Tensor weight, Tensor? bias, float eps, bool gelu, bool save)"
     " -> (Tensor out, Tensor x_hat, Tensor rstd, Tensor hidden)",
-    launcher="projection.launch:norm_linear",
+    launcher="projection.kernels:norm_linear",
     fake=_norm_linear_fake,
     flops=_forward_flops,
 )
 _norm_linear_backward = Operator(
     "norm_linear_backward(Tensor dout, Tensor weight, Tensor x_hat, Tensor rstd, Tensor? hidden, ScalarType x_dtype,"
     " bool[3] output_mask) -> (Tensor dx, Tensor dweight, Tensor dbias)",
-    launcher="projection.launch:norm_linear_backward",
+    launcher="projection.kernels:norm_linear_backward",
     fake=_norm_linear_backward_fake,
     flops=_norm_linear_backward_flops,
 )
 _linear_residual = Operator(
     "linear_residual(Tensor x, Tensor weight, Tensor? bias, Tensor residual, Tensor? residual_ids) -> Tensor",
-    launcher="projection.launch:linear_residual",
+    launcher="projection.kernels:linear_residual",
     fake=_linear_residual_fake,
     flops=_forward_flops,
 )
 _linear_residual_backward = Operator(
     "linear_residual_backward(Tensor dout, Tensor x, Tensor weight, Tensor? residual_ids, SymInt table_rows,"
     " bool[4] output_mask) -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dtable)",
-    launcher="projection.launch:linear_residual_backward",
+    launcher="projection.kernels:linear_residual_backward",
     fake=_linear_residual_backward_fake,
     flops=_linear_residual_backward_flops,
 )

@@ -120,15 +120,15 @@ sys.exit(check.main([]))
 
 def test_check_fails_when_a_kernel_is_wrong_or_breaks(interpreter, monkeypatch, capsys):
     from crossmae_kernels import check
-    from crossmae_kernels.cross_attention import launch
+    from crossmae_kernels.cross_attention import kernels
 
     monkeypatch.setattr(check, "tiny", lambda draw: tiny(draw)[:1])
     assert check.main(["--interpret"]) == 0
     assert "wrong" not in capsys.readouterr().out
     with monkeypatch.context() as patch:
-        patch.setattr(launch, "LOG2_E", 1.02 * launch.LOG2_E)
+        patch.setattr(kernels, "LOG2_E", 1.02 * kernels.LOG2_E)
         assert check.main(["--interpret"]) == 1
         assert "triton, interpreted wrong    error" in capsys.readouterr().out
-    monkeypatch.delattr(launch, "backward")
+    monkeypatch.delattr(kernels, "backward")
     assert check.main(["--interpret"]) == 1
     assert "has no attribute 'backward'" in capsys.readouterr().out

@@ -42,7 +42,7 @@ def test_compiled_whole_with_its_gradients_and_once_for_all_batches(device, name
     assert counter.frame_count == (1 if problem.op == "fold_norm" else 2)
 
 
-@trained
+@pytest.mark.parametrize("name", {posed(name, "cpu").op: name for name in TRAINED}.values())
 def test_compiled_under_autocast(device, name):
     torch._dynamo.reset()
     problem = posed(name, device)

@@ -59,7 +59,7 @@ def solved(name, device, dtype):
 
 
 def alone_and_frozen(problem):
-    """Arguments that alone want no gradient: all but one, or one."""
+    """Sets of frozen arguments: for each argument all others, and the first one."""
     names = problem.differentiable
     yield from (set(names) - {name} for name in names)
     if len(names) > 2:

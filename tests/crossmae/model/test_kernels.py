@@ -165,12 +165,18 @@ def test_launches_per_block(interpreter_asked_for, problem, monkeypatch):
                 loss.backward()
         passes[depth] = forward, backward
     forward, backward = (deep - shallow for deep, shallow in zip(passes[3], passes[2], strict=True))
-    assert forward == {"fold_forward": 2, "normalize_kernel": 2, "short_forward": 1, "gemm_kernel": 3, "aten::addmm": 1}
+    assert forward == {
+        "fold_forward_kernel": 2,
+        "normalize_kernel": 2,
+        "short_forward_kernel": 1,
+        "gemm_kernel": 3,
+        "aten::addmm": 1,
+    }
     assert backward == {
         "normalize_backward_kernel": 2,
-        "hidden_backward": 1,
-        "short_backward": 1,
-        "fold_backward": 2,
+        "hidden_backward_kernel": 1,
+        "short_backward_kernel": 1,
+        "fold_backward_kernel": 2,
         "aten::mm": 9,
         "aten::sum": 7,
     }

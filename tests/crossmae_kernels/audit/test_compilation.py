@@ -33,7 +33,10 @@ def test_all_is_well_on_any_architecture(arch):
 
 # float16 becomes bfloat16's code with other names of types. In float32 a thread holds most in these backward passes.
 def test_kernels_stay_in_registers_and_use_tensor_cores_and_wide_loads():
-    attention, mixing = ["short_backward", "looped_backward_key"], ["mixing_backward", "sums_backward"]
+    attention, mixing = (
+        ["short_backward_kernel", "looped_backward_key_kernel"],
+        ["mixing_backward_kernel", "sums_backward_kernel"],
+    )
     chosen = [
         ("cross_attention", 90, "bf16", []), ("feature_mixing", 100, "bf16", []), ("mlp", 86, "bf16", []),
         ("projection", 80, "bf16", []),
@@ -43,13 +46,26 @@ def test_kernels_stay_in_registers_and_use_tensor_cores_and_wide_loads():
     records = json.loads(run("-c", FIRST_OF_EACH_KERNEL, json.dumps(chosen)))
     assert not [record for record in records if record["shortcomings"]]
     multiplying = {
-        "gemm_kernel", "hidden_backward", "looped_backward_key", "looped_backward_query", "looped_forward",
-        "mixing_backward", "mixing_forward", "short_backward", "short_forward", "single_forward",
-    }  # fmt: skip
+        "gemm_kernel",
+        "hidden_backward_kernel",
+        "looped_backward_key_kernel",
+        "looped_backward_query_kernel",
+        "looped_forward_kernel",
+        "mixing_backward_kernel",
+        "mixing_forward_kernel",
+        "short_backward_kernel",
+        "short_forward_kernel",
+        "single_forward_kernel",
+    }
     others = {
-        "add_residual", "fold_backward", "fold_forward", "gelu_backward_kernel", "normalize_backward_kernel",
-        "normalize_kernel", "segmented_sum_kernel",
-    }  # fmt: skip
+        "add_residual_kernel",
+        "fold_backward_kernel",
+        "fold_forward_kernel",
+        "gelu_backward_kernel",
+        "normalize_backward_kernel",
+        "normalize_kernel",
+        "segmented_sum_kernel",
+    }
     on_tensor_cores = {(record["kernel"], record["dtype"]): bool(record["tensor_core"]) for record in records}
     assert on_tensor_cores == {
         **{(kernel, "bf16"): kernel in multiplying for kernel in multiplying | others},
@@ -72,7 +88,7 @@ def test_shortcomings_are_named():
 
     good = Assembly(80, 0, 16384, ("2D bf16",), ("HMMA",), 128, 128)
 
-    def lacking(arch, kernel="short_forward", **outcome):
+    def lacking(arch, kernel="short_forward_kernel", **outcome):
         launch = Launch(f"module:{kernel}", {}, {}, {}, {}, (1,), {})
         return shortcomings(Case("", arch, "", launch), replace(good, **outcome))
 
@@ -88,4 +104,4 @@ def test_shortcomings_are_named():
     assert lacking(90, products=("3D bf16",)) == []
     assert lacking(90, products=("2D tf32",)) == []
     assert lacking(86, products=("2D ieee",), tensor_core=()) == []
-    assert lacking(86, "fold_backward", widest_store=64) == ["stores of 64 bits at most"]
+    assert lacking(86, "fold_backward_kernel", widest_store=64) == ["stores of 64 bits at most"]

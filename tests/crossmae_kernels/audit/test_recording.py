@@ -112,8 +112,8 @@ def test_both_directions_of_several_ops_in_order(recorded):
     _, small, large, *_ = recorded
     kernels = [launch["kernel"] for launch in large]
     assert kernels == [
-        "fold_forward", "normalize_kernel", "gemm_kernel", "gemm_kernel", "short_forward",
-        "short_backward", "hidden_backward", "normalize_backward_kernel", "fold_backward",
+        "fold_forward_kernel", "normalize_kernel", "gemm_kernel", "gemm_kernel", "short_forward_kernel",
+        "short_backward_kernel", "hidden_backward_kernel", "normalize_backward_kernel", "fold_backward_kernel",
     ]  # fmt: skip
     assert kernels == [launch["kernel"] for launch in small]
     # Two tiles of 128 rows, and 16 or 4 of 128 columns.

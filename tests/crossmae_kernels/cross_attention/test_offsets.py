@@ -53,9 +53,9 @@ class Spread(torch.autograd.Function):
 
 @pytest.mark.parametrize("keys", [7, 67])
 def test_both_widths_of_offsets_give_the_same(device, keys, monkeypatch):
-    from crossmae_kernels.cross_attention import launch
+    from crossmae_kernels.cross_attention import kernels
 
     problem = cross_attention(Draw(device=device), 2, 20, keys, 2, 16, table=5)
     narrow = solve(problem, problem.by("triton"), torch.float32)
-    monkeypatch.setattr(launch, "needs_wide_offsets", lambda *tensors: True)
+    monkeypatch.setattr(kernels, "needs_wide_offsets", lambda *tensors: True)
     assert same(solve(problem, problem.by("triton"), torch.float32), narrow)

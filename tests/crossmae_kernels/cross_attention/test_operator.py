@@ -75,7 +75,7 @@ def test_autocast_is_the_same_as_casting(device, packing, keys):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.usefixtures("bfloat16_anywhere")
 def test_autocast_may_be_set_to_either_dtype_and_mends_mixed_arguments(device, dtype, monkeypatch):
-    from crossmae_kernels.cross_attention import launch
+    from crossmae_kernels.cross_attention import kernels
 
     arrived = []
 
@@ -84,7 +84,7 @@ def test_autocast_may_be_set_to_either_dtype_and_mends_mixed_arguments(device, d
         arrived.extend(t.dtype for t in (query, key, value))
         return torch.zeros_like(query), query.new_empty(0, dtype=torch.float32)
 
-    monkeypatch.setattr(launch, "forward", forward)
+    monkeypatch.setattr(kernels, "forward", forward)
     query, key, value = (torch.randn(2, 5, 32, device=device) for _ in range(3))
     with torch.autocast(device, dtype):
         out = ck.cross_attention(query, key.half(), value.bfloat16(), 2, impl="triton")

@@ -146,7 +146,7 @@ def test_layouts_of_maps_change_nothing(normalize, layout, device):
 
 
 def test_wide_loads_are_promised_only_where_every_map_allows_them(device):
-    from crossmae_kernels.feature_mixing.launch import _Call
+    from crossmae_kernels.feature_mixing.kernels import _Call
 
     leaves = mix_feature_maps(Draw(device=device), (2, 3), 2, 3, 24).leaves(torch.float16)
     maps, weight = [t.detach() for t in leaves["maps"]], leaves["weight"].detach()

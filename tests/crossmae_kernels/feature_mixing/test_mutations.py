@@ -69,7 +69,7 @@ def judge_of(seed, device, dtype):
 @pytest.fixture
 def check(place, monkeypatch):
     """Judges the kernels where programs work through several tokens each, as few run at the same time."""
-    monkeypatch.setattr(importlib.import_module(f"{MIXING}.launch"), "PROGRAMS_PER_MULTIPROCESSOR", 1)
+    monkeypatch.setattr(importlib.import_module(f"{MIXING}.kernels"), "PROGRAMS_PER_MULTIPROCESSOR", 1)
     judge = judge_of(seeds.seeded(), *place)
     return lambda: judge.check(narrow(judge.problem.by("triton")))
 

@@ -38,7 +38,7 @@ def test_one_operator_per_call(maps_and_weight):
 @pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])
 @pytest.mark.usefixtures("bfloat16_anywhere")
 def test_autocast_casts_the_weights_and_leaves_the_maps_as_they_are(maps_and_weight, device, compute, monkeypatch):
-    from crossmae_kernels.feature_mixing import launch
+    from crossmae_kernels.feature_mixing import kernels
 
     arrived = []
 
@@ -47,7 +47,7 @@ def test_autocast_casts_the_weights_and_leaves_the_maps_as_they_are(maps_and_wei
         arrived.extend([*(t.data_ptr() for t in maps), weight.dtype])
         return weight.new_zeros(MIXES, *maps[0].shape), *(maps[0].new_empty(0) for _ in range(2))
 
-    monkeypatch.setattr(launch, "forward", forward)
+    monkeypatch.setattr(kernels, "forward", forward)
     maps, weight = maps_and_weight(torch.float32)
     with torch.autocast(device, compute):
         out = ck.mix_feature_maps(maps, weight, impl="triton")
@@ -77,7 +77,7 @@ def test_saves_maps_and_statistics_and_the_mixes_only_for_a_pass_of_layernorms_o
 @pytest.mark.parametrize(("mixes", "width", "normalize"), [(*HELD, True), (*NOT_HELD, True), (*HELD, False)])
 def test_the_maps_are_never_stacked(maps_and_weight, mixes, width, normalize):
     # Beneath the operator, to see what it allocates.
-    from crossmae_kernels.feature_mixing import launch
+    from crossmae_kernels.feature_mixing import kernels
 
     maps, weight = maps_and_weight(torch.float16, (1, 1), 33, mixes, width)
     maps, weight = [t.detach() for t in maps], weight.detach()
@@ -87,14 +87,14 @@ def test_the_maps_are_never_stacked(maps_and_weight, mixes, width, normalize):
     few = 8 * 4 * weight.numel()
     assert few < len(maps) * one / 2
     with allocated_bytes() as forward:
-        out, means, rstds = launch.forward(maps, weight, 1e-6, normalize)
+        out, means, rstds = kernels.forward(maps, weight, 1e-6, normalize)
     assert sum(forward) <= (2 if normalize and (mixes, width) == NOT_HELD else 1) * mixes * one + few
     kept = out if normalize and (mixes, width) != HELD else None
     with allocated_bytes() as backward:
-        launch.backward(upstream, maps, weight, kept, means, rstds, normalize, [False, True])
+        kernels.backward(upstream, maps, weight, kept, means, rstds, normalize, [False, True])
     assert sum(backward) <= (0 if kept is None else mixes * one) + few
     with allocated_bytes() as backward:
-        launch.backward(upstream, maps, weight, kept, means, rstds, normalize, [True, False])
+        kernels.backward(upstream, maps, weight, kept, means, rstds, normalize, [True, False])
     # The gradients themselves.
     assert sum(backward) <= (len(maps) + (0 if kept is None else mixes)) * one
 

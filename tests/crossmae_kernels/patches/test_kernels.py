@@ -146,9 +146,9 @@ def test_statistics_in_any_layout(device):
 
 @pytest.mark.budget
 def test_more_ids_than_are_looked_through_at_a_time(device, monkeypatch):
-    from crossmae_kernels.patches import launch
+    from crossmae_kernels.patches import kernels
 
-    monkeypatch.setattr(launch, "BLOCK_IDS", 4)
+    monkeypatch.setattr(kernels, "BLOCK_IDS", 4)
     problem = gather_patches(Draw(seeded(), device), 2, 11, 5, (2, 2), 1)
     problem.arguments["ids"][0, :9] = torch.tensor([3, 0, 0, 3, 2, 2, 0, 2, 3])
     judge(problem, torch.float32)

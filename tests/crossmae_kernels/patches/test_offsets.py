@@ -27,9 +27,9 @@ def test_pixels_beyond_2_to_the_31_are_found(device, build, dimension):
 
 @both
 def test_both_widths_of_offsets_give_the_same(device, build, monkeypatch):
-    from crossmae_kernels.patches import launch
+    from crossmae_kernels.patches import kernels
 
     problem = build(Draw(device=device), 2, 4, 5, (2, 3))
     narrow = solve(problem, problem.by("triton"), torch.float32)
-    monkeypatch.setattr(launch, "needs_wide_offsets", lambda *tensors, dims: True)
+    monkeypatch.setattr(kernels, "needs_wide_offsets", lambda *tensors, dims: True)
     torch.testing.assert_close(solve(problem, problem.by("triton"), torch.float32), narrow, rtol=1e-6, atol=1e-6)

@@ -85,10 +85,10 @@ def test_gradients_through_rows_in_another_dtype_come_in_that_of_the_images(argu
 
 @pytest.mark.usefixtures("bfloat16_anywhere")
 def test_autocast_may_be_bfloat16(arguments, device, monkeypatch):
-    from crossmae_kernels.patches import launch
+    from crossmae_kernels.patches import kernels
 
     # Not the kernel: the interpreter cannot tell bfloat16.
-    monkeypatch.setattr(launch, "gather_forward", lambda *given: torch.empty(0, dtype=given[-1], device=device))
+    monkeypatch.setattr(kernels, "gather_forward", lambda *given: torch.empty(0, dtype=given[-1], device=device))
     _, images, ids, _, _ = arguments()
     with torch.autocast(device, torch.bfloat16):
         assert _gather(images, ids).dtype == torch.bfloat16
@@ -134,17 +134,17 @@ def test_nothing_is_kept_where_nobody_asks_for_gradients(arguments):
 
 
 def test_no_patch_is_ever_stored_but_those_asked_for(interpreter):
-    from crossmae_kernels.patches import launch
+    from crossmae_kernels.patches import kernels
 
     leaves = patch_loss(Draw(), 2, 2, 8, (4, 4)).leaves(torch.float32, frozen=("prediction",))
     prediction, images, ids = (leaves[name] for name in ("prediction", "images", "predicted_ids"))
     losses, rows = torch.randn(ids.shape), prediction.numel() * 4
     for bound, call, given in (
-        (rows, launch.gather_forward, (images, ids, None, None, 8, torch.float32)),
-        (images.numel() * 4, launch.gather_backward, (prediction, ids, images.shape, 8, torch.float32)),
-        (rows + 4 * ids.numel(), launch.loss_forward, (prediction, images, ids, None, None, 8, True, True)),
-        (4 * ids.numel(), launch.loss_forward, (prediction, images, ids, None, None, 8, True, False)),
-        (rows, launch.loss_backward, (losses, prediction)),
+        (rows, kernels.gather_forward, (images, ids, None, None, 8, torch.float32)),
+        (images.numel() * 4, kernels.gather_backward, (prediction, ids, images.shape, 8, torch.float32)),
+        (rows + 4 * ids.numel(), kernels.loss_forward, (prediction, images, ids, None, None, 8, True, True)),
+        (4 * ids.numel(), kernels.loss_forward, (prediction, images, ids, None, None, 8, True, False)),
+        (rows, kernels.loss_backward, (losses, prediction)),
     ):
         with allocated_bytes() as sizes:
             call(*given)

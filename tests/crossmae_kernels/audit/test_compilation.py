@@ -78,7 +78,9 @@ def test_the_command_judges():
     options = ("--ops", "patches", "--architectures", "90", "--dtypes", "fp16", "fp32", "--processes", "1")
     records = json.loads(run("-m", "crossmae_kernels.audit", "--json", *options))
     kernels = {(record["kernel"], record["arch"], record["dtype"]) for record in records}
-    assert kernels == {(f"{op}_{way}", 90, "fp32") for op in ("gather", "loss") for way in ("forward", "backward")}
+    assert kernels == {
+        (f"{op}_{way}_kernel", 90, "fp32") for op in ("gather", "loss") for way in ("forward", "backward")
+    }
 
 
 def test_shortcomings_are_named():

@@ -65,7 +65,7 @@ def test_without_gradients_nothing_is_recorded(interpreter, arguments, dispatche
 
 
 def test_a_profiler_sees_them(interpreter, arguments, dispatched):
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
         results(*arguments)
     assert dispatched == [NAME]
     assert {NAME, f"{NAME}_backward"} <= {event.key for event in seen.key_averages()}

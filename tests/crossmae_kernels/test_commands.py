@@ -89,7 +89,15 @@ def test_info_names_the_implementation_of_each_op_and_the_reasons():
 
 
 def test_check_judges_the_kernels_in_the_interpreter():
-    done = run("-m", "crossmae_kernels.check", "--interpret", "--json")
+    # The first problem of each op; the contract judges all of them.
+    code = """
+import sys
+from crossmae_kernels import check
+from crossmae_kernels.testing.problems import tiny
+check.tiny = lambda draw: {problem.op: problem for problem in reversed(tiny(draw))}.values()
+sys.exit(check.main(["--interpret", "--json"]))
+"""
+    done = run("-c", code)
     assert done.returncode == 0, done.stderr
     lines = json.loads(done.stdout)
     by_kernels = [line for line in lines if line["implementation"] == "triton, interpreted"]

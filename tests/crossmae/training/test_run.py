@@ -359,7 +359,7 @@ def test_other_ways_to_train(uninterrupted, tmp_path, settings):
     assert 0 < max(differences) < 0.2
 
 
-@pytest.mark.parametrize("execution", ["compile", "graphs"])
+@pytest.mark.parametrize("execution", ["compile", pytest.param("graphs", marks=pytest.mark.slow)])
 def test_a_compiled_run_is_the_same_run(uninterrupted, tmp_path, monkeypatch, execution):
     compiled = torch.compile
     modes = []

@@ -18,7 +18,7 @@ def mix_feature_maps(maps: Sequence[Tensor], weight: Tensor, eps: float, normali
     Maps may be of a higher precision than the weights, which then decide what is multiplied and returned: under
     autocast maps are read as they are and rounded on chip.
     """
-    return _forward(list(maps), weight, eps, normalize)[0]
+    return _forward(list(maps), weight, eps, normalize)
 
 
 def _forward_fake(

@@ -108,7 +108,7 @@ def test_every_form_of_the_mlp_keeps_to_the_budget_in_a_model(problem, device, f
     ],
 )
 def test_operators_of_a_block_and_nothing_between_them(problem, device, depth, sums):
-    """One for each of its four steps, in either direction, and one for each of its two folded norms.
+    """One for each of its four steps, in either direction.
 
     Nothing is copied, concatenated or transposed on the way from one to the next.
     """
@@ -122,7 +122,7 @@ def test_operators_of_a_block_and_nothing_between_them(problem, device, depth, s
             with names_of_all_operators() as backward:
                 loss.backward()
         counts[blocks] = Counter(forward), Counter(backward)
-    steps = dict.fromkeys(("norm_linear", "cross_attention", "linear_residual", "mlp"), 1) | {"fold_norm": 2}
+    steps = dict.fromkeys(("norm_linear", "cross_attention", "linear_residual", "mlp"), 1)
     for deep, shallow, suffix in zip(counts[3], counts[1], ("", "_backward"), strict=True):
         per_block = {name: (deep[name] - shallow[name]) / 2 for name in deep if deep[name] != shallow[name]}
         expected = {f"crossmae_kernels::{step}{suffix}": count for step, count in steps.items()}

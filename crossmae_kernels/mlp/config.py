@@ -1,15 +1,12 @@
-"""Which form serves the MLP, and with which tiles: analytic rules, and why a call or a form is refused."""
+"""Which form serves the MLP, and with which tiles: analytic rules, and why a form is refused."""
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from crossmae_kernels.primitives.tiles import GemmTiles, gemm_tiles, width_refusals
-from crossmae_kernels.runtime.device import dtypes_of, machine_refusals, residual_refusals
+from crossmae_kernels.primitives.tiles import GemmTiles, gemm_tiles
 from crossmae_kernels.runtime.launch import Configuration, dot_extent
 
 # Where the form with one kernel ends: the float32 sums of 64 rows of 256 take 64 registers of each of 256 threads, and
@@ -86,12 +83,3 @@ def single_refusals(width: int, dtype: torch.dtype, shared_memory: int) -> list[
     if needed > shared_memory:
         reasons.append(f"it needs {needed} bytes of shared memory, the device has {shared_memory}")
     return reasons
-
-
-def refusals(x: Tensor, parameters: Sequence[Tensor | None], compute: torch.dtype) -> list[str]:
-    """Every reason why the kernels cannot serve a call with these rows; they fold ``parameters`` as they are."""
-    return (
-        machine_refusals(x.device, *dtypes_of(x, *parameters), compute)
-        + residual_refusals("x", x, compute)
-        + width_refusals(x.shape[-1])
-    )

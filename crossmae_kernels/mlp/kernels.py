@@ -156,11 +156,14 @@ def backward(
     hidden: Tensor | None,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, norm, fc1's weight and bias, fc2's weight and bias where asked for; ``w1`` and ``b1`` folded."""
+    """Gradients of x, the norm's parameters in one, fc1's weight and bias, fc2's weight and bias where asked for.
+
+    ``w1`` and ``b1`` are fc1's, folded.
+    """
     wants_x, wants_scale, wants_shift, wants_w1, wants_b1, wants_w2, wants_b2 = output_mask
     rows = flat_rows(dout)
     low = rows.to(w1.dtype)
-    dx = dscale = dshift = dw1 = db1 = dw2 = db2 = None
+    dx = dnorm = dw1 = db1 = dw2 = db2 = None
     if any(output_mask[:6]):
         dhidden, activated, sums = _BACKWARD_FORMS.run(
             backward_form(w1.dtype), low, w1, b1, w2, x_hat, hidden, wants_w2
@@ -172,12 +175,12 @@ def backward(
         if wants_w1 or wants_scale or wants_shift:
             dfolded = dhidden.t() @ x_hat if wants_w1 or wants_scale else None
             mask = wants_w1, wants_scale, wants_shift
-            dw1, dscale, dshift = fold_norm_gradients(dfolded, sums, fc1_weight, norm_weight, norm_bias, mask)
+            dw1, dnorm = fold_norm_gradients(dfolded, sums, fc1_weight, norm_weight, norm_bias, mask)
         if wants_x:
             dx = normalize_backward(dhidden @ w1, x_hat, rstd, rows, dout.dtype).view(dout.shape)
     if wants_b2:
         db2 = rows.sum(0, dtype=fc1_weight.dtype)
-    return dx, dscale, dshift, dw1, db1, dw2, db2
+    return dx, dnorm, dw1, db1, dw2, db2
 
 
 def _single(

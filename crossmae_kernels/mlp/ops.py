@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.runtime.flops import Shape, linear_flops
-from crossmae_kernels.runtime.operators import Operator, made, need_gradient
+from crossmae_kernels.runtime.operators import Operator, made, need_gradient, unstacked
 
 
 def mlp(
@@ -80,11 +80,13 @@ def _backward_fake(
     hidden: Tensor | None,
     output_mask: list[bool],
 ) -> tuple[Tensor | None, ...]:
-    shapes = [dout, norm_weight, norm_bias, fc1_weight, fc1_weight[:, 0], fc2_weight, fc2_weight[:, 0]]
-    dtypes = [dout.dtype, None, None, *(fc1_weight.dtype,) * 4]
-    return tuple(
-        like.new_empty(like.shape, dtype=dtype) if asked and like is not None else None
-        for like, dtype, asked in zip(shapes, dtypes, output_mask, strict=True)
+    hidden_width, width = fc1_weight.shape
+    wants_x, *wants_norm = output_mask[:3]
+    shapes = (hidden_width, width), (hidden_width,), (width, hidden_width), (width,)
+    return (
+        dout.new_empty(dout.shape) if wants_x else None,
+        dout.new_empty(sum(wants_norm), width, dtype=torch.float32) if any(wants_norm) else None,
+        *(fc1_weight.new_empty(shape) if asked else None for shape, asked in zip(shapes, output_mask[3:], strict=True)),
     )
 
 
@@ -125,8 +127,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     )
 
 
-def _gradients(ctx: Any, output_mask: list[bool], dout: Tensor) -> tuple[Tensor, ...]:
-    return _backward(dout, *ctx.saved_tensors, output_mask)
+def _gradients(ctx: Any, output_mask: list[bool], dout: Tensor) -> tuple[Tensor | None, ...]:
+    dx, dnorm, *others = _backward(dout, *ctx.saved_tensors, output_mask)
+    return dx, *unstacked(dnorm, output_mask[1:3]), *others
 
 
 _forward = Operator(
@@ -140,7 +143,7 @@ _forward = Operator(
 _backward = Operator(
     "mlp_backward(Tensor dout, Tensor? norm_weight, Tensor? norm_bias, Tensor fc1_weight, Tensor folded_weight,"
     " Tensor? folded_bias, Tensor fc2_weight, Tensor x_hat, Tensor rstd, Tensor? hidden, bool[7] output_mask)"
-    " -> (Tensor dx, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dfc1_weight, Tensor dfc1_bias,"
+    " -> (Tensor dx, Tensor dnorm, Tensor dfc1_weight, Tensor dfc1_bias,"
     " Tensor dfc2_weight, Tensor dfc2_bias)",
     launcher="mlp.kernels:backward",
     fake=_backward_fake,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.runtime.autocast import cast_optional
-from crossmae_kernels.runtime.operators import Operator
+from crossmae_kernels.runtime.operators import Operator, unstacked
 
 
 def fold_norm(
@@ -63,13 +63,11 @@ def _backward_fake(
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
     output_mask: list[bool],
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor | None, Tensor | None]:
+    wanted = sum(output_mask[1:])
     return (
         weights[0].new_empty(dfolded.shape) if output_mask[0] else None,
-        *(
-            t.new_empty(t.shape) if asked and t is not None else None
-            for t, asked in zip((norm_weight, norm_bias), output_mask[1:], strict=True)
-        ),
+        dfolded.new_empty((wanted, *dfolded.shape[:-2], dfolded.shape[-1]), dtype=torch.float32) if wanted else None,
     )
 
 
@@ -88,12 +86,12 @@ def _gradients(ctx: Any, output_mask: list[bool], dfolded: Tensor, dfolded_bias:
     """Those of weights, together, of bias, ``norm_weight`` and ``norm_bias``."""
     wants_weight, wants_bias, *wants_norm = output_mask
     norm_weight, norm_bias, *weights = ctx.saved_tensors
-    dweight, dnorm = None, (None, None)
+    dweight = dnorm = None
     if wants_weight or any(wants_norm):
         shifted = None if norm_bias is None else dfolded_bias
         mask = [wants_weight, *wants_norm]
-        dweight, *dnorm = _backward(dfolded, shifted, weights, norm_weight, norm_bias, mask)
-    return dweight, dfolded_bias.to(ctx.bias_dtype) if wants_bias else None, *dnorm
+        dweight, dnorm = _backward(dfolded, shifted, weights, norm_weight, norm_bias, mask)
+    return dweight, dfolded_bias.to(ctx.bias_dtype) if wants_bias else None, *unstacked(dnorm, wants_norm)
 
 
 _forward = Operator(
@@ -112,7 +110,7 @@ _forward_of_several = Operator(
 )
 _backward = Operator(
     "fold_norm_backward(Tensor dfolded, Tensor? dfolded_bias, Tensor[] weights, Tensor? norm_weight, Tensor? norm_bias,"
-    " bool[3] output_mask) -> (Tensor dweight, Tensor dnorm_weight, Tensor dnorm_bias)",
+    " bool[3] output_mask) -> (Tensor dweight, Tensor dnorm)",
     launcher="primitives.norm_folding:fold_norm_backward",
     fake=_backward_fake,
     flops=None,

@@ -157,21 +157,23 @@ def fold_norm_backward(
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
     output_mask: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of the weights, together and contiguous, of ``norm_weight`` and ``norm_bias`` where asked for.
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the weights, together and contiguous, and those of the norm's parameters ``(up to 2, ..., I)``.
 
-    Each has its parameter's dtype. ``dfolded`` is ``(n, O, I)``, or ``(O, I)`` of a single weight, and so are the
-    gradients; it may be None where ``norm_bias`` alone asks. ``dfolded_bias`` may be None without a ``norm_bias``, and
-    where ``norm_weight`` alone asks.
+    The mask is of weights, ``norm_weight`` and ``norm_bias``. The weights' gradients have their dtype; the norms' are
+    stacked, in float32, or None where neither is asked for. ``dfolded`` is ``(n, O, I)``, or ``(O, I)`` of a single
+    weight, and so are the gradients; it may be None where ``norm_bias`` alone asks. ``dfolded_bias`` may be None
+    without a ``norm_bias``, and where ``norm_weight`` alone asks.
     """
     weights = alike(weights)
     first, (rows, width) = weights[0], weights[0].shape
     wants_weight, wants_scale, wants_shift = output_mask
     if dfolded is None:
-        dweight, gradients, strides = None, None, (0, 0)
+        dweight, gradients, strides, stack = None, None, (0, 0), torch.Size()
     else:
         dweight = torch.empty(dfolded.shape, dtype=first.dtype, device=first.device) if wants_weight else None
         gradients = unit_stride(dfolded)
+        stack = gradients.shape[:-2]
         strides = gradients.stride()[-3] if gradients.dim() > 2 else 0, gradients.stride(-2)
     row_tiles = blocks(rows, BACKWARD_ROWS)
     wanted = wants_scale + wants_shift
@@ -186,14 +188,7 @@ def fold_norm_backward(
                 dweight, dscale, dshift, *strides, first.stride(0), rows,
                 MATRICES=len(weights), WIDTH=width, BLOCK_ROWS=BACKWARD_ROWS, BLOCK_COLUMNS=BACKWARD_COLUMNS,
             )  # fmt: skip
-    if not wanted:
-        return dweight, None, None
-    found = iter(sums.sum(2).unbind())
-    return (
-        dweight,
-        next(found).view_as(norm_weight).to(norm_weight.dtype) if wants_scale and norm_weight is not None else None,
-        next(found).view_as(norm_bias).to(norm_bias.dtype) if wants_shift and norm_bias is not None else None,
-    )
+    return dweight, sums.sum(2).view(wanted, *stack, width) if wanted else None
 
 
 def fold_norm_gradients(
@@ -203,10 +198,10 @@ def fold_norm_gradients(
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
     output_mask: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None]:
     """The same of a single weight ``(O, I)``, for which there may be nothing to unfold."""
     if norm_weight is None and norm_bias is None:
-        return None if dfolded is None else dfolded.to(weight.dtype), None, None
+        return None if dfolded is None else dfolded.to(weight.dtype), None
     return fold_norm_backward(dfolded, dfolded_bias, (weight,), norm_weight, norm_bias, output_mask)
 
 

@@ -51,10 +51,6 @@ def gemm_candidates(outer: int, inner: int, element_size: int, shared_memory: in
     ]
 
 
-# A row beyond this would not stay in the registers of a program of 16 warps.
-WIDEST_ROW = 16 * 1024
-
-
 @dataclass(frozen=True)
 class RowTiles(Configuration):
     """Rows and columns of a program's tile, and its warps."""
@@ -70,8 +66,3 @@ def row_tiles(width: int) -> RowTiles:
     block_columns = power_of_two(width)
     block_rows = max(1, 4096 // block_columns)
     return RowTiles(block_rows, block_columns, max(4, block_columns // 1024))
-
-
-def width_refusals(width: int) -> list[str]:
-    """Why rows so wide cannot be normalised by the kernels, if they cannot."""
-    return [f"kernels normalise rows of up to {WIDEST_ROW}, these have {width}"] if width > WIDEST_ROW else []

@@ -60,7 +60,7 @@ def norm_linear(
     x_hat, rstd = normalize(flat_rows(x), eps, dtype)
     folded, folded_bias = fold_norm(weight, bias, norm_weight, norm_bias, dtype)
     out, hidden = _NORM_LINEAR.run(form_rule(dtype, gelu), x_hat, folded, folded_bias, gelu, save)
-    out = out.view(*x.shape[:-1], len(weight))
+    out = out.view(*x.shape[:-1], weight.shape[0])
     return (out, x_hat, rstd, hidden, None if folded is weight else folded) if save else (out, None, None, None, None)
 
 
@@ -76,10 +76,10 @@ def norm_linear_backward(
     x_dtype: torch.dtype,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, weight, bias and norm where asked for."""
+    """Gradients of x, weight, bias and the norm's parameters in one where asked for."""
     wants_x, wants_weight, wants_bias, wants_scale, wants_shift = output_mask
     rows = flat_rows(dout)
-    dx = dweight = dbias = dscale = dshift = None
+    dx = dweight = dbias = dnorm = None
     if hidden is not None:
         rows, _, dbias = gelu_backward(rows, hidden, wants_activated=False)
     elif wants_bias or wants_shift or (wants_weight and norm_bias is not None):
@@ -90,8 +90,8 @@ def norm_linear_backward(
     if wants_weight or wants_scale or wants_shift:
         dfolded = rows.t() @ x_hat if wants_weight or wants_scale else None
         mask = wants_weight, wants_scale, wants_shift
-        dweight, dscale, dshift = fold_norm_gradients(dfolded, dbias, weight, norm_weight, norm_bias, mask)
-    return dx, dweight, dbias.to(weight.dtype) if wants_bias and dbias is not None else None, dscale, dshift
+        dweight, dnorm = fold_norm_gradients(dfolded, dbias, weight, norm_weight, norm_bias, mask)
+    return dx, dweight, dbias.to(weight.dtype) if wants_bias and dbias is not None else None, dnorm
 
 
 def linear_residual(
@@ -102,7 +102,7 @@ def linear_residual(
     rule = form_rule(x.dtype, saves_a_pass=True)
     cast = weight.to(x.dtype)
     out = _LINEAR_RESIDUAL.run(rule, flat_rows(x), cast, bias, flat_rows(residual), ids)
-    return out.view(*x.shape[:-1], len(weight)), None if cast is weight else cast
+    return out.view(*x.shape[:-1], weight.shape[0]), None if cast is weight else cast
 
 
 def linear_residual_backward(
@@ -132,7 +132,7 @@ def linear_residual_backward(
 def _tiled_norm_linear(
     x_hat: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, save: bool
 ) -> tuple[Tensor, Tensor | None]:
-    hidden = x_hat.new_empty(len(x_hat), len(weight)) if gelu and save else None
+    hidden = x_hat.new_empty(len(x_hat), weight.shape[0]) if gelu and save else None
     return gemm(x_hat, weight, bias, gelu, hidden), hidden
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.runtime.flops import Shape, linear_flops
-from crossmae_kernels.runtime.operators import Operator, made, need_gradient
+from crossmae_kernels.runtime.operators import Operator, made, need_gradient, unstacked
 
 
 def norm_linear(
@@ -78,10 +78,7 @@ def _norm_linear_backward_fake(
         weight.new_empty(*dout.shape[:-1], inner, dtype=x_dtype) if output_mask[0] else None,
         weight.new_empty(weight.shape) if output_mask[1] else None,
         weight.new_empty(outer) if output_mask[2] else None,
-        *(
-            t.new_empty(inner) if asked and t is not None else None
-            for t, asked in zip((norm_weight, norm_bias), output_mask[3:], strict=True)
-        ),
+        weight.new_empty(sum(output_mask[3:]), inner, dtype=torch.float32) if any(output_mask[3:]) else None,
     )
 
 
@@ -110,8 +107,9 @@ def _norm_linear_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
     ctx.save_for_backward(weight, norm_weight, norm_bias, folded, x_hat, rstd, hidden if gelu else None)
 
 
-def _norm_linear_gradients(ctx: Any, output_mask: list[bool], dout: Tensor) -> tuple[Tensor, ...]:
-    return _norm_linear_backward(dout, *ctx.saved_tensors, ctx.x_dtype, output_mask)
+def _norm_linear_gradients(ctx: Any, output_mask: list[bool], dout: Tensor) -> tuple[Tensor | None, ...]:
+    *found, dnorm = _norm_linear_backward(dout, *ctx.saved_tensors, ctx.x_dtype, output_mask)
+    return *found, *unstacked(dnorm, output_mask[3:])
 
 
 def _linear_residual_fake(
@@ -179,7 +177,7 @@ _norm_linear = Operator(
 _norm_linear_backward = Operator(
     "norm_linear_backward(Tensor dout, Tensor weight, Tensor? norm_weight, Tensor? norm_bias, Tensor folded,"
     " Tensor x_hat, Tensor rstd, Tensor? hidden, ScalarType x_dtype, bool[5] output_mask)"
-    " -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dnorm_weight, Tensor dnorm_bias)",
+    " -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dnorm)",
     launcher="projection.kernels:norm_linear_backward",
     fake=_norm_linear_backward_fake,
     flops=_norm_linear_backward_flops,

@@ -17,6 +17,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
+# A row beyond this, to be normalised, would not stay in the registers of a program of 16 warps.
+WIDEST_ROW = 16 * 1024
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -103,6 +106,20 @@ def residual_refusals(name: str, residual: Tensor, compute: torch.dtype) -> list
     if residual.dtype in (torch.float32, compute) or residual.dtype not in KERNEL_DTYPES:
         return []
     return [f"kernels take {name} in float32 or {compute}, got {residual.dtype}"]
+
+
+def width_refusals(width: int) -> list[str]:
+    """Why rows so wide cannot be normalised by the kernels, if they cannot."""
+    return [f"kernels normalise rows of up to {WIDEST_ROW}, these have {width}"] if width > WIDEST_ROW else []
+
+
+def norm_refusals(x: Tensor, parameters: Sequence[Tensor | None], compute: torch.dtype) -> list[str]:
+    """Every reason why kernels cannot normalise ``x``, fold ``parameters`` as they are and multiply in ``compute``."""
+    return (
+        machine_refusals(x.device, *dtypes_of(x, *parameters), compute)
+        + residual_refusals("x", x, compute)
+        + width_refusals(x.shape[-1])
+    )
 
 
 def limits(device: torch.device) -> Limits:

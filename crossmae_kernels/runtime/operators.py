@@ -159,6 +159,14 @@ def made(result: Tensor | None) -> bool:
     return result is not None and result.shape != _NONE
 
 
+def unstacked(stack: Tensor | None, output_mask: Sequence[bool]) -> list[Tensor | None]:
+    """Gradients that lie in one tensor, since an operator may not return its parts: in the place of those asked for."""
+    if stack is None or not any(output_mask):
+        return [None] * len(output_mask)
+    parts = iter(stack.unbind())
+    return [next(parts) if asked else None for asked in output_mask]
+
+
 def need_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd will ask for the gradient of any of these."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

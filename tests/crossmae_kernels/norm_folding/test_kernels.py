@@ -229,7 +229,10 @@ def judge_of(seed, shape, device, dtype):
 def test_a_broken_kernel_fails_the_budget(place, tmp_path, mutation):
     shape, *change = MUTATIONS[mutation]
     judge = judge_of(seeds.seeded(), shape, *place)
-    with broken("crossmae_kernels.primitives.norm_folding", tmp_path, *change), pytest.raises(AssertionError, match="errs by"):
+    with (
+        broken("crossmae_kernels.primitives.norm_folding", tmp_path, *change),
+        pytest.raises(AssertionError, match="errs by"),
+    ):
         judge.check(judge.problem.by("triton"))
 
 

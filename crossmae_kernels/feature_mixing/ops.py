@@ -42,8 +42,8 @@ def _backward_fake(
     maps: Sequence[Tensor],
     weight: Tensor,
     mixes: Tensor | None,
-    means: Tensor,
-    rstds: Tensor,
+    means: Tensor | None,
+    rstds: Tensor | None,
     normalize: bool,
     output_mask: list[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -58,8 +58,8 @@ def _backward_flops(
     maps: Sequence[Shape],
     weight: Shape,
     mixes: Shape | None,
-    means: Shape,
-    rstds: Shape,
+    means: Shape | None,
+    rstds: Shape | None,
     normalize: bool,
     output_mask: list[bool],
     **_: Any,
@@ -89,8 +89,8 @@ _forward = Operator(
     flops=_forward_flops,
 )
 _backward = Operator(
-    "mix_feature_maps_backward(Tensor dmixes, Tensor[] maps, Tensor weight, Tensor? mixes, Tensor means, Tensor rstds,"
-    " bool normalize, bool[2] output_mask) -> (Tensor dmaps, Tensor dweight)",
+    "mix_feature_maps_backward(Tensor dmixes, Tensor[] maps, Tensor weight, Tensor? mixes, Tensor? means,"
+    " Tensor? rstds, bool normalize, bool[2] output_mask) -> (Tensor dmaps, Tensor dweight)",
     launcher="feature_mixing.kernels:backward",
     fake=_backward_fake,
     flops=_backward_flops,

@@ -66,9 +66,12 @@ class Operator:
         if torch.is_grad_enabled():
             if self._derivative is None:
                 return self._differentiable(self._dispatched(*arguments))
-            for argument in arguments:
+            several = isinstance(arguments[0], list)
+            # A Function looks for tensors among its arguments, not in lists.
+            flat = (len(arguments[0]), *arguments[0], *arguments[1:]) if several else arguments
+            for argument in flat:
                 if isinstance(argument, Tensor) and argument.requires_grad:
-                    return self._derivative.apply(*arguments)
+                    return self._derivative.apply(*flat)
         return self._differentiable(self._launch(*arguments))
 
     def _differentiable(self, results: Any) -> Any:
@@ -123,17 +126,17 @@ class Operator:
                 ctx.mark_non_differentiable(*output[results:])
             save(ctx, inputs, output)
 
-        def autograd(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-            needs = ctx.needs_input_grad[:inputs]
+        def gradients(ctx: Any, needs: Sequence[Any], upstream: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
             output_mask = [any(need) if isinstance(need, list) else need for need in needs]
             found: Sequence[Any] = (None,) * inputs
             if any(output_mask) and any(gradient is not None for gradient in upstream[:results]):
                 found = backward(ctx, output_mask, *upstream[:results])
             return (*map(_asked_for, found, needs), *others)
 
+        def autograd(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+            return gradients(ctx, ctx.needs_input_grad[:inputs], upstream)
+
         torch.library.register_autograd(self._dispatched._name, autograd, setup_context=setup_context, lib=_library)
-        if isinstance(self._dispatched._schema.arguments[0].type, torch.ListType):
-            return  # a Function looks for tensors among its arguments, not in lists
 
         def forward(ctx: Any, *arguments: Any) -> Any:
             # Results that are only kept for the backward pass are kept, not returned: autograd need not wrap them.
@@ -142,7 +145,20 @@ class Operator:
             save(ctx, arguments, output)
             return self._differentiable(output)
 
-        methods = {"forward": staticmethod(forward), "backward": staticmethod(autograd)}
+        def forward_of_several(ctx: Any, count: int, *flat: Any) -> Any:
+            ctx.count = count
+            return forward(ctx, list(flat[:count]), *flat[count:])
+
+        def autograd_of_several(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+            first, rest = 1 + ctx.count, ctx.needs_input_grad
+            several, *each = gradients(ctx, [list(rest[1:first]), *rest[first : first + inputs - 1]], upstream)
+            return None, *several, *each
+
+        several = isinstance(self._dispatched._schema.arguments[0].type, torch.ListType)
+        methods = {
+            "forward": staticmethod(forward_of_several if several else forward),
+            "backward": staticmethod(autograd_of_several if several else autograd),
+        }
         self._derivative = type(self._dispatched._name, (torch.autograd.Function,), methods)
 
     def not_differentiable(self, why: str) -> None:

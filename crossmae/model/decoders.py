@@ -34,8 +34,8 @@ class FeatureMixing(nn.Module):
 
     def forward(self, maps: list[Tensor], projections: list[nn.Linear]) -> tuple[Tensor, ...]:
         """Maps, each ``(B, K, E)`` -> the projection of each decoder block's mix ``(B, K, O)``."""
-        scale = torch.stack([norm.get_parameter("weight") for norm in self.norms])
-        shift = torch.stack([norm.get_parameter("bias") for norm in self.norms])
+        norms = [norm for norm in self.norms if isinstance(norm, nn.LayerNorm)]
+        scale, shift = torch.stack([norm.weight for norm in norms]), torch.stack([norm.bias for norm in norms])
         weights, biases = [layer.weight for layer in projections], [layer.bias for layer in projections]
         return ck.project_feature_maps(maps, self.weight, scale, shift, weights, biases, self.eps)
 

@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,10 @@ class Record:
             return other.stats["median"] / self.stats["median"]
         return (other.call or other.stats)["median"] / (self.call or self.stats)["median"]
 
-    def as_benchmark(self) -> dict[str, Any]:
-        """As it stands in pytest-benchmark's JSON."""
-        name = ", ".join(self.key)
-        extra = {key: value for key, value in asdict(self).items() if key != "stats"}
-        return {"group": self.group, "name": name, "fullname": name, "extra_info": extra, "stats": self.stats}
+    @property
+    def extra_info(self) -> dict[str, Any]:
+        """What stands beside the times in pytest-benchmark's JSON."""
+        return {name: value for name, value in vars(self).items() if name != "stats"}
 
     @property
     def group(self) -> str:
@@ -130,11 +129,22 @@ class Run:
 
     def as_pytest_benchmark(self) -> dict[str, Any]:
         """What was measured, as pytest-benchmark's JSON has it, for ``pytest-benchmark compare``."""
+        names = {key: ", ".join(key) for key in self.records}
         return {
             "machine_info": self.machine,
             "commit_info": {"id": self.machine["commit"]},
-            "benchmarks": [r.as_benchmark() for r in self.records.values() if r.stats],
             "datetime": self.machine["date"],
+            "benchmarks": [
+                {
+                    "group": r.group,
+                    "name": names[key],
+                    "fullname": names[key],
+                    "extra_info": r.extra_info,
+                    "stats": r.stats,
+                }
+                for key, r in self.records.items()
+                if r.stats
+            ],
         }
 
     @property

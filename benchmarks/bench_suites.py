@@ -51,9 +51,10 @@ def test_suite(benchmark: Any, pytestconfig: pytest.Config, checks: Checks, case
         pytest.skip(records.NOT_REACHED)
     record, form = suites.planned(case), FORMS[option.form]
     journal = Journal(Path(option.record) if option.record else None)
-    journal.write("started", record.key)
+    record.status, record.reason = records.FAILED, records.STARTED
+    journal.write(records=[record])
     attempt(benchmark, record, case, form, checks)
-    journal.write("done", vars(record))
+    journal.write(records=[record])
     # What failed is gone by now, and with it what it held on the device.
     gc.collect()
     if not usable(form.device):
@@ -73,7 +74,7 @@ def attempt(benchmark: Any, record: Record, case: Case, form: Form, checks: Chec
         solver = contest.contenders[name]()
         record.check = checks.check(contest, name, solver)
         measure(benchmark, record, contest, solver, direction, form)
-        record.status = records.MEASURED
+        record.status, record.reason = records.MEASURED, ""
         benchmark.extra_info |= record.extra_info
     except WrongError as wrong:
         record.status, record.reason = records.WRONG, str(wrong)

@@ -118,18 +118,19 @@ class Session:
         form = FORMS[self.form]
         now = records.machine(form.device) | {"form": self.form, "interpreted": self.interpret}
         now |= {"commit": records.commit(), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        if (self.folder / records.FILE).is_file():
-            before = records.read(self.folder).machine
-            for what in ("commit", "device", "form"):
-                if before[what] != now[what]:
-                    raise ValueError(f"{self.folder} has records of {what} {before[what]}, this is {now[what]}")
-        self.journal.write("session", now)
-        self.journal.write("planned", [vars(planned(case)) for suite in SUITES for case in cases(suite, form)])
+        before = records.read(self.folder) if (self.folder / records.FILE).is_file() else Run(now)
+        for what in ("commit", "device", "form"):
+            if before.machine[what] != now[what]:
+                raise ValueError(f"{self.folder} has records of {what} {before.machine[what]}, this is {now[what]}")
+        done = {key for key, record in before.records.items() if record.status in records.FINAL}
+        plan = [planned(case) for suite in SUITES for case in cases(suite, form)]
+        again = {name: Stage(NOT_REACHED) for name, stage in before.stages.items() if stage.status != DONE}
+        self.journal.write(now, again, [record for record in plan if record.key not in done])
 
     def stage(self, name: str, seconds: float) -> None:
         """Run a stage that is not done yet, and write down how it ended."""
         self.end += seconds
-        if name in records.read(self.folder).stages:
+        if records.read(self.folder).stages.get(name, Stage(NOT_REACHED)).status == DONE:
             print(f"== {name}: done before", flush=True)
             return
         print(f"== {name}", flush=True)
@@ -144,7 +145,7 @@ class Session:
         else:
             stage = self._suite(name, left)
         stage.seconds = round(time.monotonic() - begun, 1)
-        self.journal.write("stage", {name: vars(stage)})
+        self.journal.write(stages={name: stage})
         print(f"== {name}: {stage.status} {stage.reason} ({stage.seconds:.0f} s)", flush=True)
 
     def _correctness(self, seconds: float) -> Stage:
@@ -165,7 +166,7 @@ class Session:
         checked, *tested = [log.read_text("utf-8", errors="replace") for log in logs]
         # 5: no test of that folder needs a GPU.
         wrong = [
-            f"{log.stem} {how(code)}: {' '.join(text[-300:].split())}"
+            f"{log.stem} {how(code)} {' '.join(text[-300:].split()) if code else ''}".strip()
             for log, code, text in zip(logs, codes, [checked, *tested], strict=True)
             if code not in (0, 5)
         ]
@@ -191,8 +192,11 @@ class Session:
         while True:
             before = records.read(self.folder).open(name)
             (code,) = run_together([command], end - time.monotonic(), self.environment)
-            self.journal.write("ended", how(code))
             run = records.read(self.folder)
+            crashed = [record for record in run.records.values() if record.reason == records.STARTED]
+            for record in crashed:
+                record.reason += f"; the process {how(code)}"
+            self.journal.write(records=crashed)
             if code in (None, *WELL) or run.open(name) == before:
                 break
         facts = dict(collections.Counter(r.status for r in run.records.values() if r.suite == name))
@@ -243,6 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="for records; $OUT or benchmarks/results/DEVICE-COMMIT")
     parser.add_argument("--full", action="store_true", help="every size, batch and compiler, without a limit of time")
+    parser.add_argument("--minutes", type=float, default=9.0, help="limit of the others (9)")
     parser.add_argument("--rehearse", action="store_true", help="the same on a CPU: tiny, in Triton's interpreter")
     options = parser.parse_args(argv)
     form = "tiny" if options.rehearse else "full" if options.full else "short"
@@ -253,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     session = Session(options.folder or default_folder(form), form)
     session.begin()
     for name, seconds in SHORT_SECONDS.items():
-        session.stage(name, FULL_SECONDS if form == "full" else seconds)
+        session.stage(name, FULL_SECONDS if form == "full" else seconds * options.minutes / 9)
     run = records.read(session.folder)
     lines, whole = summary(run)
     text = "\n".join(lines)

@@ -31,7 +31,6 @@ from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config
 from crossmae_kernels.runtime.dispatch import Implementation
 from crossmae_kernels.testing import Draw, Problem
-from crossmae_kernels.testing.problem import Argument
 
 FAMILIES = {"crossmae": "CrossMAE", "mae": "MAE"}
 
@@ -117,32 +116,25 @@ def _decode(
     """The decoder on random float32 feature maps, which is what an encoder hands out under autocast."""
     config = _config(form, family, size, image_size, blocks)
     visible, predicted = mask_counts(config.patches, MASK_RATIO, prediction_ratio)
-    maps = len(config.feature_maps or (None,))
-    about = {
-        "decoder": FAMILIES[family],
-        "model": model_name(size),
-        "pixels": config.image_size[0],
-        "blocks": config.decoder_depth,
-        "predicts": prediction_ratio,
-    }
-    moved = batch * ((visible + 1) * config.encoder_width * maps * 4 + predicted * config.patch_values * 4)
+    maps, pixels = len(config.feature_maps or (None,)), config.image_size[0]
+    about = {"decoder": FAMILIES[family], "model": model_name(size), "pixels": pixels, "blocks": config.decoder_depth}
+    moved = 4.0 * batch * ((visible + 1) * config.encoder_width * maps + predicted * config.patch_values)
     flops = 2.0 * batch * decoder_macs(config, prediction_ratio)
 
-    def draw_maps(draw: Draw, batch: int) -> Argument:
-        return [draw.normal(batch, visible + 1, config.encoder_width) for _ in range(maps)]
+    def pose(draw: Draw, batch: int) -> Problem:
+        drawn = [draw.normal(batch, visible + 1, config.encoder_width) for _ in range(maps)]
+        return Problem("decoder", "", {"inputs": drawn, **_masks(draw, batch, config, visible, predicted)})
 
     return _contest(
-        Problem("decoder", "", {}),
-        draw_maps,
         form,
         config,
-        prediction_ratio,
         module=lambda: _model(config, form.device).decoder,
         ours=lambda decoder: decoder,
         theirs=(lambda decoder: partial(release_decode, decoder)) if release else None,
         suite=suite,
-        about=about,
+        about=about | {"predicts": prediction_ratio},
         batch=batch,
+        pose=pose,
         work={FORWARD: Work(moved, flops), BOTH: Work(3 * moved, 3 * flops)},
     )
 
@@ -151,53 +143,43 @@ def _train(suite: str, form: Form, size: str, batch: int, direction: Direction, 
     """A whole model on random images with given masks: a forward and a backward pass, and in a step AdamW's."""
     config = _config(form, family, size)
     prediction_ratio = PREDICTION_RATIO if family == "crossmae" else MASK_RATIO
-    visible, _ = mask_counts(config.patches, MASK_RATIO, prediction_ratio)
-    about = {
-        "part": "whole model",
-        "decoder": FAMILIES[family],
-        "model": model_name(size),
-        "predicts": prediction_ratio,
-    }
+    visible, predicted = mask_counts(config.patches, MASK_RATIO, prediction_ratio)
+    about = {"part": "whole model", "decoder": FAMILIES[family], "model": model_name(size)}
     macs = _encoder_macs(config, visible) + decoder_macs(config, prediction_ratio)
+
+    def pose(draw: Draw, batch: int) -> Problem:
+        arguments = {"inputs": draw.normal(batch, config.channels, *config.image_size)}
+        arguments |= _masks(draw, batch, config, visible, predicted)
+        return Problem("model", "", {**arguments}, constants=frozenset({"inputs"}))
 
     def module() -> nn.Module:
         model = _model(config, form.device)
         return copy.deepcopy(model) if direction == STEP else model  # whoever changes weights has their own
 
     return _contest(
-        Problem("model", "", {}, constants=frozenset({"inputs"})),
-        lambda draw, batch: draw.normal(batch, config.channels, *config.image_size),
         form,
         config,
-        prediction_ratio,
         module=module,
         ours=lambda model: lambda images, masking: model(images, masking=masking).loss,
         theirs=(lambda model: partial(release_model_loss, model)) if family == "crossmae" else None,
         suite=suite,
-        about=about,
+        about=about | {"predicts": prediction_ratio},
         batch=batch,
+        pose=pose,
         work={direction: Work(0, 6.0 * batch * macs)},
     )
 
 
+def _masks(draw: Draw, batch: int, config: Config, visible: int, predicted: int) -> dict[str, Tensor]:
+    """Ids of visible and of predicted patches."""
+    order = draw.ids(batch, config.patches, config.patches)
+    return {"visible": order[:, :visible], "predicted": order[:, config.patches - predicted :].sort(dim=1).values}
+
+
 def _contest(
-    problem: Problem,
-    draw_inputs: Callable[[Draw, int], Argument],
-    form: Form,
-    config: Config,
-    prediction_ratio: float,
-    module: Callable[[], nn.Module],
-    ours: Call,
-    theirs: Call | None,
-    **rest: Any,
+    form: Form, config: Config, module: Callable[[], nn.Module], ours: Call, theirs: Call | None, **rest: Any
 ) -> Contest:
     """Of what takes inputs and a masking: eager, with kernels, and as the release formulates it."""
-    visible, predicted = mask_counts(config.patches, MASK_RATIO, prediction_ratio)
-
-    def pose(draw: Draw, batch: int) -> Problem:
-        order = draw.ids(batch, config.patches, config.patches)
-        hidden = order[:, config.patches - predicted :].sort(dim=1).values
-        return problem.having(inputs=draw_inputs(draw, batch), visible=order[:, :visible], predicted=hidden)
 
     def solver(
         build: Call, implementation: Implementation = "reference", no_graph: str = "", double: bool = False
@@ -206,7 +188,7 @@ def _contest(
         by = build(built)
 
         def call(inputs: Any, visible: Tensor, predicted: Tensor) -> Tensor:
-            with nullcontext() if double else autocast(form):
+            with nullcontext() if double else _autocast(form):
                 return by(inputs, Masking(visible, predicted, config.patches))
 
         optimizer = _adamw(built) if STEP in rest["work"] else None
@@ -215,17 +197,11 @@ def _contest(
     contenders = {"reference": partial(solver, ours), "fused": partial(solver, ours, "triton")}
     if theirs:
         contenders["release"] = partial(solver, theirs, no_graph=SYNCHRONIZES)
-    return Contest(
-        dtype=form.dtype,
-        pose=pose,
-        contenders=with_compiled(form, contenders),
-        exact=partial(solver, ours, double=True),
-        whole=True,
-        **rest,
-    )
+    exact = partial(solver, ours, double=True)
+    return Contest(dtype=form.dtype, contenders=with_compiled(form, contenders), exact=exact, whole=True, **rest)
 
 
-def autocast(form: Form) -> AbstractContextManager[object]:
+def _autocast(form: Form) -> AbstractContextManager[object]:
     """Autocast to the form's dtype; none for float32."""
     if form.dtype == torch.float32:
         return nullcontext()

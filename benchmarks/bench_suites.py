@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import records, suites
-from benchmarks.checking import Checks, WrongError
+from benchmarks.checking import WrongError, check
 from benchmarks.contest import BOTH, FORMS, Contest, Direction, Form, MissingError, Solver
 from benchmarks.records import Journal, Record
 from benchmarks.suites import Case
@@ -36,15 +36,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("case", [pytest.param(case, id=", ".join(key)) for key, case in todo.items()])
 
 
-@pytest.fixture(scope="session")
-def checks(pytestconfig: pytest.Config) -> Checks:
-    """Each contender of each problem is judged once."""
-    return Checks(FORMS[pytestconfig.option.form].device)
-
-
 @pytest.mark.benchmark(timer=CLOCK)
 @pytest.mark.filterwarnings("default")  # a contender that warns still competes
-def test_suite(benchmark: Any, pytestconfig: pytest.Config, checks: Checks, case: Case) -> None:
+def test_suite(benchmark: Any, pytestconfig: pytest.Config, case: Case) -> None:
     """Check and time one contender on one problem in one direction."""
     option = pytestconfig.option
     if time.time() > option.until or os.getppid() != PARENT:
@@ -53,7 +47,7 @@ def test_suite(benchmark: Any, pytestconfig: pytest.Config, checks: Checks, case
     journal = Journal(Path(option.record) if option.record else None)
     record.status, record.reason = records.FAILED, records.STARTED
     journal.write(records=[record])
-    attempt(benchmark, record, case, form, checks)
+    attempt(benchmark, record, case, form)
     journal.write(records=[record])
     # What failed is gone by now, and with it what it held on the device.
     gc.collect()
@@ -67,12 +61,12 @@ def test_suite(benchmark: Any, pytestconfig: pytest.Config, checks: Checks, case
         pytest.fail(f"{record.status}: {record.reason}", pytrace=False)
 
 
-def attempt(benchmark: Any, record: Record, case: Case, form: Form, checks: Checks) -> None:
+def attempt(benchmark: Any, record: Record, case: Case, form: Form) -> None:
     """Check and measure; whatever goes wrong is written into the record."""
     contest, name, direction = case
     try:
         solver = contest.contenders[name]()
-        record.check = checks.check(contest, name, solver)
+        record.check = check(contest, name, solver, form.device)
         measure(benchmark, record, contest, solver, direction, form)
         record.status, record.reason = records.MEASURED, ""
         benchmark.extra_info |= record.extra_info

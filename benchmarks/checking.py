@@ -27,23 +27,16 @@ class WrongError(Exception):
     """A contender computes something else; the message says which result, and by how much."""
 
 
-class Checks:
-    """Judges each contender of each contest once, whatever the direction that is timed."""
+def check(contest: Contest, name: str, solver: Solver, device: torch.device) -> str:
+    """What came nearest to what is allowed, or ``WrongError``; judged once, whatever the direction that is timed."""
+    if name not in contest.checked:
+        contest.checked[name] = _judge(contest, device).check(name, solver)
+    return contest.checked[name]
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._judge: Judge | None = None  # of the contest at hand alone: it holds what float64 makes of a model
-        self._found: dict[tuple[str, str, str], str] = {}
 
-    def check(self, contest: Contest, name: str, solver: Solver) -> str:
-        """What came nearest to what is allowed, or ``WrongError``."""
-        key = contest.suite, contest.problem, name
-        if key not in self._found:
-            if self._judge is None or self._judge.contest is not contest:
-                self._judge = None
-                self._judge = Judge(contest, self._device)
-            self._found[key] = self._judge.check(name, solver)
-        return self._found[key]
+@functools.lru_cache(maxsize=1)  # of the contest at hand alone: it holds what float64 makes of a model
+def _judge(contest: Contest, device: torch.device) -> "Judge":
+    return Judge(contest, device)
 
 
 class Judge:

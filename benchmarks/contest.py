@@ -144,6 +144,7 @@ class Contest:
         work: the least work in a direction; contests differ in which directions they have.
         whole: a whole model, which takes float32 and is judged by root mean squares over all parameters together.
         baseline: another contest, whose reference is timed in turn with each contender on a CPU, whose speed wavers.
+        checked: what checks of contenders found, by name.
     """
 
     suite: str
@@ -156,6 +157,7 @@ class Contest:
     exact: Callable[[], Solver] | None = None
     whole: bool = False
     baseline: "Contest | None" = None
+    checked: dict[str, str] = field(default_factory=dict)
 
     def ours(self, name: str) -> bool:
         """Whether this package answers for a contender."""

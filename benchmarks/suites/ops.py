@@ -4,6 +4,7 @@ Beside them stands the release's formulation where it differs. It stacks feature
 slices of their mix; it cuts whole images into patches and then drops most of them.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -109,12 +110,19 @@ def _bytes_backward(posed: Problem, arguments: Mapping[str, Tensor], results: Ma
     return _bytes(read) + _bytes(results) + _bytes(written)
 
 
-def mixing(form: Form) -> list[Contest]:
+def each_shape(suite: Callable[[Form, str, int], list[Contest]]) -> Callable[[Form], list[Contest]]:
+    """A suite of what there is for each size of model and each batch."""
+
+    @functools.wraps(suite)
+    def contests(form: Form) -> list[Contest]:
+        return [contest for size in form.sizes for batch in form.batches for contest in suite(form, size, batch)]
+
+    return contests
+
+
+@each_shape
+def mixing(form: Form, size: str, batch: int) -> list[Contest]:
     """Mixing of feature maps and its norm, without the affine, which the next linear layer takes in."""
-    return [_mixing(form, size, batch) for size in form.sizes for batch in form.batches]
-
-
-def _mixing(form: Form, size: str, batch: int) -> Contest:
     config, tokens, _ = form.decoder_shape(size)
     maps, mixes, width = len(config.feature_maps or ()), config.decoder_depth, config.encoder_width
 
@@ -124,24 +132,22 @@ def _mixing(form: Form, size: str, batch: int) -> Contest:
     def release(maps: list[Tensor], weight: Tensor, **affine: None) -> tuple[Tensor, ...]:
         return release_mixing(maps, weight, problems.EPS)
 
-    return op_contest("mixing", form, size, batch, pose, {"release": partial(Solver, release)})
+    return [op_contest("mixing", form, size, batch, pose, {"release": partial(Solver, release)})]
 
 
-def attention(form: Form) -> list[Contest]:
+@each_shape
+def attention(form: Form, size: str, batch: int) -> list[Contest]:
     """Decoder blocks, the first with a table of queries; in the full form self-attention and larger images too."""
-    found = []
-    for size in form.sizes:
-        config, keys, queries = form.decoder_shape(size)
-        heads = config.decoder_heads, config.decoder_width // config.decoder_heads
-        shapes = [(queries, keys, *heads, table) for table in (0, config.patches)]
-        if form.name == "full":
-            larger, more_keys, more_queries = form.decoder_shape(size, 448)
-            encoder_heads = config.encoder_heads, config.encoder_width // config.encoder_heads
-            mae = config.patches + 1
-            shapes.append((more_queries, more_keys, *heads, larger.patches))
-            shapes += [(keys, keys, *encoder_heads, 0), (mae, mae, *heads, 0)]
-        found += [_attention(form, size, batch, *shape) for batch in form.batches for shape in shapes]
-    return found
+    config, keys, queries = form.decoder_shape(size)
+    heads = config.decoder_heads, config.decoder_width // config.decoder_heads
+    shapes = [(queries, keys, *heads, table) for table in (0, config.patches)]
+    if form.name == "full":
+        larger, more_keys, more_queries = form.decoder_shape(size, 448)
+        encoder_heads = config.encoder_heads, config.encoder_width // config.encoder_heads
+        mae = config.patches + 1
+        shapes.append((more_queries, more_keys, *heads, larger.patches))
+        shapes += [(keys, keys, *encoder_heads, 0), (mae, mae, *heads, 0)]
+    return [_attention(form, size, batch, *shape) for shape in shapes]
 
 
 def _attention(
@@ -153,16 +159,13 @@ def _attention(
         key, value = draw.normal(batch, keys, 2 * heads * head_width).chunk(2, dim=-1)
         return posed.having(key=key, value=value)
 
-    def solver(build: Callable[[], Attention]) -> Solver:
-        return Solver(partial(attend, build(), num_heads=heads))
+    def solver(attention: Attention) -> Solver:
+        return Solver(partial(attend, attention, num_heads=heads))
 
-    others = {name: partial(solver, partial(_as_it_is, attention)) for name, attention in attentions().items()}
-    others["FlexAttention"] = partial(solver, partial(_flex, form.device))
-    return op_contest("attention", form, size, batch, pose, others)
-
-
-def _as_it_is(attention: Attention) -> Attention:
-    return attention
+    others: dict[str, Callable[[], Solver]] = {n: partial(solver, attention) for n, attention in attentions().items()}
+    return op_contest(
+        "attention", form, size, batch, pose, others | {"FlexAttention": lambda: solver(_flex(form.device))}
+    )
 
 
 def _flex(device: torch.device) -> Attention:
@@ -180,12 +183,9 @@ def _flex(device: torch.device) -> Attention:
     return attend
 
 
-def mlp(form: Form) -> list[Contest]:
+@each_shape
+def mlp(form: Form, size: str, batch: int) -> list[Contest]:
     """The MLP of a decoder block, residual included."""
-    return [_mlp(form, size, batch) for size in form.sizes for batch in form.batches]
-
-
-def _mlp(form: Form, size: str, batch: int) -> Contest:
     config, _, queries = form.decoder_shape(size)
     width = config.decoder_width
     fused = partial(ck.mlp, eps=problems.EPS, impl="triton")
@@ -199,15 +199,12 @@ def _mlp(form: Form, size: str, batch: int) -> Contest:
 
     others = {f"fused, {name}": partial(Solver, partial(in_form, name)) for name in ("single", *problems.FORMS)}
     others["fused, hidden saved"] = partial(Solver, partial(fused, hidden="save"))
-    return op_contest("mlp", form, size, batch, pose, others)
+    return [op_contest("mlp", form, size, batch, pose, others)]
 
 
-def projection(form: Form) -> list[Contest]:
+@each_shape
+def projection(form: Form, size: str, batch: int) -> list[Contest]:
     """The linear layers around attention: keys and values of all blocks, norm and query, output and residual, head."""
-    return [contest for size in form.sizes for batch in form.batches for contest in _projections(form, size, batch)]
-
-
-def _projections(form: Form, size: str, batch: int) -> list[Contest]:
     config, tokens, queries = form.decoder_shape(size)
     width, inner = config.decoder_width, config.encoder_width
     maps, blocks = len(config.feature_maps or ()), config.decoder_depth
@@ -229,9 +226,10 @@ def _projections(form: Form, size: str, batch: int) -> list[Contest]:
     return [one(keys_and_values, {"release": release}), *map(one, (norm_and_query, output_and_residual, norm_and_head))]
 
 
-def patches(form: Form) -> list[Contest]:
+@each_shape
+def patches(form: Form, size: str, batch: int) -> list[Contest]:
     """Gathering visible patches, and the loss on predicted ones."""
-    return [build(form, size, batch) for size in form.sizes for batch in form.batches for build in (_gather, _loss)]
+    return [_gather(form, size, batch), _loss(form, size, batch)]
 
 
 def _gather(form: Form, size: str, batch: int) -> Contest:

@@ -9,7 +9,6 @@ import torch
 
 from benchmarks import records, suites
 from benchmarks.bench_suites import attempt
-from benchmarks.checking import Checks
 from benchmarks.contest import BOTH, FORMS, FORWARD, STEP, Contest, MissingError, Solver, Work
 from benchmarks.report.goals import GOALS
 from benchmarks.suites import SUITES, planned
@@ -72,11 +71,11 @@ def raising(error):
 
 def attempted(contest, *contenders, direction=BOTH):
     """The records of these contenders."""
-    checks, found = Checks(FORM.device), []
+    found = []
     for name in contenders:
         case = contest, name, direction
         found.append(planned(case))
-        attempt(Benchmark(), found[-1], case, FORM, checks)
+        attempt(Benchmark(), found[-1], case, FORM)
     return found
 
 

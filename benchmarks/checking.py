@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from benchmarks.contest import FORWARD, Arguments, Contest, Solver
+from benchmarks.contest import FORWARD, Arguments, Contest, Solver, joined
 from crossmae_kernels.testing import NORMS, Budget, Verdict, budgets, magnitude, worst
 from crossmae_kernels.testing.problem import mapped
 
@@ -66,13 +66,13 @@ class Judge:
                 raise WrongError(f"{name} is not finite")
         return "finite"
 
-    def _drawn(self, images: int) -> tuple[Arguments, list[Tensor]]:
-        """Arguments and upstream gradients."""
+    def _drawn(self, images: int) -> tuple[Arguments, Tensor]:
+        """Arguments and the upstream gradient."""
         arguments = self.contest.draw(images, SEED, self.device)
         return arguments, self.eager.upstream(arguments, SEED + 1)
 
     @functools.cached_property
-    def _few(self) -> tuple[Arguments, list[Tensor]]:
+    def _few(self) -> tuple[Arguments, Tensor]:
         return self._drawn(min(FEW_IMAGES, self.contest.batch))
 
     @functools.cached_property
@@ -80,7 +80,7 @@ class Judge:
         """What float64 makes of few images, and the budget."""
         few, upstream = self._few
         double = self.contest.exact() if self.contest.exact else self.eager
-        exact = self._results(double, mapped(few, _doubled), [gradient.double() for gradient in upstream])
+        exact = self._results(double, mapped(few, _doubled), upstream.double())
         return exact, budgets(lambda: self._results(self.eager, few, upstream), exact)
 
     def _on_few_images(self, solver: Solver) -> Verdict:
@@ -100,18 +100,18 @@ class Judge:
             verdicts.append(Verdict(name, "rms", _rms(found[name].float() - expected.float()), limit))
         return max(verdicts, key=lambda verdict: verdict.share)
 
-    def _results(self, solver: Solver, arguments: Arguments, upstream: list[Tensor]) -> Results:
-        """Outputs and every gradient by name; those of parameters as one vector."""
+    def _results(self, solver: Solver, arguments: Arguments, upstream: Tensor) -> Results:
+        """Output and every gradient by name; those of parameters as one vector."""
         if tuple(self.contest.work) == (FORWARD,):
             with torch.no_grad():
-                return solver(arguments)
+                return {"out": joined(solver(arguments))}
         leaves = solver.differentiated(arguments)
-        outputs, found = solver.gradients(arguments, [*leaves.values()], upstream)
+        result, found = solver.gradients(arguments, [*leaves.values()], upstream)
         gradients = dict(zip(leaves, found, strict=True))
         of_parameters = [gradients.pop(name).flatten() for name in leaves if name.startswith("parameters[")]
         if of_parameters:
             gradients["parameters"] = torch.cat(of_parameters)
-        return {name: out.detach() for name, out in outputs.items()} | {f"d {n}": g for n, g in gradients.items()}
+        return {"out": joined(result).detach()} | {f"d {name}": gradient for name, gradient in gradients.items()}
 
 
 def _doubled(_: str, tensor: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from crossmae.masking import mask_counts
 from crossmae.model.config import Config, named_config
 from crossmae_kernels.runtime.dispatch import Implementation, default_implementation
 from crossmae_kernels.testing import Draw, Problem
-from crossmae_kernels.testing.judge import outputs_of
 from crossmae_kernels.testing.problem import Argument, named
 
 Direction = Literal["forward", "forward + backward", "step"]
@@ -93,7 +92,7 @@ class Solver:
     """A contender, ready to run."""
 
     call: Callable[..., Any]
-    """From the problem's arguments, by name, to a tensor or a sequence of them."""
+    """From the problem's arguments, by name, to a tensor or a sequence of equal ones."""
     implementation: Implementation = "auto"
     """Who serves the operations of this package within it."""
     module: nn.Module = field(default_factory=nn.Module)
@@ -105,10 +104,10 @@ class Solver:
     plain: Callable[..., Any] | None = None
     """Of a compiled call, what was compiled."""
 
-    def __call__(self, arguments: Arguments) -> dict[str, Tensor]:
-        """Solve the problem for these arguments; outputs by name."""
+    def __call__(self, arguments: Arguments) -> Any:
+        """Solve the problem for these arguments."""
         with default_implementation(self.implementation):
-            return outputs_of(self.call(**arguments))
+            return self.call(**arguments)
 
     def differentiated(self, arguments: Arguments) -> dict[str, Tensor]:
         """What gradients are asked for, by name."""
@@ -116,17 +115,26 @@ class Solver:
         return {name: tensor for name, tensor in named(leaves) if tensor.requires_grad}
 
     def gradients(
-        self, arguments: Arguments, leaves: Sequence[Tensor], upstream: Sequence[Tensor]
-    ) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
-        """Outputs, and gradients of the leaves: none is accumulated, so none is left to clear."""
-        outputs = self(arguments)
-        return outputs, torch.autograd.grad([*outputs.values()], leaves, upstream, materialize_grads=True)
+        self, arguments: Arguments, leaves: Sequence[Tensor], upstream: Tensor
+    ) -> tuple[Any, Sequence[Tensor]]:
+        """What a call returns, and gradients of the leaves: none is accumulated, so none is left to clear.
 
-    def upstream(self, arguments: Arguments, seed: int) -> list[Tensor]:
-        """A random gradient of each output. Shapes alone are wanted: nothing is compiled for it."""
+        ``upstream`` has the shape of the outputs, joined.
+        """
+        result = self(arguments)
+        given = upstream if isinstance(result, Tensor) else upstream.unbind()
+        return result, torch.autograd.grad(result, leaves, given, materialize_grads=True)
+
+    def upstream(self, arguments: Arguments, seed: int) -> Tensor:
+        """A random gradient of the outputs. The shape alone is wanted: nothing is compiled for it."""
         with torch.no_grad():
-            outputs = replace(self, call=self.plain or self.call)(arguments).values()
-        return [Draw(seed + i, out.device, out.dtype).normal(*out.shape) for i, out in enumerate(outputs)]
+            found = joined(replace(self, call=self.plain or self.call)(arguments))
+        return Draw(seed, found.device, found.dtype).normal(*found.shape)
+
+
+def joined(result: Any) -> Tensor:
+    """An output, or several stacked: the release has a tensor for each mix where ours has one."""
+    return result if isinstance(result, Tensor) else torch.stack(list(result))
 
 
 @dataclass(frozen=True, eq=False)

@@ -183,7 +183,18 @@ def test_the_strongest_that_others_offer_competes():
         assert {"release", "release, compiled", "release, compiled, max-autotune"} < contest.contenders.keys()
 
 
-@pytest.mark.parametrize(("suite", "name"), [("mixing", "fused"), ("decode", "fused"), ("step", "reference")])
+@pytest.mark.parametrize(
+    ("suite", "name"),
+    [
+        ("mixing", "fused"),
+        ("mixing", "release"),
+        ("decode", "fused"),
+        ("decode", "release"),
+        ("step", "reference"),
+        ("projection", "release"),
+        ("patches", "release"),
+    ],
+)
 def test_a_suite_goes_the_whole_way(suite, name):
     pytest.importorskip("numpy", reason="Triton's interpreter needs it")
     contest = contests(suite, "tiny")[0]

@@ -66,7 +66,9 @@ def run_together(
     """
     end = time.monotonic() + seconds
     with contextlib.ExitStack() as stack:
-        files: list[Any] = [stack.enter_context(log.open("w")) for log in logs] or [None] * len(commands)
+        files: list[Any] = [stack.enter_context(log.open("w", encoding="utf-8")) for log in logs] or [None] * len(
+            commands
+        )
         start = functools.partial(subprocess.Popen, cwd=ROOT, env=environment, start_new_session=True)
         processes = [
             start(command, stdout=file, stderr=file and subprocess.STDOUT)

@@ -67,12 +67,12 @@ def single_shared_memory(width: int) -> int:
 def hidden_tiles(hidden: int, width: int, element_size: int, saved: bool, limits: Limits) -> GemmTiles:
     """Tiles of the backward pass through the hidden layer, which was saved or is found again.
 
-    Found again, it stands beside the sum of the other product, so tiles are half as wide as those of a single one, and
-    two programs share a multiprocessor from Hopper on. Saved, it does not, and only Ampere's instructions, which want
-    operands in registers too, leave no room for a second program with whole tiles.
+    Found again, it stands beside the sum of the other product, so tiles are half as wide as those of a single one.
+    Saved, it does not; but where tensor cores want operands in registers, only such tiles leave room for a second
+    program.
     """
     choice = gemm_tiles(hidden, width, element_size, limits)
-    whole = element_size == 4 or (saved and limits.capability >= 90)
+    whole = element_size == 4 or (saved and limits.multiplies_from_shared_memory)
     return choice if whole else replace(choice, block_n=min(64, choice.block_n))
 
 

@@ -31,6 +31,11 @@ class Limits:
     """Bytes that one program may have."""
     multiprocessors: int
 
+    @property
+    def multiplies_from_shared_memory(self) -> bool:
+        """Whether tensor cores read operands there, as Hopper's and the large Blackwells' do, and not in registers."""
+        return 90 <= self.capability < 120
+
 
 # As Hopper, the device aimed at first; the interpreter has no limit, and no parallelism.
 INTERPRETER = Limits(90, 227 * 1024, 1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.extras import installed
+from crossmae_kernels.runtime import interpreted_bfloat16
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -75,9 +76,8 @@ def machine_refusals(device: torch.device, *dtypes: torch.dtype) -> list[str]:
         refusals.append("kernels run on CUDA devices; on a CPU only in Triton's interpreter, with TRITON_INTERPRET=1")
     elif _triton_is_installed() and _interpreter_is_broken():
         refusals.append("the interpreter of Triton 3.6 needs NumPy < 2.4")
-    elif torch.bfloat16 in dtypes:
-        # It keeps them as uint16 and computes with these.
-        refusals.append("Triton's interpreter does not compute in bfloat16, only in float32 and float16")
+    elif _triton_is_installed() and torch.bfloat16 in dtypes:
+        refusals += interpreted_bfloat16.refusals()
     others = [dtype for dtype in dtypes if dtype not in KERNEL_DTYPES]
     if others:
         given = " and ".join(sorted({str(dtype) for dtype in others}))

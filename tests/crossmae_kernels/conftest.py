@@ -19,8 +19,8 @@ def interpreter():
 @pytest.fixture(
     params=[
         pytest.param(("cpu", torch.float32), id="interpreter-float32"),
-        # Not bfloat16: the interpreter computes on its raw bits.
         pytest.param(("cpu", torch.float16), id="interpreter-float16"),
+        pytest.param(("cpu", torch.bfloat16), id="interpreter-bfloat16"),
         pytest.param(("cuda", torch.float32), id="cuda-float32", marks=pytest.mark.gpu),
         pytest.param(("cuda", torch.float16), id="cuda-float16", marks=pytest.mark.gpu),
         pytest.param(("cuda", torch.bfloat16), id="cuda-bfloat16", marks=pytest.mark.gpu),

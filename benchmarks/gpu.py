@@ -207,7 +207,7 @@ class Session:
         else:
             folders = [[path] for path in sorted({path.parent for path in tests.glob("*/test_*.py")})]
             apart = [sorted(tests.glob("test_*.py")), *folders]
-            # The check covers every dtype; the tests only bfloat16, which nothing but a GPU shows, unless time allows.
+            # The check covers every dtype; the tests only bfloat16, in which models are trained, unless time allows.
             chosen = ["-m", "gpu", *([] if self.form == "full" else ["-k", "not cuda-float"])]
             groups = [[*PYTEST, "-v", *chosen, *map(str, paths)] for paths in apart]
         checked, *tested = run_together([check, *groups], seconds, self.environment, echo=False)

@@ -5,13 +5,13 @@ import triton.language as tl
 
 
 @triton.jit
-def cast(source, target, SIZE: tl.constexpr):
+def cast(source, target, SIZE: tl.constexpr):  # noqa: N803
     places = tl.arange(0, SIZE)
     tl.store(target + places, tl.load(source + places).to(target.dtype.element_ty))
 
 
 @triton.jit
-def calculate(a, b, results, count, SIZE: tl.constexpr):
+def calculate(a, b, results, count, SIZE: tl.constexpr):  # noqa: N803
     """What else is in a row: the operators, then what has constants in it, then a bit pattern there and back."""
     places = tl.arange(0, SIZE)
     inside = places < count
@@ -34,7 +34,7 @@ def calculate(a, b, results, count, SIZE: tl.constexpr):
 
 
 @triton.jit
-def reduce(a, results, ROWS: tl.constexpr, SIZE: tl.constexpr):
+def reduce(a, results, ROWS: tl.constexpr, SIZE: tl.constexpr):  # noqa: N803
     """The sums, maxima and minima of rows."""
     rows = tl.arange(0, ROWS)
     x = tl.load(a + rows[:, None] * SIZE + tl.arange(0, SIZE)[None, :])
@@ -44,7 +44,7 @@ def reduce(a, results, ROWS: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
-def multiply(a, b, product, SIZE: tl.constexpr):
+def multiply(a, b, product, SIZE: tl.constexpr):  # noqa: N803
     """A product of two square matrices on top of what is there."""
     square = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
     tl.store(product + square, tl.dot(tl.load(a + square), tl.load(b + square), tl.load(product + square)))

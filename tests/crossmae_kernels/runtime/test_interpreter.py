@@ -9,8 +9,8 @@ import torch
 from seeds import generator
 
 import crossmae_kernels as ck
-from crossmae_kernels.runtime import interpreted_bfloat16
 from crossmae_kernels.runtime.device import machine_refusals
+from crossmae_kernels.runtime.interpreter import _bfloat16_refusals, teach
 
 CPU, BFLOAT16 = torch.device("cpu"), torch.bfloat16
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -18,7 +18,7 @@ INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 @pytest.fixture(autouse=True)
 def kernels(interpreter):
-    interpreted_bfloat16.install()
+    teach()
     import bfloat16_kernels
 
     return bfloat16_kernels
@@ -160,9 +160,9 @@ X, W = torch.ones(2, 3, 8, dtype=BFLOAT16), torch.ones(8, 8, dtype=BFLOAT16)
 
 @pytest.fixture
 def asked_again():
-    interpreted_bfloat16.refusals.cache_clear()
+    _bfloat16_refusals.cache_clear()
     yield
-    interpreted_bfloat16.refusals.cache_clear()
+    _bfloat16_refusals.cache_clear()
 
 
 @pytest.mark.usefixtures("asked_again")

@@ -1,4 +1,4 @@
-"""bfloat16 in Triton's interpreter is PyTorch's: casts, arithmetic, constants, reductions and products."""
+"""bfloat16 in Triton's interpreter is PyTorch's: casts, arithmetic, constants, reductions and products; its speed."""
 
 import importlib.metadata
 import sys
@@ -155,7 +155,25 @@ def test_products_are_added_up_in_float32(kernels):
     assert torch.equal(product, a.float() @ b.float() + 0.5)
 
 
-X, W = torch.ones(2, 3, 8, dtype=BFLOAT16), torch.ones(8, 8, dtype=BFLOAT16)
+def test_the_language_is_prepared_once_for_each_function_of_a_launch(monkeypatch):
+    from gelu_kernel import evaluate
+    from triton.runtime import interpreter
+
+    prepare, prepared = interpreter._patch_builtin, []
+    monkeypatch.setattr(interpreter, "_patch_builtin", lambda *given: prepared.append(given[0]) or prepare(*given))
+    h, counts, found = torch.linspace(-3, 3, 64), [], []
+    for block in (64, 16, 16):
+        value = torch.empty_like(h)
+        evaluate[(64 // block,)](h, value, torch.empty_like(h), h.new_empty(0, dtype=BFLOAT16), 64, BLOCK=block)
+        counts.append(len(prepared))
+        found.append(value)
+    assert counts[0] > 0
+    assert counts == [counts[0], 2 * counts[0], 3 * counts[0]]
+    assert all(torch.equal(value, found[0]) for value in found)
+    torch.testing.assert_close(found[0], torch.nn.functional.gelu(h), rtol=2e-3, atol=1e-3)
+
+
+X = torch.ones(2, 3, 8, dtype=BFLOAT16)
 
 
 @pytest.fixture

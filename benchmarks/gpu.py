@@ -159,7 +159,7 @@ class Session:
         else:
             folders = sorted({path.parent for path in tests.glob("*/test_*.py")})
             groups = [sorted(tests.glob("test_*.py")), *([folder] for folder in folders)]
-        # The check covers every dtype; the tests only bfloat16, which nothing but a GPU shows, unless time allows.
+        # The check covers every dtype; the tests only bfloat16, in which models are trained, unless time allows.
         chosen = ["-m", "gpu"] if not self.interpret else []
         chosen += ["-k", "not cuda-float"] if self.form == "short" else []
         commands = [check, *([*PYTEST, "-v", *chosen, *map(str, group)] for group in groups)]

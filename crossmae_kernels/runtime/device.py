@@ -1,7 +1,6 @@
 """What a device offers to Triton kernels, asked when a call needs it and never at import."""
 
 import functools
-import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.extras import installed
+from crossmae_kernels.runtime import interpreter
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -83,11 +83,8 @@ def machine_refusals(device: torch.device, *dtypes: torch.dtype) -> list[str]:
         refusals.append(f"kernels run on CUDA devices, and these tensors are on {device}")
     elif not interpreted():
         refusals.append("kernels run on CUDA devices; on a CPU only in Triton's interpreter, with TRITON_INTERPRET=1")
-    elif _triton_is_installed() and _interpreter_is_broken():
-        refusals.append("the interpreter of Triton 3.6 needs NumPy < 2.4")
-    elif torch.bfloat16 in dtypes:
-        # It keeps them as uint16 and computes with these.
-        refusals.append("Triton's interpreter does not compute in bfloat16, only in float32 and float16")
+    elif _triton_is_installed():
+        refusals += interpreter.refusals(dtypes)
     others = [dtype for dtype in dtypes if dtype not in KERNEL_DTYPES]
     if others:
         given = " and ".join(sorted({str(dtype) for dtype in others}))
@@ -139,17 +136,6 @@ def limits(device: torch.device) -> Limits:
 @functools.cache
 def _triton_is_installed() -> bool:
     return installed("triton")
-
-
-@functools.cache
-def _interpreter_is_broken() -> bool:
-    """It takes the bounds of loops for scalars in a way that NumPy 2.4 no longer allows."""
-    try:
-        versions = [importlib.metadata.version(name).split(".") for name in ("triton", "numpy")]
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    triton, numpy = ((int(major), int(minor)) for major, minor, *_ in versions)
-    return triton <= (3, 6) and numpy >= (2, 4)
 
 
 @functools.cache

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from crossmae_kernels.runtime import interpreter
+from crossmae_kernels.runtime.device import interpreted
 from crossmae_kernels.runtime.flops import flop_formula
 
 NAMESPACE = "crossmae_kernels"
@@ -86,6 +88,8 @@ class Operator:
 
     def _launch(self, *arguments: Any) -> Any:
         if self._launchers is None:
+            if interpreted():
+                interpreter.teach()
             self._launchers = importlib.import_module(f"{NAMESPACE}.{self._module}")
         function = getattr(self._launchers, self._function)
         first = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]

@@ -70,25 +70,25 @@ def problem(device):
 
 
 @functools.cache
-def expectation(seed, device, residual):
+def expectation(seed, device, residual, dtype):
     """What is right, and the budget, of the small model under autocast: whatever becomes of hidden layers."""
     model, (images, noise) = small_model(residual=residual).to(device), images_and_noise(device)
     exact = gradients(copy.deepcopy(model).double(), images.double(), noise, "reference")
-    return exact, budgets(lambda: gradients(model, images, noise, "reference", torch.float16), exact)
+    return exact, budgets(lambda: gradients(model, images, noise, "reference", dtype), exact)
 
 
-def judge(problem, device, hidden="recompute", residual="float32"):
+def judge(problem, device, hidden="recompute", residual="float32", dtype=torch.bfloat16):
     """Prediction, loss and the gradient of every parameter within the budget."""
     model = small_model(hidden_layer=hidden, residual=residual).to(device)
-    found = gradients(model, *problem, "triton", torch.float16)
-    assert_within_budget(found, *expectation(seeds.current, device, residual))
+    found = gradients(model, *problem, "triton", dtype)
+    assert_within_budget(found, *expectation(seeds.current, device, residual, dtype))
 
 
 @pytest.mark.budget
-@pytest.mark.parametrize("hidden", ["recompute", "save"])
-@pytest.mark.parametrize("residual", ["float32", "autocast"])
-def test_gradients_of_the_whole_model_under_autocast_keep_to_the_budget(problem, device, hidden, residual):
-    judge(problem, device, hidden, residual)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("hidden", "residual"), [("recompute", "float32"), ("save", "autocast")])
+def test_gradients_of_the_whole_model_under_autocast_keep_to_the_budget(problem, device, dtype, hidden, residual):
+    judge(problem, device, hidden, residual, dtype)
 
 
 @pytest.mark.budget

@@ -113,7 +113,9 @@ class Forms:
                 raise RuntimeError(f"{self.op}: form {asked!r} {REFUSAL}" + "; ".join(reasons))
             rule = asked
         elif enabled():
-            rule = self._tuned(rule, arguments)
+            best = self._tuned(rule, arguments)
+            # The fastest at these widths may refuse this call for where its matrices lie.
+            rule = rule if self._reasons(best, arguments) else best
         return self.by_name[rule](*arguments)
 
     def _reasons(self, name: str, arguments: tuple[Any, ...]) -> Sequence[str]:

@@ -28,8 +28,8 @@ def graphed(model: MaskedAutoencoder, sample: Tensor, **arguments: Any) -> Calla
         A function from images to an output whose tensors are overwritten by the next call.
 
     Raises:
-        ValueError: if the images are not on a CUDA device, a generator is on another one, or later images are of another
-            shape or dtype.
+        ValueError: if the images are not on a CUDA device, or a generator on another one, or if later images are of
+            another shape or dtype.
     """
     if not sample.is_cuda:
         raise ValueError(f"graphed: sample must be on a CUDA device, got {sample.device}")

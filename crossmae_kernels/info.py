@@ -16,7 +16,7 @@ import crossmae_kernels as ck
 from crossmae_kernels.command import run_command
 from crossmae_kernels.extras import version
 from crossmae_kernels.runtime import dispatch, launch, tuning
-from crossmae_kernels.runtime.device import KERNEL_DTYPES, interpreted, shared_memory
+from crossmae_kernels.runtime.device import KERNEL_DTYPES, interpreted, limits
 
 # ViT-B's decoder at 224 px: 13 feature maps of 49 visible patches and a class token, mixed for 12 blocks; of 196
 # patches 49 are predicted.
@@ -124,7 +124,7 @@ def describe(device: torch.device) -> str:
     return (
         f"{properties.name}, compute capability {properties.major}.{properties.minor},"
         f" {properties.multi_processor_count} multiprocessors,"
-        f" {shared_memory(device) // 1024} KiB of shared memory a program"
+        f" {limits(device).shared_memory // 1024} KiB of shared memory a program"
     )
 
 

@@ -16,10 +16,13 @@ from crossmae_kernels.testing import Draw
 # By compute capability, 90 for 9.0: shared memory that one program may have (CUDA programming guide, table of compute
 # capabilities), and the multiprocessors of A100, A40, H100 and B200.
 DEVICES = {
-    80: Limits(163 * 1024, 108),
-    86: Limits(99 * 1024, 84),
-    90: Limits(227 * 1024, 132),
-    100: Limits(227 * 1024, 148),
+    limits.capability: limits
+    for limits in (
+        Limits(80, 163 * 1024, 108),
+        Limits(86, 99 * 1024, 84),
+        Limits(90, 227 * 1024, 132),
+        Limits(100, 227 * 1024, 148),
+    )
 }
 
 # Bits of the widest store that the layout allows, where it is looked at.

@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from crossmae_kernels.runtime.device import machine_refusals
+from crossmae_kernels.runtime.device import Limits, machine_refusals
 from crossmae_kernels.runtime.launch import Configuration, dot_extent
 
 # Wider heads would not leave room for the tiles of a backward pass.
@@ -30,6 +30,8 @@ class AttentionTiles(Configuration):
     block_k: int
     num_warps: int
     num_stages: int
+    maxnreg: int | None = None
+    """Registers of a thread, where the assembler would rather spill a few and let another program run beside."""
 
 
 def width_of(query: Tensor, packing: Packing) -> int:
@@ -78,6 +80,18 @@ def log_sum_exp_shape(
     return None if fits_on_chip(keys, head_width, element_size) else (batch, num_heads, queries)
 
 
+def _short_backward(width: int, block_k: int, wide: bool, precision: str, limits: Limits) -> AttentionTiles:
+    if wide:
+        exact = width > 64 and precision == "ieee"
+        return AttentionTiles(16, block_k, 8, 1, maxnreg=255) if exact else AttentionTiles(16, block_k, 4, 1)
+    if width > 64:
+        return AttentionTiles(16, block_k, 8, 1)
+    if block_k > 64:
+        return AttentionTiles(16, block_k, 4, 1) if width <= 32 else AttentionTiles(32, block_k, 8, 1)
+    # Ampere's instructions want operands in registers, which leaves no room for 64 queries.
+    return AttentionTiles(64 if limits.capability >= 90 else 32, block_k, 4, 1)
+
+
 @functools.lru_cache(maxsize=1024)
 def tiles(
     kernel: Kernel,
@@ -85,25 +99,23 @@ def tiles(
     keys: int,
     head_width: int,
     element_size: int,
-    shared_memory: int,
+    limits: Limits,
     precision: str,
 ) -> AttentionTiles:
-    """The analytic choice for ``queries`` x ``keys`` and heads of ``head_width``, on a device with so much memory.
+    """The analytic choice for ``queries`` x ``keys`` and heads of ``head_width``, on a device with such ``limits``.
 
     The numbers keep every kernel in registers on all architectures from 8.0 on, as the audit shows: what a thread
     holds grows with tile x head width / warps, and float32 multiplies outside of the tensor cores, where each
-    thread needs more of its operands at a time. As TF32 it needs fewer, and with 8 warps the assembler spills some to
-    let another program run beside.
+    thread needs more of its operands at a time. The short kernels walk over query tiles without a pipeline: one or two
+    steps hold all of a decoder's queries, and several programs share a multiprocessor.
     """
     width, block_k = dot_extent(head_width), dot_extent(keys)
     wide = element_size == 4
     if kernel == "short_forward":
-        return AttentionTiles(min(32 if wide else 64, dot_extent(queries)), block_k, 8 if wide else 4, 1 if wide else 2)
+        return AttentionTiles(min(32 if wide else 64, dot_extent(queries)), block_k, 8 if wide else 4, 1)
     if kernel == "short_backward":
-        most = 16 if wide else 32
-        many = precision == "ieee" if wide else block_k > 64 or width > 64
-        warps = 8 if many else 4
-        return AttentionTiles(min(most, dot_extent(queries)), block_k, warps, 1 if wide else 2)
+        choice = _short_backward(width, block_k, wide, precision, limits)
+        return replace(choice, block_q=min(choice.block_q, dot_extent(queries)))
     if wide:
         by_kernel = {
             "looped_forward": AttentionTiles(16, 32, 8, 1),
@@ -113,7 +125,7 @@ def tiles(
         return by_kernel[kernel]
     # One tile that stays and two for every stage.
     tile = 64 * width * element_size
-    stages = max(2, min(3, (shared_memory - tile) // (2 * tile)))
+    stages = max(2, min(3, (limits.shared_memory - tile) // (2 * tile)))
     small = kernel == "looped_backward_key" or stages < 3
     block_q = min(32 if small else 64, dot_extent(queries))
     return AttentionTiles(block_q, 64, 4 if width <= 64 or stages < 3 else 8, stages)
@@ -125,11 +137,11 @@ def candidates(
     keys: int,
     head_width: int,
     element_size: int,
-    shared_memory: int,
+    limits: Limits,
     precision: str,
 ) -> list[AttentionTiles]:
     """Neighbours of the analytic choice, for tuning to try."""
-    rule = tiles(kernel, queries, keys, head_width, element_size, shared_memory, precision)
+    rule = tiles(kernel, queries, keys, head_width, element_size, limits, precision)
     key_blocks = {rule.block_k} if kernel.startswith("short") else {32, 64, 128}
     return [
         AttentionTiles(block_q, block_k, warps, stages)

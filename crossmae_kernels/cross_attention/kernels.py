@@ -34,7 +34,7 @@ from crossmae_kernels.cross_attention.config import (
     unpacked,
 )
 from crossmae_kernels.primitives.segmented_sum import segmented_sum
-from crossmae_kernels.runtime.device import multiprocessors, shared_memory
+from crossmae_kernels.runtime.device import limits
 from crossmae_kernels.runtime.launch import (
     blocks,
     dot_extent,
@@ -143,7 +143,8 @@ def short_backward_kernel(
 ):  # fmt: skip
     """Program (image and head). With a whole row of P and dP at hand, ``delta = sum_j P_ij dP_ij`` as it is defined.
 
-    A gradient that nobody wants is passed as None.
+    Tiles are (queries, keys), so that a row's peak and sums stay within four threads: 12 shuffles a tile, of 240 with
+    tiles (keys, queries). A gradient that nobody wants is passed as None.
     """
     image = (tl.program_id(0) // HEADS).to(tl.int64)
     column = (tl.program_id(0) % HEADS) * HEAD_DIM
@@ -163,21 +164,20 @@ def short_backward_kernel(
         inside = rows < num_queries
         q_tile = load_queries(q, ids, rows, q_row, inside, table_rows, HEAD_DIM, BLOCK_D)
         dout_tile = load_rows(dout, rows, dout_row, inside, HEAD_DIM, BLOCK_D)
-        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION) * scale_log2
-        scores = tl.where((keys < num_keys)[:, None], scores, float("-inf"))
-        weights = tl.exp2(scores - tl.max(scores, axis=0)[None, :])
+        scores = scores_of(q_tile, k_tile, keys, num_keys, scale_log2, PRECISION)
+        weights = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
         # One division a row: with one for each weight, the code for Blackwell spills.
-        weights = weights * (1 / tl.sum(weights, axis=0))[None, :]
+        weights = weights * (1 / tl.sum(weights, axis=1))[:, None]
         if dv is not None:
-            dv_tile = tl.dot(weights.to(dout_tile.dtype), dout_tile, dv_tile, input_precision=PRECISION)
+            dv_tile = tl.dot(tl.trans(weights.to(dout_tile.dtype)), dout_tile, dv_tile, input_precision=PRECISION)
         if dq is not None or dk is not None:
-            dweights = tl.dot(v_tile, tl.trans(dout_tile), input_precision=PRECISION)
-            delta = tl.sum(weights * dweights, axis=0)
-            dscores = (weights * (dweights - delta[None, :])).to(q_tile.dtype)
+            dweights = tl.dot(dout_tile, tl.trans(v_tile), input_precision=PRECISION)
+            delta = tl.sum(weights * dweights, axis=1)
+            dscores = (weights * (dweights - delta[:, None])).to(q_tile.dtype)
             if dk is not None:
-                dk_tile = tl.dot(dscores, q_tile, dk_tile, input_precision=PRECISION)
+                dk_tile = tl.dot(tl.trans(dscores), q_tile, dk_tile, input_precision=PRECISION)
             if dq is not None:
-                dq_tile = tl.dot(tl.trans(dscores), k_tile, input_precision=PRECISION) * scale
+                dq_tile = tl.dot(dscores, k_tile, input_precision=PRECISION) * scale
                 dq_image = dq + image * num_queries * DQ_ROW + column
                 store_rows(dq_image, rows, DQ_ROW, inside, dq_tile, HEAD_DIM, BLOCK_D)
     if dk is not None:
@@ -391,9 +391,7 @@ class _Call:
             "WIDE": needs_wide_offsets(self.query, key, self.value, *others),
             **row_strides,
         }
-        problem = (
-            self.queries, self.keys, self.head_width, key.element_size(), shared_memory(key.device), precision
-        )  # fmt: skip
+        problem = (self.queries, self.keys, self.head_width, key.element_size(), limits(key.device), precision)
         choice = tiles(name, *problem)
 
         def run(choice: AttentionTiles) -> None:
@@ -437,7 +435,7 @@ def forward(
         return out, lse
     arguments = (*call.strides(), *call.counts(), scale * LOG2_E)
     if lse is None:
-        programs = blocks(PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(query.device), call.programs)
+        programs = blocks(PROGRAMS_PER_MULTIPROCESSOR * limits(query.device).multiprocessors, call.programs)
         call.launch(
             short_forward_kernel, "short_forward",
             lambda choice: (call.programs, min(blocks(call.queries, choice.block_q), programs)),

@@ -43,7 +43,7 @@ from crossmae_kernels.feature_mixing.config import (
     holds_upstream_gradients,
 )
 from crossmae_kernels.primitives import normalization
-from crossmae_kernels.runtime.device import multiprocessors, shared_memory
+from crossmae_kernels.runtime.device import limits
 from crossmae_kernels.runtime.launch import alike, blocks, input_precision, on_device_of, unit_stride
 
 # Counts that change from batch to batch: one compiled kernel serves all of them.
@@ -362,7 +362,7 @@ def forward(
     means, rstds = (first.new_empty(out.shape[:3], dtype=torch.float32) if on_chip else None for _ in range(2))
     stages = 1
     if on_chip:
-        stages = forward_stages(len(maps), width, first.element_size(), shared_memory(first.device))
+        stages = forward_stages(len(maps), width, first.element_size(), limits(first.device).shared_memory)
     if out.numel():
         with on_device_of(first):
             mixing_forward_kernel[call.grid](
@@ -427,7 +427,7 @@ class _Call:
         self.counts = batch * tokens, tokens
         self.panels = choice.panels(width)
         shares = 1 if whole_tokens else self.panels
-        programs = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(weight.device)
+        programs = PROGRAMS_PER_MULTIPROCESSOR * limits(weight.device).multiprocessors
         # Programs that share the tokens, and those that share a row.
         self.grid = min(batch * tokens, blocks(programs, shares)), shares
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.primitives.tiles import GemmTiles, gemm_tiles, width_refusals
-from crossmae_kernels.runtime.device import dtypes_of, machine_refusals, residual_refusals
+from crossmae_kernels.runtime.device import Limits, dtypes_of, machine_refusals, residual_refusals
 from crossmae_kernels.runtime.launch import Configuration, dot_extent
 
 # Where the form with one kernel ends: the float32 sums of 64 rows of 256 take 64 registers of each of 256 threads, and
@@ -66,13 +66,16 @@ def single_shared_memory(width: int) -> int:
 
 
 @functools.cache
-def hidden_tiles(hidden: int, width: int, element_size: int, shared_memory: int) -> GemmTiles:
-    """Tiles of the backward pass through the hidden layer.
+def hidden_tiles(hidden: int, width: int, element_size: int, saved: bool, limits: Limits) -> GemmTiles:
+    """Tiles of the backward pass through the hidden layer, which was saved or is found again.
 
-    Two sums stand beside each other there, so tiles are half as wide as those of a single product.
+    Found again, it stands beside the sum of the other product, so tiles are half as wide as those of a single one, and
+    two programs share a multiprocessor from Hopper on. Saved, it does not, and only Ampere's instructions, which want
+    operands in registers too, leave no room for a second program with whole tiles.
     """
-    choice = gemm_tiles(hidden, width, element_size, shared_memory)
-    return choice if element_size == 4 else replace(choice, block_n=min(64, choice.block_n))
+    choice = gemm_tiles(hidden, width, element_size, limits)
+    whole = element_size == 4 or (saved and limits.capability >= 90)
+    return choice if whole else replace(choice, block_n=min(64, choice.block_n))
 
 
 def single_refusals(width: int, dtype: torch.dtype, shared_memory: int) -> list[str]:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from crossmae_kernels.mlp.config import backward_form, form_rule, hidden_tiles, single_refusals, single_tiles
 from crossmae_kernels.primitives.gelu import gelu, gelu_backward, store_hidden_gradients
-from crossmae_kernels.primitives.gemm import gemm, place_of_tile, product
+from crossmae_kernels.primitives.gemm import PIECE, gemm, pieces, place_of_tile, product
 from crossmae_kernels.primitives.normalization import normalize, normalize_backward, normalized_rows
 from crossmae_kernels.primitives.tiles import GROUP
-from crossmae_kernels.runtime.device import shared_memory
+from crossmae_kernels.runtime.device import limits
 from crossmae_kernels.runtime.dispatch import Forms
 from crossmae_kernels.runtime.launch import (
     blocks,
@@ -103,10 +103,19 @@ def hidden_backward_kernel(
         dout + first_row * dout_row, dout_row, inside, w2, w2_row, columns,
         HIDDEN, WIDTH, False, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
     )  # fmt: skip
-    if hidden is not None:
-        mask = inside[:, None] & (columns < HIDDEN)[None, :]
-        h = tl.load(hidden + first_row * HIDDEN + rows[:, None] * HIDDEN + columns[None, :], mask=mask, other=0.0)
-    store_hidden_gradients(gradient, h, dhidden, activated, sums, first_row, row_tile, columns, inside, HIDDEN, BLOCK_M)
+    gradients = pieces(gradient, BLOCK_M, BLOCK_N)
+    if hidden is None:
+        hs = pieces(h, BLOCK_M, BLOCK_N)
+    for index in tl.static_range(BLOCK_N // PIECE):
+        columns = column_tile * BLOCK_N + index * PIECE + tl.arange(0, PIECE)
+        if hidden is None:
+            part = hs[index]
+        else:
+            places = hidden + first_row * HIDDEN + rows[:, None] * HIDDEN + columns[None, :]
+            part = tl.load(places, mask=inside[:, None] & (columns < HIDDEN)[None, :], other=0.0)
+        store_hidden_gradients(
+            gradients[index], part, dhidden, activated, sums, first_row, row_tile, columns, inside, HIDDEN, BLOCK_M
+        )  # fmt: skip
 
 
 # Output; rows, normalised; the statistic of each; what goes into GELU. The last three None where nobody asked to save
@@ -121,7 +130,7 @@ def forward(
     x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, eps: float, save: bool, save_hidden: bool
 ) -> Results:
     """Output like ``x`` and what is to be saved."""
-    rule = form_rule(w1.shape[1], w1.dtype, shared_memory(x.device))
+    rule = form_rule(w1.shape[1], w1.dtype, limits(x.device).shared_memory)
     out, *saved = _FORMS.run(rule, flat_rows(x), w1, b1, w2, b2, eps, save, save_hidden)
     return out.view(x.shape), *saved
 
@@ -232,7 +241,7 @@ def _tiled_hidden_backward(
     """Both products and GELU's backward pass in one kernel."""
     (rows, width), hidden_width = x_hat.shape, len(w1)
     w1, b1, w2 = unit_stride(w1), unit_stride_optional(b1), unit_stride(w2)
-    choice = hidden_tiles(hidden_width, width, w1.element_size(), shared_memory(dout.device))
+    choice = hidden_tiles(hidden_width, width, w1.element_size(), hidden is not None, limits(dout.device))
     dhidden = x_hat.new_empty(rows, hidden_width)
     activated = torch.empty_like(dhidden) if wants_activated else None
     row_tiles = blocks(rows, choice.block_m)
@@ -268,7 +277,7 @@ _FORMS = Forms(
         *w1.shape[::-1], str(w1.dtype), input_precision(w1.dtype), str(rows.dtype), save, save_hidden
     ),
     refusals={
-        "single": lambda rows, w1, *_: single_refusals(w1.shape[1], w1.dtype, shared_memory(rows.device)),
+        "single": lambda rows, w1, *_: single_refusals(w1.shape[1], w1.dtype, limits(rows.device).shared_memory),
     },
 )  # fmt: skip
 _BACKWARD_FORMS = Forms(

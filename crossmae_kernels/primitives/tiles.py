@@ -3,6 +3,7 @@
 import functools
 from dataclasses import dataclass
 
+from crossmae_kernels.runtime.device import Limits
 from crossmae_kernels.runtime.launch import Configuration, power_of_two
 
 # Row tiles that share column tiles before the next ones start, so that their weights are still in L2.
@@ -21,23 +22,27 @@ class GemmTiles(Configuration):
 
 
 @functools.cache
-def gemm_tiles(outer: int, inner: int, element_size: int, shared_memory: int) -> GemmTiles:
+def gemm_tiles(outer: int, inner: int, element_size: int, limits: Limits) -> GemmTiles:
     """The analytic choice for rows times a weight ``(outer, inner)``.
 
     In 16 bits a tile of 128 x 128 takes 64 registers of each of 256 threads for its sum, and does 64 FLOP for each
     byte that it asks of L2; every stage of 64 of the inner extent takes 32 KiB of shared memory. Columns come in
-    fewer where 128 would leave more than an eighth of the tiles empty. float32 multiplies outside of the tensor cores,
-    where operands need registers too.
+    fewer where 128 would leave more than an eighth of the tiles empty. From Hopper on the sum needs no more than 128
+    registers of a thread, and stages are as many as leave room for a second program: one multiplies while the other is
+    in its epilogue. Ampere's own instructions want operands in registers, where a second program finds none. float32
+    multiplies outside of the tensor cores, where operands need registers too.
     """
     if element_size == 4:
         return GemmTiles(64, 32, 32, 8, 2)
     block_n = next((block for block in (128, 64) if 8 * (-outer % block) <= outer), 32)
     block_k = 64 if inner > 32 else 32
     stage = (128 + block_n) * block_k * element_size
-    return GemmTiles(128, block_n, block_k, 8 if block_n > 32 else 4, max(2, min(4, shared_memory // stage)))
+    programs = 2 if limits.capability >= 90 else 1
+    stages = max(2, min(4, limits.shared_memory // (programs * stage)))
+    return GemmTiles(128, block_n, block_k, 8 if block_n > 32 else 4, stages)
 
 
-def gemm_candidates(outer: int, inner: int, element_size: int, shared_memory: int) -> list[GemmTiles]:
+def gemm_candidates(outer: int, inner: int, element_size: int, limits: Limits) -> list[GemmTiles]:
     """Neighbours of the analytic choice, for tuning to try."""
     return [
         GemmTiles(block_m, block_n, block_k, warps, stages)
@@ -46,7 +51,7 @@ def gemm_candidates(outer: int, inner: int, element_size: int, shared_memory: in
         for block_k in (32, 64)
         for warps in (4, 8)
         for stages in (2, 3, 4)
-        if stages * (block_m + block_n) * block_k * element_size <= shared_memory
+        if stages * (block_m + block_n) * block_k * element_size <= limits.shared_memory
         and block_m * block_n <= 128 * 32 * warps
     ]
 

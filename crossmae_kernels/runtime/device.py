@@ -22,13 +22,15 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 class Limits:
     """What launchers ask of a device."""
 
+    capability: int
+    """Compute capability, 90 for 9.0."""
     shared_memory: int
     """Bytes that one program may have."""
     multiprocessors: int
 
 
-# Shared memory of the largest devices targeted (H100, H200, B200); the interpreter has no limit, and no parallelism.
-INTERPRETER = Limits(227 * 1024, 1)
+# As Hopper, the device aimed at first; the interpreter has no limit, and no parallelism.
+INTERPRETER = Limits(90, 227 * 1024, 1)
 
 _assumed: Limits | None = None
 
@@ -106,20 +108,10 @@ def residual_refusals(name: str, residual: Tensor, compute: torch.dtype) -> list
 
 
 def limits(device: torch.device) -> Limits:
-    """What one program may have, and how many run at the same time at least."""
+    """What tiles and grids are chosen by."""
     if _assumed is not None:
         return _assumed
     return _cuda_limits(device.index or 0) if device.type == "cuda" else INTERPRETER
-
-
-def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that one program may have."""
-    return limits(device).shared_memory
-
-
-def multiprocessors(device: torch.device) -> int:
-    """How many programs run at the same time at least."""
-    return limits(device).multiprocessors
 
 
 @functools.cache
@@ -151,4 +143,5 @@ def _cuda_refusals(index: int) -> tuple[str, ...]:
 @functools.cache
 def _cuda_limits(index: int) -> Limits:
     properties: Any = torch.cuda.get_device_properties(index)  # not every PyTorch declares all of its fields
-    return Limits(properties.shared_memory_per_block_optin, properties.multi_processor_count)
+    capability = 10 * properties.major + properties.minor
+    return Limits(capability, properties.shared_memory_per_block_optin, properties.multi_processor_count)

@@ -20,8 +20,10 @@ class Configuration:
 
     @functools.cached_property
     def constants(self) -> dict[str, int]:
-        """As kernels take them: fields by their names in capitals but for ``num_warps`` and ``num_stages``."""
-        return {name if name.startswith("num_") else name.upper(): value for name, value in vars(self).items()}
+        """Fields as kernels take them: by their names in capitals, but for what Triton takes; None is left out."""
+        of_triton = ("num_warps", "num_stages", "maxnreg")
+        values = {name: value for name, value in vars(self).items() if value is not None}
+        return {name if name in of_triton else name.upper(): value for name, value in values.items()}
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:

@@ -11,13 +11,13 @@ from crossmae_kernels.testing import Draw, Judge
 from crossmae_kernels.testing.problems import cross_attention, self_attention_qkvpacked
 
 SCALE = ("* scale_log2\n", "* (1.02 * scale_log2)\n")
-MASK = ('tl.where((keys < num_keys)[{}], scores, float("-inf"))', "scores")
+MASK = ('tl.where((keys < num_keys)[None, :], scores, float("-inf"))', "scores")
 IDS = ("picked = tl.load(ids + rows, mask=inside, other=0)", "picked = tl.load(ids + rows, mask=inside, other=0) + 1")
 
 # What to replace by what.
 MUTATIONS = {
     "wrong scale": SCALE,
-    "missing key mask": (MASK[0].format("None, :"), MASK[1], MASK[0].format(":, None"), MASK[1]),
+    "missing key mask": MASK,
     "ids off by one": IDS,
     "delta too small": (
         "(dweights - delta[", "(dweights - 0.9 * delta[",

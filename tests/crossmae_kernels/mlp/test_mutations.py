@@ -26,7 +26,7 @@ MUTATIONS = {
     "last rows of a product": ("tiled", GEMM, "inside = rows < num_rows", "inside = rows < num_rows - 1"),
     "end of the inner extent": ("tiled", GEMM, "first + inner < INNER", "first + inner < INNER - 1"),
     "bias": ("tiled", GEMM, "other=0.0).to(tl.float32)[None, :]", "other=0.0).to(tl.float32)[None, :] * 0.99"),
-    "residual": ("tiled", GEMM, "tile += added", "tile += 0.99 * added"),
+    "residual": ("tiled", GEMM, "part += added", "part += 0.99 * added"),
     "hidden layer found again": ("tiled", MLP, "h += tl.load(b1 + columns", "h += 0.9 * tl.load(b1 + columns"),
     "last rows going back": ("tiled", MLP, "inside = rows < num_rows", "inside = rows < num_rows - 1"),
     "chunks of the hidden layer": ("single", MLP, "range(0, HIDDEN, BLOCK_H)", "range(BLOCK_H, HIDDEN, BLOCK_H)"),

@@ -7,6 +7,7 @@ import torch
 
 from crossmae_kernels.cross_attention.config import AttentionTiles, candidates, tiles
 from crossmae_kernels.runtime import tuning
+from crossmae_kernels.runtime.device import INTERPRETER
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -185,7 +186,7 @@ def test_records_that_cannot_be_read_or_are_not_ones_own_are_named_and_made_anew
 
 @pytest.mark.parametrize("kernel", ["short_forward", "short_backward", "looped_forward", "looped_backward_query"])
 def test_the_rule_depends_on_widths_and_on_queries_in_steps_only(kernel):
-    few, more, most = (tiles(kernel, queries, 50, 32, 2, 227 * 1024, "ieee") for queries in (49, 64, 4096))
+    few, more, most = (tiles(kernel, queries, 50, 32, 2, INTERPRETER, "ieee") for queries in (49, 64, 4096))
     assert few == more == most
-    assert tiles(kernel, 3, 50, 32, 2, 227 * 1024, "ieee").block_q == 16
-    assert all(isinstance(c, AttentionTiles) for c in candidates(kernel, 49, 50, 32, 2, 227 * 1024, "ieee"))
+    assert tiles(kernel, 3, 50, 32, 2, INTERPRETER, "ieee").block_q == 16
+    assert all(isinstance(c, AttentionTiles) for c in candidates(kernel, 49, 50, 32, 2, INTERPRETER, "ieee"))

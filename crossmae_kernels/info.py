@@ -19,18 +19,24 @@ from crossmae_kernels.runtime.device import KERNEL_DTYPES, interpreted, limits
 from crossmae_kernels.testing import Draw
 from crossmae_kernels.testing.problems import vit_base
 
+
 def devices() -> list[torch.device]:
     """The CPU and every CUDA device."""
     return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
 
 
+def call_kernels(op: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Call an op with ``impl="triton"`` at the shapes of ViT-B's decoder."""
+    problem = next(problem for problem in vit_base(Draw(device=device)) if problem.op == op)
+    problem.by("triton")(**problem.leaves(dtype))
+
+
 def served_by(op: str, device: torch.device, dtype: torch.dtype) -> str:
-    """Who serves calls of an op with ``impl="auto"`` there at ViT-B's shapes, and why the kernel does not."""
+    """Who serves calls of an op with ``impl="auto"`` there, and why the kernel does not."""
     refusals = []
     with FakeTensorMode():
-        problem = next(problem for problem in vit_base(Draw(device=device)) if problem.op == op)
         try:
-            problem.by("triton")(**problem.leaves(dtype))
+            call_kernels(op, device, dtype)
         except RuntimeError as error:
             _, refusal, reasons = str(error).partition(dispatch.REFUSAL)
             if not refusal:

@@ -1,5 +1,6 @@
 """Every suite: each contender is checked on the problem that it is timed on, and then timed."""
 
+import contextlib
 import gc
 import os
 import statistics
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import records, suites
-from benchmarks.checking import Checks, WrongError
+from benchmarks.checking import WrongError, check
 from benchmarks.contest import BOTH, FORMS, Contest, Direction, Form, MissingError, Solver
 from benchmarks.records import Journal, Record
 from benchmarks.suites import Case
@@ -30,29 +31,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     option = metafunc.config.option
     there = records.read(Path(option.record)).records if option.record else {}
     chosen = [case for suite in option.suite or suites.SUITES for case in suites.cases(suite, FORMS[option.form])]
-    named = {suites.planned(case).key: case for case in chosen}
-    todo = {key: case for key, case in named.items() if key not in there or there[key].status == records.NOT_REACHED}
+    keys = {suites.planned(case).key: case for case in chosen}
+    todo = {key: case for key, case in keys.items() if key not in there or there[key].status == records.NOT_REACHED}
     metafunc.parametrize("case", [pytest.param(case, id=", ".join(key)) for key, case in todo.items()])
-
-
-@pytest.fixture(scope="session")
-def checks(pytestconfig: pytest.Config) -> Checks:
-    """Each contender of each problem is judged once."""
-    return Checks(FORMS[pytestconfig.option.form].device)
 
 
 @pytest.mark.benchmark(timer=CLOCK)
 @pytest.mark.filterwarnings("default")  # a contender that warns still competes
-def test_suite(benchmark: Any, pytestconfig: pytest.Config, checks: Checks, case: Case) -> None:
+def test_suite(benchmark: Any, pytestconfig: pytest.Config, case: Case) -> None:
     """Check and time one contender on one problem in one direction."""
     option = pytestconfig.option
     if time.time() > option.until or os.getppid() != PARENT:
         pytest.skip(records.NOT_REACHED)
     record, form = suites.planned(case), FORMS[option.form]
     journal = Journal(Path(option.record) if option.record else None)
-    journal.write("started", record.key)
-    attempt(benchmark, record, case, form, checks)
-    journal.write("done", vars(record))
+    record.status, record.reason = records.FAILED, records.STARTED
+    journal.write(records=[record])
+    attempt(benchmark, record, case, form)
+    journal.write(records=[record])
     # What failed is gone by now, and with it what it held on the device.
     gc.collect()
     if not usable(form.device):
@@ -65,15 +61,15 @@ def test_suite(benchmark: Any, pytestconfig: pytest.Config, checks: Checks, case
         pytest.fail(f"{record.status}: {record.reason}", pytrace=False)
 
 
-def attempt(benchmark: Any, record: Record, case: Case, form: Form, checks: Checks) -> None:
+def attempt(benchmark: Any, record: Record, case: Case, form: Form) -> None:
     """Check and measure; whatever goes wrong is written into the record."""
     contest, name, direction = case
     try:
         solver = contest.contenders[name]()
-        record.check = str(checks.check(contest, name, solver))
+        record.check = check(contest, name, solver, form.device)
         measure(benchmark, record, contest, solver, direction, form)
-        record.status = records.MEASURED
-        benchmark.extra_info |= record.as_benchmark()["extra_info"]
+        record.status, record.reason = records.MEASURED, ""
+        benchmark.extra_info |= record.extra_info
     except WrongError as wrong:
         record.status, record.reason = records.WRONG, str(wrong)
     except Exception as failure:
@@ -84,41 +80,39 @@ def measure(benchmark: Any, record: Record, contest: Contest, solver: Solver, di
     """Write times and memory of a contender into its record."""
     benchmark.group = record.group
     record.tuned = enabled() and any(cache_directory().glob("*.json"))
-    if direction == BOTH and solver.plain is None and not solver.differentiates:
+    if direction == BOTH and solver.plain is None:
         arguments = contest.draw(contest.batch, 0, form.device)
         record.saved = bytes_saved_for_backward(lambda: solver(arguments), solver.module)
         del arguments
     sets = passes(contest, solver, direction, form.device)
     run, on_gpu = cycled(sets), form.device.type == "cuda"
     rounds = rounds_of(run, form)
-    if on_gpu and not solver.differentiates:  # what a graph allocates is its own from the capture on
-        record.memory = peak_memory(sets[0])
-    if on_gpu and (seconds := replays(record, sets, solver, form)):
+    seconds: list[float] = []
+    if on_gpu:
+        record.memory = peak_memory(sets[0])  # what a graph allocates is its own from the capture on
+        seconds, record.no_graph = replays(sets, solver, form)
+    if seconds:
         record.call = quartiles(timed(run, rounds))
         CLOCK.hand_over(benchmark, seconds)
-    else:
+    elif contest.baseline is not None and not on_gpu:
+        in_turn = cycled(passes(contest.baseline, contest.baseline.contenders["reference"](), direction, form.device))
+        in_turn()
         others: list[float] = []
-        setup = None
-        if contest.baseline is not None and not on_gpu:
-            reference = contest.baseline.contenders["reference"]()
-            in_turn = cycled(passes(contest.baseline, reference, direction, form.device))
-            in_turn()
-            setup = lambda: others.extend(timed(in_turn, 1))  # noqa: E731
-        benchmark.pedantic(run, setup=setup, rounds=rounds)
-        record.baseline = statistics.median(others) if others else None
+        benchmark.pedantic(run, setup=lambda: others.extend(timed(in_turn, 1)), rounds=rounds)
+        record.baseline = statistics.median(others)
+    else:
+        benchmark.pedantic(run, rounds=rounds)
     record.stats = benchmark.stats.as_dict(include_data=False)["stats"]
 
 
-def replays(record: Record, sets: list[Pass], solver: Solver, form: Form) -> list[float]:
-    """Seconds of graph replays; none where the record says why."""
-    record.no_graph = solver.no_graph
-    if record.no_graph:
-        return []
+def replays(sets: list[Pass], solver: Solver, form: Form) -> tuple[list[float], str]:
+    """Seconds of graph replays, or why there are none: a call's time stands for them."""
+    if solver.no_graph:
+        return [], solver.no_graph
     try:
-        return replayed(sets, form)
-    except Exception as failure:  # its time as a call stands
-        record.no_graph = f"capture: {' '.join(str(failure).split())[:300]}"
-        return []
+        return replayed(sets, form), ""
+    except Exception as failure:
+        return [], f"capture: {' '.join(str(failure).split())[:300]}"
 
 
 def why(failure: Exception, ours: bool) -> tuple[str, str]:
@@ -137,9 +131,8 @@ def why(failure: Exception, ours: bool) -> tuple[str, str]:
 
 def usable(device: torch.device) -> bool:
     """Whether the device still answers; after an illegal access it does not, for the rest of the process."""
-    if device.type == "cuda":
-        try:
+    with contextlib.suppress(RuntimeError):
+        if device.type == "cuda":
             torch.cuda.synchronize()
-        except RuntimeError:
-            return False
-    return True
+        return True
+    return False

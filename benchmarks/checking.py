@@ -7,22 +7,12 @@ the root mean square of the difference may be several times that budget.
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from benchmarks.contest import (
-    FORWARD,
-    Arguments,
-    Contest,
-    Solver,
-    differentiated,
-    gradients,
-    joined,
-    upstream_of,
-)
-from crossmae_kernels.testing import NORMS, Budget, budgets, magnitude, worst
+from benchmarks.contest import FORWARD, Arguments, Contest, Solver, joined
+from crossmae_kernels.testing import NORMS, Budget, Verdict, budgets, magnitude, worst
 from crossmae_kernels.testing.problem import mapped
 
 FEW_IMAGES = 2
@@ -30,41 +20,23 @@ FEW_IMAGES = 2
 WHOLE_BATCH = 8
 SEED = 1
 
-Results = dict[str, Tensor]
+Results = Mapping[str, Tensor]
 
 
 class WrongError(Exception):
     """A contender computes something else; the message says which result, and by how much."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """The result that came nearest to what is allowed."""
-
-    result: str
-    share: float
-
-    def __str__(self) -> str:
-        return f"{self.result}: {self.share:.3g} of what is allowed"
+def check(contest: Contest, name: str, solver: Solver, device: torch.device) -> str:
+    """What came nearest to what is allowed, or ``WrongError``; judged once, whatever the direction that is timed."""
+    if name not in contest.checked:
+        contest.checked[name] = _judge(contest, device).check(name, solver)
+    return contest.checked[name]
 
 
-class Checks:
-    """Judges each contender of each contest once, whatever the direction that is timed."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._judge: Judge | None = None  # of the contest at hand alone: it holds what float64 makes of a model
-        self._found: dict[tuple[str, str, str], Check] = {}
-
-    def check(self, contest: Contest, name: str, solver: Solver) -> Check:
-        """The result closest to what is allowed, or ``WrongError``."""
-        key = contest.suite, contest.problem, name
-        if key not in self._found:
-            if self._judge is None or self._judge.contest is not contest:
-                self._judge = None
-                self._judge = Judge(contest, self._device)
-            self._found[key] = self._judge.check(name, solver)
-        return self._found[key]
+@functools.lru_cache(maxsize=1)  # of the contest at hand alone: it holds what float64 makes of a model
+def _judge(contest: Contest, device: torch.device) -> "Judge":
+    return Judge(contest, device)
 
 
 class Judge:
@@ -74,90 +46,82 @@ class Judge:
         self.contest, self.device = contest, device
         self.eager = contest.contenders["reference"]()
 
-    def check(self, name: str, solver: Solver) -> Check:
-        """The closest result, or ``WrongError``."""
+    def check(self, name: str, solver: Solver) -> str:
+        """What came nearest to what is allowed, or ``WrongError``."""
         if name == "reference":
             return self._finite(solver)
-        checks = [self._on_few_images(solver)] if self.contest.ours(name) else []
-        if not checks or self.contest.batch > FEW_IMAGES:
-            checks.append(self._on_whole_batch(solver))
-        return max(checks, key=lambda check: check.share)
+        ours = self.contest.ours(name)
+        verdicts = [self._on_few_images(solver)] if ours else []
+        if not ours or self.contest.batch > FEW_IMAGES:
+            verdicts.append(self._on_whole_batch(solver))
+        nearest = max(verdicts, key=lambda verdict: verdict.share)
+        if nearest.share > 1:
+            raise WrongError(str(nearest))
+        return str(nearest)
 
-    def _finite(self, solver: Solver) -> Check:
+    def _finite(self, solver: Solver) -> str:
         """Eager PyTorch sets the budget; what it errs by as it is, on this machine, is not ours to answer for."""
-        for name, result in self._results(solver, *self._posed).items():
+        for name, result in self._results(solver, *self._few).items():
             if not result.isfinite().all():
                 raise WrongError(f"{name} is not finite")
-        return Check("finite", 0.0)
+        return "finite"
+
+    def _drawn(self, images: int) -> tuple[Arguments, Tensor]:
+        """Arguments and the upstream gradient."""
+        arguments = self.contest.draw(images, SEED, self.device)
+        return arguments, self.eager.upstream(arguments, SEED + 1)
 
     @functools.cached_property
-    def _posed(self) -> tuple[Arguments, Tensor | None]:
-        """Arguments of few images, and the upstream gradient."""
-        few = self.contest.draw(min(FEW_IMAGES, self.contest.batch), SEED, self.device)
-        return few, upstream_of(self.eager, few, SEED + 1)
+    def _few(self) -> tuple[Arguments, Tensor]:
+        return self._drawn(min(FEW_IMAGES, self.contest.batch))
 
     @functools.cached_property
     def _allowed(self) -> tuple[Results, dict[str, Budget]]:
         """What float64 makes of few images, and the budget."""
-        few, upstream = self._posed
+        few, upstream = self._few
         double = self.contest.exact() if self.contest.exact else self.eager
-        exact = self._results(double, _doubled(few), None if upstream is None else upstream.double())
+        exact = self._results(double, mapped(few, _doubled), upstream.double())
         return exact, budgets(lambda: self._results(self.eager, few, upstream), exact)
 
-    def _on_few_images(self, solver: Solver) -> Check:
-        found = self._results(solver, *self._posed)  # first, since it may refuse, and the budget takes time
+    def _on_few_images(self, solver: Solver) -> Verdict:
+        found = self._results(solver, *self._few)  # first, since it may refuse, and the budget takes time
         exact, allowed = self._allowed
-        _check_shapes(found, exact)
-        verdict = worst(found, exact, allowed, norms=("rms",) if self.contest.whole else NORMS)
-        return _passed(f"{verdict.result}, {verdict.norm}", verdict.share)
+        _require_shapes(found, exact)
+        return worst(found, exact, allowed, norms=("rms",) if self.contest.whole else NORMS)
 
-    def _on_whole_batch(self, solver: Solver) -> Check:
-        arguments = self.contest.draw(self.contest.batch, SEED, self.device)
-        upstream = upstream_of(self.eager, arguments, SEED + 1)
-        found = self._results(solver, arguments, upstream)
-        truth = self._results(self.eager, arguments, upstream)
+    def _on_whole_batch(self, solver: Solver) -> Verdict:
+        drawn = self._drawn(self.contest.batch)
+        found, truth = self._results(solver, *drawn), self._results(self.eager, *drawn)
         exact, allowed = self._allowed
-        _check_shapes(found, truth)
-        shares = {}
+        _require_shapes(found, truth)
+        verdicts = []
         for name, expected in truth.items():
             limit = WHOLE_BATCH * allowed[name].error.rms / (magnitude(exact[name]).rms or 1) * _rms(expected)
-            difference = _rms(found[name].float() - expected.float())
-            shares[name] = difference / limit if limit else float(difference != 0)
-        furthest = max(shares, key=lambda name: shares[name] if shares[name] == shares[name] else float("inf"))
-        return _passed(f"{furthest}, rms", shares[furthest])
+            verdicts.append(Verdict(name, "rms", _rms(found[name].float() - expected.float()), limit))
+        return max(verdicts, key=lambda verdict: verdict.share)
 
-    def _results(self, solver: Solver, arguments: Arguments, upstream: Tensor | None) -> Results:
+    def _results(self, solver: Solver, arguments: Arguments, upstream: Tensor) -> Results:
         """Output and every gradient by name; those of parameters as one vector."""
         if tuple(self.contest.work) == (FORWARD,):
             with torch.no_grad():
                 return {"out": joined(solver(arguments))}
-        wanted = differentiated(solver, arguments)
-        found, grads = gradients(solver, arguments, [*wanted.values()], upstream)
-        by_name = dict(zip(wanted, grads, strict=True))
-        of_parameters = [by_name.pop(name).flatten() for name in [*by_name] if name.startswith("parameters[")]
-        results = {"out": joined(found).detach()} | {f"d {name}": gradient for name, gradient in by_name.items()}
-        return results | ({"d parameters": torch.cat(of_parameters)} if of_parameters else {})
+        leaves = solver.differentiated(arguments)
+        result, found = solver.gradients(arguments, [*leaves.values()], upstream)
+        gradients = dict(zip(leaves, found, strict=True))
+        of_parameters = [gradients.pop(name).flatten() for name in leaves if name.startswith("parameters[")]
+        if of_parameters:
+            gradients["parameters"] = torch.cat(of_parameters)
+        return {"out": joined(result).detach()} | {f"d {name}": gradient for name, gradient in gradients.items()}
 
 
-def _doubled(arguments: Arguments) -> Arguments:
-    def doubled(_: str, tensor: Tensor) -> Tensor:
-        wanted = tensor.requires_grad
-        return tensor.detach().double().requires_grad_(wanted) if tensor.is_floating_point() else tensor
-
-    return mapped(arguments, doubled)
+def _doubled(_: str, tensor: Tensor) -> Tensor:
+    return tensor.detach().double().requires_grad_(tensor.requires_grad) if tensor.is_floating_point() else tensor
 
 
-def _check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def _require_shapes(found: Results, expected: Results) -> None:
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape:
             raise WrongError(f"{name} has shape {tuple(found[name].shape)}, expected {tuple(tensor.shape)}")
-
-
-def _passed(result: str, share: float) -> Check:
-    check = Check(result, share)
-    if not share <= 1:
-        raise WrongError(f"{result}: error is {share:.3g} of what is allowed")
-    return check
 
 
 def _rms(tensor: Tensor) -> float:

@@ -8,14 +8,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from crossmae.masking import mask_counts
+from crossmae.model.config import Config, named_config
 from crossmae_kernels.runtime.dispatch import Implementation, default_implementation
-from crossmae_kernels.testing.problem import Argument, Draw, Problem, named
+from crossmae_kernels.testing import Draw, Problem
+from crossmae_kernels.testing.problem import Argument, named
 
 Direction = Literal["forward", "forward + backward", "step"]
 
 FORWARD: Direction = "forward"
 BOTH: Direction = "forward + backward"
 STEP: Direction = "step"
+
+MASK_RATIO = 0.75
+PREDICTION_RATIO = 0.25
 
 Arguments = dict[str, Argument]
 
@@ -46,10 +52,15 @@ class Form:
     seconds: float
     """How long one measurement goes on, once its least number of rounds is done."""
 
-    @property
-    def full(self) -> bool:
-        """Whether time does not matter."""
-        return self.name == "full"
+    def config(self, name: str, image_size: int | None = None, **overrides: Any) -> Config:
+        """A named model's configuration; in the tiny form of 16 patches."""
+        return named_config(name, 16 if self.name == "tiny" else image_size, **overrides)
+
+    def decoder_shape(self, size: str, image_size: int | None = None) -> tuple[Config, int, int]:
+        """Configuration of a CrossMAE, tokens of a feature map and predicted patches of an image."""
+        config = self.config(f"crossmae_vit_{size}", image_size)
+        visible, predicted = mask_counts(config.patches, MASK_RATIO, PREDICTION_RATIO)
+        return config, visible + 1, predicted
 
 
 PAPER = ("base_patch16", "large_patch16", "huge_patch14", "small_patch16")
@@ -90,23 +101,43 @@ class Solver:
     """Steps at the end of a ``step``."""
     no_graph: str = ""
     """Why it is not captured in a CUDA graph to be timed; empty where it is."""
-    differentiates: bool = False
-    """Whether a call returns its scalar and the gradients of all parameters, with nothing left to autograd."""
     plain: Callable[..., Any] | None = None
     """Of a compiled call, what was compiled."""
-
-    @property
-    def parameters(self) -> tuple[Tensor, ...]:
-        """Of the module."""
-        return tuple(self.module.parameters())
 
     def __call__(self, arguments: Arguments) -> Any:
         """Solve the problem for these arguments."""
         with default_implementation(self.implementation):
             return self.call(**arguments)
 
+    def differentiated(self, arguments: Arguments) -> dict[str, Tensor]:
+        """What gradients are asked for, by name."""
+        leaves = arguments | {"parameters": [*self.module.parameters()]}
+        return {name: tensor for name, tensor in named(leaves) if tensor.requires_grad}
 
-@dataclass(frozen=True)
+    def gradients(
+        self, arguments: Arguments, leaves: Sequence[Tensor], upstream: Tensor
+    ) -> tuple[Any, Sequence[Tensor]]:
+        """What a call returns, and gradients of the leaves: none is accumulated, so none is left to clear.
+
+        ``upstream`` has the shape of the outputs, joined.
+        """
+        result = self(arguments)
+        given = upstream if isinstance(result, Tensor) else upstream.unbind()
+        return result, torch.autograd.grad(result, leaves, given, materialize_grads=True)
+
+    def upstream(self, arguments: Arguments, seed: int) -> Tensor:
+        """A random gradient of the outputs. The shape alone is wanted: nothing is compiled for it."""
+        with torch.no_grad():
+            found = joined(replace(self, call=self.plain or self.call)(arguments))
+        return Draw(seed, found.device, found.dtype).normal(*found.shape)
+
+
+def joined(result: Any) -> Tensor:
+    """An output, or several stacked: the release has a tensor for each mix where ours has one."""
+    return result if isinstance(result, Tensor) else torch.stack(list(result))
+
+
+@dataclass(frozen=True, eq=False)
 class Contest:
     """One thing to compute, by several contenders that do the same work.
 
@@ -121,6 +152,7 @@ class Contest:
         work: the least work in a direction; contests differ in which directions they have.
         whole: a whole model, which takes float32 and is judged by root mean squares over all parameters together.
         baseline: another contest, whose reference is timed in turn with each contender on a CPU, whose speed wavers.
+        checked: what checks of contenders found, by name.
     """
 
     suite: str
@@ -133,6 +165,7 @@ class Contest:
     exact: Callable[[], Solver] | None = None
     whole: bool = False
     baseline: "Contest | None" = None
+    checked: dict[str, str] = field(default_factory=dict)
 
     def ours(self, name: str) -> bool:
         """Whether this package answers for a contender."""
@@ -152,40 +185,10 @@ class Contest:
         return posed.arguments
 
 
-def joined(result: Any) -> Tensor:
-    """An output, or several stacked."""
-    return result if isinstance(result, Tensor) else torch.stack(list(result))
-
-
-def differentiated(solver: Solver, arguments: Arguments) -> dict[str, Tensor]:
-    """What gradients are asked for."""
-    return {name: t for name, t in named(arguments | {"parameters": solver.parameters}) if t.requires_grad}
-
-
-def gradients(
-    solver: Solver, arguments: Arguments, wanted: Sequence[Tensor], upstream: Tensor | None
-) -> tuple[Any, Sequence[Tensor]]:
-    """What the solver returns, and the gradients of ``wanted``, all of those that it has.
-
-    ``upstream`` has the shape of the outputs, joined; None for a scalar. Nothing is accumulated, so no gradient is left
-    to clear.
-    """
-    result = solver(arguments)
-    if solver.differentiates:
-        return result
-    given = upstream if upstream is None or isinstance(result, Tensor) else upstream.unbind()
-    return result, torch.autograd.grad(result, wanted, given, materialize_grads=True)
-
-
-def upstream_of(solver: Solver, arguments: Arguments, seed: int) -> Tensor | None:
-    """A random gradient of the outputs; None for a scalar."""
-    if solver.differentiates:
-        return None
-    # The shape alone is wanted: nothing is compiled for it.
-    plain = replace(solver, call=solver.plain or solver.call)
-    with torch.no_grad():
-        found = joined(plain(arguments))
-    return Draw(seed, found.device, found.dtype).normal(*found.shape) if found.ndim else None
+def model_name(size: str) -> str:
+    """``base_patch16`` -> ``ViT-B/16``."""
+    scale, patch = size.split("_patch")
+    return f"ViT-{'T' if scale == 'tiny' else scale[0].upper()}/{patch}"
 
 
 def with_compiled(form: Form, contenders: Mapping[str, Callable[[], Solver]]) -> dict[str, Callable[[], Solver]]:

@@ -19,8 +19,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +28,7 @@ from benchmarks import records
 from benchmarks.contest import FORMS
 from benchmarks.records import DONE, FAILED, NOT_REACHED, ROOT, TIMED_OUT, Journal, Run, Stage, missing
 from benchmarks.suites import SUITES, cases, planned
-from crossmae.files import make_folder, replacing
+from crossmae.files import make_folder
 from crossmae_kernels.command import run_command
 
 # Seconds of the short form; they add up to under nine minutes. What a stage does not need, the next may take.
@@ -57,39 +57,22 @@ PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
 WELL = (0, 1, 5)
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A process that ended or was ended."""
-
-    code: int | None
-    """None if its time was up."""
-    output: str = ""
-    errors: str = ""
-
-    def __str__(self) -> str:
-        if self.code is None:
-            return "ended for time"
-        return f"ended by signal {-self.code}" if self.code < 0 else f"ended with code {self.code}"
-
-
 def run_together(
-    commands: Sequence[Sequence[str]], seconds: float, environment: dict[str, str], echo: bool
-) -> list[Ended]:
-    """Run commands at the same time and end all that they started when time is up."""
+    commands: Sequence[Sequence[str]], seconds: float, environment: dict[str, str], logs: Sequence[Path] = ()
+) -> list[int | None]:
+    """Run commands at the same time, each into its log if there are any, and end all that they started in time.
+
+    Returns their exit codes, None of those whose time was up.
+    """
     end = time.monotonic() + seconds
     with contextlib.ExitStack() as stack:
-        temporary = functools.partial(tempfile.TemporaryFile, "w+", encoding="utf-8", errors="replace")
-        files = [[stack.enter_context(temporary()) for _ in range(2)] for _ in commands]
+        files: list[Any] = [stack.enter_context(log.open("w", encoding="utf-8")) for log in logs] or [None] * len(
+            commands
+        )
+        start = functools.partial(subprocess.Popen, cwd=ROOT, env=environment, start_new_session=True)
         processes = [
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=environment,
-                stdout=None if echo else output,
-                stderr=None if echo else errors,
-                start_new_session=True,
-            )
-            for command, (output, errors) in zip(commands, files, strict=True)
+            start(command, stdout=file, stderr=file and subprocess.STDOUT)
+            for command, file in zip(commands, files, strict=True)
         ]
         codes: list[int | None] = []
         try:
@@ -103,21 +86,21 @@ def run_together(
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        for both in files:
-            for file in both:
-                file.seek(0)
-        return [Ended(code, *(file.read() for file in both)) for code, both in zip(codes, files, strict=True)]
+    return codes
+
+
+def how(code: int | None) -> str:
+    """A process with this exit code ended."""
+    if code is None:
+        return "ended for time"
+    return f"ended by signal {-code}" if code < 0 else f"ended with code {code}"
 
 
 class Session:
     """One call of the command, in its folder."""
 
-    def __init__(self, folder: Path, form: str, minutes: float) -> None:
+    def __init__(self, folder: Path, form: str) -> None:
         self.folder, self.form = folder, form
-        scale = minutes * 60 / (sum(SHORT_SECONDS.values()) + 10)
-        self.seconds = {
-            name: FULL_SECONDS if form == "full" else seconds * scale for name, seconds in SHORT_SECONDS.items()
-        }
         self.end = time.monotonic()
         self.interpret = form == "tiny"
         self.environment = os.environ | {
@@ -137,18 +120,19 @@ class Session:
         form = FORMS[self.form]
         now = records.machine(form.device) | {"form": self.form, "interpreted": self.interpret}
         now |= {"commit": records.commit(), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        if (self.folder / records.FILE).is_file():
-            before = records.read(self.folder).machine
-            for what in ("commit", "device", "form"):
-                if before[what] != now[what]:
-                    raise ValueError(f"{self.folder} has records of {what} {before[what]}, this is {now[what]}")
-        self.journal.write("session", now)
-        self.journal.write("planned", [asdict(planned(case)) for suite in SUITES for case in cases(suite, form)])
+        before = records.read(self.folder) if (self.folder / records.FILE).is_file() else Run(now)
+        for what in ("commit", "device", "form"):
+            if before.machine[what] != now[what]:
+                raise ValueError(f"{self.folder} has records of {what} {before.machine[what]}, this is {now[what]}")
+        done = {key for key, record in before.records.items() if record.status in records.FINAL}
+        plan = [planned(case) for suite in SUITES for case in cases(suite, form)]
+        again = {name: Stage(NOT_REACHED) for name, stage in before.stages.items() if stage.status != DONE}
+        self.journal.write(now, again, [record for record in plan if record.key not in done])
 
-    def stage(self, name: str) -> None:
+    def stage(self, name: str, seconds: float) -> None:
         """Run a stage that is not done yet, and write down how it ended."""
-        self.end += self.seconds[name]
-        if name in records.read(self.folder).stages:
+        self.end += seconds
+        if records.read(self.folder).stages.get(name, Stage(NOT_REACHED)).status == DONE:
             print(f"== {name}: done before", flush=True)
             return
         print(f"== {name}", flush=True)
@@ -163,69 +147,68 @@ class Session:
         else:
             stage = self._suite(name, left)
         stage.seconds = round(time.monotonic() - begun, 1)
-        self.journal.write("stage", {name: asdict(stage)})
+        self.journal.write(stages={name: stage})
         print(f"== {name}: {stage.status} {stage.reason} ({stage.seconds:.0f} s)", flush=True)
-
-    def _tuning(self, seconds: float) -> Stage:
-        """Each kernel's result is kept as soon as it is there, so this may be ended at any time."""
-        command = [sys.executable, "-m", "benchmarks.tune", self.form]
-        (ended,) = run_together([command], seconds, self.environment | {"CROSSMAE_KERNELS_TUNE": "1"}, echo=True)
-        if ended.code is None:
-            return Stage(TIMED_OUT, f"after {seconds:.0f} s")
-        return Stage(FAILED, str(ended)) if ended.code else Stage(DONE)
-
-    def _suite(self, name: str, seconds: float) -> Stage:
-        """Started anew after a crash, without what crashed; done if each of its records is final."""
-        end = time.monotonic() + seconds
-        while True:
-            left = end - time.monotonic()
-            command = [*PYTEST, "benchmarks/bench_suites.py", "-v", "--benchmark-quiet", "--form", self.form]
-            command += ["--suite", name, "--record", str(self.folder)]
-            command += ["--until", str(time.time() + left - LAST_SHARE * seconds)]
-            before = records.read(self.folder).open(name)
-            (ended,) = run_together([command], left, self.environment, echo=True)
-            self.journal.write("ended", str(ended))
-            if ended.code in (None, *WELL) or records.read(self.folder).open(name) == before:
-                break
-        found = [r for r in records.read(self.folder).records.values() if r.suite == name]
-        facts = dict(collections.Counter(record.status for record in found))
-        unfinished = {status: count for status, count in facts.items() if status not in records.FINAL}
-        reasons = [f"{count} {status}" for status, count in unfinished.items()]
-        if ended.code not in (None, *WELL):
-            reasons.append(f"the process {ended}")
-        if not reasons:
-            return Stage(DONE, facts=facts)
-        timed_out = unfinished.keys() == {NOT_REACHED} and ended.code in (None, *WELL)
-        return Stage(TIMED_OUT if timed_out else FAILED, ", ".join(reasons), facts=facts)
 
     def _correctness(self, seconds: float) -> Stage:
         """The kernel check and the tests that need this device, side by side: they time nothing."""
         check = [sys.executable, "-m", "crossmae_kernels.check", "--json", *(["--interpret"] if self.interpret else [])]
         tests = ROOT / "tests" / "crossmae_kernels"
         if self.interpret:
-            groups = [[*PYTEST, "-v", str(tests / "primitives" / "test_segmented_sum.py")]]
+            groups = [[tests / "primitives" / "test_segmented_sum.py"]]
         else:
-            folders = [[path] for path in sorted({path.parent for path in tests.glob("*/test_*.py")})]
-            apart = [sorted(tests.glob("test_*.py")), *folders]
-            # The check covers every dtype; the tests only bfloat16, which nothing but a GPU shows, unless time allows.
-            chosen = ["-m", "gpu", *([] if self.form == "full" else ["-k", "not cuda-float"])]
-            groups = [[*PYTEST, "-v", *chosen, *map(str, paths)] for paths in apart]
-        checked, *tested = run_together([check, *groups], seconds, self.environment, echo=False)
-        with replacing(self.folder / "tests.log") as beside:
-            parts = [f"# {g[-1]}\n{e.output}{e.errors}" for g, e in zip(groups, tested, strict=True)]
-            beside.write_text("\n".join(parts), "utf-8")
-        with replacing(self.folder / "checks.json") as beside:
-            beside.write_text(checked.output, "utf-8")
-        verdicts = collections.Counter(re.findall(r'"verdict": "(\w+)"', checked.output))
-        outcomes = collections.Counter(
-            word for e in tested for word in re.findall(r" (PASSED|FAILED|ERROR|SKIPPED)\b", e.output)
-        )
-        wrong = [f"check {checked} {checked.errors[-300:]}".strip()] if checked.code != 0 else []
+            folders = sorted({path.parent for path in tests.glob("*/test_*.py")})
+            groups = [sorted(tests.glob("test_*.py")), *([folder] for folder in folders)]
+        # The check covers every dtype; the tests only bfloat16, in which models are trained, unless time allows.
+        chosen = ["-m", "gpu"] if not self.interpret else []
+        chosen += ["-k", "not cuda-float"] if self.form == "short" else []
+        commands = [check, *([*PYTEST, "-v", *chosen, *map(str, group)] for group in groups)]
+        logs = [self.folder / "checks.log", *(self.folder / f"tests-{group[-1].stem}.log" for group in groups)]
+        codes = run_together(commands, seconds, self.environment, logs)
+        checked, *tested = [log.read_text("utf-8", errors="replace") for log in logs]
         # 5: no test of that folder needs a GPU.
-        wrong += [f"{g[-1]} {e}" for g, e in zip(groups, tested, strict=True) if e.code not in (0, 5)]
-        facts = {"checks": dict(verdicts), "tests": dict(outcomes)}
+        wrong = [
+            f"{log.stem} {how(code)} {' '.join(text[-300:].split()) if code else ''}".strip()
+            for log, code, text in zip(logs, codes, [checked, *tested], strict=True)
+            if code not in (0, 5)
+        ]
+        outcomes = re.findall(r" (PASSED|FAILED|ERROR|SKIPPED)\b", "".join(tested))
+        facts = dict(collections.Counter(re.findall(r'"verdict": "(\w+)"', checked) + outcomes))
         print(f"   {facts}", flush=True)
         return Stage(FAILED if wrong else DONE, "; ".join(wrong), facts=facts)
+
+    def _tuning(self, seconds: float) -> Stage:
+        """Each kernel's result is kept as soon as it is there, so this may be ended at any time."""
+        command = [sys.executable, "-m", "benchmarks.tune", self.form]
+        (code,) = run_together([command], seconds, self.environment | {"CROSSMAE_KERNELS_TUNE": "1"})
+        if code is None:
+            return Stage(TIMED_OUT, f"after {seconds:.0f} s")
+        return Stage(FAILED, how(code)) if code else Stage(DONE)
+
+    def _suite(self, name: str, seconds: float) -> Stage:
+        """Started anew after a crash, without what crashed; done if each of its records is final."""
+        end = time.monotonic() + seconds
+        command = [*PYTEST, "benchmarks/bench_suites.py", "-v", "--benchmark-quiet", "--form", self.form]
+        command += ["--suite", name, "--record", str(self.folder)]
+        command += ["--until", str(time.time() + (1 - LAST_SHARE) * seconds)]
+        while True:
+            before = records.read(self.folder).open(name)
+            (code,) = run_together([command], end - time.monotonic(), self.environment)
+            run = records.read(self.folder)
+            crashed = [record for record in run.records.values() if record.reason == records.STARTED]
+            for record in crashed:
+                record.reason += f"; the process {how(code)}"
+            self.journal.write(records=crashed)
+            if code in (None, *WELL) or run.open(name) == before:
+                break
+        facts = dict(collections.Counter(r.status for r in run.records.values() if r.suite == name))
+        unfinished = {status: count for status, count in facts.items() if status not in records.FINAL}
+        reasons = [f"{count} {status}" for status, count in unfinished.items()]
+        reasons += [] if code in (None, *WELL) else [f"the process {how(code)}"]
+        if not reasons:
+            return Stage(DONE, facts=facts)
+        late = unfinished.keys() == {NOT_REACHED} and code in (None, *WELL)
+        return Stage(TIMED_OUT if late else FAILED, ", ".join(reasons), facts=facts)
 
 
 def summary(run: Run) -> tuple[list[str], bool]:
@@ -254,10 +237,10 @@ def default_folder(form: str) -> Path:
 def require_packages() -> None:
     """Raise RuntimeError if pytest-benchmark is missing, here and among the packages brought along."""
     sys.path.insert(0, str(PACKAGES))
-    missing = [name for name in ("pytest", "pytest_benchmark", "cpuinfo") if importlib.util.find_spec(name) is None]
-    if missing:
+    absent = [name for name in ("pytest", "pytest_benchmark", "cpuinfo") if importlib.util.find_spec(name) is None]
+    if absent:
         raise RuntimeError(
-            f"no package {', '.join(missing)} here; `make packages`, where there is a network, puts it into {PACKAGES}"
+            f"no package {', '.join(absent)} here; `make packages`, where there is a network, puts it into {PACKAGES}"
         )
 
 
@@ -266,27 +249,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="for records; $OUT or benchmarks/results/DEVICE-COMMIT")
     parser.add_argument("--full", action="store_true", help="every size, batch and compiler, without a limit of time")
-    parser.add_argument("--minutes", type=float, default=9.0, help="limit of the short form (9)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="limit of the others (9)")
     parser.add_argument("--rehearse", action="store_true", help="the same on a CPU: tiny, in Triton's interpreter")
-    parser.add_argument("--stages", nargs="+", choices=SHORT_SECONDS, default=SHORT_SECONDS)
     options = parser.parse_args(argv)
     form = "tiny" if options.rehearse else "full" if options.full else "short"
     require_packages()
     if form != "tiny" and not torch.cuda.is_available():
         raise RuntimeError("there is no CUDA device; --rehearse goes the same way on a CPU")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(f"ended by signal {signal.SIGTERM}"))  # stages end with it
-    session = Session(options.folder or default_folder(form), form, options.minutes)
+    session = Session(options.folder or default_folder(form), form)
     session.begin()
-    for name in options.stages:
-        session.stage(name)
+    for name, seconds in SHORT_SECONDS.items():
+        session.stage(name, FULL_SECONDS if form == "full" else seconds * options.minutes / 9)
     run = records.read(session.folder)
     lines, whole = summary(run)
-    with replacing(session.folder / "summary.md") as beside:
-        beside.write_text("\n".join(lines) + "\n", "utf-8")
-    with replacing(session.folder / "benchmark.json") as beside:
-        beside.write_text(json.dumps(run.as_pytest_benchmark(), indent=1), "utf-8")
-    print("\n".join(lines))
-    print(f"\nRecord: {session.folder}. Tables and pictures: python -m benchmarks.report {session.folder}")
+    text = "\n".join(lines)
+    (session.folder / "summary.md").write_text(f"{text}\n", "utf-8")
+    (session.folder / "benchmark.json").write_text(json.dumps(run.as_pytest_benchmark(), indent=1), "utf-8")
+    print(f"{text}\n\nRecord: {session.folder}. Tables and pictures: python -m benchmarks.report {session.folder}")
     return 0 if whole else 1
 
 

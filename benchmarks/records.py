@@ -1,19 +1,21 @@
 """What was measured, and where: the record of a run.
 
 A run on a GPU takes minutes in many processes, any of which may crash, so its record is a file of lines that is only
-added to, ``records.jsonl``. Each line is an event: a ``session`` began on a machine, with all that is ``planned``; a
-measurement was ``started`` and, later, is ``done``; a process ``ended``; a ``stage`` did. What was started and never
-done has crashed. On a CPU the record is pytest-benchmark's own JSON; both hold the same of each measurement.
+added to, ``records.jsonl``. Each line is a part of a run, and what a later line says of something replaces what an
+earlier one said: a session writes down its machine and all that it plans; whoever begins a measurement writes that it
+crashed, and at the end what came of it. On a CPU the record is pytest-benchmark's own JSON; both hold the same of each
+measurement.
 """
 
 import collections
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ WRONG, FAILED, NOT_REACHED = "wrong", "failed", "not reached"
 # What another session leaves alone; everything else is tried again.
 FINAL = (MEASURED, MISSING, OUT_OF_MEMORY)
 DONE, TIMED_OUT = "done", "timed out"
+# Of a measurement that is under way.
+STARTED = "started and never done"
 
 Key = tuple[str, str, str, str]
 
@@ -90,11 +94,10 @@ class Record:
             return other.stats["median"] / self.stats["median"]
         return (other.call or other.stats)["median"] / (self.call or self.stats)["median"]
 
-    def as_benchmark(self) -> dict[str, Any]:
-        """As it stands in pytest-benchmark's JSON."""
-        name = ", ".join(self.key)
-        extra = {key: value for key, value in asdict(self).items() if key != "stats"}
-        return {"group": self.group, "name": name, "fullname": name, "extra_info": extra, "stats": self.stats}
+    @property
+    def extra_info(self) -> dict[str, Any]:
+        """What stands beside the times in pytest-benchmark's JSON."""
+        return {name: value for name, value in vars(self).items() if name != "stats"}
 
     @property
     def group(self) -> str:
@@ -130,11 +133,22 @@ class Run:
 
     def as_pytest_benchmark(self) -> dict[str, Any]:
         """What was measured, as pytest-benchmark's JSON has it, for ``pytest-benchmark compare``."""
+        names = {key: ", ".join(key) for key in self.records}
         return {
             "machine_info": self.machine,
             "commit_info": {"id": self.machine["commit"]},
-            "benchmarks": [r.as_benchmark() for r in self.records.values() if r.stats],
             "datetime": self.machine["date"],
+            "benchmarks": [
+                {
+                    "group": r.group,
+                    "name": names[key],
+                    "fullname": names[key],
+                    "extra_info": r.extra_info,
+                    "stats": r.stats,
+                }
+                for key, r in self.records.items()
+                if r.stats
+            ],
         }
 
     @property
@@ -182,74 +196,53 @@ def missing(found: Iterable[Record]) -> list[str]:
 
 
 class Journal:
-    """Adds events to the record of a folder; without a folder to none."""
+    """Adds to the record of a folder; without a folder to none."""
 
     def __init__(self, folder: Path | None) -> None:
         self._path = None if folder is None else folder / FILE
 
-    def write(self, event: str, value: Any) -> None:
+    def write(
+        self,
+        machine: Mapping[str, Any] | None = None,
+        stages: Mapping[str, Stage] | None = None,
+        records: Iterable[Record] = (),
+    ) -> None:
         """Append a line. It begins a line too, so that one which a crash cut short spoils no other."""
         if self._path is not None:
+            part = {
+                "machine": machine or {},
+                "stages": {name: vars(stage) for name, stage in (stages or {}).items()},
+                "records": [vars(record) for record in records],
+            }
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(f"\n{json.dumps({event: value})}\n")
-
-
-def _events(path: Path) -> Iterable[tuple[str, Any]]:
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            yield from json.loads(line or "{}").items()
-        except json.JSONDecodeError:  # cut short
-            continue
+                file.write(f"\n{json.dumps(part)}\n")
 
 
 def read(path: Path) -> Run:
-    """The run in a folder, or in a JSON file of pytest-benchmark.
+    """The run in a folder, or in JSON files of pytest-benchmark there.
 
     Raises FileNotFoundError where there is none.
     """
-    if (path / FILE).is_file():
-        return _read_journal(path / FILE)
-    files = [path] if path.is_file() else sorted(path.glob("*.json"))
-    contents = [content for file in files if "benchmarks" in (content := json.loads(file.read_text("utf-8")))]
     run = Run()
-    for content in contents:
-        found = [b for b in content["benchmarks"] if "suite" in b["extra_info"]]
+    if (path / FILE).is_file():
+        for line in (path / FILE).read_text("utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # cut short
+                part = json.loads(line or "{}")
+                run.machine |= part.get("machine", {})
+                run.stages |= {name: Stage(**stage) for name, stage in part.get("stages", {}).items()}
+                run.put(Record(**record) for record in part.get("records", ()))
+        return run
+    for file in sorted(path.glob("*.json")):
+        content = json.loads(file.read_text("utf-8"))
+        found = [b for b in content.get("benchmarks", ()) if "suite" in b["extra_info"]]
         run.put(Record(**b["extra_info"], stats=b["stats"]) for b in found)
         if found:
-            run.machine = content["machine_info"] | {"commit": content["commit_info"]["id"]}
-            run.machine["date"] = content["datetime"]
+            run.machine = content["machine_info"] | {
+                "commit": content["commit_info"]["id"],
+                "date": content["datetime"],
+            }
     if not run.records:
         raise FileNotFoundError(f"there are no records in {path}; run `make bench` or `make gpu`")
-    return run
-
-
-def _read_journal(path: Path) -> Run:
-    run = Run()
-    started: Key | None = None
-
-    def crashed(how: str) -> None:
-        if started is not None:
-            record = run.records[started]
-            record.status, record.reason = FAILED, f"started and never done; the process {how}"
-
-    for event, value in _events(path):
-        if event == "session":
-            run.machine, started = value, None
-            run.stages = {name: stage for name, stage in run.stages.items() if stage.status == DONE}
-            run.records = {key: record for key, record in run.records.items() if record.status in FINAL}
-        elif event == "planned":
-            run.put(record for planned in value if (record := Record(**planned)).key not in run.records)
-        elif event == "started":
-            started = tuple(value)
-        elif event == "done":
-            started = None
-            run.put([Record(**value)])
-        elif event == "ended":
-            crashed(value)
-            started = None
-        elif event == "stage":
-            run.stages |= {name: Stage(**stage) for name, stage in value.items()}
-    crashed("left no word")
     return run
 
 

@@ -15,18 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.contest import (
-    FORWARD,
-    STEP,
-    Arguments,
-    Contest,
-    Direction,
-    Form,
-    Solver,
-    differentiated,
-    gradients,
-    upstream_of,
-)
+from benchmarks.contest import FORWARD, STEP, Arguments, Contest, Direction, Form, Solver
 from crossmae.measure import wait_for_device
 from crossmae_kernels.testing.problem import named
 
@@ -49,14 +38,10 @@ class Clock:
 
     def hand_over(self, benchmark: Any, seconds: Sequence[float]) -> None:
         """Let a ``benchmark`` whose timer this is record these rounds."""
-        rounds, self._hand = iter(seconds), 0.0
-
-        def move() -> None:
-            assert self._hand is not None
-            self._hand += next(rounds)
-
+        readings = itertools.accumulate(seconds)
+        self._hand = 0.0
         try:
-            benchmark.pedantic(move, rounds=len(seconds))
+            benchmark.pedantic(lambda: setattr(self, "_hand", next(readings)), rounds=len(seconds))
         finally:
             self._hand = None
 
@@ -89,20 +74,15 @@ def sets_that_overflow(cache: int, size: int, free: int) -> int:
 
 def _pass(solver: Solver, arguments: Arguments, direction: Direction, seed: int) -> Pass:
     if direction == FORWARD:
-
-        def forward() -> None:
-            with torch.no_grad():
-                solver(arguments)
-
-        return forward
-    upstream, wanted = upstream_of(solver, arguments, seed + 1000), [*differentiated(solver, arguments).values()]
+        return torch.no_grad()(lambda: solver(arguments))
+    upstream, leaves = solver.upstream(arguments, seed + 1000), [*solver.differentiated(arguments).values()]
 
     def both() -> None:
-        _, found = gradients(solver, arguments, wanted, upstream)
+        _, found = solver.gradients(arguments, leaves, upstream)
         if direction == STEP:
             assert solver.optimizer is not None
-            for parameter, gradient in zip(solver.parameters, found, strict=True):
-                parameter.grad = gradient
+            for leaf, gradient in zip(leaves, found, strict=True):
+                leaf.grad = gradient
             solver.optimizer.step()
             solver.optimizer.zero_grad(set_to_none=True)
 
@@ -111,12 +91,10 @@ def _pass(solver: Solver, arguments: Arguments, direction: Direction, seed: int)
 
 def cycled(sets: Sequence[Pass]) -> Pass:
     """The next of the passes at every call, waited for."""
-    turn = 0
+    turns = itertools.cycle(sets)
 
     def run() -> None:
-        nonlocal turn
-        sets[turn % len(sets)]()
-        turn += 1
+        next(turns)()
         wait_for_device()
 
     return run
@@ -127,9 +105,8 @@ def rounds_of(run: Pass, form: Form) -> int:
     run()
     if not form.seconds:
         return form.rounds
-    begun = time.perf_counter()
-    run()
-    return int(max(form.rounds, min(form.seconds / (time.perf_counter() - begun), MOST_ROUNDS)))
+    (seconds,) = timed(run, 1)
+    return int(max(form.rounds, min(form.seconds / seconds, MOST_ROUNDS)))
 
 
 def timed(run: Pass, rounds: int) -> list[float]:
@@ -163,9 +140,8 @@ def _captured(sets: Sequence[Pass]) -> torch.cuda.CUDAGraph:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(2):
-            for run in sets:
-                run()
+        for run in [*sets, *sets]:
+            run()
     torch.cuda.current_stream().wait_stream(stream)
     gc.collect()
     torch.cuda.empty_cache()

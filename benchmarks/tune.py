@@ -4,8 +4,8 @@ import sys
 
 import torch
 
-from benchmarks.contest import FORMS, differentiated, gradients, upstream_of
-from benchmarks.suites import SUITES, contests
+from benchmarks.contest import FORMS
+from benchmarks.suites import SUITES
 
 
 def main() -> None:
@@ -13,13 +13,13 @@ def main() -> None:
     form = FORMS[sys.argv[1]]
     # The suite of steps repeats the decoder's shapes, that of launches those of fewer images than are worth tuning.
     for suite in (s for s in SUITES if s not in ("ceilings", "step", "launch")):
-        for contest in contests(suite, form):
+        for contest in SUITES[suite](form):
             print(f"{suite}: {contest.problem}", flush=True)
             try:
                 solver = contest.contenders["fused"]()
                 arguments = contest.draw(contest.batch, 0, form.device)
-                wanted = [*differentiated(solver, arguments).values()]
-                gradients(solver, arguments, wanted, upstream_of(solver, arguments, 1))
+                leaves = [*solver.differentiated(arguments).values()]
+                solver.gradients(arguments, leaves, solver.upstream(arguments, 1))
             except RuntimeError as failure:
                 print(f"    {failure}", flush=True)
                 if form.device.type == "cuda":

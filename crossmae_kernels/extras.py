@@ -14,6 +14,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         *("braceexpand", "matplotlib"),
     ),
     "baselines": ("flash_attn", "xformers"),
+    "interpreter": ("ml_dtypes",),
     "test": ("pytest", "pytest_benchmark", "xdist", "webdataset"),
 }
 

@@ -37,6 +37,7 @@ NEEDED = {
     "crossmae/commands/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
     "crossmae/test_imports.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
     "crossmae_kernels/test_precision.py": ("numpy",),
+    "crossmae_kernels/runtime/test_interpreter.py": ("ml_dtypes",),
     "crossmae_kernels/test_arguments.py": ("numpy",),
     "crossmae/model/test_config.py": ("numpy",),
     "crossmae_kernels/test_extras.py": ("tabulate", "matplotlib", *TRAINING),

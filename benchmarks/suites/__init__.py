@@ -1,31 +1,23 @@
 """What is measured, suite by suite: each has a function from a form to its contests."""
 
-import importlib
-
 from benchmarks.contest import BOTH, FORWARD, STEP, Contest, Direction, Form
 from benchmarks.records import Record
+from benchmarks.suites import models, ops
 
-# The most important first, but for the ceilings, beside which the others stand; by the module that holds them.
+# The most important first, but for the ceilings, beside which the others stand.
 SUITES = {
-    "ceilings": "ceilings",
-    "decode": "models",
-    "mixing": "ops",
-    "attention": "attention",
-    "mlp": "ops",
-    "step": "models",
-    "projection": "ops",
-    "patches": "ops",
-    "launch": "models",
+    "ceilings": ops.ceilings,
+    "decode": models.decode,
+    "mixing": ops.mixing,
+    "attention": ops.attention,
+    "mlp": ops.mlp,
+    "step": models.step,
+    "projection": ops.projection,
+    "patches": ops.patches,
+    "launch": models.launch,
 }
 
 Case = tuple[Contest, str, Direction]
-
-
-def contests(suite: str, form: Form) -> list[Contest]:
-    """Those of a suite."""
-    module = importlib.import_module(f"benchmarks.suites.{SUITES[suite]}")
-    found: list[Contest] = getattr(module, suite)(form)
-    return found
 
 
 def cases(suite: str, form: Form) -> list[Case]:
@@ -34,7 +26,7 @@ def cases(suite: str, form: Form) -> list[Case]:
     Forward passes alone come last: goals are set for both. Within that, what is compiled comes last, since it takes
     long.
     """
-    found = contests(suite, form)
+    found = SUITES[suite](form)
     all_cases: list[Case] = [
         (contest, name, direction)
         for direction in (STEP, BOTH, FORWARD)

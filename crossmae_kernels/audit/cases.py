@@ -14,14 +14,16 @@ from crossmae_kernels.runtime.device import Limits
 from crossmae_kernels.testing import Draw
 
 # By compute capability, 90 for 9.0: shared memory that one program may have (CUDA programming guide, table of compute
-# capabilities), and the multiprocessors of A100, A40, H100 and B200.
+# capabilities), and the multiprocessors of A100, A40, RTX 4090, H100, B200 and RTX 5090.
 DEVICES = {
     limits.capability: limits
     for limits in (
         Limits(80, 163 * 1024, 108),
         Limits(86, 99 * 1024, 84),
+        Limits(89, 99 * 1024, 128),
         Limits(90, 227 * 1024, 132),
         Limits(100, 227 * 1024, 148),
+        Limits(120, 99 * 1024, 170),
     )
 }
 

@@ -88,8 +88,8 @@ def _short_backward(width: int, block_k: int, wide: bool, precision: str, limits
         return AttentionTiles(16, block_k, 8, 1)
     if block_k > 64:
         return AttentionTiles(16, block_k, 4, 1) if width <= 32 else AttentionTiles(32, block_k, 8, 1)
-    # Ampere's instructions want operands in registers, which leaves no room for 64 queries.
-    return AttentionTiles(64 if limits.capability >= 90 else 32, block_k, 4, 1)
+    # Where instructions want operands in registers, these leave no room for 64 queries.
+    return AttentionTiles(64 if limits.multiplies_from_shared_memory else 32, block_k, 4, 1)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -355,6 +355,8 @@ class _Call:
         self.head_width = self.width // num_heads
         self.programs = self.batch * num_heads
         self.inputs = (self.query, self.key, self.value, self.ids)
+        # Parts of a packed tensor lie no further apart than the whole, of which this is known at once.
+        self.whole = [t for t in (query, key, value) if t is not None]
 
     def strides(self) -> tuple[int, ...]:
         """Of q, k and v by image and row, and of the ids by image."""
@@ -388,7 +390,7 @@ class _Call:
             "HEAD_DIM": self.head_width,
             "BLOCK_D": dot_extent(self.head_width),
             "PRECISION": precision,
-            "WIDE": needs_wide_offsets(self.query, key, self.value, *others),
+            "WIDE": needs_wide_offsets(*self.whole, *others),
             **row_strides,
         }
         problem = (self.queries, self.keys, self.head_width, key.element_size(), limits(key.device), precision)
@@ -488,7 +490,7 @@ def backward(
         arguments = (
             *call.strides(), dout.stride(0), dout.stride(1), *call.counts(), scale, scale * LOG2_E
         )  # fmt: skip
-        gradients = [gradient for gradient in (dq, dk, dv) if gradient is not None]
+        gradients = [gradient for gradient in (dquery, dkey, dvalue) if gradient is not None]
         dq_row, dkv_row = _row_stride(dq), _row_stride(dv if dk is None else dk)
         if out is None or lse is None:
             call.launch(

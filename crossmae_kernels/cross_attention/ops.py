@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crossmae_kernels.cross_attention.config import Packing, log_sum_exp_shape, width_of
 from crossmae_kernels.runtime.flops import Shape
-from crossmae_kernels.runtime.operators import Operator
+from crossmae_kernels.runtime.operators import Operator, made
 
 
 def cross_attention(
@@ -23,7 +23,7 @@ def cross_attention(
     """See ``crossmae_kernels.cross_attention``; arguments are taken as checked and in the dtype to compute in."""
     if scale is None:
         scale = (width_of(query, packing) // num_heads) ** -0.5
-    return _forward(query, key, value, query_ids, packing, num_heads, scale)[0]
+    return _forward(query, key, value, query_ids, packing, num_heads, scale)
 
 
 def _forward_fake(
@@ -100,7 +100,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     query, key, value, query_ids, *ctx.options = inputs
     out, log_sum_exp = output
     # With few keys everything else is found again from the inputs, and there is no log-sum-exp.
-    saved = (out, log_sum_exp) if log_sum_exp.dim() > 1 else (None, None)
+    saved = (out, log_sum_exp) if made(log_sum_exp) else (None, None)
     ctx.save_for_backward(query, key, value, query_ids, *saved)
 
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crossmae_kernels.primitives.tiles import width_refusals
 from crossmae_kernels.runtime.autocast import compute_dtype
-from crossmae_kernels.runtime.device import dtypes_of, machine_refusals, mixture_refusals
+from crossmae_kernels.runtime.device import dtypes_of, machine_refusals, mixture_refusals, width_refusals
 from crossmae_kernels.runtime.launch import Configuration, dot_extent
 
 # By the bytes of an element: values of all mixes of a token, padded, up to which a program holds them in registers.

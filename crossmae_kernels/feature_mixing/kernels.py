@@ -381,8 +381,8 @@ def backward(
     maps: Sequence[Tensor],
     weight: Tensor,
     mixes: Tensor | None,
-    means: Tensor,
-    rstds: Tensor,
+    means: Tensor | None,
+    rstds: Tensor | None,
     normalize: bool,
     output_mask: Sequence[bool],
 ) -> tuple[list[Tensor], Tensor | None]:
@@ -395,7 +395,7 @@ def backward(
     if not first.numel():
         return dmaps, torch.zeros_like(weight) if output_mask[1] else None
     on_chip = normalize and mixes is None
-    if mixes is not None:
+    if mixes is not None and rstds is not None:
         rows = unit_stride(dout).reshape(-1, width)
         dout = normalization.normalize_backward(rows, mixes.flatten(0, 2), rstds.flatten(), None, dout.dtype)
         dout = dout.view_as(mixes)

@@ -18,7 +18,7 @@ def mix_feature_maps(maps: Sequence[Tensor], weight: Tensor, eps: float, normali
     Maps may be of a higher precision than the weights, which then decide what is multiplied and returned: under
     autocast maps are read as they are and rounded on chip.
     """
-    return _forward(list(maps), weight, eps, normalize)[0]
+    return _forward(list(maps), weight, eps, normalize)
 
 
 def _forward_fake(
@@ -42,8 +42,8 @@ def _backward_fake(
     maps: Sequence[Tensor],
     weight: Tensor,
     mixes: Tensor | None,
-    means: Tensor,
-    rstds: Tensor,
+    means: Tensor | None,
+    rstds: Tensor | None,
     normalize: bool,
     output_mask: list[bool],
 ) -> tuple[list[Tensor], Tensor | None]:
@@ -58,8 +58,8 @@ def _backward_flops(
     maps: Sequence[Shape],
     weight: Shape,
     mixes: Shape | None,
-    means: Shape,
-    rstds: Shape,
+    means: Shape | None,
+    rstds: Shape | None,
     normalize: bool,
     output_mask: list[bool],
     **_: Any,
@@ -89,8 +89,8 @@ _forward = Operator(
     flops=_forward_flops,
 )
 _backward = Operator(
-    "mix_feature_maps_backward(Tensor dmixes, Tensor[] maps, Tensor weight, Tensor? mixes, Tensor means, Tensor rstds,"
-    " bool normalize, bool[2] output_mask) -> (Tensor[] dmaps, Tensor dweight)",
+    "mix_feature_maps_backward(Tensor dmixes, Tensor[] maps, Tensor weight, Tensor? mixes, Tensor? means,"
+    " Tensor? rstds, bool normalize, bool[2] output_mask) -> (Tensor[] dmaps, Tensor dweight)",
     launcher="feature_mixing.kernels:backward",
     fake=_backward_fake,
     flops=_backward_flops,

@@ -5,10 +5,10 @@ from typing import get_args
 from torch import Tensor
 
 from crossmae_kernels.mlp import ops, reference
-from crossmae_kernels.mlp.config import Hidden, refusals
-from crossmae_kernels.norm_folding.ops import fold_norm
-from crossmae_kernels.runtime.autocast import cast_optional, compute_dtype
+from crossmae_kernels.mlp.config import Hidden
+from crossmae_kernels.runtime.autocast import compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
+from crossmae_kernels.runtime.device import norm_refusals
 from crossmae_kernels.runtime.dispatch import Implementation, choose
 
 
@@ -62,16 +62,10 @@ def mlp(
     checks.choice("hidden", hidden, get_args(Hidden))
     checks.raise_if_any()
     compute = compute_dtype(fc1_weight)
-    reasons = refusals(x, (norm_weight, norm_bias, fc1_weight, fc1_bias), compute)
+    reasons = norm_refusals(x, (norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_bias), compute)
     if choose("mlp", impl, reasons, worthwhile=x.is_cuda) == "reference":
         return reference.mlp(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps)
-    fc1_weight, fc1_bias = fold_norm(fc1_weight, fc1_bias, norm_weight, norm_bias, compute)
+    save = hidden == "save"
     return ops.mlp(
-        x,
-        fc1_weight,
-        fc1_bias,
-        fc2_weight.to(compute),
-        cast_optional(fc2_bias, compute),
-        eps,
-        save_hidden=hidden == "save",
+        x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps, compute, save_hidden=save
     )

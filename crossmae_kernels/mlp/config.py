@@ -1,15 +1,13 @@
-"""Which form serves the MLP, and with which tiles: analytic rules, and why a call or a form is refused."""
+"""Which form serves the MLP, and with which tiles: analytic rules, and why a form is refused."""
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from crossmae_kernels.primitives.tiles import GemmTiles, gemm_tiles, width_refusals
-from crossmae_kernels.runtime.device import Limits, dtypes_of, machine_refusals, residual_refusals
+from crossmae_kernels.primitives.tiles import GemmTiles, gemm_tiles
+from crossmae_kernels.runtime.device import Limits
 from crossmae_kernels.runtime.launch import Configuration, dot_extent
 
 # Where the form with one kernel ends: the float32 sums of 64 rows of 256 take 64 registers of each of 256 threads, and
@@ -69,12 +67,12 @@ def single_shared_memory(width: int) -> int:
 def hidden_tiles(hidden: int, width: int, element_size: int, saved: bool, limits: Limits) -> GemmTiles:
     """Tiles of the backward pass through the hidden layer, which was saved or is found again.
 
-    Found again, it stands beside the sum of the other product, so tiles are half as wide as those of a single one, and
-    two programs share a multiprocessor from Hopper on. Saved, it does not, and only Ampere's instructions, which want
-    operands in registers too, leave no room for a second program with whole tiles.
+    Found again, it stands beside the sum of the other product, so tiles are half as wide as those of a single one.
+    Saved, it does not; but where tensor cores want operands in registers, only such tiles leave room for a second
+    program.
     """
     choice = gemm_tiles(hidden, width, element_size, limits)
-    whole = element_size == 4 or (saved and limits.capability >= 90)
+    whole = element_size == 4 or (saved and limits.multiplies_from_shared_memory)
     return choice if whole else replace(choice, block_n=min(64, choice.block_n))
 
 
@@ -89,12 +87,3 @@ def single_refusals(width: int, dtype: torch.dtype, shared_memory: int) -> list[
     if needed > shared_memory:
         reasons.append(f"it needs {needed} bytes of shared memory, the device has {shared_memory}")
     return reasons
-
-
-def refusals(x: Tensor, parameters: Sequence[Tensor | None], compute: torch.dtype) -> list[str]:
-    """Every reason why the kernels cannot serve a call with these rows; they fold ``parameters`` as they are."""
-    return (
-        machine_refusals(x.device, *dtypes_of(x, *parameters), compute)
-        + residual_refusals("x", x, compute)
-        + width_refusals(x.shape[-1])
-    )

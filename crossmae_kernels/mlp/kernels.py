@@ -16,8 +16,10 @@ from torch import Tensor
 from crossmae_kernels.mlp.config import backward_form, form_rule, hidden_tiles, single_refusals, single_tiles
 from crossmae_kernels.primitives.gelu import gelu, gelu_backward, store_hidden_gradients
 from crossmae_kernels.primitives.gemm import PIECE, gemm, pieces, place_of_tile, product
+from crossmae_kernels.primitives.norm_folding import fold_norm, fold_norm_gradients
 from crossmae_kernels.primitives.normalization import normalize, normalize_backward, normalized_rows
 from crossmae_kernels.primitives.tiles import GROUP
+from crossmae_kernels.runtime.autocast import cast_optional
 from crossmae_kernels.runtime.device import limits
 from crossmae_kernels.runtime.dispatch import Forms
 from crossmae_kernels.runtime.launch import (
@@ -127,16 +129,34 @@ HiddenGradients = tuple[Tensor, Tensor | None, Tensor]
 
 
 def forward(
-    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, eps: float, save: bool, save_hidden: bool
-) -> Results:
-    """Output like ``x`` and what is to be saved."""
-    rule = form_rule(w1.shape[1], w1.dtype, limits(x.device).shared_memory)
-    out, *saved = _FORMS.run(rule, flat_rows(x), w1, b1, w2, b2, eps, save, save_hidden)
-    return out.view(x.shape), *saved
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    save: bool,
+    save_hidden: bool,
+) -> tuple[Tensor | None, ...]:
+    """Output like ``x`` and what is to be saved, of weights what is not an argument: fc1 folded, fc2 cast."""
+    w1, b1 = fold_norm(fc1_weight, fc1_bias, norm_weight, norm_bias, dtype)
+    w2 = fc2_weight.to(dtype)
+    rule = form_rule(w1.shape[1], dtype, limits(x.device).shared_memory)
+    out, *saved = _FORMS.run(rule, flat_rows(x), w1, b1, w2, fc2_bias, eps, save, save_hidden)
+    if not save:
+        return out.view(x.shape), *(None,) * 6
+    pairs = ((w1, fc1_weight), (b1, fc1_bias), (w2, fc2_weight))
+    return out.view(x.shape), *saved, *(None if ours is given else ours for ours, given in pairs)
 
 
 def backward(
     dout: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    fc1_weight: Tensor,
     w1: Tensor,
     b1: Tensor | None,
     w2: Tensor,
@@ -145,25 +165,31 @@ def backward(
     hidden: Tensor | None,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, fc1's weight and bias, fc2's weight and bias where asked for."""
+    """Gradients of x, the norm's parameters in one, fc1's weight and bias, fc2's weight and bias where asked for.
+
+    ``w1`` and ``b1`` are fc1's, folded.
+    """
+    wants_x, wants_scale, wants_shift, wants_w1, wants_b1, wants_w2, wants_b2 = output_mask
     rows = flat_rows(dout)
     low = rows.to(w1.dtype)
-    dx = dw1 = db1 = dw2 = db2 = None
-    if any(output_mask[:4]):
+    dx = dnorm = dw1 = db1 = dw2 = db2 = None
+    if any(output_mask[:6]):
         dhidden, activated, sums = _BACKWARD_FORMS.run(
-            backward_form(w1.dtype), low, w1, b1, w2, x_hat, hidden, output_mask[3]
+            backward_form(w1.dtype), low, w1, b1, w2, x_hat, hidden, wants_w2
         )
         if activated is not None:
-            dw2 = low.t() @ activated
-        if output_mask[2]:
-            db1 = sums.to(w1.dtype)
-        if output_mask[1]:
-            dw1 = dhidden.t() @ x_hat
-        if output_mask[0]:
+            dw2 = (low.t() @ activated).to(fc1_weight.dtype)
+        if wants_b1:
+            db1 = sums.to(fc1_weight.dtype)
+        if wants_w1 or wants_scale or wants_shift:
+            dfolded = dhidden.t() @ x_hat if wants_w1 or wants_scale else None
+            mask = wants_w1, wants_scale, wants_shift
+            dw1, dnorm = fold_norm_gradients(dfolded, sums, fc1_weight, norm_weight, norm_bias, mask)
+        if wants_x:
             dx = normalize_backward(dhidden @ w1, x_hat, rstd, rows, dout.dtype).view(dout.shape)
-    if output_mask[4]:
-        db2 = rows.sum(0).to(w1.dtype)
-    return dx, dw1, db1, dw2, db2
+    if wants_b2:
+        db2 = rows.sum(0, dtype=fc1_weight.dtype)
+    return dx, dnorm, dw1, db1, dw2, db2
 
 
 def _single(
@@ -225,7 +251,7 @@ def _library(
     """cuBLAS's products, with passes for GELU and the residual."""
     x_hat, rstd = normalize(rows, eps, w1.dtype)
     hidden = F.linear(x_hat, w1, b1)
-    out = rows + F.linear(F.gelu(hidden), w2, b2)
+    out = rows + F.linear(F.gelu(hidden), w2, cast_optional(b2, w2.dtype))
     return (out, x_hat, rstd, hidden if save_hidden else None) if save else (out, None, None, None)
 
 

@@ -1,6 +1,7 @@
 """The MLP's operators: schemas, fakes, FLOPs, what is saved for the backward pass.
 
-Weights and biases come folded and in the dtype to compute in; ``x`` may be float32 beside them.
+They take parameters as they are, fold the norm into fc1 and cast to the dtype to compute in; ``x`` may be float32. In
+an operator of its own the fold would be one call, and one node of autograd, more.
 """
 
 from typing import Any
@@ -9,69 +10,93 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.runtime.flops import Shape, linear_flops
-from crossmae_kernels.runtime.operators import Operator, need_gradient
+from crossmae_kernels.runtime.operators import Operator, made, need_gradient, unstacked
 
 
 def mlp(
     x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
     fc1_weight: Tensor,
     fc1_bias: Tensor | None,
     fc2_weight: Tensor,
     fc2_bias: Tensor | None,
     eps: float,
+    dtype: torch.dtype,
     save_hidden: bool,
 ) -> Tensor:
-    """``x + fc2(gelu(fc1(x_hat)))`` in the dtype of ``x``; arguments are taken as checked."""
-    save = need_gradient(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    return _forward(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps, save, save and save_hidden)[0]
+    """See ``crossmae_kernels.mlp``, computed in ``dtype``; arguments are taken as checked."""
+    save = need_gradient(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    return _forward(
+        x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps, dtype, save, save and save_hidden
+    )
 
 
 def _forward_fake(
     x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
     fc1_weight: Tensor,
     fc1_bias: Tensor | None,
     fc2_weight: Tensor,
     fc2_bias: Tensor | None,
     eps: float,
+    dtype: torch.dtype,
     save: bool,
     save_hidden: bool,
 ) -> tuple[Tensor | None, ...]:
     hidden, width = fc1_weight.shape
     rows = x.numel() // width
+    casts = fc1_weight.dtype != dtype
+    folds = norm_weight is not None or norm_bias is not None
+    biased = norm_bias is not None or (fc1_bias is not None and (folds or fc1_bias.dtype != dtype))
     return (
         x.new_empty(x.shape),
-        fc1_weight.new_empty(rows, width) if save else None,
-        fc1_weight.new_empty(rows, dtype=torch.float32) if save else None,
-        fc1_weight.new_empty(rows, hidden) if save_hidden else None,
+        x.new_empty(rows, width, dtype=dtype) if save else None,
+        x.new_empty(rows, dtype=torch.float32) if save else None,
+        x.new_empty(rows, hidden, dtype=dtype) if save_hidden else None,
+        x.new_empty(hidden, width, dtype=dtype) if save and (folds or casts) else None,
+        x.new_empty(hidden, dtype=dtype) if save and biased else None,
+        x.new_empty(width, hidden, dtype=dtype) if save and fc2_weight.dtype != dtype else None,
     )
 
 
-def _forward_flops(x: Shape, fc1_weight: Shape, *_: Any, **__: Any) -> int:
+def _forward_flops(
+    x: Shape, norm_weight: Shape | None, norm_bias: Shape | None, fc1_weight: Shape, *_: Any, **__: Any
+) -> int:
     return 2 * linear_flops(x, fc1_weight)
 
 
 def _backward_fake(
     dout: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
     fc1_weight: Tensor,
-    fc1_bias: Tensor | None,
+    folded_weight: Tensor,
+    folded_bias: Tensor | None,
     fc2_weight: Tensor,
     x_hat: Tensor,
     rstd: Tensor,
     hidden: Tensor | None,
     output_mask: list[bool],
 ) -> tuple[Tensor | None, ...]:
-    width = fc2_weight.shape[:1]
-    shapes = (fc1_weight.shape, fc1_weight.shape[:1], fc2_weight.shape, width)
+    hidden_width, width = fc1_weight.shape
+    wants_x, *wants_norm = output_mask[:3]
+    shapes = (hidden_width, width), (hidden_width,), (width, hidden_width), (width,)
     return (
-        dout.new_empty(dout.shape) if output_mask[0] else None,
-        *(x_hat.new_empty(shape) if asked else None for shape, asked in zip(shapes, output_mask[1:], strict=True)),
+        dout.new_empty(dout.shape) if wants_x else None,
+        dout.new_empty(sum(wants_norm), width, dtype=torch.float32) if any(wants_norm) else None,
+        *(fc1_weight.new_empty(shape) if asked else None for shape, asked in zip(shapes, output_mask[3:], strict=True)),
     )
 
 
 def _backward_flops(
     dout: Shape,
+    norm_weight: Shape | None,
+    norm_bias: Shape | None,
     fc1_weight: Shape,
-    fc1_bias: Shape | None,
+    folded_weight: Shape,
+    folded_bias: Shape | None,
     fc2_weight: Shape,
     x_hat: Shape,
     rstd: Shape,
@@ -79,38 +104,50 @@ def _backward_flops(
     output_mask: list[bool],
     **_: Any,
 ) -> int:
-    # All but fc2's own gradients come through the hidden layer's.
-    of_hidden, of_x, of_fc1, of_fc2 = any(output_mask[:3]), output_mask[0], output_mask[1], output_mask[3]
+    # All but fc2's own gradients come through the hidden layer's; fc1's weight and the norm's scale share a product.
+    of_hidden, of_x, of_fc2 = any(output_mask[:5]), output_mask[0], output_mask[5]
+    of_fc1 = output_mask[1] or output_mask[3]
     return (of_hidden + of_x + of_fc1 + of_fc2) * linear_flops(x_hat, fc1_weight)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, fc1_weight, fc1_bias, fc2_weight, _, _, _, save_hidden = inputs
-    _, x_hat, rstd, hidden = output
-    # fc1's bias is needed to find the hidden layer again.
-    saved = (None, hidden) if save_hidden else (fc1_bias, None)
-    ctx.save_for_backward(fc1_weight, fc2_weight, x_hat, rstd, *saved)
+    _, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, *_, save_hidden = inputs
+    _, x_hat, rstd, hidden, folded_weight, folded_bias, cast = output
+    bias = folded_bias if made(folded_bias) else fc1_bias
+    ctx.save_for_backward(
+        norm_weight,
+        norm_bias,
+        fc1_weight,
+        folded_weight if made(folded_weight) else fc1_weight,
+        None if save_hidden else bias,  # needed to find the hidden layer again
+        cast if made(cast) else fc2_weight,
+        x_hat,
+        rstd,
+        hidden if save_hidden else None,
+    )
 
 
-def _gradients(ctx: Any, output_mask: list[bool], dout: Tensor) -> tuple[Tensor, ...]:
-    fc1_weight, fc2_weight, x_hat, rstd, fc1_bias, hidden = ctx.saved_tensors
-    return _backward(dout, fc1_weight, fc1_bias, fc2_weight, x_hat, rstd, hidden, output_mask)
+def _gradients(ctx: Any, output_mask: list[bool], dout: Tensor) -> tuple[Tensor | None, ...]:
+    dx, dnorm, *others = _backward(dout, *ctx.saved_tensors, output_mask)
+    return dx, *unstacked(dnorm, output_mask[1:3]), *others
 
 
 _forward = Operator(
-    "mlp(Tensor x, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor? fc2_bias, float eps, bool save,"
-    " bool save_hidden) -> (Tensor out, Tensor x_hat, Tensor rstd, Tensor hidden)",
+    "mlp(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight,"
+    " Tensor? fc2_bias, float eps, ScalarType dtype, bool save, bool save_hidden) -> (Tensor out, Tensor x_hat,"
+    " Tensor rstd, Tensor hidden, Tensor folded_weight, Tensor folded_bias, Tensor cast_fc2_weight)",
     launcher="mlp.kernels:forward",
     fake=_forward_fake,
     flops=_forward_flops,
 )
 _backward = Operator(
-    "mlp_backward(Tensor dout, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor x_hat, Tensor rstd,"
-    " Tensor? hidden, bool[5] output_mask)"
-    " -> (Tensor dx, Tensor dfc1_weight, Tensor dfc1_bias, Tensor dfc2_weight, Tensor dfc2_bias)",
+    "mlp_backward(Tensor dout, Tensor? norm_weight, Tensor? norm_bias, Tensor fc1_weight, Tensor folded_weight,"
+    " Tensor? folded_bias, Tensor fc2_weight, Tensor x_hat, Tensor rstd, Tensor? hidden, bool[7] output_mask)"
+    " -> (Tensor dx, Tensor dnorm, Tensor dfc1_weight, Tensor dfc1_bias,"
+    " Tensor dfc2_weight, Tensor dfc2_bias)",
     launcher="mlp.kernels:backward",
     fake=_backward_fake,
     flops=_backward_flops,
 )
-_forward.differentiable(_save, _gradients, inputs=5)
+_forward.differentiable(_save, _gradients, inputs=7)
 _backward.not_differentiable("mlp: the kernels have no second derivative; impl='reference' has one")

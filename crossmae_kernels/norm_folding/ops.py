@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.runtime.autocast import cast_optional
-from crossmae_kernels.runtime.operators import Operator
+from crossmae_kernels.runtime.operators import Operator, unstacked
 
 
 def fold_norm(
@@ -63,10 +63,11 @@ def _backward_fake(
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
     output_mask: list[bool],
-) -> tuple[Tensor | None, Tensor]:
+) -> tuple[Tensor | None, Tensor | None]:
+    wanted = sum(output_mask[1:])
     return (
         weights[0].new_empty(dfolded.shape) if output_mask[0] else None,
-        dfolded.new_empty((sum(output_mask[1:]), *dfolded.shape[:-2], dfolded.shape[-1]), dtype=torch.float32),
+        dfolded.new_empty((wanted, *dfolded.shape[:-2], dfolded.shape[-1]), dtype=torch.float32) if wanted else None,
     )
 
 
@@ -85,38 +86,32 @@ def _gradients(ctx: Any, output_mask: list[bool], dfolded: Tensor, dfolded_bias:
     """Those of weights, together, of bias, ``norm_weight`` and ``norm_bias``."""
     wants_weight, wants_bias, *wants_norm = output_mask
     norm_weight, norm_bias, *weights = ctx.saved_tensors
-    dweight: Tensor | None = None
-    dnorm: list[Tensor | None] = [None, None]
+    dweight = dnorm = None
     if wants_weight or any(wants_norm):
         shifted = None if norm_bias is None else dfolded_bias
         mask = [wants_weight, *wants_norm]
-        dweight, sums = _backward(dfolded, shifted, weights, norm_weight, norm_bias, mask)
-        slots = iter(sums)
-        dnorm = [
-            next(slots).to(t.dtype) if want else None
-            for want, t in zip(wants_norm, (norm_weight, norm_bias), strict=True)
-        ]
-    return dweight, dfolded_bias.to(ctx.bias_dtype) if wants_bias else None, *dnorm
+        dweight, dnorm = _backward(dfolded, shifted, weights, norm_weight, norm_bias, mask)
+    return dweight, dfolded_bias.to(ctx.bias_dtype) if wants_bias else None, *unstacked(dnorm, wants_norm)
 
 
 _forward = Operator(
     "fold_norm(Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, ScalarType dtype)"
     " -> (Tensor folded, Tensor folded_bias)",
-    launcher="norm_folding.kernels:fold_norm",
+    launcher="primitives.norm_folding:fold_norm",
     fake=_forward_fake,
     flops=None,
 )
 _forward_of_several = Operator(
     "fold_norms(Tensor[] weights, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, ScalarType dtype)"
     " -> (Tensor folded, Tensor folded_bias)",
-    launcher="norm_folding.kernels:fold_norms",
+    launcher="primitives.norm_folding:fold_norms",
     fake=_forward_of_several_fake,
     flops=None,
 )
 _backward = Operator(
     "fold_norm_backward(Tensor dfolded, Tensor? dfolded_bias, Tensor[] weights, Tensor? norm_weight, Tensor? norm_bias,"
     " bool[3] output_mask) -> (Tensor dweight, Tensor dnorm)",
-    launcher="norm_folding.kernels:fold_norm_backward",
+    launcher="primitives.norm_folding:fold_norm_backward",
     fake=_backward_fake,
     flops=None,
 )

@@ -31,7 +31,7 @@ def patch_loss(
 ) -> Tensor:
     """See ``crossmae_kernels.patch_loss``; arguments are taken as checked. The loss of each patch, ``(B, Q)``."""
     save = need_gradient(prediction)
-    return _loss(prediction, images, predicted_ids, mean, std, patch_size, normalize, save)[0]
+    return _loss(prediction, images, predicted_ids, mean, std, patch_size, normalize, save)
 
 
 def _gather_fake(

@@ -19,6 +19,8 @@ class GemmTiles(Configuration):
     block_k: int
     num_warps: int
     num_stages: int
+    maxnreg: int | None = None
+    """Registers of a thread, where so many leave room for a second program."""
 
 
 @functools.cache
@@ -27,9 +29,9 @@ def gemm_tiles(outer: int, inner: int, element_size: int, limits: Limits) -> Gem
 
     In 16 bits a tile of 128 x 128 takes 64 registers of each of 256 threads for its sum, and does 64 FLOP for each
     byte that it asks of L2; every stage of 64 of the inner extent takes 32 KiB of shared memory. Columns come in
-    fewer where 128 would leave more than an eighth of the tiles empty. From Hopper on the sum needs no more than 128
-    registers of a thread, and stages are as many as leave room for a second program: one multiplies while the other is
-    in its epilogue. Ampere's own instructions want operands in registers, where a second program finds none. float32
+    fewer where 128 would leave more than an eighth of the tiles empty. Where operands come from shared memory, 128
+    registers of a thread are enough, and registers and stages leave room for a second program: one multiplies while
+    the other is in its epilogue. Where instructions want operands in registers, there is no such room. float32
     multiplies outside of the tensor cores, where operands need registers too.
     """
     if element_size == 4:
@@ -38,9 +40,10 @@ def gemm_tiles(outer: int, inner: int, element_size: int, limits: Limits) -> Gem
     # Of rows that 16 does not divide each element is loaded by itself: of 64 of the inner extent, 8 to 204 spilled.
     block_k = 64 if inner > 32 and inner % 16 == 0 else 32
     stage = (128 + block_n) * block_k * element_size
-    programs = 2 if limits.capability >= 90 else 1
+    warps = 8 if block_n > 32 else 4
+    programs = 2 if limits.multiplies_from_shared_memory else 1
     stages = max(2, min(4, limits.shared_memory // (programs * stage)))
-    return GemmTiles(128, block_n, block_k, 8 if block_n > 32 else 4, stages)
+    return GemmTiles(128, block_n, block_k, warps, stages, 128 if (programs, warps) == (2, 8) else None)
 
 
 def gemm_candidates(outer: int, inner: int, element_size: int, limits: Limits) -> list[GemmTiles]:
@@ -55,10 +58,6 @@ def gemm_candidates(outer: int, inner: int, element_size: int, limits: Limits) -
         if stages * (block_m + block_n) * block_k * element_size <= limits.shared_memory
         and block_m * block_n <= 128 * 32 * warps
     ]
-
-
-# A row beyond this would not stay in the registers of a program of 16 warps.
-WIDEST_ROW = 16 * 1024
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,3 @@ def row_tiles(width: int) -> RowTiles:
     block_columns = power_of_two(width)
     block_rows = max(1, 4096 // block_columns)
     return RowTiles(block_rows, block_columns, max(4, block_columns // 1024))
-
-
-def width_refusals(width: int) -> list[str]:
-    """Why rows so wide cannot be normalised by the kernels, if they cannot."""
-    return [f"kernels normalise rows of up to {WIDEST_ROW}, these have {width}"] if width > WIDEST_ROW else []

@@ -4,11 +4,11 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from crossmae_kernels.norm_folding.ops import fold_norm
 from crossmae_kernels.projection import ops, reference
-from crossmae_kernels.projection.config import linear_residual_refusals, norm_linear_refusals
-from crossmae_kernels.runtime.autocast import cast_optional, compute_dtype
+from crossmae_kernels.projection.config import linear_residual_refusals
+from crossmae_kernels.runtime.autocast import compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
+from crossmae_kernels.runtime.device import norm_refusals
 from crossmae_kernels.runtime.dispatch import Implementation, choose
 
 Activation = Literal["gelu"]
@@ -57,11 +57,10 @@ def norm_linear(
     checks.choice("activation", activation, (*get_args(Activation), None))
     checks.raise_if_any()
     compute = compute_dtype(weight)
-    refusals = norm_linear_refusals(x, (weight, bias, norm_weight, norm_bias), compute)
+    refusals = norm_refusals(x, (weight, bias, norm_weight, norm_bias), compute)
     if choose("norm_linear", impl, refusals, worthwhile=x.is_cuda) == "reference":
         return reference.norm_linear(x, weight, bias, norm_weight, norm_bias, eps, activation)
-    weight, bias = fold_norm(weight, bias, norm_weight, norm_bias, compute)
-    return ops.norm_linear(x, weight, bias, eps, activation == "gelu")
+    return ops.norm_linear(x, weight, bias, norm_weight, norm_bias, eps, activation == "gelu", compute)
 
 
 def linear_residual(
@@ -108,7 +107,7 @@ def linear_residual(
         checks.ids("residual_ids", residual_ids, "B Q", limit=checks.size("N"))
     checks.raise_if_any()
     compute = compute_dtype(weight)
-    refusals = linear_residual_refusals(residual, compute)
+    refusals = linear_residual_refusals(residual, bias, compute)
     if choose("linear_residual", impl, refusals, worthwhile=x.is_cuda) == "reference":
         return reference.linear_residual(x, weight, bias, residual, residual_ids)
-    return ops.linear_residual(x.to(compute), weight.to(compute), cast_optional(bias, compute), residual, residual_ids)
+    return ops.linear_residual(x if x.dtype == compute else x.to(compute), weight, bias, residual, residual_ids)

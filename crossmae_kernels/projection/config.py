@@ -1,11 +1,8 @@
 """Which form serves a projection: an analytic rule, and why a call may be refused."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from crossmae_kernels.primitives.tiles import width_refusals
 from crossmae_kernels.runtime.device import dtypes_of, machine_refusals, residual_refusals
 
 
@@ -20,15 +17,7 @@ def form_rule(dtype: torch.dtype, saves_a_pass: bool) -> str:
     return "tiled" if saves_a_pass and dtype != torch.float32 else "library"
 
 
-def norm_linear_refusals(x: Tensor, parameters: Sequence[Tensor | None], compute: torch.dtype) -> list[str]:
-    """Every reason why the kernels cannot serve ``norm_linear`` of ``x``; they fold ``parameters`` as they are."""
-    return (
-        machine_refusals(x.device, *dtypes_of(x, *parameters), compute)
-        + residual_refusals("x", x, compute)
-        + width_refusals(x.shape[-1])
-    )
-
-
-def linear_residual_refusals(residual: Tensor, compute: torch.dtype) -> list[str]:
-    """Every reason why the kernels cannot serve ``linear_residual``."""
-    return machine_refusals(residual.device, residual.dtype, compute) + residual_refusals("residual", residual, compute)
+def linear_residual_refusals(residual: Tensor, bias: Tensor | None, compute: torch.dtype) -> list[str]:
+    """Every reason why the kernels cannot serve ``linear_residual``; they read the bias as it is."""
+    reasons = machine_refusals(residual.device, *dtypes_of(residual, bias), compute)
+    return reasons + residual_refusals("residual", residual, compute)

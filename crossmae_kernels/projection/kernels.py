@@ -10,10 +10,12 @@ from torch import Tensor
 
 from crossmae_kernels.primitives.gelu import gelu_backward
 from crossmae_kernels.primitives.gemm import gemm
+from crossmae_kernels.primitives.norm_folding import fold_norm, fold_norm_gradients
 from crossmae_kernels.primitives.normalization import normalize, normalize_backward
 from crossmae_kernels.primitives.segmented_sum import segmented_sum
 from crossmae_kernels.primitives.tiles import row_tiles
 from crossmae_kernels.projection.config import form_rule
+from crossmae_kernels.runtime.autocast import cast_optional
 from crossmae_kernels.runtime.dispatch import Forms
 from crossmae_kernels.runtime.launch import blocks, flat_rows, input_precision, on_device_of
 
@@ -41,61 +43,87 @@ def add_residual_kernel(
 
 
 def norm_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, gelu: bool, save: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Output ``(..., O)``; to save, normalised rows, their statistic and with GELU what goes into it, else None."""
-    x_hat, rstd = normalize(flat_rows(x), eps, weight.dtype)
-    out, hidden = _NORM_LINEAR.run(form_rule(weight.dtype, gelu), x_hat, weight, bias, gelu, save)
-    out = out.view(*x.shape[:-1], len(weight))
-    return (out, x_hat, rstd, hidden) if save else (out, None, None, None)
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    gelu: bool,
+    dtype: torch.dtype,
+    save: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Output ``(..., O)``; to save, normalised rows, their statistic, with GELU what goes into it, the folded weight.
+
+    The last two None where there is no GELU, and nothing to fold or to cast.
+    """
+    x_hat, rstd = normalize(flat_rows(x), eps, dtype)
+    folded, folded_bias = fold_norm(weight, bias, norm_weight, norm_bias, dtype)
+    out, hidden = _NORM_LINEAR.run(form_rule(dtype, gelu), x_hat, folded, folded_bias, gelu, save)
+    out = out.view(*x.shape[:-1], weight.shape[0])
+    return (out, x_hat, rstd, hidden, None if folded is weight else folded) if save else (out, None, None, None, None)
 
 
 def norm_linear_backward(
     dout: Tensor,
     weight: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    folded: Tensor,
     x_hat: Tensor,
     rstd: Tensor,
     hidden: Tensor | None,
     x_dtype: torch.dtype,
     output_mask: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, weight and bias where asked for."""
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight, bias and the norm's parameters in one where asked for."""
+    wants_x, wants_weight, wants_bias, wants_scale, wants_shift = output_mask
     rows = flat_rows(dout)
-    dbias = None
+    dx = dweight = dbias = dnorm = None
     if hidden is not None:
         rows, _, dbias = gelu_backward(rows, hidden, wants_activated=False)
-    dx = dweight = None
-    if output_mask[0]:
-        dx = normalize_backward(rows @ weight, x_hat, rstd, None, x_dtype).view(*dout.shape[:-1], weight.shape[1])
-    if output_mask[1]:
-        dweight = rows.t() @ x_hat
-    if not output_mask[2]:
-        dbias = None
-    elif dbias is None:
-        dbias = rows.sum(0)
-    return dx, dweight, None if dbias is None else dbias.to(weight.dtype)
+    elif wants_bias or wants_shift or (wants_weight and norm_bias is not None):
+        # In float32, unless nothing else reads it.
+        dbias = rows.sum(0, dtype=weight.dtype if norm_bias is None else torch.float32)
+    if wants_x:
+        dx = normalize_backward(rows @ folded, x_hat, rstd, None, x_dtype).view(*dout.shape[:-1], weight.shape[1])
+    if wants_weight or wants_scale or wants_shift:
+        dfolded = rows.t() @ x_hat if wants_weight or wants_scale else None
+        mask = wants_weight, wants_scale, wants_shift
+        dweight, dnorm = fold_norm_gradients(dfolded, dbias, weight, norm_weight, norm_bias, mask)
+    return dx, dweight, dbias.to(weight.dtype) if wants_bias and dbias is not None else None, dnorm
 
 
 def linear_residual(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, residual_ids: Tensor | None
-) -> Tensor:
-    """``(..., O)`` in the residual's dtype."""
+) -> tuple[Tensor, Tensor | None]:
+    """``(..., O)`` in the residual's dtype, and the weight if it was cast to that of ``x``, to save it."""
     ids = None if residual_ids is None else residual_ids.reshape(-1).contiguous()
-    rule = form_rule(weight.dtype, saves_a_pass=True)
-    return _LINEAR_RESIDUAL.run(rule, flat_rows(x), weight, bias, flat_rows(residual), ids).view(
-        *x.shape[:-1], len(weight)
-    )
+    rule = form_rule(x.dtype, saves_a_pass=True)
+    cast = weight.to(x.dtype)
+    out = _LINEAR_RESIDUAL.run(rule, flat_rows(x), cast, bias, flat_rows(residual), ids)
+    return out.view(*x.shape[:-1], weight.shape[0]), None if cast is weight else cast
 
 
 def linear_residual_backward(
-    dout: Tensor, x: Tensor, weight: Tensor, residual_ids: Tensor | None, table_rows: int, output_mask: Sequence[bool]
+    dout: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    residual_ids: Tensor | None,
+    table_rows: int,
+    dtype: torch.dtype,
+    output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, weight, bias and the table where asked for; a dense residual's is ``dout`` itself."""
+    """Gradients of x, weight, bias and the table where asked for; a dense residual's is ``dout`` itself.
+
+    ``dtype`` is the parameters'; ``weight`` is cast.
+    """
     rows = flat_rows(dout)
     low = rows.to(weight.dtype)
     dx = (low @ weight).view(x.shape) if output_mask[0] else None
-    dweight = low.t() @ flat_rows(x) if output_mask[1] else None
-    dbias = rows.sum(0).to(weight.dtype) if output_mask[2] else None
+    dweight = (low.t() @ flat_rows(x)).to(dtype) if output_mask[1] else None
+    # PyTorch sums in the wider dtype of the two; told the narrower one, it would cast all rows to it first.
+    dbias = rows.sum(0, dtype=torch.promote_types(rows.dtype, dtype)).to(dtype) if output_mask[2] else None
     dtable = None
     if output_mask[3] and residual_ids is not None:
         dtable = segmented_sum(rows.contiguous(), residual_ids.reshape(-1), table_rows)
@@ -105,7 +133,7 @@ def linear_residual_backward(
 def _tiled_norm_linear(
     x_hat: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, save: bool
 ) -> tuple[Tensor, Tensor | None]:
-    hidden = x_hat.new_empty(len(x_hat), len(weight)) if gelu and save else None
+    hidden = x_hat.new_empty(len(x_hat), weight.shape[0]) if gelu and save else None
     return gemm(x_hat, weight, bias, gelu, hidden), hidden
 
 
@@ -125,7 +153,7 @@ def _tiled_linear_residual(
 def _library_linear_residual(
     rows: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, ids: Tensor | None
 ) -> Tensor:
-    return add_residual(F.linear(rows, weight, bias), residual, ids)
+    return add_residual(F.linear(rows, weight, cast_optional(bias, weight.dtype)), residual, ids)
 
 
 _NORM_LINEAR = Forms(

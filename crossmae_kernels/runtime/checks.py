@@ -35,7 +35,7 @@ class ArgumentChecks:
 
     def __init__(self, op: str) -> None:
         self.op = op
-        self.sizes: dict[str, int] = {}
+        self.sizes: dict[str | int, int] = {}
         self._wrong_types: list[str] = []
         self._wrong_values: list[str] = []
         self._reference: Tensor | None = None
@@ -179,8 +179,12 @@ class ArgumentChecks:
             shape = shape[len(shape) - len(symbols) :]
         sizes = self.sizes
         fits = len(symbols) == len(shape)
+        unknown = False
         for symbol, size in zip(symbols, shape, strict=False):
-            if size != (symbol if isinstance(symbol, int) else sizes.get(symbol, size)):
+            known_size = sizes.get(symbol, symbol)  # a number stands for itself
+            if known_size is symbol and isinstance(symbol, str):
+                unknown = True
+            elif size != known_size:
                 fits = False
         if not fits:
             known = ", ".join(f"{symbol}={sizes[symbol]}" for symbol in symbols if symbol in sizes)
@@ -190,9 +194,10 @@ class ArgumentChecks:
                 + f", got {tuple(tensor.shape)}"
             )
             return
-        for symbol, size in zip(symbols, shape, strict=True):
-            if isinstance(symbol, str):
-                sizes[symbol] = size
+        if unknown:  # as the first tensors alone are
+            for symbol, size in zip(symbols, shape, strict=True):
+                if isinstance(symbol, str):
+                    sizes[symbol] = size
 
     def _device(self, name: str, tensor: Tensor) -> None:
         reference = self._reference

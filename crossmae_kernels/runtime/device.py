@@ -1,7 +1,6 @@
 """What a device offers to Triton kernels, asked when a call needs it and never at import."""
 
 import functools
-import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +11,14 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.extras import installed
+from crossmae_kernels.runtime import interpreter
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# A row beyond this, to be normalised, would not stay in the registers of a program of 16 warps.
+WIDEST_ROW = 16 * 1024
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class Limits:
     shared_memory: int
     """Bytes that one program may have."""
     multiprocessors: int
+
+    @property
+    def multiplies_from_shared_memory(self) -> bool:
+        """Whether tensor cores read operands there, as Hopper's and the large Blackwells' do, and not in registers."""
+        return 90 <= self.capability < 120
 
 
 # As Hopper, the device aimed at first; the interpreter has no limit, and no parallelism.
@@ -75,11 +83,8 @@ def machine_refusals(device: torch.device, *dtypes: torch.dtype) -> list[str]:
         refusals.append(f"kernels run on CUDA devices, and these tensors are on {device}")
     elif not interpreted():
         refusals.append("kernels run on CUDA devices; on a CPU only in Triton's interpreter, with TRITON_INTERPRET=1")
-    elif _triton_is_installed() and _interpreter_is_broken():
-        refusals.append("the interpreter of Triton 3.6 needs NumPy < 2.4")
-    elif torch.bfloat16 in dtypes:
-        # It keeps them as uint16 and computes with these.
-        refusals.append("Triton's interpreter does not compute in bfloat16, only in float32 and float16")
+    elif _triton_is_installed():
+        refusals += interpreter.refusals(dtypes)
     others = [dtype for dtype in dtypes if dtype not in KERNEL_DTYPES]
     if others:
         given = " and ".join(sorted({str(dtype) for dtype in others}))
@@ -107,6 +112,20 @@ def residual_refusals(name: str, residual: Tensor, compute: torch.dtype) -> list
     return [f"kernels take {name} in float32 or {compute}, got {residual.dtype}"]
 
 
+def width_refusals(width: int) -> list[str]:
+    """Why rows so wide cannot be normalised by the kernels, if they cannot."""
+    return [f"kernels normalise rows of up to {WIDEST_ROW}, these have {width}"] if width > WIDEST_ROW else []
+
+
+def norm_refusals(x: Tensor, parameters: Sequence[Tensor | None], compute: torch.dtype) -> list[str]:
+    """Every reason why kernels cannot normalise ``x``, fold ``parameters`` as they are and multiply in ``compute``."""
+    return (
+        machine_refusals(x.device, *dtypes_of(x, *parameters), compute)
+        + residual_refusals("x", x, compute)
+        + width_refusals(x.shape[-1])
+    )
+
+
 def limits(device: torch.device) -> Limits:
     """What tiles and grids are chosen by."""
     if _assumed is not None:
@@ -117,17 +136,6 @@ def limits(device: torch.device) -> Limits:
 @functools.cache
 def _triton_is_installed() -> bool:
     return installed("triton")
-
-
-@functools.cache
-def _interpreter_is_broken() -> bool:
-    """It takes the bounds of loops for scalars in a way that NumPy 2.4 no longer allows."""
-    try:
-        versions = [importlib.metadata.version(name).split(".") for name in ("triton", "numpy")]
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    triton, numpy = ((int(major), int(minor)) for major, minor, *_ in versions)
-    return triton <= (3, 6) and numpy >= (2, 4)
 
 
 @functools.cache

@@ -73,7 +73,9 @@ def flat_rows(tensor: Tensor) -> Tensor:
     Rows so far apart that 32 bits do not span a tile are copied too.
     """
     width = tensor.shape[-1]
-    rows = tensor.reshape(tensor.numel() // max(width, 1), width)
+    rows = tensor if tensor.dim() == 2 else tensor.reshape(tensor.numel() // max(width, 1), width)
+    if rows.is_contiguous() and width * MOST_TILE_ROWS <= LARGEST_NARROW_OFFSET:
+        return rows  # as nearly all are, seen in a tenth of the time
     if rows.stride(0) * MOST_TILE_ROWS > LARGEST_NARROW_OFFSET:
         return rows.contiguous()
     return unit_stride(rows)

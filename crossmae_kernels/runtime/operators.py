@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from crossmae_kernels.runtime import interpreter
+from crossmae_kernels.runtime.device import interpreted
 from crossmae_kernels.runtime.flops import flop_formula
 
 NAMESPACE = "crossmae_kernels"
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
+_NONE = (0,)  # the shape of what stands for None
 _PLAIN = {Tensor, torch.nn.Parameter, type(None), bool, int, float, str, torch.dtype, torch.Size}
 
 
@@ -32,8 +35,8 @@ class Operator:
     Args:
         schema: name, arguments and results; the first argument is a tensor or a list of tensors.
         launcher: "folder.module:function", called with the operator's arguments. Autocast, which reaches into
-            implementations, is off in it. Where it returns None, the operator returns an empty tensor: schemas have no
-            optional results.
+            implementations, is off in it. Where it returns None, PyTorch's dispatcher sees an empty tensor: schemas
+            have no optional results. ``made`` tells them apart.
         fake: the same for tensors without data, None included.
         flops: what it multiplies, from the shapes of arguments and results (``runtime.flops``); None for nothing.
     """
@@ -43,13 +46,15 @@ class Operator:
         self._module, _, self._function = launcher.partition(":")
         self._launchers: ModuleType | None = None
         self._derivative: type[torch.autograd.Function] | None = None
+        self._results: int | None = None
 
         def fake_call(*arguments: Any) -> Any:
-            return _without_none(fake(*arguments), arguments)
+            results = fake(*arguments)
+            return results if isinstance(results, Tensor) else _without_none(results, arguments)
 
         _library.define(schema)
         for device in ("CPU", "CUDA"):
-            _library.impl(name, self._launch, device)
+            _library.impl(name, self._serve, device)
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake_call, lib=_library)
         packet = getattr(torch.ops.crossmae_kernels, name)
         if flops is not None:
@@ -57,26 +62,46 @@ class Operator:
         self._dispatched: OpOverload = packet.default
 
     def __call__(self, *arguments: Any) -> Any:
-        """The results, one tensor or a tuple of them."""
+        """The results that have a derivative, all if none has; one tensor or a tuple of them."""
         if torch.compiler.is_compiling() or _watched() or not _plain(arguments):
-            return self._dispatched(*arguments)
+            return self._differentiable(self._dispatched(*arguments))
         if torch.is_grad_enabled():
             if self._derivative is None:
-                return self._dispatched(*arguments)
-            for argument in arguments:
+                return self._differentiable(self._dispatched(*arguments))
+            several = isinstance(arguments[0], list)
+            # A Function looks for tensors among its arguments, not in lists.
+            flat = (len(arguments[0]), *arguments[0], *arguments[1:]) if several else arguments
+            for argument in flat:
                 if isinstance(argument, Tensor) and argument.requires_grad:
-                    return self._derivative.apply(*arguments)
-        return self._launch(*arguments)
+                    return self._derivative.apply(*flat)
+        return self._differentiable(self._launch(*arguments))
+
+    def _differentiable(self, results: Any) -> Any:
+        if self._results is None or isinstance(results, Tensor):
+            return results
+        return results[0] if self._results == 1 else results[: self._results]
+
+    def _serve(self, *arguments: Any) -> Any:
+        """What the dispatcher calls."""
+        results = self._launch(*arguments)
+        return results if isinstance(results, Tensor) else _without_none(results, arguments)
 
     def _launch(self, *arguments: Any) -> Any:
         if self._launchers is None:
+            if interpreted():
+                interpreter.teach()
             self._launchers = importlib.import_module(f"{NAMESPACE}.{self._module}")
         function = getattr(self._launchers, self._function)
         first = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
-        if not torch.is_autocast_enabled(first.device.type):
-            return _without_none(function(*arguments), arguments)
-        with torch.autocast(first.device.type, enabled=False):
-            return _without_none(function(*arguments), arguments)
+        device = first.device.type
+        if not torch.is_autocast_enabled(device):
+            return function(*arguments)
+        # 0.5 us, where torch.autocast takes 3.7.
+        torch.set_autocast_enabled(device, False)
+        try:
+            return function(*arguments)
+        finally:
+            torch.set_autocast_enabled(device, True)
 
     def differentiable(
         self,
@@ -91,11 +116,13 @@ class Operator:
             save: called with ``ctx``, the arguments and the results, keeps what ``backward`` needs.
             backward: called with ``ctx``, the output mask and the upstream gradients, returns the gradients of the
                 inputs, of a list's tensors stacked or as a list. The mask says for each input whether its gradient is
-                asked for, and for a list whether any is. What nobody asked for may be anything and is dropped.
+                asked for, and for a list whether any is. What nobody asked for may be anything and is dropped. Autograd
+                casts a gradient of another dtype than its input's.
             inputs: how many arguments, the first ones, have a gradient.
             results: how many results, the first ones, have an upstream gradient.
         """
         others = (None,) * (len(self._dispatched._schema.arguments) - inputs)
+        self._results = results
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             ctx.set_materialize_grads(False)
@@ -103,24 +130,39 @@ class Operator:
                 ctx.mark_non_differentiable(*output[results:])
             save(ctx, inputs, output)
 
-        def autograd(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-            needs = ctx.needs_input_grad[:inputs]
+        def gradients(ctx: Any, needs: Sequence[Any], upstream: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
             output_mask = [any(need) if isinstance(need, list) else need for need in needs]
             found: Sequence[Any] = (None,) * inputs
             if any(output_mask) and any(gradient is not None for gradient in upstream[:results]):
                 found = backward(ctx, output_mask, *upstream[:results])
             return (*map(_asked_for, found, needs), *others)
 
+        def autograd(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+            return gradients(ctx, ctx.needs_input_grad[:inputs], upstream)
+
         torch.library.register_autograd(self._dispatched._name, autograd, setup_context=setup_context, lib=_library)
-        if isinstance(self._dispatched._schema.arguments[0].type, torch.ListType):
-            return  # a Function looks for tensors among its arguments, not in lists
 
         def forward(ctx: Any, *arguments: Any) -> Any:
+            # Results that are only kept for the backward pass are kept, not returned: autograd need not wrap them.
             output = self._launch(*arguments)
-            setup_context(ctx, arguments, output)
-            return output
+            ctx.set_materialize_grads(False)
+            save(ctx, arguments, output)
+            return self._differentiable(output)
 
-        methods = {"forward": staticmethod(forward), "backward": staticmethod(autograd)}
+        def forward_of_several(ctx: Any, count: int, *flat: Any) -> Any:
+            ctx.count = count
+            return forward(ctx, list(flat[:count]), *flat[count:])
+
+        def autograd_of_several(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+            first, rest = 1 + ctx.count, ctx.needs_input_grad
+            several, *each = gradients(ctx, [list(rest[1:first]), *rest[first : first + inputs - 1]], upstream)
+            return None, *several, *each
+
+        several = isinstance(self._dispatched._schema.arguments[0].type, torch.ListType)
+        methods = {
+            "forward": staticmethod(forward_of_several if several else forward),
+            "backward": staticmethod(autograd_of_several if several else autograd),
+        }
         self._derivative = type(self._dispatched._name, (torch.autograd.Function,), methods)
 
     def not_differentiable(self, why: str) -> None:
@@ -130,6 +172,19 @@ class Operator:
             raise NotImplementedError(why)
 
         torch.library.register_autograd(self._dispatched._name, refuse, lib=_library)
+
+
+def made(result: Tensor | None) -> bool:
+    """Whether a launcher made this result, and did not return None."""
+    return result is not None and result.shape != _NONE
+
+
+def unstacked(stack: Tensor | None, output_mask: Sequence[bool]) -> list[Tensor | None]:
+    """Gradients that lie in one tensor, since an operator may not return its parts: in the place of those asked for."""
+    if stack is None or not any(output_mask):
+        return [None] * len(output_mask)
+    parts = iter(stack.unbind())
+    return [next(parts) if asked else None for asked in output_mask]
 
 
 def need_gradient(*tensors: Tensor | None) -> bool:
@@ -159,10 +214,8 @@ def _plain(arguments: tuple[Any, ...]) -> bool:
 
 
 def _without_none(results: Any, arguments: tuple[Any, ...]) -> Any:
-    if isinstance(results, Tensor):
-        return results
     first = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
-    return tuple(first.new_empty(0) if result is None else result for result in results)
+    return tuple(first.new_empty(_NONE) if result is None else result for result in results)
 
 
 def _asked_for(gradient: Tensor | list[Tensor] | None, need: Any) -> Any:

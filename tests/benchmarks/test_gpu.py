@@ -11,7 +11,19 @@ import pytest
 from benchmarks import gpu, records
 from benchmarks.contest import BOTH, FORMS
 from benchmarks.gpu import Session, run_together
-from benchmarks.records import DONE, FAILED, FINAL, MEASURED, NOT_REACHED, OUT_OF_MEMORY, Journal, Record, Run, Stage
+from benchmarks.records import (
+    DONE,
+    FAILED,
+    MEASURED,
+    NOT_REACHED,
+    OUT_OF_MEMORY,
+    STARTED,
+    WRONG,
+    Journal,
+    Record,
+    Run,
+    Stage,
+)
 from benchmarks.suites import SUITES, cases, planned
 
 
@@ -19,7 +31,7 @@ from benchmarks.suites import SUITES, cases, planned
 def session(tmp_path, monkeypatch):
     """A session that has begun; its plan is that of one suite."""
     monkeypatch.setattr(gpu, "SUITES", ("mixing",))
-    session = Session(tmp_path, "tiny", 9)
+    session = Session(tmp_path, "tiny")
     session.begin()
     return session
 
@@ -34,7 +46,7 @@ from crossmae_kernels.testing import Problem
 def die(x):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def planted(suite, form):
+def planted(form):
     def warning(x):
         warnings.warn("slow")
         return x.square()
@@ -42,9 +54,9 @@ def planted(suite, form):
     calls = {"reference": lambda x: x * x, "killed": die, "other": warning}
     pose = lambda draw, batch: Problem("", "", {"x": draw.normal(batch, 3)})
     solvers = {name: lambda call=call: Solver(call) for name, call in calls.items()}
-    return [Contest(suite, {"problem": "squares"}, 4, torch.float32, pose, solvers, {BOTH: Work(2, 2)})]
+    return [Contest("mixing", {"problem": "squares"}, 4, torch.float32, pose, solvers, {BOTH: Work(2, 2)})]
 
-suites.contests = planted
+suites.SUITES = {"mixing": planted}
 """
 
 
@@ -55,13 +67,10 @@ def test_a_crash_costs_its_own_measurement_and_another_session_tries_it_again(se
         del session.environment[name]  # pytest-benchmark does not run beside other workers
     session.environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{records.ROOT}"
     monkeypatch.setattr(gpu, "PYTEST", [*gpu.PYTEST, "-p", "planted"])
-    planted = {
-        key: Record(*key) for key in (("mixing", "squares, batch 4", n, BOTH) for n in ("reference", "killed", "other"))
-    }
-    session.journal.write("session", records.read(tmp_path).machine)
-    session.journal.write("planned", [vars(record) for record in planted.values()])
-    session.seconds["mixing"] = 120
-    session.stage("mixing")
+    plan = [Record("mixing", "squares, batch 4", name, BOTH) for name in ("reference", "killed", "other")]
+    (tmp_path / records.FILE).unlink()
+    session.journal.write({"commit": "0", "device": "d", "form": "tiny", "date": "2026-01-02"}, records=plan)
+    session.stage("mixing", 120)
     run = records.read(tmp_path)
     status = {record.contender: record.status for record in run.records.values()}
     assert status == {"reference": MEASURED, "killed": FAILED, "other": MEASURED}
@@ -81,11 +90,6 @@ def test_a_crash_costs_its_own_measurement_and_another_session_tries_it_again(se
     assert "squares, batch 4, other" in shown
     assert "killed" not in shown
 
-    session.begin()
-    run = records.read(tmp_path)
-    assert {record.status for record in run.records.values() if record.problem == "squares, batch 4"} == {MEASURED}
-    assert "mixing" not in run.stages
-
 
 def test_everything_is_planned_before_anything_is_measured(session, tmp_path):
     run = records.read(tmp_path)
@@ -93,10 +97,18 @@ def test_everything_is_planned_before_anything_is_measured(session, tmp_path):
     assert {record.status for record in run.records.values()} == {NOT_REACHED}
 
 
-def test_what_is_done_stays_done(session, tmp_path, capsys, monkeypatch):
-    session.journal.write("stage", {"mixing": vars(Stage(DONE))})
+def test_what_is_done_stays_done_and_the_rest_is_tried_again(session, tmp_path, capsys, monkeypatch):
+    session.journal.write(stages={"mixing": Stage(DONE), "mlp": Stage(FAILED)})
+    first, second, third, *_ = records.read(tmp_path).records.values()
+    for record, status in ((first, OUT_OF_MEMORY), (second, FAILED), (third, WRONG)):
+        record.status, record.reason = status, "because"
+        session.journal.write(records=[record])
     session.begin()
-    session.stage("mixing")
+    run = records.read(tmp_path)
+    assert {key for key, record in run.records.items() if record.reason} == {first.key}
+    assert {record.status for key, record in run.records.items() if key != first.key} == {NOT_REACHED}
+    assert run.stages["mlp"].status == NOT_REACHED
+    session.stage("mixing", 120)
     assert "mixing: done before" in capsys.readouterr().out
     monkeypatch.setattr(records, "commit", lambda: "another")
     with pytest.raises(ValueError, match="has records of commit"):
@@ -105,48 +117,32 @@ def test_what_is_done_stays_done(session, tmp_path, capsys, monkeypatch):
 
 def test_a_journal_survives_whatever_ends_a_process(tmp_path):
     journal = Journal(tmp_path)
-    machine = {"device": "d", "commit": "c", "date": "2026-01-02"}
-    planned = [Record("mixing", "p", name, BOTH) for name in "abcd"]
-    a, b, c, _ = planned
-
-    def begin():
-        journal.write("session", machine)
-        journal.write("planned", [vars(record) for record in planned])
-
-    def statuses():
-        return {record.contender: record.status for record in records.read(tmp_path).records.values()}
-
-    begin()
-    journal.write("started", a.key)
-    journal.write("done", vars(a) | {"status": OUT_OF_MEMORY})
-    journal.write("started", b.key)
-    assert statuses() == {"a": OUT_OF_MEMORY, "b": FAILED, "c": NOT_REACHED, "d": NOT_REACHED}
-    journal.write("ended", "ended for time")
-    journal.write("started", c.key)
+    a, b = (Record("mixing", "p", name, BOTH) for name in "ab")
+    journal.write({"device": "d", "commit": "c", "date": "2026-01-02"}, records=[a, b])
+    a.status, a.reason = FAILED, STARTED
+    journal.write(records=[a])
     with (tmp_path / records.FILE).open("a") as file:
-        file.write('{"done": {"suite": "mix')  # cut short
-    journal.write("ended", "ended by signal 9")
-    assert statuses() == {"a": OUT_OF_MEMORY, "b": FAILED, "c": FAILED, "d": NOT_REACHED}
-    assert records.read(tmp_path).records[c.key].reason.endswith("the process ended by signal 9")
-    begin()
-    assert statuses() == {"a": OUT_OF_MEMORY, "b": NOT_REACHED, "c": NOT_REACHED, "d": NOT_REACHED}
-    assert OUT_OF_MEMORY in FINAL
+        file.write('{"records": [{"suite": "mix')  # cut short
+    b.status = OUT_OF_MEMORY
+    journal.write(records=[b])
+    run = records.read(tmp_path)
+    found = {record.contender: (record.status, record.reason) for record in run.records.values()}
+    assert found == {"a": (FAILED, STARTED), "b": (OUT_OF_MEMORY, "")}
+    assert run.machine["device"] == "d"
 
 
-def test_time_is_a_limit_for_all_that_a_stage_started():
+def test_time_is_a_limit_for_all_that_a_stage_started(tmp_path):
     sleep = [sys.executable, "-S", "-c", "import time; print('begun', flush=True); time.sleep(60)"]
-    begun = time.monotonic()
-    ended = run_together([sleep, [sys.executable, "-S", "-c", "print('quick')"]], 2, dict(os.environ), echo=False)
+    quick = [sys.executable, "-S", "-c", "print('quick')"]
+    logs, begun = [tmp_path / "sleep.log", tmp_path / "quick.log"], time.monotonic()
+    assert run_together([sleep, quick], 2, dict(os.environ), logs) == [None, 0]
     assert time.monotonic() - begun < 20
-    assert [(e.code, e.output.strip()) for e in ended] == [(None, "begun"), (0, "quick")]
+    assert [log.read_text().strip() for log in logs] == ["begun", "quick"]
 
 
 def test_a_stage_without_time_is_not_reached(session, tmp_path):
-    session.seconds["mixing"] = 0
-    session.stage("mixing")
+    session.stage("mixing", 0)
     assert records.read(tmp_path).stages["mixing"].status == NOT_REACHED
-    session.begin()
-    assert records.read(tmp_path).stages == {}  # this one may reach it
 
 
 def test_all_stages_fit_into_nine_minutes():
@@ -181,9 +177,9 @@ import sys
 sys.modules |= dict.fromkeys({OTHERS.split()})
 import benchmarks.bench_suites, benchmarks.conftest, benchmarks.gpu, benchmarks.tune, pytest
 from benchmarks.contest import FORMS
-from benchmarks.suites import SUITES, contests
-for suite in SUITES:
-    for contest in contests(suite, FORMS["full"]):
+from benchmarks.suites import SUITES
+for suite in SUITES.values():
+    for contest in suite(FORMS["short"]):
         assert contest.contenders
 sys.exit(pytest.main(["tests/crossmae_kernels", "-m", "gpu", "--collect-only", "-qq", "-p", "no:cacheprovider"]))
 """

@@ -81,7 +81,7 @@ def test_table_names_the_machine_and_what_is_missing():
 
 
 def test_goals_are_reached_missed_or_not_measured():
-    dense = [record(name, ms, "attention", "ViT-B/16, 49 x 50, 16 heads of 32, dense, batch 256")
+    dense = [record(name, ms, "attention", "ViT-B/16, cross_attention, 49 x 50, dense, batch 256")
              for name, ms in (("fused", 1), ("sdpa math", 9), ("sdpa flash", 3))]  # fmt: skip
     run = run_of(
         *dense,
@@ -118,7 +118,7 @@ def decoders_of_a_cpu(folder):
     for one in found:
         one.call, one.dtype = {}, "float32"
     content = {
-        "benchmarks": [one.as_benchmark() for one in found],
+        "benchmarks": [{"extra_info": one.extra_info, "stats": one.stats} for one in found],
         "machine_info": {"device": "CPU, 2 threads", "torch": "2.15"},
         "commit_info": {"id": MACHINE["commit"]},
         "datetime": MACHINE["date"],
@@ -178,7 +178,7 @@ def test_readme_gets_the_tables_and_keeps_its_words(tmp_path):
     for name, date, cuda in (("a", "2026-02-01", "13.0"), ("b", "2026-01-01", "13.0"), ("c", "2026-03-01", "")):
         (tmp_path / name).mkdir()
         machine = {"device": f"device {name}", "commit": "0", "date": date, "cuda": cuda}
-        Journal(tmp_path / name).write("session", machine)
+        Journal(tmp_path / name).write(machine)
     main([str(tmp_path), "--readme", str(readme)])
     gpu = readme.read_text().split("between\n")[2]  # the newest of those of GPUs
     assert "device a; cuda 13.0; commit 0; 2026-02-01" in gpu

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contract import CALLS, NAMES, PATHS, Witness, alone_and_frozen, posed, same, solved
+from contract import CALLS, JUDGED, NAMES, PATHS, Witness, alone_and_frozen, posed, same, solved
 from operators import calls_of_operators
 from oracles import oracle_of
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -43,7 +43,7 @@ def test_the_reference_follows_the_definition(name):
 
 
 @pytest.mark.budget
-@paths
+@pytest.mark.parametrize(("name", "dtype"), JUDGED, ids=str)
 def test_results_and_all_gradients_keep_to_the_budget(device, name, dtype):
     problem = posed(name, device)
     Judge(problem, dtype, oracle_of(problem)).check(problem.by("triton"))

@@ -53,7 +53,7 @@ def test_compiled_under_autocast(device, name):
     problem = posed(name, device)
     compiled = torch.compile(problem.by("triton"), backend="aot_eager", fullgraph=True)
     ours, theirs = (
-        solve(problem, call, torch.float32, autocast=torch.float16) for call in (compiled, problem.by("triton"))
+        solve(problem, call, torch.float32, autocast=torch.bfloat16) for call in (compiled, problem.by("triton"))
     )
     assert same(ours, theirs)
 
@@ -67,10 +67,10 @@ def test_autocast_keeps_to_the_budget_and_gradients_to_the_dtype_of_the_leaves(d
 
         def eager(**arguments):
             # PyTorch leaves LayerNorm's result in float32 on some devices.
-            return problem.by("reference")(**arguments).to(torch.float16)
+            return problem.by("reference")(**arguments).to(torch.bfloat16)
     else:
         eager = problem.by("reference")
-    judge = Judge(problem, torch.float32, oracle_of(problem), eager, autocast=torch.float16)
+    judge = Judge(problem, torch.float32, oracle_of(problem), eager, autocast=torch.bfloat16)
     found = judge.check(problem.by("triton"))
     assert all(t.dtype == torch.float32 for name, t in found.items() if name.startswith("d "))
 
@@ -81,7 +81,7 @@ def test_autocast_does_not_reach_into_the_backward_pass(device, name):
     leaves = problem.leaves(torch.float32)
     with problem.in_form():
         outputs = outputs_of(problem.by("triton")(**leaves))
-        with torch.autocast(device, torch.float16):
+        with torch.autocast(device, torch.bfloat16):
             gradients = gradients_of(outputs, leaves, upstream_of(outputs))
     assert same({name: out.detach() for name, out in outputs.items()} | gradients, solved(name, device, torch.float32))
 

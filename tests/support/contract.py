@@ -26,17 +26,19 @@ NAMES = [*_problems(0, "cpu", 2)]
 
 
 def _paths():
-    """Each problem in a dtype, or in both where they differ in more than tiles."""
+    """Each problem in a dtype, or in 16 bits too where that differs in more than tiles."""
     for name in NAMES:
         problem = posed(name, "cpu")
         if problem.op == "mix_feature_maps":
-            yield from ((name, dtype) for dtype in (torch.float32, torch.float16))
+            yield from ((name, dtype) for dtype in (torch.float32, torch.bfloat16))
         else:
-            yield name, torch.float16 if torch.float32 not in problem.dtypes else torch.float32
+            yield name, torch.bfloat16 if torch.float32 not in problem.dtypes else torch.float32
 
 
 # Every path through the kernels, and of those that differ in the form of kernels alone, one: what PyTorch sees.
 PATHS = [*_paths()]
+# In bfloat16 as well, in which models are trained.
+JUDGED = [*dict.fromkeys([*PATHS, *((n, torch.bfloat16) for n in NAMES if torch.bfloat16 in posed(n, "cpu").dtypes)])]
 CALLS = [
     name
     for name in NAMES

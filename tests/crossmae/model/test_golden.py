@@ -9,6 +9,7 @@ from operators import names_of_operators
 
 import crossmae
 from crossmae_kernels.runtime.dispatch import default_implementation
+from crossmae_kernels.testing import assert_within_budget, budgets
 
 
 def relative(ours, theirs):
@@ -66,3 +67,26 @@ def test_parity_through_the_kernels(name):
     gradients = crossmae.to_release({name: p.grad for name, p in model.named_parameters()})
     errors = {key: relative(gradients[key], case.gradients[key]) for key in case.gradients}
     assert max(errors.values()) < 1e-5, max(errors.items(), key=lambda item: item[1])
+
+
+# One of each decoder.
+@pytest.mark.budget
+@pytest.mark.parametrize("name", ["crossmae_subset_maps", "mae"])
+def test_bfloat16_through_the_kernels_keeps_to_the_budget(name):
+    """Under autocast; what the release's float32 is off by is nothing beside the budget."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    case = Case(name)
+    model = crossmae.from_release(case.weights, **case.arguments).to(device)
+    images, noise = case.images.to(device), case.noise.to(device)
+
+    def solve(impl):
+        model.zero_grad()
+        with default_implementation(impl), torch.autocast(device, torch.bfloat16):
+            out = model(images, **case.ratios, noise=noise, rounding="release")
+        out.loss.backward()
+        gradients = crossmae.to_release({name: p.grad.clone() for name, p in model.named_parameters()})
+        return {"loss": out.loss.detach(), "prediction": out.prediction.detach(), **gradients}
+
+    exact = {"loss": case.loss.squeeze(), "prediction": case.prediction, **case.gradients}
+    exact = {name: t.double() for name, t in exact.items()}
+    assert_within_budget(solve("triton"), exact, budgets(lambda: solve("reference"), exact))

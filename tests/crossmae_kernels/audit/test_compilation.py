@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from uninterpreted import run
 
-ARCHITECTURES = (80, 86, 90, 100)
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 
 # Compiles the first launch of each kernel.
 FIRST_OF_EACH_KERNEL = """

@@ -6,9 +6,12 @@ import pytest
 import seeds
 from mutation import broken
 from oracles import oracle_of
+from places import in_float32_and_bfloat16
 
 from crossmae_kernels.testing import Draw, Judge
 from crossmae_kernels.testing.problems import cross_attention, self_attention_qkvpacked
+
+pytestmark = in_float32_and_bfloat16
 
 SCALE = ("* scale_log2\n", "* (1.02 * scale_log2)\n")
 MASK = ('tl.where((keys < num_keys)[None, :], scores, float("-inf"))', "scores")

@@ -78,7 +78,7 @@ def test_half_of_an_affine(place, half):
 )
 def test_maps_in_float32_beside_weights_in_16_bits(device, mixes, width, normalize):
     problem = mix_feature_maps(Draw(seeded(), device), (1, 1), 18, mixes, width, normalize=normalize, eps=EPS)
-    for compute in (torch.float16, *([torch.bfloat16] if device == "cuda" else [])):
+    for compute in (torch.float16, torch.bfloat16):
 
         def eager(compute=compute, **arguments):
             # PyTorch leaves LayerNorm's result in float32 on some devices.

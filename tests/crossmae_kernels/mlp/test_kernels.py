@@ -1,5 +1,6 @@
 """The kernels in every form against the definition in float64, with the error budget."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -32,6 +33,13 @@ def served(form, width, dtype):
     return form == "library" or width == 96 or dtype != torch.float32
 
 
+@functools.cache
+def judge_of(seed, shape, device, dtype):
+    """What is right, and the budget, in every form."""
+    problem = mlp(Draw(seed, device), *shape, eps=EPS)
+    return Judge(problem, dtype, oracle_of(problem))
+
+
 @pytest.mark.budget
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", PROBLEMS, ids=lambda s: f"{'x'.join(map(str, s[0]))}-{s[1]}-{s[2]}-{s[3]}")
@@ -39,8 +47,9 @@ def test_output_and_all_gradients_keep_to_the_budget(place, shape, form):
     device, dtype = place
     if not served(form, shape[1], dtype):
         pytest.skip("not served in this form")
-    problem = in_form(mlp(Draw(seeded(), device), *shape, eps=EPS), form)
-    Judge(problem, dtype, oracle_of(problem)).check(problem.by("triton"))
+    judge = judge_of(seeded(), shape, device, dtype)
+    with in_form(judge.problem, form).in_form():
+        judge.check(judge.problem.by("triton"))
 
 
 @pytest.mark.budget

@@ -9,6 +9,7 @@ from contract import same
 from mutation import broken
 from operators import names_of_all_operators
 from oracles import oracle_of
+from places import in_float32_and_bfloat16
 
 import crossmae_kernels as ck
 from crossmae_kernels.testing import Draw, Judge, solve
@@ -52,9 +53,8 @@ def test_results_and_all_gradients_keep_to_the_budget(place, shape, absent):
 
 @pytest.mark.budget
 def test_results_in_16_bits_of_parameters_in_float32(device):
-    for dtype in (torch.float16, *([torch.bfloat16] if device == "cuda" else [])):
+    for dtype in (torch.float16, torch.bfloat16):
         problem = posed((2, 70, 40), device, seeds.seeded(), dtype=dtype)
-
         found = judge(problem, torch.float32)
         assert found["out[0]"].dtype == found["out[1]"].dtype == dtype
 
@@ -225,15 +225,20 @@ def judge_of(seed, shape, device, dtype):
 
 
 @pytest.mark.budget
+@in_float32_and_bfloat16
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_kernel_fails_the_budget(place, tmp_path, mutation):
     shape, *change = MUTATIONS[mutation]
     judge = judge_of(seeds.seeded(), shape, *place)
-    with broken("crossmae_kernels.norm_folding", tmp_path, *change), pytest.raises(AssertionError, match="errs by"):
+    with (
+        broken("crossmae_kernels.primitives.norm_folding", tmp_path, *change),
+        pytest.raises(AssertionError, match="errs by"),
+    ):
         judge.check(judge.problem.by("triton"))
 
 
 @pytest.mark.budget
+@in_float32_and_bfloat16
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_kernels_that_are_broken_pass_whole(place, shape):
     judge = judge_of(seeds.seeded(), shape, *place)

@@ -1,5 +1,7 @@
 """The kernels in every form against the definitions in float64, with the error budget."""
 
+import functools
+
 import pytest
 import torch
 from oracles import oracle_of
@@ -32,27 +34,33 @@ LINEAR_RESIDUAL = [
 ]
 
 
-def judge(problem, dtype):
-    Judge(problem, dtype, oracle_of(problem)).check(problem.by("triton"))
+@functools.cache
+def judge_of(seed, build, shape, device, dtype):
+    """What is right, and the budget, in every form."""
+    problem = build(Draw(seed, device), *shape)
+    if "residual_ids" in problem.arguments and shape[-1] % 2:
+        problem = problem.having(residual_ids=problem.arguments["residual_ids"].int())
+    return Judge(problem, dtype, oracle_of(problem))
+
+
+def judge(form, *problem):
+    judge = judge_of(seeded(), *problem)
+    with in_form(judge.problem, form).in_form():
+        judge.check(judge.problem.by("triton"))
 
 
 @pytest.mark.budget
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", NORM_LINEAR, ids=lambda s: f"{'x'.join(map(str, s[0]))}-{s[1]}-{s[2]}-{s[3]}")
 def test_norm_linear_and_all_gradients_keep_to_the_budget(place, shape, form):
-    device, dtype = place
-    judge(in_form(norm_linear(Draw(seeded(), device), *shape, eps=1e-3), form), dtype)
+    judge(form, norm_linear, (*shape, 1e-3), *place)
 
 
 @pytest.mark.budget
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", LINEAR_RESIDUAL, ids=lambda s: f"{'x'.join(map(str, s[0]))}-{s[1]}-{s[2]}-{s[4]}")
 def test_linear_residual_and_all_gradients_keep_to_the_budget(place, shape, form):
-    device, dtype = place
-    problem = in_form(linear_residual(Draw(seeded(), device), *shape), form)
-    if shape[-1] % 2:
-        problem = problem.having(residual_ids=problem.arguments["residual_ids"].int())
-    judge(problem, dtype)
+    judge(form, linear_residual, shape, *place)
 
 
 @pytest.mark.parametrize("problem", [norm_linear, linear_residual])

@@ -6,9 +6,12 @@ import pytest
 import seeds
 from mutation import broken
 from oracles import oracle_of
+from places import in_float32_and_bfloat16
 
 from crossmae_kernels.testing import Draw, Judge
 from crossmae_kernels.testing.problems import in_form, linear_residual
+
+pytestmark = in_float32_and_bfloat16
 
 GEMM = ("tiled", "crossmae_kernels.primitives.gemm")
 PASS = ("library", "crossmae_kernels.projection")

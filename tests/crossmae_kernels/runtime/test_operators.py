@@ -1,5 +1,7 @@
 """Who looks at operators sees them; where nobody does, a call goes to the launcher, and does the same."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from operators import names_of_operators
@@ -11,6 +13,9 @@ from torch.utils._pytree import tree_map_only
 
 import crossmae_kernels as ck
 from crossmae_kernels.projection import ops
+from crossmae_kernels.testing import Draw
+from crossmae_kernels.testing.problem import named
+from crossmae_kernels.testing.problems import tiny
 
 NAME = "crossmae_kernels::linear_residual"
 
@@ -53,6 +58,22 @@ def test_the_dispatcher_changes_nothing(interpreter, arguments, dispatched):
     assert dispatched == [NAME]
     assert seen == [NAME, f"{NAME}_backward"]
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(direct, watched, strict=True))
+
+
+@pytest.mark.parametrize("name", ["mlp", "norm_linear", "linear_residual", "cross_attention", "mix_feature_maps"])
+def test_who_looks_at_one_direction_alone_changes_nothing(interpreter, name):
+    """What a launcher does not return is None to one and an empty tensor to the other."""
+    (problem, *_) = (problem for problem in tiny(Draw(), 2) if problem.op == name)
+    found = []
+    for looks in ([nullcontext] * 2, [names_of_operators, nullcontext], [nullcontext, names_of_operators]):
+        leaves = problem.leaves(torch.float16)
+        with looks[0]():
+            out = problem.by("triton")(**leaves)
+        with looks[1]():
+            out.square().sum().backward()
+        found.append([out, *(leaf.grad for _, leaf in named(leaves) if leaf.requires_grad)])
+    for other in found[1:]:
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found[0], other, strict=True))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -1,11 +1,14 @@
-"""The fold and its gradients: device code, and below it from tensors to launches.
+"""LayerNorm's affine folded into the linear layer behind it, in weight space, and the gradients.
 
-Both passes read and write each matrix once, in float32 between.
+``LN(x) W^T + b = x_hat (gamma * W)^T + (b + W beta)``, where ``x_hat`` is the row without its affine. Kernels then only
+normalise, and gamma's and beta's gradients come from the weight's: no sums over tokens of their own. Both passes read
+and write each matrix once, in float32 between.
 
 Weights come as a tuple of n pointers to ``(O, I)``, with any row stride, and are never stacked. Results are stacked and
 contiguous, ``(n, O, I)``; so are vectors, ``(n, O)`` and ``(n, I)``.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -13,8 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossmae_kernels.norm_folding.config import BACKWARD_COLUMNS, BACKWARD_ROWS, forward_tile
-from crossmae_kernels.runtime.launch import alike, blocks, on_device_of, unit_stride
+from crossmae_kernels.runtime.autocast import cast_optional
+from crossmae_kernels.runtime.launch import alike, blocks, on_device_of, power_of_two, unit_stride
+
+# Forward: 32 elements for each of 128 threads, in rows of which a program has the whole. More would share the norm's
+# parameters, read from caches, among more rows, and leave a matrix of 512 x 512 with less than 64 programs.
+FORWARD_TILE, WIDEST_BLOCK = 4096, 1024
+
+# Backward: lines of 256 bytes in float32, and sums that are a fiftieth of what else is moved.
+BACKWARD_ROWS, BACKWARD_COLUMNS = 64, 64
 
 
 @triton.jit
@@ -92,8 +102,9 @@ def fold_backward_kernel(
     columns = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     mask = inside[:, None] & (columns < WIDTH)[None, :]
     places = matrix * dfolded_matrix + rows[:, None] * dfolded_row + columns[None, :]
-    gradient = tl.load(dfolded + places, mask=mask, other=0.0).to(tl.float32)
-    if shift is not None:
+    if (dweight is not None) or (dscale is not None):
+        gradient = tl.load(dfolded + places, mask=mask, other=0.0).to(tl.float32)
+    if (shift is not None) and ((dweight is not None) or (dshift is not None)):
         bias_gradient = vector(dfolded_bias + matrix * num_rows, rows, inside)
     if (dscale is not None) or (dshift is not None):
         places = rows[:, None] * weight_row + columns[None, :]
@@ -121,9 +132,10 @@ def fold_norm(
     norm_bias: Tensor | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    """Folded weight ``(O, I)`` and bias ``(O,)``, in ``dtype``."""
-    folded, folded_bias = fold_norms([weight], bias, norm_weight, norm_bias, dtype)
-    return folded[0], None if folded_bias is None else folded_bias[0]
+    """Folded weight ``(O, I)`` and bias ``(O,)`` in ``dtype``; where there is nothing to fold the arguments, cast."""
+    if norm_weight is None and norm_bias is None:
+        return weight.to(dtype), cast_optional(bias, dtype)
+    return _folded((unit_stride(weight),), bias, norm_weight, norm_bias, dtype, weight.shape)
 
 
 def fold_norms(
@@ -135,10 +147,83 @@ def fold_norms(
 ) -> tuple[Tensor, Tensor | None]:
     """Folded weights ``(n, O, I)`` and biases ``(n, O)`` of n weights ``(O, I)``, in ``dtype``."""
     weights = alike(weights)
+    return _folded(weights, bias, norm_weight, norm_bias, dtype, (len(weights), *weights[0].shape))
+
+
+def fold_norm_backward(
+    dfolded: Tensor | None,
+    dfolded_bias: Tensor | None,
+    weights: Sequence[Tensor],
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the weights, together and contiguous, and those of the norm's parameters ``(up to 2, ..., I)``.
+
+    The mask is of weights, ``norm_weight`` and ``norm_bias``. The weights' gradients have their dtype; the norms' are
+    stacked, in float32, or None where neither is asked for. ``dfolded`` is ``(n, O, I)``, or ``(O, I)`` of a single
+    weight, and so are the gradients; it may be None where ``norm_bias`` alone asks. ``dfolded_bias`` may be None
+    without a ``norm_bias``, and where ``norm_weight`` alone asks.
+    """
+    weights = alike(weights)
     first, (rows, width) = weights[0], weights[0].shape
-    folded = torch.empty(len(weights), rows, width, dtype=dtype, device=first.device)
+    wants_weight, wants_scale, wants_shift = output_mask
+    if dfolded is None:
+        dweight, gradients, strides, stack = None, None, (0, 0), torch.Size()
+    else:
+        dweight = torch.empty(dfolded.shape, dtype=first.dtype, device=first.device) if wants_weight else None
+        gradients = unit_stride(dfolded)
+        stack = gradients.shape[:-2]
+        strides = gradients.stride()[-3] if gradients.dim() > 2 else 0, gradients.stride(-2)
+    row_tiles = blocks(rows, BACKWARD_ROWS)
+    wanted = wants_scale + wants_shift
+    sums = torch.empty(wanted, len(weights), row_tiles, width, dtype=torch.float32, device=first.device)
+    dscale = sums[0] if wants_scale else None
+    dshift = sums[-1] if wants_shift else None
+    grid = (len(weights) * row_tiles, blocks(width, BACKWARD_COLUMNS))
+    if all(grid):
+        with on_device_of(first):
+            fold_backward_kernel[grid](
+                gradients, _dense(dfolded_bias), weights, _dense(norm_weight), _dense(norm_bias),
+                dweight, dscale, dshift, *strides, first.stride(0), rows,
+                MATRICES=len(weights), WIDTH=width, BLOCK_ROWS=BACKWARD_ROWS, BLOCK_COLUMNS=BACKWARD_COLUMNS,
+            )  # fmt: skip
+    return dweight, sums.sum(2).view(wanted, *stack, width) if wanted else None
+
+
+def fold_norm_gradients(
+    dfolded: Tensor | None,
+    dfolded_bias: Tensor | None,
+    weight: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """The same of a single weight ``(O, I)``, for which there may be nothing to unfold."""
+    if norm_weight is None and norm_bias is None:
+        return None if dfolded is None else dfolded.to(weight.dtype), None
+    return fold_norm_backward(dfolded, dfolded_bias, (weight,), norm_weight, norm_bias, output_mask)
+
+
+@functools.cache
+def forward_tile(width: int) -> tuple[int, int]:
+    """Rows and columns that a program takes at a time."""
+    columns = min(power_of_two(width), WIDEST_BLOCK)
+    return FORWARD_TILE // columns, columns
+
+
+def _folded(
+    weights: tuple[Tensor, ...],
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    dtype: torch.dtype,
+    shape: Sequence[int],
+) -> tuple[Tensor, Tensor | None]:
+    first, (rows, width) = weights[0], shape[-2:]
+    folded = torch.empty(shape, dtype=dtype, device=first.device)
     has_bias = bias is not None or norm_bias is not None
-    folded_bias = torch.empty(len(weights), rows, dtype=dtype, device=first.device) if has_bias else None
+    folded_bias = torch.empty(shape[:-1], dtype=dtype, device=first.device) if has_bias else None
     block_rows, block_columns = forward_tile(width)
     programs = len(weights) * blocks(rows, block_rows)
     if programs:
@@ -149,39 +234,6 @@ def fold_norms(
                 MATRICES=len(weights), WIDTH=width, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns,
             )  # fmt: skip
     return folded, folded_bias
-
-
-def fold_norm_backward(
-    dfolded: Tensor,
-    dfolded_bias: Tensor | None,
-    weights: Sequence[Tensor],
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    output_mask: Sequence[bool],
-) -> tuple[Tensor | None, Tensor]:
-    """Gradient of the weights in their dtype, contiguous, and those of the norms' parameters ``(up to 2, ..., I)``.
-
-    ``dfolded`` is ``(n, O, I)``, or ``(O, I)`` of a single weight, and so are the gradients. The mask is of weights,
-    ``norm_weight`` and ``norm_bias``. The norms' are stacked, in float32.
-    """
-    weights = alike(weights)
-    first, (rows, width) = weights[0], weights[0].shape
-    dweight = torch.empty(dfolded.shape, dtype=first.dtype, device=first.device) if output_mask[0] else None
-    gradients = unit_stride(dfolded).reshape(len(weights), rows, width)
-    row_tiles = blocks(rows, BACKWARD_ROWS)
-    sums = torch.empty(sum(output_mask[1:]), len(weights), row_tiles, width, dtype=torch.float32, device=first.device)
-    slots = iter(sums)
-    dscale, dshift = (next(slots) if asked else None for asked in output_mask[1:])
-    grid = (len(weights) * row_tiles, blocks(width, BACKWARD_COLUMNS))
-    if all(grid):
-        with on_device_of(first):
-            fold_backward_kernel[grid](
-                gradients, _dense(dfolded_bias), weights, _dense(norm_weight), _dense(norm_bias),
-                dweight, dscale, dshift,
-                gradients.stride(0), gradients.stride(1), first.stride(0), rows,
-                MATRICES=len(weights), WIDTH=width, BLOCK_ROWS=BACKWARD_ROWS, BLOCK_COLUMNS=BACKWARD_COLUMNS,
-            )  # fmt: skip
-    return dweight, sums.sum(2).view(len(sums), *dfolded.shape[:-2], width)
 
 
 def _dense(vector: Tensor | None) -> Tensor | None:

@@ -191,6 +191,19 @@ def test_launches_per_block(interpreter_asked_for, problem, monkeypatch):
     assert first["segmented_sum_kernel"] == 2
 
 
+@pytest.mark.parametrize("overrides", [{}, {"gradient_checkpointing": True}, {"decoder_self_attention": True}], ids=str)
+def test_a_bias_of_keys_has_a_gradient_of_exactly_zero_and_all_others_are_the_reference_s(problem, device, overrides):
+    model = small_model(encoder_depth=1, **overrides).to(device)
+    ours, theirs = (gradients(model, *problem, impl) for impl in ("triton", "reference"))
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-6)
+        if name.endswith("cross_attn.kv.bias"):
+            keys, values = gradient.chunk(2)
+            assert not keys.any()
+            assert values.all()
+
+
 def test_masks_that_have_a_shape(device):
     images, _ = images_and_noise(device)
     model = small_model().to(device)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from crossmae_kernels.runtime.flops import Shape, flop_formula
 
+
 def cross_attention(
     query: Tensor, key: Tensor, value: Tensor, num_heads: int, query_ids: Tensor | None, scale: float | None
 ) -> Tensor:

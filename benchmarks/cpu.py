@@ -127,7 +127,7 @@ def measure(part: str, size: str, batch: int, dtype: str, compiled: bool, rounds
     torch._dynamo.reset()
     competing = contenders(part, size, batch, compiled)
     flops = {name: flops_of(contender) for name, contender in contenders(part, size, batch, compiled=False).items()}
-    calls = {name: lambda c=c: step(c, DTYPES[dtype]) for name, c in competing.items()}  # type: ignore[misc]
+    calls = {name: lambda c=c: step(c, DTYPES[dtype]) for name, c in competing.items()}
     seconds, rate = shortest(calls, rounds), product_rate(DTYPES[dtype])
     return [
         [

@@ -135,7 +135,7 @@ def _attend(
     tensors = query, key, value
     dtypes = [compute_dtype(tensor) for tensor in tensors if tensor is not None]
     reasons = refusals(query.device, dtypes, width_of(query, packing) // num_heads)
-    own = cpu.serves(tensors, dtypes[0])
+    own = cpu.serves(tensors, query_ids, dtypes[0])
     chosen = choose(checks.op, impl, reasons, worthwhile=query.is_cuda, cpu=own)
     if chosen == "reference":
         return reference.cross_attention(*unpacked(*tensors, packing), num_heads, query_ids, scale)

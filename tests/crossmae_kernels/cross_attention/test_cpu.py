@@ -83,6 +83,14 @@ def test_what_has_no_images_or_no_gradient_is_left_to_the_reference(impl, batch,
     assert ck.self_attention_qkvpacked(x, 2, impl=impl).shape == (batch, tokens, 32)
 
 
+def test_a_table_of_which_no_row_is_asked_for():
+    table, keys = (torch.randn(6, 32, dtype=torch.bfloat16, requires_grad=True), torch.randn(2, 5, 32).bfloat16())
+    out = ck.cross_attention(table, keys, keys, 2, query_ids=torch.empty(2, 0, dtype=torch.int64))
+    out.sum().backward()
+    assert out.shape == (2, 0, 32)
+    assert not table.grad.any()
+
+
 def test_the_reference_is_left_alone():
     x = torch.randn(2, 5, 96, dtype=torch.bfloat16, requires_grad=True)
     with Seen() as seen:

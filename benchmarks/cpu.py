@@ -181,13 +181,10 @@ def main() -> None:
         f"threads, {torch.backends.cpu.get_cpu_capability()}, PyTorch {torch.__version__}\n",
         flush=True,
     )
-    rows = [
-        row
-        for part in chosen.part or ("model", "decoder")
-        for dtype in chosen.dtype or DTYPES
-        for row in measure(part, chosen.size, chosen.batch, dtype, chosen.compile, chosen.rounds)
-    ]
-    print(tabulate(rows, headers=HEADERS, tablefmt="github", disable_numparse=True))
+    for part in chosen.part or ("model", "decoder"):
+        for dtype in chosen.dtype or DTYPES:
+            rows = measure(part, chosen.size, chosen.batch, dtype, chosen.compile, chosen.rounds)
+            print(tabulate(rows, headers=HEADERS, tablefmt="github", disable_numparse=True), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

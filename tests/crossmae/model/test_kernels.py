@@ -172,8 +172,8 @@ def test_launches_per_block(interpreter_asked_for, problem, monkeypatch):
         "short_forward_kernel": 1,
         "gemm_kernel": 3,
         "aten::addmm": 1,
-        # The weights behind which there is a residual: the others are cast as their norm is folded.
-        CAST: 2,
+        # The MLP's second weight: the others are cast as their norm, or what values have in common, is folded.
+        CAST: 1,
     }
     assert backward == {
         "normalize_backward_kernel": 2,
@@ -181,8 +181,9 @@ def test_launches_per_block(interpreter_asked_for, problem, monkeypatch):
         "short_backward_kernel": 1,
         "fold_backward_kernel": 2,
         "aten::mm": 9,
-        "aten::sum": 7,
-        # Gradients of those weights, what either residual sends back, and on a CPU alone a part of a sum in float32.
+        "aten::sum": 6,
+        # That weight's gradient, the sum for the folded bias, what either residual sends back, and on a CPU alone a
+        # part of a sum in float32.
         CAST: 5,
     }
     # The first block gathers from a table, whose gradient is a segmented sum: of its queries, and of its residual.

@@ -4,7 +4,6 @@ Every op is asked itself: it is called with tensors that have shapes and no data
 in training, and no kernel runs.
 """
 
-import importlib.metadata
 import os
 import platform
 import sys
@@ -15,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import crossmae_kernels as ck
 from crossmae_kernels.command import run_command
+from crossmae_kernels.extras import version
 from crossmae_kernels.runtime import dispatch, launch, tuning
 from crossmae_kernels.runtime.device import KERNEL_DTYPES, interpreted, limits
 
@@ -126,14 +126,6 @@ def describe(device: torch.device) -> str:
         f" {properties.multi_processor_count} multiprocessors,"
         f" {limits(device).shared_memory // 1024} KiB of shared memory a program"
     )
-
-
-def version(distribution: str) -> str | None:
-    """Version of an installed distribution."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

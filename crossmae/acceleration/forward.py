@@ -19,6 +19,7 @@ from crossmae.acceleration.obstacles import Roles, forwards, has_hooks, listed, 
 from crossmae.acceleration.structure import BLOCKS, Structure, mixing_obstacles, read_structure
 from crossmae.masking import Masking, random_masking
 from crossmae.model.blocks import cross_attention, mlp, self_attention
+from crossmae_kernels.feature_projection import project_keys_and_values
 from crossmae_kernels.patches.reference import standardize
 
 
@@ -90,8 +91,10 @@ class CrossAttentionForward(ModuleForward):
         kv: nn.Linear = self.module.get_submodule("cross_attn.kv")  # type: ignore[assignment]
         return self.attend(x, nn.functional.linear(y, kv.weight, kv.bias))
 
-    def attend(self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Queries, or table ``(N, D)`` and ids ``(B, Q)``; keys and values ``(B, K, 2 D)`` -> ``(B, Q, D)``."""
+    def attend(
+        self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """Queries, or table ``(N, D)`` and ids ``(B, Q)``; others as ``cross_attention`` takes them."""
         self.require_unchanged()
         block: Any = self.module
         if "self_attn" in self.roles:
@@ -100,7 +103,7 @@ class CrossAttentionForward(ModuleForward):
             x = self_attention(x, block.norm0, block.self_attn.qkv, block.self_attn.proj, heads)
         attention = block.cross_attn
         heads = getattr(attention, "num_heads", self.heads)
-        x = cross_attention(x, block.norm1, attention.q, attention.proj, heads, keys_and_values, ids)
+        x = cross_attention(x, block.norm1, attention.q, attention.proj, heads, keys_and_values, ids, shift)
         return mlp(x, block.norm2, block.mlp.fc1, block.mlp.fc2)
 
 
@@ -214,15 +217,15 @@ class ModelForward(ModuleForward):
         kv = [block.cross_attn.kv for block in blocks]
         if all(_is_bare(block) for block in blocks) and all(layer.bias is not None for layer in kv):
             # Nothing else wants to see the features: keys and values of all blocks in one product.
-            projected = ck.project_feature_maps(
+            projected = project_keys_and_values(
                 chosen, weight, scale, shift, [layer.weight for layer in kv], [layer.bias for layer in kv], norms[0].eps
             )
             x, places = (
                 table,
                 [ids, *[None] * (len(blocks) - 1)],
             )  # from the second block on the queries are rows of each image
-            for block, keys_and_values, place in zip(blocks, projected, places, strict=True):
-                x = block.forward.attend(x, keys_and_values, place)
+            for block, (keys_and_values, lacking), place in zip(blocks, projected, places, strict=True):
+                x = block.forward.attend(x, keys_and_values, place, lacking)
         else:
             x = table[ids]
             for block, y in zip(blocks, ck.mix_feature_maps(chosen, weight, scale, shift, norms[0].eps), strict=True):

@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 import crossmae_kernels as ck
 from crossmae.model.config import Config, Hidden
-from crossmae_kernels.runtime.autocast import autocasts
+from crossmae_kernels.runtime.autocast import autocasts, compute_dtype
 
 
 def self_attention(x: Tensor, norm: nn.LayerNorm, qkv: nn.Linear, proj: nn.Linear, heads: int) -> Tensor:
@@ -24,15 +24,18 @@ def cross_attention(
     heads: int,
     keys_and_values: Tensor,
     ids: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
-    """``x + proj(attention(q(norm(x)), keys_and_values))``.
+    """``x + proj(attention(q(norm(x)), keys_and_values) + shift)``.
 
-    Queries ``(B, Q, D)``, or a table ``(N, D)`` and ids ``(B, Q)``; projected keys and values ``(B, K, 2 D)`` ->
-    ``(B, Q, D)``.
+    Queries ``(B, Q, D)``, or a table ``(N, D)`` and ids ``(B, Q)``; projected keys and values ``(B, K, 2 D)``, and
+    what their values lack ``(D,)`` -> ``(B, Q, D)``.
     """
     query = ck.norm_linear(x, q.weight, q.bias, norm.weight, norm.bias, norm.eps)
     attended = ck.cross_attention_kvpacked(query, keys_and_values, heads, query_ids=ids)
-    return ck.linear_residual(attended, proj.weight, proj.bias, residual=x, residual_ids=ids)
+    layer = proj.weight, proj.bias
+    weight, bias = layer if shift is None else ck.fold_norm(*layer, None, shift, compute_dtype(proj.weight))
+    return ck.linear_residual(attended, weight, bias, residual=x, residual_ids=ids)
 
 
 def mlp(x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear, hidden: Hidden = "recompute") -> Tensor:
@@ -67,9 +70,16 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(feature_width, 2 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, norm: nn.LayerNorm, keys_and_values: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Queries ``(B, Q, D)``, or table ``(N, D)`` and ids ``(B, Q)``; ``(B, K, 2 D)`` -> ``(B, Q, D)``."""
-        return cross_attention(x, norm, self.q, self.proj, self.heads, keys_and_values, ids)
+    def forward(
+        self,
+        x: Tensor,
+        norm: nn.LayerNorm,
+        keys_and_values: Tensor,
+        ids: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
+        """As ``cross_attention``."""
+        return cross_attention(x, norm, self.q, self.proj, self.heads, keys_and_values, ids, shift)
 
 
 class Mlp(nn.Module):
@@ -125,14 +135,16 @@ class CrossAttentionBlock(nn.Module):
         self.mlp = Mlp(width, int(width * config.mlp_ratio), config.hidden_layer)
         self.attends_to_itself = config.decoder_self_attention
 
-    def forward(self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Queries ``(B, Q, D)``, or table ``(N, D)`` and ids ``(B, Q)``; ``(B, K, 2 D)`` -> ``(B, Q, D)``."""
+    def forward(
+        self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """Queries ``(B, Q, D)``, or table ``(N, D)`` and ids ``(B, Q)``; others as ``cross_attention`` takes them."""
         if self.attends_to_itself:
             if ids is not None:
                 # Self-attention depends on who else is predicted, so nothing can be shared between images.
                 x, ids = x[ids], None
             x = self.self_attn(x, self.norm0)
-        return self.mlp(self.cross_attn(x, self.norm1, keys_and_values, ids), self.norm2)
+        return self.mlp(self.cross_attn(x, self.norm1, keys_and_values, ids, shift), self.norm2)
 
 
 def run_block(block: nn.Module, checkpointed: bool, *arguments: Tensor | None) -> Tensor:

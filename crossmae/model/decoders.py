@@ -20,6 +20,10 @@ from crossmae.model.blocks import (
 )
 from crossmae.model.config import Config
 from crossmae.model.positions import sincos_positions
+from crossmae_kernels.feature_projection import project_keys_and_values
+
+# Keys and values ``(B, V + 1, 2 D)``, and what their values lack ``(D,)``, to be added behind attention, or None.
+KeysAndValues = tuple[Tensor, Tensor | None]
 
 
 class FeatureMixing(nn.Module):
@@ -32,12 +36,12 @@ class FeatureMixing(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for _ in range(blocks))
         nn.init.xavier_uniform_(self.weight)
 
-    def forward(self, maps: list[Tensor], projections: list[nn.Linear]) -> tuple[Tensor, ...]:
-        """Maps, each ``(B, K, E)`` -> the projection of each decoder block's mix ``(B, K, O)``."""
+    def forward(self, maps: list[Tensor], projections: list[nn.Linear]) -> tuple[KeysAndValues, ...]:
+        """Maps, each ``(B, K, E)`` -> the projection of each decoder block's mix."""
         norms = [norm for norm in self.norms if isinstance(norm, nn.LayerNorm)]
         scale, shift = torch.stack([norm.weight for norm in norms]), torch.stack([norm.bias for norm in norms])
         weights, biases = [layer.weight for layer in projections], [layer.bias for layer in projections]
-        return ck.project_feature_maps(maps, self.weight, scale, shift, weights, biases, self.eps)
+        return project_keys_and_values(maps, self.weight, scale, shift, weights, biases, self.eps)
 
 
 class CrossMAEDecoder(nn.Module):
@@ -76,8 +80,8 @@ class CrossMAEDecoder(nn.Module):
         """The residual ``(B, Q, D)`` as each block in turn leaves it."""
         x = to_residual((self.mask_token + self.positions[:, 1:])[0], self.config)
         ids: Tensor | None = masking.predicted_ids
-        for block, keys_and_values in zip(self.blocks, self.keys_and_values(maps), strict=True):
-            x = run_block(block, self.config.gradient_checkpointing, x, keys_and_values, ids)
+        for block, (keys_and_values, shift) in zip(self.blocks, self.keys_and_values(maps), strict=True):
+            x = run_block(block, self.config.gradient_checkpointing, x, keys_and_values, ids, shift)
             ids = None  # from the second block on the queries are rows of each image, not a table
             yield x
 
@@ -85,11 +89,11 @@ class CrossMAEDecoder(nn.Module):
         """The residual ``(B, Q, D)`` behind any block, of queries ``masking`` names -> patches ``(B, Q, P)``."""
         return ck.norm_linear(x, self.head.weight, self.head.bias, self.norm.weight, self.norm.bias, self.norm.eps)
 
-    def keys_and_values(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
-        """Keys and values ``(B, V + 1, 2 D)`` of every block; they depend on no query."""
+    def keys_and_values(self, maps: list[Tensor]) -> tuple[KeysAndValues, ...]:
+        """Those of every block; they depend on no query."""
         projections = [block.cross_attn.kv for block in self._blocks()]
         if self.mixing is None:
-            return tuple(projection(maps[-1]) for projection in projections)
+            return tuple((projection(maps[-1]), None) for projection in projections)
         return self.mixing(maps, projections)
 
     def _blocks(self) -> list[CrossAttentionBlock]:

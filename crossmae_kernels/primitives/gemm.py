@@ -16,7 +16,7 @@ from crossmae_kernels.primitives.gelu import gelu
 from crossmae_kernels.primitives.tiles import GROUP, GemmTiles, gemm_candidates, gemm_tiles
 from crossmae_kernels.runtime.device import limits
 from crossmae_kernels.runtime.launch import blocks, input_precision, on_device_of, unit_stride, unit_stride_optional
-from crossmae_kernels.runtime.tuning import enabled, tuned
+from crossmae_kernels.runtime.tuning import enabled, run_tuned
 
 
 @triton.jit
@@ -188,6 +188,7 @@ def gemm(
         if enabled():
             epilogue = (gelu, hidden is not None, residual is not None, residual_ids is not None, str(out.dtype))
             key = (outer, inner, str(a.dtype), precision, *epilogue)
-            choice = tuned("gemm", key, choice, lambda: gemm_candidates(*problem), run, a.device)
-        run(choice)
+            run_tuned("gemm", key, rows, choice, lambda: gemm_candidates(*problem), run, a.device)
+        else:
+            run(choice)
     return out

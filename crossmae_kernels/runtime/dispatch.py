@@ -16,7 +16,7 @@ from typing import Any, Literal, cast, get_args
 from torch import Tensor
 
 from crossmae_kernels.runtime.launch import on_device_of
-from crossmae_kernels.runtime.tuning import enabled, tuned
+from crossmae_kernels.runtime.tuning import enabled, run_tuned
 
 Implementation = Literal["auto", "triton", "reference"]
 IMPLEMENTATIONS = get_args(Implementation)
@@ -92,7 +92,7 @@ def form_of(op: str, name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Forms:
-    """The forms of one op. All take the same arguments, the first of which is a tensor."""
+    """The forms of one op. All take the same arguments, the first of which holds rows."""
 
     op: str
     by_name: Mapping[str, Callable[..., Any]]
@@ -113,7 +113,7 @@ class Forms:
                 raise RuntimeError(f"{self.op}: form {asked!r} {REFUSAL}" + "; ".join(reasons))
             rule = asked
         elif enabled():
-            rule = self._tuned(rule, arguments)
+            return self._run_tuned(rule, arguments)
         return self.by_name[rule](*arguments)
 
     def _reasons(self, name: str, arguments: tuple[Any, ...]) -> Sequence[str]:
@@ -121,14 +121,15 @@ class Forms:
             return [f"there is no such form, only {', '.join(self.by_name)}"]
         return self.refusals[name](*arguments) if name in self.refusals else []
 
-    def _tuned(self, rule: str, arguments: tuple[Any, ...]) -> str:
-        on: Tensor = arguments[0]
-        with on_device_of(on):
-            return tuned(
+    def _run_tuned(self, rule: str, arguments: tuple[Any, ...]) -> Any:
+        rows: Tensor = arguments[0]
+        with on_device_of(rows):
+            return run_tuned(
                 f"{self.op}.form",
                 self.key(*arguments),
+                len(rows),
                 rule,
                 lambda: [name for name in self.by_name if not self._reasons(name, arguments)],
                 lambda name: self.by_name[name](*arguments),
-                on.device,
+                rows.device,
             )

@@ -10,6 +10,7 @@ import pytest
 import seeds
 import torch
 
+from crossmae_kernels.runtime import tuning
 from crossmae_kernels.testing import judge
 
 # Two pytest workers on two cores: one thread each, in scikit-learn's linear algebra and in processes that tests start
@@ -22,6 +23,10 @@ for library in ("OMP", "OPENBLAS"):
 # module may cause, so it is set before the first of them is.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Rules alone decide, on a GPU too, so that every run of the tests takes the same forms; tests of tuning say otherwise.
+# Read when the package is imported: in this process it is too late, so there is a fixture too.
+os.environ.setdefault(tuning.ENVIRONMENT_VARIABLE, "off")
 
 # Poisoned allocations come with PyTorch's deterministic mode, in which cuBLAS wants to be told so before it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -58,6 +63,12 @@ def pytest_addoption(parser):
 def pytest_generate_tests(metafunc):
     if metafunc.definition.get_closest_marker("budget") and (count := metafunc.config.option.seeds) > 1:
         metafunc.parametrize("_seeded", range(count), indirect=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _rules_decide():
+    with tuning.tuning_mode(os.environ[tuning.ENVIRONMENT_VARIABLE]):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -91,9 +91,7 @@ def test_attention_makes_of_keys_and_values_what_it_makes_of_whole_ones(problem,
     torch.testing.assert_close(ours, [t.float() for t in theirs], rtol=1e-4, atol=1e-5)
     gradients_of_ours = gradients_of(ours, upstream, leaves)
     gradients_of_theirs = gradients_of(theirs, [t.double() for t in upstream], exact)
-    torch.testing.assert_close(
-        gradients_of_ours, tuple(t.float() for t in gradients_of_theirs), rtol=1e-3, atol=1e-4
-    )
+    torch.testing.assert_close(gradients_of_ours, tuple(t.float() for t in gradients_of_theirs), rtol=1e-3, atol=1e-4)
     for (name, _), gradient in zip(named(leaves), gradients_of_ours, strict=True):
         if name.startswith("biases"):
             keys, values = gradient.split(OUT // 2)

@@ -49,7 +49,7 @@ def table(found: Iterable[Finding]) -> str:
     rows = []
     for finding in found:
         times = finding.milliseconds
-        shown = times if finding.kind == "forms" else dict.fromkeys((finding.rule, finding.best))
+        shown = dict.fromkeys((*times, finding.rule) if finding.kind == "forms" else (finding.rule, finding.best))
         words = [f"{_short(c)} {times[c]:.3f}" if c in times else f"{_short(c)} refused" for c in shown]
         ratio = f"{times[finding.rule] / times[finding.best]:.2f}" if finding.rule in times else ""
         shape = ", ".join(_short(part) for part in finding.key if part not in (False, None))

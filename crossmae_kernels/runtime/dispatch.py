@@ -127,8 +127,16 @@ class Forms:
             self.key(*arguments),
             rows.shape[0],
             rule,
-            lambda: [name for name in self.by_name if not self._reasons(name, arguments)],
-            lambda name: self.by_name[name](*arguments),
+            self._able,
+            self._run_one,
             rows.device,
-            kind="forms",
+            "forms",
+            arguments,
         )
+
+    def _able(self, *arguments: Any) -> list[str]:
+        """Names of the forms that can serve the call."""
+        return [name for name in self.by_name if not self._reasons(name, arguments)]
+
+    def _run_one(self, name: str, *arguments: Any) -> Any:
+        return self.by_name[name](*arguments)

@@ -120,10 +120,11 @@ def run_tuned(
     key: tuple[object, ...],
     rows: int,
     rule: Configuration,
-    candidates: Callable[[], Sequence[Configuration]],
-    run: Callable[[Configuration], Result],
+    candidates: Callable[..., Sequence[Configuration]],
+    run: Callable[..., Result],
     device: torch.device,
     kind: Kind = "tiles",
+    arguments: tuple[Any, ...] = (),
 ) -> Result:
     """Run in the fastest candidate's configuration, or the rule's where nothing is known and nothing may be timed.
 
@@ -132,41 +133,42 @@ def run_tuned(
         key: what the choice may depend on.
         rows: of this call, or images, or whatever grows with the batch; the choice depends on its number of bits.
         rule: the analytic choice, a frozen dataclass or a name.
-        candidates: further configurations to time.
-        run: launches the kernel once; writes nothing that a later launch does not write again.
+        candidates: from the arguments, further configurations to time.
+        run: from the configuration and the arguments, launches the kernel once; writes nothing that a later launch
+            does not write again.
         device: where it runs, a CUDA device.
         kind: what candidates are, forms of an op or tiles of a kernel.
+        arguments: for both; functions that close over them would be made in every call.
     """
     place = (kind, kernel, device, rows.bit_length(), key)
     finding = _known.get(place)
     if finding is None:
-        finding = _find(place, rule, candidates, run)
+        finding = _find(place, rule, candidates, run, arguments)
     best: Configuration = finding.best
-    if best == rule:
-        return run(rule)
     try:
-        return run(best)
+        return run(best, *arguments)
     except Exception as error:
-        if not refused(error):
+        if best == rule or not refused(error):
             raise
         _known[place] = replace(finding, best=rule, milliseconds={})
         records.forget(finding.file)
         records.warn(f"{kernel} no longer runs as {finding.file} has it, which is forgotten: {error}")
-    return run(rule)
+    return run(rule, *arguments)
 
 
 def _find(
     place: tuple[Any, ...],
     rule: Configuration,
-    candidates: Callable[[], Sequence[Configuration]],
-    run: Callable[[Configuration], object],
+    candidates: Callable[..., Sequence[Configuration]],
+    run: Callable[..., object],
+    arguments: tuple[Any, ...],
 ) -> Finding:
     """Recall or measure; without either the rule's choice, which holds until the mode changes."""
     global _spent
     kind, kernel, device, bits, widths = place
     key = (kernel, torch.cuda.get_device_name(device), records.versions(), *widths, f"{bits} bits of rows")
     file = records.name_of(f"{kind}.{kernel}", key)
-    choices = [*dict.fromkeys([rule, *candidates()])]
+    choices = [*dict.fromkeys([rule, *candidates(*arguments)])]
     thorough = _mode == "all"
     times, final = records.recall(file, key, choices, thorough), True
     if not times and (thorough or (_mode == kind and _spent < BUDGET_SECONDS)):
@@ -175,7 +177,7 @@ def _find(
                 final = False  # a later call may measure
             else:
                 begun = time.monotonic()
-                times, whole = timed(choices, run, _milliseconds)
+                times, whole = timed(choices, lambda choice: run(choice, *arguments), _milliseconds)
                 _spent += time.monotonic() - begun
                 if times and whole:
                     records.remember(file, key, times, thorough)

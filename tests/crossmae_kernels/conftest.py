@@ -1,13 +1,10 @@
 """Kernel tests run on the GPU where there is one, and in Triton's interpreter elsewhere."""
 
-import contextlib
 import os
 
 import pytest
-import torch
 from places import places
 
-from crossmae_kernels.runtime import records, tuning
 from crossmae_kernels.runtime.device import KERNEL_DTYPES
 from crossmae_kernels.runtime.interpreter import teach
 
@@ -37,16 +34,3 @@ def place(request):
 def device():
     """Where kernels run here."""
     return "cpu" if INTERPRETED else "cuda"
-
-
-@pytest.fixture
-def measured(monkeypatch, tmp_path):
-    """Every device counts as a GPU on which nothing was measured yet; records lie in ``tmp_path``."""
-    monkeypatch.setenv("CROSSMAE_KERNELS_CACHE", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(records, "SHIPPED", tmp_path / "shipped")
-    monkeypatch.setattr(tuning, "_on_gpu", lambda tensor: True)
-    monkeypatch.setattr(tuning, "_known", {})
-    monkeypatch.setattr(tuning, "_spent", 0.0)

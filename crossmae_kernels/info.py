@@ -72,7 +72,7 @@ def report() -> list[str]:
         lines.append(f"{name:12}{version(name) or 'not installed'}")
     lines.append(f"default     {dispatch.default()} ({dispatch.ENVIRONMENT_VARIABLE})")
     lines.append(f"interpreter {'on' if interpreted() else 'off'} (TRITON_INTERPRET)")
-    lines.append(f"tuning      {'on' if tuning.enabled() else 'off'} (CROSSMAE_KERNELS_TUNE)")
+    lines.append(f"tuning      {tuning.mode()} ({tuning.ENVIRONMENT_VARIABLE})")
     products = {"ieee": "exact products", "tf32": "products in TF32"}[launch.input_precision(torch.float32)]
     lines.append(f"float32     {products} (torch.backends.cuda.matmul.fp32_precision)")
     for device in devices():

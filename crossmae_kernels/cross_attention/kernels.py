@@ -44,7 +44,7 @@ from crossmae_kernels.runtime.launch import (
     unit_stride,
     unit_stride_optional,
 )
-from crossmae_kernels.runtime.tuning import enabled, run_tuned
+from crossmae_kernels.runtime.tuning import run_tuned, tunes_tiles
 
 # Counts that change from batch to batch: one compiled kernel serves all of them.
 COUNTS = ["num_queries", "num_keys", "table_rows"]
@@ -400,13 +400,13 @@ class _Call:
             kernel[grid(choice)](*arguments, **constants, **choice.constants)
 
         with on_device_of(key):
-            if enabled():
+            if tunes_tiles(key):
                 run_tuned(
                     f"cross_attention.{name}",
                     # Widths, dtype and precision; counts as the tile extents that hold them.
                     (
                         self.heads, self.head_width, dot_extent(self.queries), dot_extent(self.keys),
-                        str(key.dtype), precision,
+                        key.dtype, precision,
                     ),
                     self.batch,
                     choice,

@@ -300,7 +300,7 @@ _FORMS = Forms(
     "mlp",
     {"single": _single, "tiled": _tiled, "library": _library},
     key=lambda rows, w1, b1, w2, b2, eps, save, save_hidden: (
-        *w1.shape[::-1], str(w1.dtype), input_precision(w1.dtype), str(rows.dtype), save, save_hidden
+        w1.shape, w1.dtype, input_precision(w1.dtype), rows.dtype, save and "save", save_hidden and "save hidden"
     ),
     refusals={
         "single": lambda rows, w1, *_: single_refusals(w1.shape[1], w1.dtype, limits(rows.device)),
@@ -310,7 +310,7 @@ _BACKWARD_FORMS = Forms(
     "mlp_backward",
     {"tiled": _tiled_hidden_backward, "library": _library_hidden_backward},
     key=lambda dout, w1, b1, w2, x_hat, hidden, wants_activated: (
-        *w1.shape[::-1], str(w1.dtype), input_precision(w1.dtype), hidden is not None, wants_activated
+        w1.shape, w1.dtype, input_precision(w1.dtype), hidden is not None and "saved", wants_activated and "activated"
     ),
     refusals={},
 )  # fmt: skip

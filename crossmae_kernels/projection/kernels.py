@@ -160,7 +160,7 @@ _NORM_LINEAR = Forms(
     "norm_linear",
     {"tiled": _tiled_norm_linear, "library": _library_norm_linear},
     key=lambda x_hat, weight, bias, gelu, save: (
-        *weight.shape, str(weight.dtype), input_precision(weight.dtype), gelu, save
+        weight.shape, weight.dtype, input_precision(weight.dtype), gelu and "gelu", save and "save"
     ),
     refusals={},
 )  # fmt: skip
@@ -168,7 +168,7 @@ _LINEAR_RESIDUAL = Forms(
     "linear_residual",
     {"tiled": _tiled_linear_residual, "library": _library_linear_residual},
     key=lambda rows, weight, bias, residual, ids: (
-        *weight.shape, str(weight.dtype), input_precision(weight.dtype), str(residual.dtype), ids is not None
+        weight.shape, weight.dtype, input_precision(weight.dtype), residual.dtype, ids is not None and "ids"
     ),
     refusals={},
 )  # fmt: skip

@@ -47,6 +47,8 @@ class Form:
     batches: tuple[int, ...]
     compilers: Mapping[str, Mapping[str, Any]]
     """Arguments of ``torch.compile`` by the name that a compiled contender carries."""
+    compiles_all: bool
+    """Else only where goals are set, forward and backward: each of them takes up to a minute."""
     rounds: int
     """Of a measurement, at least."""
     seconds: float
@@ -64,17 +66,19 @@ class Form:
 
 
 PAPER = ("base_patch16", "large_patch16", "huge_patch14", "small_patch16")
-DEFAULT: dict[str, Any] = {"dynamic": False}
-COMPILERS = {"compiled": DEFAULT, "compiled, max-autotune": {**DEFAULT, "mode": "max-autotune-no-cudagraphs"}}
+DEFAULT: dict[str, dict[str, Any]] = {"compiled": {"dynamic": False}}
+# Without graphs of its own: benchmarks capture everybody's passes alike, and spare it the copies of its inputs.
+STRONG: dict[str, dict[str, Any]] = {"compiled, max-autotune": {"dynamic": False, "mode": "max-autotune-no-cudagraphs"}}
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 FORMS = {
     form.name: form
     for form in (
         # The compiler's front end alone: what it generates for a CPU says nothing of a GPU.
-        Form("tiny", CPU, torch.float32, ("tiny_patch4",), (2,), {"compiled": {"backend": "eager"}}, 1, 0),
-        Form("small", CPU, torch.float32, PAPER[:1], (4,), {}, 5, 0.3),
-        Form("short", CUDA, torch.bfloat16, PAPER[:1], (1024, 256), {"compiled": DEFAULT}, 10, 0.25),
-        Form("full", CUDA, torch.bfloat16, PAPER, (1024, 256), COMPILERS, 10, 1),
+        Form("tiny", CPU, torch.float32, ("tiny_patch4",), (2,), {"compiled": {"backend": "eager"}}, True, 1, 0),
+        # Autotuning would cost a CPU minutes for each contender; the default is what people use there.
+        Form("small", CPU, torch.float32, PAPER[:1], (4,), DEFAULT, False, 5, 0.3),
+        Form("short", CUDA, torch.bfloat16, PAPER[:1], (1024, 256), STRONG, False, 10, 0.25),
+        Form("full", CUDA, torch.bfloat16, PAPER, (1024, 256), DEFAULT | STRONG, True, 10, 1),
     )
 }
 
@@ -103,6 +107,8 @@ class Solver:
     """Why it is not captured in a CUDA graph to be timed; empty where it is."""
     plain: Callable[..., Any] | None = None
     """Of a compiled call, what was compiled."""
+    left: Sequence[Tensor] | None = None
+    """Of a call that differentiates too, where it leaves the gradients."""
 
     def __call__(self, arguments: Arguments) -> Any:
         """Solve the problem for these arguments."""
@@ -122,13 +128,17 @@ class Solver:
         ``upstream`` has the shape of the outputs, joined.
         """
         result = self(arguments)
+        if self.left is not None:
+            return result, self.left
         given = upstream if isinstance(result, Tensor) else upstream.unbind()
         return result, torch.autograd.grad(result, leaves, given, materialize_grads=True)
 
     def upstream(self, arguments: Arguments, seed: int) -> Tensor:
-        """A random gradient of the outputs. The shape alone is wanted: nothing is compiled for it."""
+        """A random gradient of the outputs; a loss's is one. Only their shape is wanted: nothing is compiled for it."""
         with torch.no_grad():
             found = joined(replace(self, call=self.plain or self.call)(arguments))
+        if found.ndim == 0:
+            return torch.ones_like(found)
         return Draw(seed, found.device, found.dtype).normal(*found.shape)
 
 
@@ -191,8 +201,10 @@ def model_name(size: str) -> str:
     return f"ViT-{'T' if scale == 'tiny' else scale[0].upper()}/{patch}"
 
 
-def with_compiled(form: Form, contenders: Mapping[str, Callable[[], Solver]]) -> dict[str, Callable[[], Solver]]:
-    """Contenders, and eager ones among them once for each compiler."""
+def with_compiled(
+    form: Form, contenders: Mapping[str, Callable[[], Solver]], decisive: bool
+) -> dict[str, Callable[[], Solver]]:
+    """Contenders, and eager ones among them by each compiler if ``decisive`` or the form compiles all."""
 
     def compiled(build: Callable[[], Solver], options: Mapping[str, Any]) -> Solver:
         solver = build()
@@ -202,6 +214,6 @@ def with_compiled(form: Form, contenders: Mapping[str, Callable[[], Solver]]) ->
     return dict(contenders) | {
         f"{name}, {compiler}": partial(compiled, contenders[name], options)
         for name in ("reference", "release")
-        if name in contenders
+        if name in contenders and (decisive or form.compiles_all)
         for compiler, options in form.compilers.items()
     }

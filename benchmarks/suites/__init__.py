@@ -24,7 +24,7 @@ def cases(suite: str, form: Form) -> list[Case]:
     """Everything that a suite measures, the most important first.
 
     Forward passes alone come last: goals are set for both. Within that, what is compiled comes last, since it takes
-    long.
+    long, and in forms that do not compile everything is left out.
     """
     found = SUITES[suite](form)
     all_cases: list[Case] = [
@@ -33,6 +33,7 @@ def cases(suite: str, form: Form) -> list[Case]:
         for contest in found
         if direction in contest.work
         for name in contest.contenders
+        if direction != FORWARD or form.compiles_all or "compiled" not in name
     ]
     slow = ("compiled", "FlexAttention")
     return sorted(all_cases, key=lambda case: (case[2] == FORWARD, any(word in case[1] for word in slow)))

@@ -69,11 +69,14 @@ def op_contest(
     pose: Pose,
     others: Mapping[str, Callable[[], Solver]] | None = None,
     moved: Moved | None = None,
+    decisive: bool = False,
 ) -> Contest:
     """An operation of ``crossmae_kernels`` as it is posed, against its reference and ``others``.
 
-    ``moved`` are the least bytes forward and backward, unless each argument, result and gradient moves once.
+    ``moved`` are the least bytes forward and backward, unless each argument, result and gradient moves once. On the
+    first of a form's shapes it may be ``decisive``.
     """
+    decisive &= (size, batch) == (form.sizes[0], form.batches[0])
     posed, work = _without_data(form, batch, pose, moved)
     contenders = {"reference": partial(Solver, posed.by("reference")), "fused": partial(Solver, posed.by("triton"))}
     return Contest(
@@ -82,7 +85,7 @@ def op_contest(
         batch=batch,
         dtype=form.dtype,
         pose=pose,
-        contenders=with_compiled(form, contenders | dict(others or {})),
+        contenders=with_compiled(form, contenders | dict(others or {}), decisive),
         work=work,
     )
 
@@ -132,7 +135,7 @@ def mixing(form: Form, size: str, batch: int) -> list[Contest]:
     def release(maps: list[Tensor], weight: Tensor, **affine: None) -> tuple[Tensor, ...]:
         return release_mixing(maps, weight, problems.EPS)
 
-    return [op_contest("mixing", form, size, batch, pose, {"release": partial(Solver, release)})]
+    return [op_contest("mixing", form, size, batch, pose, {"release": partial(Solver, release)}, decisive=True)]
 
 
 @each_shape
@@ -163,9 +166,8 @@ def _attention(
         return Solver(partial(attend, attention, num_heads=heads))
 
     others: dict[str, Callable[[], Solver]] = {n: partial(solver, attention) for n, attention in attentions().items()}
-    return op_contest(
-        "attention", form, size, batch, pose, others | {"FlexAttention": lambda: solver(_flex(form.device))}
-    )
+    others["FlexAttention"] = lambda: solver(_flex(form.device))
+    return op_contest("attention", form, size, batch, pose, others, decisive=not table)
 
 
 def _flex(device: torch.device) -> Attention:
@@ -199,7 +201,7 @@ def mlp(form: Form, size: str, batch: int) -> list[Contest]:
 
     others = {f"fused, {name}": partial(Solver, partial(in_form, name)) for name in ("single", *problems.FORMS)}
     others["fused, hidden saved"] = partial(Solver, partial(fused, hidden="save"))
-    return [op_contest("mlp", form, size, batch, pose, others)]
+    return [op_contest("mlp", form, size, batch, pose, others, decisive=True)]
 
 
 @each_shape

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from crossmae_kernels.cross_attention import ops, reference
+from crossmae_kernels.cross_attention import cpu, ops, reference
 from crossmae_kernels.cross_attention.config import Packing, refusals, unpacked, width_of
 from crossmae_kernels.runtime.autocast import cast_optional, compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
@@ -135,8 +135,14 @@ def _attend(
     tensors = query, key, value
     dtypes = [compute_dtype(tensor) for tensor in tensors if tensor is not None]
     reasons = refusals(query.device, dtypes, width_of(query, packing) // num_heads)
-    if choose(checks.op, impl, reasons, worthwhile=query.is_cuda) == "reference":
+    own = cpu.serves(tensors, query_ids, dtypes[0])
+    chosen = choose(checks.op, impl, reasons, worthwhile=query.is_cuda, cpu=own)
+    if chosen == "reference":
         return reference.cross_attention(*unpacked(*tensors, packing), num_heads, query_ids, scale)
     # What autocast casts it casts to one dtype, and what it leaves, float64, is refused.
     key, value = cast_optional(key, dtypes[0]), cast_optional(value, dtypes[0])
-    return ops.cross_attention(query.to(dtypes[0]), key, value, query_ids, packing, num_heads, scale)
+    query = query.to(dtypes[0])
+    if chosen == "cpu":
+        query = query if query_ids is None else query[query_ids]
+        return cpu.cross_attention(query, key, value, packing, num_heads, scale)
+    return ops.cross_attention(query, key, value, query_ids, packing, num_heads, scale)

@@ -47,8 +47,6 @@ class Form:
     batches: tuple[int, ...]
     compilers: Mapping[str, Mapping[str, Any]]
     """Arguments of ``torch.compile`` by the name that a compiled contender carries."""
-    compiles_all: bool
-    """Else only where goals are set, forward and backward: each of them takes up to a minute."""
     rounds: int
     """Of a measurement, at least."""
     seconds: float
@@ -74,11 +72,11 @@ FORMS = {
     form.name: form
     for form in (
         # The compiler's front end alone: what it generates for a CPU says nothing of a GPU.
-        Form("tiny", CPU, torch.float32, ("tiny_patch4",), (2,), {"compiled": {"backend": "eager"}}, True, 1, 0),
+        Form("tiny", CPU, torch.float32, ("tiny_patch4",), (2,), {"compiled": {"backend": "eager"}}, 1, 0),
         # Autotuning would cost a CPU minutes for each contender; the default is what people use there.
-        Form("small", CPU, torch.float32, PAPER[:1], (4,), DEFAULT, False, 5, 0.3),
-        Form("short", CUDA, torch.bfloat16, PAPER[:1], (1024, 256), STRONG, False, 10, 0.25),
-        Form("full", CUDA, torch.bfloat16, PAPER, (1024, 256), DEFAULT | STRONG, True, 10, 1),
+        Form("small", CPU, torch.float32, PAPER[:1], (4,), DEFAULT, 5, 0.3),
+        Form("short", CUDA, torch.bfloat16, PAPER[:1], (1024, 256), STRONG, 10, 0.25),
+        Form("full", CUDA, torch.bfloat16, PAPER, (1024, 256), DEFAULT | STRONG, 10, 1),
     )
 }
 
@@ -137,9 +135,7 @@ class Solver:
         """A random gradient of the outputs; a loss's is one. Only their shape is wanted: nothing is compiled for it."""
         with torch.no_grad():
             found = joined(replace(self, call=self.plain or self.call)(arguments))
-        if found.ndim == 0:
-            return torch.ones_like(found)
-        return Draw(seed, found.device, found.dtype).normal(*found.shape)
+        return Draw(seed, found.device, found.dtype).normal(*found.shape) if found.ndim else torch.ones_like(found)
 
 
 def joined(result: Any) -> Tensor:
@@ -161,6 +157,8 @@ class Contest:
         exact: float64 PyTorch, to judge by; the reference unless given.
         work: the least work in a direction; contests differ in which directions they have.
         whole: a whole model, which takes float32 and is judged by root mean squares over all parameters together.
+        decisive: whether compilers compete in every form, forward and backward; elsewhere only in the full one, since
+            each takes up to a minute.
         baseline: another contest, whose reference is timed in turn with each contender on a CPU, whose speed wavers.
         checked: what checks of contenders found, by name.
     """
@@ -174,6 +172,7 @@ class Contest:
     work: Mapping[Direction, Work]
     exact: Callable[[], Solver] | None = None
     whole: bool = False
+    decisive: bool = False
     baseline: "Contest | None" = None
     checked: dict[str, str] = field(default_factory=dict)
 
@@ -201,19 +200,21 @@ def model_name(size: str) -> str:
     return f"ViT-{'T' if scale == 'tiny' else scale[0].upper()}/{patch}"
 
 
-def with_compiled(
-    form: Form, contenders: Mapping[str, Callable[[], Solver]], decisive: bool
-) -> dict[str, Callable[[], Solver]]:
-    """Contenders, and eager ones among them by each compiler if ``decisive`` or the form compiles all."""
+def compiled(build: Callable[[], Solver], options: Mapping[str, Any]) -> Solver:
+    """The same, compiled when it is called first."""
+    solver = build()
+    torch._dynamo.reset()
+    return replace(solver, call=torch.compile(solver.call, **options), plain=solver.call)
 
-    def compiled(build: Callable[[], Solver], options: Mapping[str, Any]) -> Solver:
-        solver = build()
-        torch._dynamo.reset()
-        return replace(solver, call=torch.compile(solver.call, **options), plain=solver.call)
 
-    return dict(contenders) | {
-        f"{name}, {compiler}": partial(compiled, contenders[name], options)
+def with_compiled(form: Form, contest: Contest) -> Contest:
+    """The contest with eager contenders once more for each compiler, if these compete."""
+    if not contest.decisive and form.name != "full":
+        return contest
+    more = {
+        f"{name}, {compiler}": partial(compiled, contest.contenders[name], options)
         for name in ("reference", "release")
-        if name in contenders and (decisive or form.compiles_all)
+        if name in contest.contenders
         for compiler, options in form.compilers.items()
     }
+    return replace(contest, contenders={**contest.contenders, **more})

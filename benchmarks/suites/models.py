@@ -24,7 +24,6 @@ from benchmarks.contest import (
     Solver,
     Work,
     model_name,
-    with_compiled,
 )
 from benchmarks.release import SYNCHRONIZES, release_decode, release_model_loss
 from crossmae.flops import decoder_macs
@@ -168,7 +167,6 @@ def _train(suite: str, form: Form, size: str, batch: int, direction: Direction, 
         module=module,
         ours=lambda model: lambda images, masking: model(images, masking=masking).loss,
         theirs=(lambda model: partial(release_model_loss, model)) if family == "crossmae" else None,
-        decisive=False,
         suite=suite,
         about=about | {"predicts": prediction_ratio},
         batch=batch,
@@ -209,13 +207,7 @@ def _graphed(model: MaskedAutoencoder) -> GraphedLoss:
 
 
 def _contest(
-    form: Form,
-    config: Config,
-    module: Callable[[], nn.Module],
-    ours: Call,
-    theirs: Call | None,
-    decisive: bool,
-    **rest: Any,
+    form: Form, config: Config, module: Callable[[], nn.Module], ours: Call, theirs: Call | None, **rest: Any
 ) -> Contest:
     """Of what takes inputs and a masking: eager, with kernels, and as the release formulates it; a step graphed too."""
 
@@ -238,8 +230,7 @@ def _contest(
     if theirs:
         contenders["release"] = partial(solver, theirs, no_graph=SYNCHRONIZES)
     exact = partial(solver, ours, double=True)
-    everybody = with_compiled(form, contenders, decisive)
-    return Contest(dtype=form.dtype, contenders=everybody, exact=exact, whole=True, **rest)
+    return Contest(dtype=form.dtype, contenders=contenders, exact=exact, whole=True, **rest)
 
 
 def _autocast(form: Form) -> AbstractContextManager[object]:

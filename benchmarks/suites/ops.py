@@ -15,18 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import crossmae_kernels as ck
-from benchmarks.contest import (
-    BOTH,
-    FORWARD,
-    Contest,
-    Direction,
-    Form,
-    MissingError,
-    Solver,
-    Work,
-    model_name,
-    with_compiled,
-)
+from benchmarks.contest import BOTH, FORWARD, Contest, Direction, Form, MissingError, Solver, Work, model_name
 from benchmarks.release import SYNCHRONIZES, release_gather, release_loss, release_mixing, release_projections
 from crossmae_kernels.check.contenders import Attention, attend, attentions
 from crossmae_kernels.runtime.dispatch import form_of
@@ -36,6 +25,9 @@ from crossmae_kernels.testing.problem import named
 
 Pose = Callable[[Draw, int], Problem]
 Moved = tuple[float, float]
+
+# Suites whose first shape is compiled in every form.
+DECISIVE = ("mixing", "attention", "mlp")
 
 
 def ceilings(form: Form) -> list[Contest]:
@@ -69,14 +61,11 @@ def op_contest(
     pose: Pose,
     others: Mapping[str, Callable[[], Solver]] | None = None,
     moved: Moved | None = None,
-    decisive: bool = False,
 ) -> Contest:
     """An operation of ``crossmae_kernels`` as it is posed, against its reference and ``others``.
 
-    ``moved`` are the least bytes forward and backward, unless each argument, result and gradient moves once. On the
-    first of a form's shapes it may be ``decisive``.
+    ``moved`` are the least bytes forward and backward, unless each argument, result and gradient moves once.
     """
-    decisive &= (size, batch) == (form.sizes[0], form.batches[0])
     posed, work = _without_data(form, batch, pose, moved)
     contenders = {"reference": partial(Solver, posed.by("reference")), "fused": partial(Solver, posed.by("triton"))}
     return Contest(
@@ -85,8 +74,9 @@ def op_contest(
         batch=batch,
         dtype=form.dtype,
         pose=pose,
-        contenders=with_compiled(form, contenders | dict(others or {}), decisive),
+        contenders=contenders | dict(others or {}),
         work=work,
+        decisive=suite in DECISIVE and (size, batch) == (form.sizes[0], form.batches[0]),
     )
 
 
@@ -135,7 +125,7 @@ def mixing(form: Form, size: str, batch: int) -> list[Contest]:
     def release(maps: list[Tensor], weight: Tensor, **affine: None) -> tuple[Tensor, ...]:
         return release_mixing(maps, weight, problems.EPS)
 
-    return [op_contest("mixing", form, size, batch, pose, {"release": partial(Solver, release)}, decisive=True)]
+    return [op_contest("mixing", form, size, batch, pose, {"release": partial(Solver, release)})]
 
 
 @each_shape
@@ -167,7 +157,7 @@ def _attention(
 
     others: dict[str, Callable[[], Solver]] = {n: partial(solver, attention) for n, attention in attentions().items()}
     others["FlexAttention"] = lambda: solver(_flex(form.device))
-    return op_contest("attention", form, size, batch, pose, others, decisive=not table)
+    return op_contest("attention", form, size, batch, pose, others)
 
 
 def _flex(device: torch.device) -> Attention:
@@ -201,7 +191,7 @@ def mlp(form: Form, size: str, batch: int) -> list[Contest]:
 
     others = {f"fused, {name}": partial(Solver, partial(in_form, name)) for name in ("single", *problems.FORMS)}
     others["fused, hidden saved"] = partial(Solver, partial(fused, hidden="save"))
-    return [op_contest("mlp", form, size, batch, pose, others, decisive=True)]
+    return [op_contest("mlp", form, size, batch, pose, others)]
 
 
 @each_shape

@@ -4,26 +4,20 @@ Every op is asked itself: it is called with tensors that have shapes and no data
 in training, and no kernel runs.
 """
 
-import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Callable
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import crossmae_kernels as ck
 from crossmae_kernels.command import run_command
+from crossmae_kernels.extras import version
 from crossmae_kernels.runtime import dispatch, launch, tuning
 from crossmae_kernels.runtime.device import KERNEL_DTYPES, interpreted, limits
-
-# ViT-B's decoder at 224 px: 13 feature maps of 49 visible patches and a class token, mixed for 12 blocks; of 196
-# patches 49 are predicted.
-IMAGES, SIZE, PATCH, PATCHES, PREDICTED = 2, 224, 16, 196, 49
-MAPS, TOKENS, ENCODER_WIDTH = 13, 50, 768
-BLOCKS, WIDTH, HEADS, HIDDEN = 12, 512, 16, 2048
-VALUES = 3 * PATCH**2
+from crossmae_kernels.testing import Draw
+from crossmae_kernels.testing.problems import vit_base
 
 
 def devices() -> list[torch.device]:
@@ -31,40 +25,10 @@ def devices() -> list[torch.device]:
     return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
 
 
-def calls(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    """By its name, a call of every op with ``impl="triton"`` at the shapes of ViT-B's decoder."""
-
-    def tensor(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, device=device, dtype=dtype)
-
-    ids = torch.empty(IMAGES, PREDICTED, device=device, dtype=torch.int64)
-    rows, visible = tensor(IMAGES, PREDICTED, WIDTH), tensor(IMAGES, TOKENS, WIDTH)
-    maps, mixing = [tensor(IMAGES, TOKENS, ENCODER_WIDTH) for _ in range(MAPS)], tensor(BLOCKS, MAPS)
-    norm, norms = tensor(WIDTH), tensor(BLOCKS, ENCODER_WIDTH)
-    weights, biases = [tensor(2 * WIDTH, ENCODER_WIDTH)] * BLOCKS, [tensor(2 * WIDTH)] * BLOCKS
-    square, table, images = tensor(WIDTH, WIDTH), tensor(PATCHES, WIDTH), tensor(IMAGES, 3, SIZE, SIZE)
-    up, down, hidden = tensor(HIDDEN, WIDTH), tensor(WIDTH, HIDDEN), tensor(HIDDEN)
-    return {
-        "cross_attention": lambda: ck.cross_attention(table, visible, visible, HEADS, ids, impl="triton"),
-        "cross_attention_kvpacked": lambda: ck.cross_attention_kvpacked(
-            rows, tensor(IMAGES, TOKENS, 2 * WIDTH), HEADS, impl="triton"
-        ),
-        "self_attention_qkvpacked": lambda: ck.self_attention_qkvpacked(
-            tensor(IMAGES, PATCHES + 1, 3 * WIDTH), HEADS, impl="triton"
-        ),
-        "mix_feature_maps": lambda: ck.mix_feature_maps(maps, mixing, impl="triton"),
-        "project_feature_maps": lambda: ck.project_feature_maps(
-            maps, mixing, norms, norms, weights, biases, impl="triton"
-        ),
-        "fold_norm": lambda: ck.fold_norm(square, norm, norm, norm, impl="triton"),
-        "norm_linear": lambda: ck.norm_linear(rows, square, norm, norm, norm, impl="triton"),
-        "linear_residual": lambda: ck.linear_residual(rows, square, norm, table, ids, impl="triton"),
-        "mlp": lambda: ck.mlp(rows, norm, norm, up, hidden, down, norm, impl="triton"),
-        "gather_patches": lambda: ck.gather_patches(images, ids, PATCH, impl="triton"),
-        "patch_loss": lambda: ck.patch_loss(
-            tensor(IMAGES, PREDICTED, VALUES), images, ids, PATCH, normalize=True, impl="triton"
-        ),
-    }
+def call_kernels(op: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Call an op with ``impl="triton"`` at the shapes of ViT-B's decoder."""
+    problem = next(problem for problem in vit_base(Draw(device=device)) if problem.op == op)
+    problem.by("triton")(**problem.leaves(dtype))
 
 
 def served_by(op: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -72,7 +36,7 @@ def served_by(op: str, device: torch.device, dtype: torch.dtype) -> str:
     refusals = []
     with FakeTensorMode():
         try:
-            calls(device, dtype)[op]()
+            call_kernels(op, device, dtype)
         except RuntimeError as error:
             _, refusal, reasons = str(error).partition(dispatch.REFUSAL)
             if not refusal:
@@ -108,7 +72,7 @@ def report() -> list[str]:
         lines.append(f"{name:12}{version(name) or 'not installed'}")
     lines.append(f"default     {dispatch.default()} ({dispatch.ENVIRONMENT_VARIABLE})")
     lines.append(f"interpreter {'on' if interpreted() else 'off'} (TRITON_INTERPRET)")
-    lines.append(f"tuning      {'on' if tuning.enabled() else 'off'} (CROSSMAE_KERNELS_TUNE)")
+    lines.append(f"tuning      {tuning.mode()} ({tuning.ENVIRONMENT_VARIABLE})")
     products = {"ieee": "exact products", "tf32": "products in TF32"}[launch.input_precision(torch.float32)]
     lines.append(f"float32     {products} (torch.backends.cuda.matmul.fp32_precision)")
     for device in devices():
@@ -126,14 +90,6 @@ def describe(device: torch.device) -> str:
         f" {properties.multi_processor_count} multiprocessors,"
         f" {limits(device).shared_memory // 1024} KiB of shared memory a program"
     )
-
-
-def version(distribution: str) -> str | None:
-    """Version of an installed distribution."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

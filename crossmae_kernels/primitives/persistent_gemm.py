@@ -17,7 +17,7 @@ from crossmae_kernels.primitives.gemm import place_of_tile, store_tile
 from crossmae_kernels.primitives.tiles import GROUP, PersistentTiles, persistent_candidates, persistent_tiles
 from crossmae_kernels.runtime.device import limits
 from crossmae_kernels.runtime.launch import blocks, on_device_of, unit_stride, unit_stride_optional
-from crossmae_kernels.runtime.tuning import enabled, tuned
+from crossmae_kernels.runtime.tuning import run_tuned, tunes_tiles
 
 
 @triton.jit(do_not_specialize=["num_rows", "table_rows"])
@@ -76,12 +76,16 @@ def persistent_gemm(
 
     choice = persistent_tiles(outer, gelu, device)
     with on_device_of(a):
-        if enabled():
-            epilogue = (gelu, hidden is not None, residual is not None, residual_ids is not None, str(out.dtype))
-            key = (outer, inner, str(a.dtype), *epilogue)
+        if tunes_tiles(a):
+            epilogue = (
+                gelu and "gelu", hidden is not None and "hidden", residual is not None and "residual",
+                residual_ids is not None and "ids", out.dtype,
+            )  # fmt: skip
+            key = (weight.shape, a.dtype, *epilogue)
             candidates = persistent_candidates(outer, gelu, device)
-            choice = tuned("persistent_gemm", key, choice, lambda: candidates, run, a.device)
-        run(choice)
+            run_tuned("persistent_gemm", key, rows, choice, lambda: candidates, run, a.device)
+        else:
+            run(choice)
     return out
 
 

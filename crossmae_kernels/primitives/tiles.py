@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.runtime.device import Limits
-from crossmae_kernels.runtime.launch import LARGEST_NARROW_OFFSET, MOST_TILE_ROWS, Configuration, power_of_two
+from crossmae_kernels.runtime.launch import Configuration, power_of_two
 
 # Row tiles that share column tiles before the next ones start, so that their weights are still in L2.
 GROUP = 8
@@ -41,12 +41,13 @@ def gemm_tiles(outer: int, inner: int, element_size: int, limits: Limits) -> Gem
     if element_size == 4:
         return GemmTiles(64, 32, 32, 8, 2)
     block_n = next((block for block in (128, 64) if 8 * (-outer % block) <= outer), 32)
-    block_k = 64 if inner > 32 else 32
+    # Of rows that 16 does not divide each element is loaded by itself: of 64 of the inner extent, 8 to 204 spilled.
+    block_k = 64 if inner > 32 and inner % 16 == 0 else 32
     stage = (128 + block_n) * block_k * element_size
     warps = 8 if block_n > 32 else 4
     programs = 2 if limits.multiplies_from_shared_memory else 1
     stages = max(2, min(4, limits.shared_memory // (programs * stage)))
-    return GemmTiles(128, block_n, block_k, warps, stages, 128 if (programs, warps) == (2, 8) else None)
+    return GemmTiles(128, block_n, block_k, warps, stages, 128 if (programs, block_n) == (2, 128) else None)
 
 
 def gemm_candidates(outer: int, inner: int, element_size: int, limits: Limits) -> list[GemmTiles]:
@@ -117,22 +118,32 @@ def persistent_refusals(
             "it is for tensor cores that read shared memory, of compute capability 9.0 to 11,"
             f" this device has {limits.capability // 10}.{limits.capability % 10}"
         )
-    if rows > LARGEST_NARROW_OFFSET - MOST_TILE_ROWS:
-        reasons.append(f"it counts rows in 32 bits, these are {rows}")
-    places = [_place(matrix) for matrix in matrices]
-    if any(address % 16 for address, _ in places):
-        reasons.append("it reads matrices that begin at multiples of 16 bytes, one of these does not")
-    apart = [dtype.itemsize * stride for stride in (*(stride for _, stride in places), *widths)]
-    if wrong := [stride for stride in apart if stride % 16 or not 0 < stride < 2**40]:
-        reasons.append(f"it reads rows that lie a multiple of 16 bytes apart, below 2^40, some of these lie {wrong[0]}")
+    if rows.bit_length() > 30:
+        reasons.append(f"it counts fewer than 2^30 rows, these are {rows}")
+    if not described(*matrices):
+        reasons.append(
+            "it reads matrices whose rows begin at multiples of 16 bytes and lie less than 2^40 apart, these lie "
+            + ", ".join(
+                f"{stride} bytes apart from byte {address % 16} on" for address, stride in map(_place, matrices)
+            )
+        )
+    if wrong := [width for width in widths if dtype.itemsize * width % 16 or not width]:
+        reasons.append(f"it multiplies rows of multiples of 16 bytes, these have {wrong[0]} elements")
     return reasons
 
 
+def described(*matrices: Tensor) -> bool:
+    """Whether a tensor descriptor can say where their rows lie, once they have unit stride."""
+    return all(
+        address % 16 == 0 and stride % 16 == 0 and 0 < stride < 2**40 for address, stride in map(_place, matrices)
+    )
+
+
 def _place(matrix: Tensor) -> tuple[int, int]:
-    """Address and stride of rows, as ``unit_stride`` leaves them: a copy begins where PyTorch's memory does."""
+    """Address, and bytes from row to row, as ``unit_stride`` leaves them: a copy begins where PyTorch's memory does."""
     if matrix.stride(-1) == 1 or matrix.shape[-1] == 1:
-        return matrix.data_ptr(), matrix.stride(0)
-    return 0, matrix.shape[-1]
+        return matrix.data_ptr(), matrix.stride(0) * matrix.element_size()
+    return 0, matrix.shape[-1] * matrix.element_size()
 
 
 @dataclass(frozen=True)

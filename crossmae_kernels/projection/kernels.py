@@ -15,7 +15,7 @@ from crossmae_kernels.primitives.norm_folding import fold_norm, fold_norm_gradie
 from crossmae_kernels.primitives.normalization import normalize, normalize_backward
 from crossmae_kernels.primitives.persistent_gemm import persistent_gemm
 from crossmae_kernels.primitives.segmented_sum import segmented_sum
-from crossmae_kernels.primitives.tiles import persistent_refusals, row_tiles
+from crossmae_kernels.primitives.tiles import described, persistent_refusals, row_tiles
 from crossmae_kernels.projection.config import form_rule
 from crossmae_kernels.runtime.autocast import cast_optional
 from crossmae_kernels.runtime.device import limits
@@ -125,7 +125,8 @@ def linear_residual_backward(
     low = rows.to(weight.dtype)
     dx = (low @ weight).view(x.shape) if output_mask[0] else None
     dweight = (low.t() @ flat_rows(x)).to(dtype) if output_mask[1] else None
-    dbias = rows.sum(0, dtype=dtype) if output_mask[2] else None
+    # In the wider dtype of the two: told the narrower one, PyTorch casts all rows to it first.
+    dbias = rows.sum(0, dtype=torch.promote_types(rows.dtype, dtype)).to(dtype) if output_mask[2] else None
     dtable = None
     if output_mask[3] and residual_ids is not None:
         dtable = segmented_sum(rows.contiguous(), residual_ids.reshape(-1), table_rows)
@@ -170,7 +171,8 @@ _NORM_LINEAR = Forms(
         "library": _library_norm_linear,
     },
     key=lambda x_hat, weight, bias, gelu, save: (
-        *weight.shape, str(weight.dtype), input_precision(weight.dtype), gelu, save
+        weight.shape, weight.dtype, input_precision(weight.dtype), gelu and "gelu", save and "save",
+        described(x_hat, weight) and "described",
     ),
     refusals={"persistent": _persistent_refusals},
 )  # fmt: skip
@@ -182,7 +184,8 @@ _LINEAR_RESIDUAL = Forms(
         "library": _library_linear_residual,
     },
     key=lambda rows, weight, bias, residual, ids: (
-        *weight.shape, str(weight.dtype), input_precision(weight.dtype), str(residual.dtype), ids is not None
+        weight.shape, weight.dtype, input_precision(weight.dtype), residual.dtype, ids is not None and "ids",
+        described(rows, weight) and "described",
     ),
     refusals={"persistent": _persistent_refusals},
 )  # fmt: skip

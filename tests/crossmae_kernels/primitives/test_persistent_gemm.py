@@ -15,17 +15,17 @@ def drawn(*shape):
 
 
 def test_the_number_of_programs_changes_nothing(device, monkeypatch):
-    """13 tiles, one after the other, by two programs, by six and by one each."""
+    """13 tiles, one after the other, by two programs, by six and by one each, summed as in `gemm`."""
     if device != "cpu":
         pytest.skip("a device has the multiprocessors that it has")
     from crossmae_kernels.primitives.gemm import gemm
     from crossmae_kernels.primitives.persistent_gemm import persistent_gemm
 
-    a, weight, residual = drawn(13 * 128 - 5, 72), drawn(40, 72), drawn(13 * 128 - 5, 40)
+    a, weight, residual = drawn(13 * 128 - 5, 80), drawn(40, 80), drawn(13 * 128 - 5, 40)
     right = gemm(a, weight, None, residual=residual)
     for multiprocessors in (1, 3, 132):
         monkeypatch.setattr(device_module, "INTERPRETER", Limits(90, 227 * 1024, multiprocessors))
-        torch.testing.assert_close(persistent_gemm(a, weight, None, residual=residual), right, rtol=0, atol=0)
+        assert torch.equal(persistent_gemm(a, weight, None, residual=residual), right)
 
 
 def test_rows_beyond_2_to_the_31_are_found(device):
@@ -51,13 +51,13 @@ def test_a_weight_of_any_strides_is_multiplied(device):
         (torch.float32, HOPPER, 1, torch.empty(2, 16), (), "it computes in 16 bits, these operands are torch.float32"),
         (torch.float16, Limits(80, 163 * 1024, 108), 1, drawn(2, 16), (), "this device has 8.0"),
         (torch.float16, Limits(120, 99 * 1024, 170), 1, drawn(2, 16), (), "this device has 12.0"),
-        (torch.float16, HOPPER, 2**31 - 1, drawn(2, 16), (), "it counts rows in 32 bits, these are 2147483647"),
-        (torch.float16, HOPPER, 1, drawn(2, 24)[:, 1:17], (), "begin at multiples of 16 bytes, one of these does not"),
-        (torch.float16, HOPPER, 1, drawn(2, 20), (), "some of these lie 40"),
-        (torch.float16, HOPPER, 1, drawn(20, 2).t(), (), "some of these lie 40"),
-        (torch.float16, HOPPER, 1, drawn(1, 16).expand(2, 16), (), "some of these lie 0"),
-        (torch.float16, HOPPER, 1, drawn(2, 16), (16, 35), "some of these lie 70"),
-        (torch.float16, HOPPER, 1, drawn(2, 0), (), "some of these lie 2"),
+        (torch.float16, HOPPER, 2**30, drawn(2, 16), (), "it counts fewer than 2^30 rows, these are 1073741824"),
+        (torch.float16, HOPPER, 1, drawn(2, 24)[:, 1:17], (), "these lie 48 bytes apart from byte 2 on"),
+        (torch.float16, HOPPER, 1, drawn(2, 20), (), "these lie 40 bytes apart from byte 0 on"),
+        (torch.float16, HOPPER, 1, drawn(20, 2).t(), (), "these lie 40 bytes apart from byte 0 on"),
+        (torch.float16, HOPPER, 1, drawn(1, 16).expand(2, 16), (), "these lie 0 bytes apart from byte 0 on"),
+        (torch.float16, HOPPER, 1, drawn(2, 16), (16, 35), "these have 35 elements"),
+        (torch.float16, HOPPER, 1, drawn(2, 0), (), "these lie 2 bytes apart from byte 0 on"),
     ],
 )
 def test_what_descriptors_cannot_say_is_refused(dtype, limits, rows, matrix, widths, reason):
@@ -67,7 +67,7 @@ def test_what_descriptors_cannot_say_is_refused(dtype, limits, rows, matrix, wid
 
 def test_what_descriptors_can_say_is_not_refused():
     for matrix in (drawn(2, 16), drawn(16, 2).t(), drawn(4, 24)[::2, 8:], drawn(2, 1).expand(2, 16)):
-        assert persistent_refusals(torch.float16, HOPPER, 2**30, (matrix,), (8, 200)) == []
+        assert persistent_refusals(torch.float16, HOPPER, 2**30 - 1, (matrix,), (8, 200)) == []
 
 
 def test_two_programs_share_a_multiprocessor_where_warps_are_not_specialised():

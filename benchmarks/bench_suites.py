@@ -19,7 +19,8 @@ from benchmarks.suites import Case
 from benchmarks.timing import CLOCK, Pass, cycled, passes, peak_memory, quartiles, replayed, rounds_of, timed
 from crossmae.measure import bytes_saved_for_backward
 from crossmae_kernels.runtime.dispatch import REFUSAL
-from crossmae_kernels.runtime.tuning import cache_directory, enabled
+from crossmae_kernels.runtime.records import present
+from crossmae_kernels.runtime.tuning import mode
 
 # The exit code where the device is in no state to go on; a fresh process may.
 START_ANEW = 9
@@ -79,7 +80,7 @@ def attempt(benchmark: Any, record: Record, case: Case, form: Form) -> None:
 def measure(benchmark: Any, record: Record, contest: Contest, solver: Solver, direction: Direction, form: Form) -> None:
     """Write times and memory of a contender into its record."""
     benchmark.group = record.group
-    record.tuned = enabled() and any(cache_directory().glob("*.json"))
+    record.tuned = mode() != "off" and present("*.json")
     if direction == BOTH and solver.plain is None:
         arguments = contest.draw(contest.batch, 0, form.device)
         record.saved = bytes_saved_for_backward(lambda: solver(arguments), solver.module)

@@ -181,7 +181,7 @@ class Session:
     def _tuning(self, seconds: float) -> Stage:
         """Each kernel's result is kept as soon as it is there, so this may be ended at any time."""
         command = [sys.executable, "-m", "benchmarks.tune", self.form]
-        (code,) = run_together([command], seconds, self.environment | {"CROSSMAE_KERNELS_TUNE": "1"})
+        (code,) = run_together([command], seconds, self.environment | {"CROSSMAE_KERNELS_TUNE": "all"})
         if code is None:
             return Stage(TIMED_OUT, f"after {seconds:.0f} s")
         return Stage(FAILED, how(code)) if code else Stage(DONE)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from crossmae_kernels.info import version
+from crossmae_kernels.extras import version
 
 FILE = "records.jsonl"
 ROOT = Path(__file__).parent.parent

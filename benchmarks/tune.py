@@ -1,4 +1,4 @@
-"""Tune every kernel on the shapes of the suites: ``python -m benchmarks.tune FORM``, with CROSSMAE_KERNELS_TUNE=1."""
+"""Tune every kernel on the shapes of the suites: ``python -m benchmarks.tune FORM``, with CROSSMAE_KERNELS_TUNE=all."""
 
 import sys
 

@@ -16,8 +16,8 @@ def graphed(model: MaskedAutoencoder, sample: Tensor, **arguments: Any) -> Calla
     """Forward and backward pass of ``model`` as a function of images alone.
 
     A call copies the images, replays, and leaves the gradients of that batch in the parameters' ``grad`` (do not set
-    these to None: the graph writes where they lie). Random masks are new in every call. Under autocast, capture
-    within ``torch.autocast(..., cache_enabled=False)``.
+    these to None: the graph writes where they lie). Random masks are new in every call, those from a ``generator`` of
+    yours too. Under autocast, capture within ``torch.autocast(..., cache_enabled=False)``.
 
     Args:
         model: on a CUDA device.
@@ -28,10 +28,14 @@ def graphed(model: MaskedAutoencoder, sample: Tensor, **arguments: Any) -> Calla
         A function from images to an output whose tensors are overwritten by the next call.
 
     Raises:
-        ValueError: if the images are not on a CUDA device, or later ones are of another shape or dtype.
+        ValueError: if the images are not on a CUDA device, or a generator on another one, or if later images are of
+            another shape or dtype.
     """
     if not sample.is_cuda:
         raise ValueError(f"graphed: sample must be on a CUDA device, got {sample.device}")
+    generator: torch.Generator | None = arguments.get("generator")
+    if generator is not None and generator.device != sample.device:
+        raise ValueError(f"graphed: generator must be on {sample.device} like the sample, got {generator.device}")
     images = sample.clone()
 
     def step() -> Output:
@@ -48,6 +52,9 @@ def graphed(model: MaskedAutoencoder, sample: Tensor, **arguments: Any) -> Calla
             step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
+    if generator is not None:
+        # PyTorch does so by itself for the device's default generator alone, and raises where another one draws.
+        graph.register_generator_state(generator)
     with torch.cuda.graph(graph):
         captured = step()
     output = Output(captured.loss.detach(), captured.prediction.detach(), captured.masking)

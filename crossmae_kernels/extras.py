@@ -1,5 +1,6 @@
 """Packages that only some of this package need: what to install where one is not there."""
 
+import importlib.metadata
 import importlib.util
 import sys
 
@@ -44,6 +45,14 @@ class MissingPackageError(ImportError):
 def distribution(module: str) -> str:
     """The name under which pip installs a module."""
     return DISTRIBUTIONS.get(module, module.replace("_", "-"))
+
+
+def version(distribution: str) -> str | None:
+    """Version of an installed distribution."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def installed(module: str) -> bool:

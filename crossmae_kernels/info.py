@@ -4,7 +4,6 @@ Every op is asked itself: it is called with tensors that have shapes and no data
 in training, and no kernel runs.
 """
 
-import importlib.metadata
 import os
 import platform
 import sys
@@ -14,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import crossmae_kernels as ck
 from crossmae_kernels.command import run_command
+from crossmae_kernels.extras import version
 from crossmae_kernels.runtime import dispatch, launch, tuning
 from crossmae_kernels.runtime.device import KERNEL_DTYPES, interpreted, limits
 from crossmae_kernels.testing import Draw
@@ -72,7 +72,7 @@ def report() -> list[str]:
         lines.append(f"{name:12}{version(name) or 'not installed'}")
     lines.append(f"default     {dispatch.default()} ({dispatch.ENVIRONMENT_VARIABLE})")
     lines.append(f"interpreter {'on' if interpreted() else 'off'} (TRITON_INTERPRET)")
-    lines.append(f"tuning      {'on' if tuning.enabled() else 'off'} (CROSSMAE_KERNELS_TUNE)")
+    lines.append(f"tuning      {tuning.mode()} ({tuning.ENVIRONMENT_VARIABLE})")
     products = {"ieee": "exact products", "tf32": "products in TF32"}[launch.input_precision(torch.float32)]
     lines.append(f"float32     {products} (torch.backends.cuda.matmul.fp32_precision)")
     for device in devices():
@@ -90,14 +90,6 @@ def describe(device: torch.device) -> str:
         f" {properties.multi_processor_count} multiprocessors,"
         f" {limits(device).shared_memory // 1024} KiB of shared memory a program"
     )
-
-
-def version(distribution: str) -> str | None:
-    """Version of an installed distribution."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

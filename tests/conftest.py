@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -10,6 +11,7 @@ import pytest
 import seeds
 import torch
 
+from crossmae_kernels.runtime import records, tuning
 from crossmae_kernels.testing import judge
 
 # Two pytest workers on two cores: one thread each, in scikit-learn's linear algebra and in processes that tests start
@@ -23,6 +25,10 @@ for library in ("OMP", "OPENBLAS"):
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Rules alone decide, on a GPU too, so that every run of the tests takes the same forms; tests of tuning say otherwise.
+# Read when the package is imported: in this process it is too late, so there is a fixture too.
+os.environ.setdefault(tuning.ENVIRONMENT_VARIABLE, "off")
+
 # Poisoned allocations come with PyTorch's deterministic mode, in which cuBLAS wants to be told so before it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -35,6 +41,7 @@ NEEDED = {
     "crossmae/test_figures.py": ("numpy", "PIL", "matplotlib"),
     "crossmae/commands/test_reconstruct.py": ("numpy", "PIL", "matplotlib", "jsonargparse"),
     "crossmae/commands/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
+    "crossmae/commands/test_tune.py": ("jsonargparse", "tabulate", *TRAINING),
     "crossmae/test_imports.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
     "crossmae_kernels/test_precision.py": ("numpy",),
     "crossmae_kernels/runtime/test_interpreter.py": ("ml_dtypes",),
@@ -60,11 +67,30 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("_seeded", range(count), indirect=True)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _rules_decide():
+    with tuning.tuning_mode(os.environ[tuning.ENVIRONMENT_VARIABLE]):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seeded(request, monkeypatch):
     """Whatever is drawn, from generators of the tests' own or from PyTorch's, is drawn again in another run."""
     monkeypatch.setattr(seeds, "current", getattr(request, "param", 0))
     torch.manual_seed(seeds.seeded())
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """Every device counts as a GPU on which nothing was measured yet; records lie in ``tmp_path``."""
+    monkeypatch.setenv("CROSSMAE_KERNELS_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(records, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(tuning, "_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(tuning, "_known", {})
+    monkeypatch.setattr(tuning, "_spent", 0.0)
 
 
 def _write_verdicts(file):

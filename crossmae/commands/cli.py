@@ -125,12 +125,38 @@ def reconstruct(
     run(images, checkpoint, masking, mask_ratio, seed, out, statistics, mixing, blocks, norm_pix_loss, options)
 
 
+def tune(
+    model: str = "crossmae_vit_base_patch16",
+    batch: int = 256,
+    precision: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    prediction_ratio: float | None = None,
+    model_options: dict[str, Any] | None = None,
+) -> None:
+    """Time what a model may choose on this GPU, before it is trained.
+
+    Takes a training step and a step of validation, and times in each operation its forms, a library's products among
+    them, and the tiles of each kernel, however long that takes. Prints what the rules choose, what is faster and by
+    how much. Later processes on this GPU model, with the same versions, find the choices on disk.
+
+    Args:
+        model: name of the model; see crossmae.list_models.
+        batch: images that a device processes at a time; choices hold for the same order of magnitude.
+        precision: of autocast, or float32.
+        prediction_ratio: share of all patches to predict; the model's own unless given.
+        model_options: fields of crossmae.Config, such as --model_options.residual autocast.
+    """
+    from crossmae.commands.tune import run
+
+    run(model, batch, precision, prediction_ratio, model_options or {})
+
+
 _COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
     "check": (check, "crossmae check --interpret"),
     "demo": (demo, "crossmae demo --out demo"),
     "flops": (flops, "crossmae flops --figure flops.png"),
     "pretrain": (pretrain, "crossmae pretrain --recipe vit_base+gamma25 --data.source my_pictures --out run"),
     "reconstruct": (reconstruct, "crossmae reconstruct cat.jpg --checkpoint model.safetensors"),
+    "tune": (tune, "crossmae tune --model crossmae_vit_large_patch16 --batch 512"),
 }
 
 

@@ -95,6 +95,8 @@ def required_bits(launch: Launch) -> tuple[int, int]:
         return 64, _line_bits(constants["PATCH"], launch.signature["dimages"])
     if "PATCH" in constants:
         return max(64, _line_bits(constants["PATCH"], launch.signature["images"])), 0
+    if constants.get("INNER", 16) % 16:
+        return 0, 0  # nothing is known of where rows begin
     return 128, STORE_BITS.get(launch.name, 0)
 
 

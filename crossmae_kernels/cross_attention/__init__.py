@@ -24,7 +24,8 @@ def cross_attention(
     set to (``torch.set_float32_matmul_precision``). They keep their inputs for the
     backward pass and, with more keys than fit on chip, the output and a float32 log-sum-exp ``(B, heads, Q)``.
     A table's rows are gathered inside of them; on a GPU a row whose id is out of range is not read, and comes out
-    as NaN.
+    as NaN. In the backward pass it makes the gradients of all keys and values of its image NaN, and adds nothing to the
+    table's.
 
     Args:
         query: queries ``(B, Q, D)``, or a table ``(N, D)`` of which ``query_ids`` picks the rows.

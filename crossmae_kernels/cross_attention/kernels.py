@@ -44,7 +44,7 @@ from crossmae_kernels.runtime.launch import (
     unit_stride,
     unit_stride_optional,
 )
-from crossmae_kernels.runtime.tuning import enabled, tuned
+from crossmae_kernels.runtime.tuning import run_tuned, tunes_tiles
 
 # Counts that change from batch to batch: one compiled kernel serves all of them.
 COUNTS = ["num_queries", "num_keys", "table_rows"]
@@ -400,20 +400,22 @@ class _Call:
             kernel[grid(choice)](*arguments, **constants, **choice.constants)
 
         with on_device_of(key):
-            if enabled():
-                choice = tuned(
+            if tunes_tiles(key):
+                run_tuned(
                     f"cross_attention.{name}",
-                    # Widths, dtype and precision, never the batch; counts as the tile extents that hold them.
+                    # Widths, dtype and precision; counts as the tile extents that hold them.
                     (
                         self.heads, self.head_width, dot_extent(self.queries), dot_extent(self.keys),
-                        str(key.dtype), precision,
+                        key.dtype, precision,
                     ),
+                    self.batch,
                     choice,
                     lambda: candidates(name, *problem),
                     run,
                     key.device,
                 )  # fmt: skip
-            run(choice)
+            else:
+                run(choice)
 
 
 def forward(

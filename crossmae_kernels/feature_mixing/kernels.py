@@ -16,7 +16,8 @@ room (``HOLD_DOUT``); else these are read a second time, soon after the first.
 *Not normalised*, panels have nothing to do with each other, and each is a program's own.
 
 Gradients of the weights are summed by each program over its tokens: partial sums, no atomics. The maps come as a tuple
-of pointers, are multiplied ``BLOCK`` at a time, and are never stacked.
+of pointers, are multiplied ``BLOCK`` at a time, and are never stacked. Nor are their gradients: each has memory of its
+own, which is free again as soon as the encoder's backward pass has used it.
 """
 
 # mypy: disable-error-code="assignment"
@@ -196,11 +197,12 @@ def store_dmaps(
     MAPS: tl.constexpr, BLOCK_MIXES: tl.constexpr, SLICES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write ``w^T d`` of a panel: one token's rows of the gradients of the maps from ``first`` on."""
-    rows = first + tl.arange(0, BLOCK)[None, :, None]
+    rows = first + tl.arange(0, BLOCK)
     weights = load_weights(weight, first, num_mixes, MAPS, BLOCK_MIXES, SLICES)
     tile = tl.dot(tl.permute(weights, (0, 2, 1)), d, input_precision=PRECISION)
-    pointers = dmaps + (rows.to(tl.int64) * tokens + token) * width + columns
-    tl.store(pointers, tile.to(dmaps.dtype.element_ty), mask=(rows < MAPS) & (columns < width))
+    # They begin where an allocator places them, which is aligned.
+    pointers = (starts_of(dmaps, rows, MAPS, True) + token * width)[None, :, None] + columns
+    tl.store(pointers, tile.to(dmaps[0].dtype.element_ty), mask=(rows < MAPS)[None, :, None] & (columns < width))
 
 
 @triton.jit
@@ -221,7 +223,7 @@ def mixing_backward_kernel(
     """Normalised mixes. Program: a share of the tokens. ``dmaps`` or ``dweight`` may be None.
 
     ``means``, ``rstds`` and ``dweight`` are float32; where all else is 16 bits wide, maps and gradients of them may be.
-    ``dmaps`` (maps, tokens, width); ``dweight`` (programs, mixes, maps), to be summed.
+    ``dmaps``, one for each map, (tokens, width); ``dweight`` (programs, mixes, maps), to be summed.
     """
     dtype: tl.constexpr = weight.dtype.element_ty
     mixes = tl.arange(0, BLOCK_MIXES)[None, :, None]
@@ -311,7 +313,7 @@ def sums_backward_kernel(
 ):  # fmt: skip
     """Mixes as they are. Program (share of the tokens, panel). ``dmaps`` or ``dweight`` may be None.
 
-    ``dmaps`` (maps, tokens, width); ``dweight`` (programs, mixes, maps), to be summed.
+    ``dmaps``, one for each map, (tokens, width); ``dweight`` (programs, mixes, maps), to be summed.
     """
     mixes = tl.arange(0, BLOCK_MIXES)[None, :, None]
     columns = columns_of(tl.program_id(1), SLICES, CHANNELS)
@@ -383,13 +385,13 @@ def backward(
     rstds: Tensor | None,
     normalize: bool,
     output_mask: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the maps, ``(k, B, K, E)``, and of the weights where asked for.
+) -> tuple[list[Tensor], Tensor | None]:
+    """Gradients of the maps, each ``(B, K, E)``, and of the weights where asked for.
 
     Normalised ``mixes`` are given where LayerNorm's gradient is a pass of its own.
     """
     first, width = maps[0], maps[0].shape[2]
-    dmaps = first.new_empty(len(maps), *first.shape) if output_mask[0] else None
+    dmaps = [first.new_empty(first.shape) for _ in maps] if output_mask[0] else []
     if not first.numel():
         return dmaps, torch.zeros_like(weight) if output_mask[1] else None
     on_chip = normalize and mixes is None
@@ -403,13 +405,13 @@ def backward(
     if output_mask[1]:
         dweight = first.new_empty(call.grid[0] * call.grid[1], *weight.shape, dtype=torch.float32)
     options = {**call.constants(), "maxnreg": ALL_REGISTERS}
-    gradients = dout, dmaps, dweight, *call.strides(), *dout.stride()[:3], *call.counts, count, width
+    gradients = dout, tuple(dmaps) or None, dweight, *call.strides(), *dout.stride()[:3], *call.counts, count, width
     with on_device_of(first):
         if on_chip:
             mixing_backward_kernel[call.grid](
                 *call.inputs(), means, rstds, *gradients, PANELS=call.panels,
                 HOLD_DOUT=holds_upstream_gradients(count, width, weight.element_size()),
-                num_stages=backward_stages(weight.element_size()), **options,
+                num_stages=backward_stages(weight.element_size(), limits(weight.device)), **options,
             )  # fmt: skip
         else:
             sums_backward_kernel[call.grid](*call.inputs(), *gradients, num_stages=1, **options)

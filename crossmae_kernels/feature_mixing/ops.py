@@ -46,9 +46,9 @@ def _backward_fake(
     rstds: Tensor | None,
     normalize: bool,
     output_mask: list[bool],
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[list[Tensor], Tensor | None]:
     return (
-        maps[0].new_empty(len(maps), *maps[0].shape) if output_mask[0] else None,
+        [maps[0].new_empty(maps[0].shape) for _ in maps] if output_mask[0] else [],
         weight.new_empty(weight.shape) if output_mask[1] else None,
     )
 
@@ -76,7 +76,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.save_for_backward(weight, saved, means, rstds, *maps)
 
 
-def _gradients(ctx: Any, output_mask: list[bool], dmixes: Tensor) -> tuple[Tensor, ...]:
+def _gradients(ctx: Any, output_mask: list[bool], dmixes: Tensor) -> tuple[list[Tensor], Tensor]:
     weight, mixes, means, rstds, *maps = ctx.saved_tensors
     return _backward(dmixes, maps, weight, mixes, means, rstds, ctx.normalize, output_mask)
 
@@ -90,7 +90,7 @@ _forward = Operator(
 )
 _backward = Operator(
     "mix_feature_maps_backward(Tensor dmixes, Tensor[] maps, Tensor weight, Tensor? mixes, Tensor? means,"
-    " Tensor? rstds, bool normalize, bool[2] output_mask) -> (Tensor dmaps, Tensor dweight)",
+    " Tensor? rstds, bool normalize, bool[2] output_mask) -> (Tensor[] dmaps, Tensor dweight)",
     launcher="feature_mixing.kernels:backward",
     fake=_backward_fake,
     flops=_backward_flops,

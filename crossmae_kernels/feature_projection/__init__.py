@@ -26,9 +26,9 @@ def project_feature_maps(
 ) -> tuple[Tensor, ...]:
     """``LayerNorm_l(sum_j mixing_weight[l, j] * maps[j]) weights[l]^T + biases[l]`` for every decoder block l.
 
-    With kernels the norms' affine is folded into the projections, which are then one batched product over the mixes:
-    they wait for nothing but the maps. The fold costs as much as the weights are large and saves as much as there are
-    tokens, so the reference, which serves small batches on a CPU, does neither.
+    With kernels the norms' affine is folded into the projections, which then wait for nothing but the maps. The fold
+    costs as much as the weights are large and saves as much as there are tokens, so the reference, which serves small
+    batches on a CPU, does not.
 
     Args:
         maps: k feature maps, each ``(B, K, E)``.
@@ -48,6 +48,60 @@ def project_feature_maps(
         RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("project_feature_maps")
+    given = maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps
+    folded = _folded(checks, *given, impl)
+    return reference.project_feature_maps(*given) if folded is None else ops.project(*folded)
+
+
+def project_keys_and_values(
+    maps: Sequence[Tensor],
+    mixing_weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    eps: float = 1e-6,
+    impl: Implementation = "auto",
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """``project_feature_maps`` to keys and values, less what all tokens have in common, where kernels serve.
+
+    What all keys have in common adds the same to every score of a query, and softmax ignores it: nothing depends on
+    it, and its gradient is zero, not rounding. What all values have in common comes out of attention as it went in,
+    since weights sum to 1, so it is returned instead: to be added behind attention, to its output or, in weight space,
+    to the bias of the linear layer that follows (``fold_norm`` with it for ``norm_bias``). Where weights do not sum to
+    1 they are NaN, and so is the output with it or without. Keys and values are then written once by one batched
+    product, without a bias, whose gradient would be a sum over all of them.
+
+    Args:
+        maps: as in ``project_feature_maps``, and so are the others and the errors.
+        weights: n times ``(2 D, E)``, keys first.
+        biases: n times ``(2 D,)``.
+
+    Returns:
+        n times keys and values ``(B, K, 2 D)``, and what to add to attention's outputs, ``(n, D)``, or None: nothing.
+    """
+    checks = ArgumentChecks("project_keys_and_values")
+    given = maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps
+    folded = _folded(checks, *given, impl, parts=2)
+    if folded is None:
+        return reference.project_feature_maps(*given), None
+    mixes, weight, bias = folded
+    return ops.project(mixes, weight, None), bias.unflatten(1, (2, -1))[:, 1]
+
+
+def _folded(
+    checks: ArgumentChecks,
+    maps: Sequence[Tensor],
+    mixing_weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    eps: float,
+    impl: Implementation,
+    parts: int = 1,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Normalised mixes, and weights and biases for them, stacked; None where the reference is to serve."""
     maps = checks.tensors("maps", maps, "B K E")
     checks.tensor("mixing_weight", mixing_weight, f"n {len(maps) or 'k'}")
     checks.tensor("norm_weight", norm_weight, "n E")
@@ -61,13 +115,14 @@ def project_feature_maps(
             not several or len(several) == blocks,
             f"{name} must hold one tensor for each of {blocks} rows, got {len(several)}",
         )
+    outer = checks.size("O")
+    checks.that(outer % parts == 0, f"weights must have rows for {parts} vectors of one width, got {outer}")
     checks.raise_if_any()
     compute = compute_dtype(weights[0])
     reasons = refusals(maps, mixing_weight, weights, (*biases, norm_weight, norm_bias), compute)
-    chosen = choose("project_feature_maps", impl, reasons, worthwhile=mixing_weight.is_cuda)
-    if chosen == "reference":
-        return reference.project_feature_maps(maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps)
+    if choose(checks.op, impl, reasons, worthwhile=mixing_weight.is_cuda) == "reference":
+        return None
     weight, bias = fold_norms(weights, torch.stack(biases), norm_weight, norm_bias, compute)
     assert bias is not None
     mixes = mix_feature_maps(maps, mixing_weight.to(compute_dtype(mixing_weight)), eps, normalize=True)
-    return ops.project(mixes, weight, bias)
+    return mixes, weight, bias

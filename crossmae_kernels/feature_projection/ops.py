@@ -1,22 +1,24 @@
-"""The batched projection for PyTorch's autograd.
+"""Projections of all blocks for PyTorch's autograd.
 
-All blocks are projected by one product, and each result is a view of what it yields. Autograd would stack the blocks'
-gradients before it multiplies them, a copy of all of them; here each is multiplied from where it lies. An operator may
-not return views of one tensor, hence an ``autograd.Function`` around the forward pass and an operator in the backward
-pass.
+Without biases all blocks are projected by one batched product, and each result is a view of what it yields. Biases go
+with a product for each block, which adds them as it writes: a batched one (``torch.baddbmm``) writes all results with
+biases first and reads them again. Autograd would stack the blocks' gradients before it multiplies them, a copy of all
+of them; here each is multiplied from where it lies. An operator may not return views of one tensor, hence an
+``autograd.Function`` around the forward pass and an operator in the backward pass.
 """
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from crossmae_kernels.runtime.flops import Shape, linear_flops
 from crossmae_kernels.runtime.operators import Operator
 
 
-def project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-    """``x[l] weight[l]^T + bias[l]``, n times ``(B, K, O)``, of ``(n, B, K, I)``, ``(n, O, I)`` and ``(n, O)``.
+def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+    """``x[l] weight[l]^T + bias[l]``, n times ``(B, K, O)``, of ``(n, B, K, I)``, ``(n, O, I)`` and ``(n, O)`` or None.
 
     Arguments are of one dtype and taken as checked.
     """
@@ -25,12 +27,13 @@ def project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-        projected = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, 2), weight.mT)
-        return projected.unflatten(1, x.shape[1:3]).unbind()
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+        if bias is not None:
+            return tuple(map(F.linear, x.unbind(), weight.unbind(), bias.unbind()))
+        return torch.bmm(x.flatten(1, 2), weight.mT).unflatten(1, x.shape[1:3]).unbind()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs[:2])
 
     @staticmethod

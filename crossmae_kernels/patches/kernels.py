@@ -33,7 +33,7 @@ from crossmae_kernels.runtime.launch import (
     unit_stride,
     unit_stride_optional,
 )
-from crossmae_kernels.runtime.tuning import enabled, tuned
+from crossmae_kernels.runtime.tuning import run_tuned, tunes_tiles
 
 # Counts, and strides made of them, that change from batch to batch: one compiled kernel serves all of them.
 COUNTS = ["total", "per_image", "patches", "columns", "ids_image"]
@@ -324,10 +324,11 @@ def _launch(
 ) -> None:
     choice = tiles(size)
     with on_device_of(on):
-        if enabled():
+        if tunes_tiles(on):
             key = (*widths, on.dtype, *(None if other is None else other.dtype for other in others))
-            choice = tuned(f"patches.{name}", key, choice, lambda: candidates(size), run, on.device)
-        run(choice)
+            run_tuned(f"patches.{name}", key, len(on), choice, lambda: candidates(size), run, on.device)
+        else:
+            run(choice)
 
 
 def _grid(images: Tensor, patch_size: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from crossmae_kernels.primitives.gelu import gelu
 from crossmae_kernels.primitives.tiles import GROUP, GemmTiles, gemm_candidates, gemm_tiles
 from crossmae_kernels.runtime.device import limits
 from crossmae_kernels.runtime.launch import blocks, input_precision, on_device_of, unit_stride, unit_stride_optional
-from crossmae_kernels.runtime.tuning import enabled, tuned
+from crossmae_kernels.runtime.tuning import run_tuned, tunes_tiles
 
 
 @triton.jit
@@ -185,9 +185,13 @@ def gemm(
     problem = (outer, inner, a.element_size(), limits(a.device))
     choice = gemm_tiles(*problem)
     with on_device_of(a):
-        if enabled():
-            epilogue = (gelu, hidden is not None, residual is not None, residual_ids is not None, str(out.dtype))
-            key = (outer, inner, str(a.dtype), precision, *epilogue)
-            choice = tuned("gemm", key, choice, lambda: gemm_candidates(*problem), run, a.device)
-        run(choice)
+        if tunes_tiles(a):
+            epilogue = (
+                gelu and "gelu", hidden is not None and "hidden", residual is not None and "residual",
+                residual_ids is not None and "ids", out.dtype,
+            )  # fmt: skip
+            key = (weight.shape, a.dtype, precision, *epilogue)
+            run_tuned("gemm", key, rows, choice, lambda: gemm_candidates(*problem), run, a.device)
+        else:
+            run(choice)
     return out

@@ -37,12 +37,13 @@ def gemm_tiles(outer: int, inner: int, element_size: int, limits: Limits) -> Gem
     if element_size == 4:
         return GemmTiles(64, 32, 32, 8, 2)
     block_n = next((block for block in (128, 64) if 8 * (-outer % block) <= outer), 32)
-    block_k = 64 if inner > 32 else 32
+    # Of rows that 16 does not divide each element is loaded by itself: of 64 of the inner extent, 8 to 204 spilled.
+    block_k = 64 if inner > 32 and inner % 16 == 0 else 32
     stage = (128 + block_n) * block_k * element_size
     warps = 8 if block_n > 32 else 4
     programs = 2 if limits.multiplies_from_shared_memory else 1
     stages = max(2, min(4, limits.shared_memory // (programs * stage)))
-    return GemmTiles(128, block_n, block_k, warps, stages, 128 if (programs, warps) == (2, 8) else None)
+    return GemmTiles(128, block_n, block_k, warps, stages, 128 if (programs, block_n) == (2, 128) else None)
 
 
 def gemm_candidates(outer: int, inner: int, element_size: int, limits: Limits) -> list[GemmTiles]:

@@ -122,7 +122,8 @@ def linear_residual_backward(
     low = rows.to(weight.dtype)
     dx = (low @ weight).view(x.shape) if output_mask[0] else None
     dweight = (low.t() @ flat_rows(x)).to(dtype) if output_mask[1] else None
-    dbias = rows.sum(0, dtype=dtype) if output_mask[2] else None
+    # In the wider dtype of the two: told the narrower one, PyTorch casts all rows to it first.
+    dbias = rows.sum(0, dtype=torch.promote_types(rows.dtype, dtype)).to(dtype) if output_mask[2] else None
     dtable = None
     if output_mask[3] and residual_ids is not None:
         dtable = segmented_sum(rows.contiguous(), residual_ids.reshape(-1), table_rows)
@@ -159,7 +160,7 @@ _NORM_LINEAR = Forms(
     "norm_linear",
     {"tiled": _tiled_norm_linear, "library": _library_norm_linear},
     key=lambda x_hat, weight, bias, gelu, save: (
-        *weight.shape, str(weight.dtype), input_precision(weight.dtype), gelu, save
+        weight.shape, weight.dtype, input_precision(weight.dtype), gelu and "gelu", save and "save"
     ),
     refusals={},
 )  # fmt: skip
@@ -167,7 +168,7 @@ _LINEAR_RESIDUAL = Forms(
     "linear_residual",
     {"tiled": _tiled_linear_residual, "library": _library_linear_residual},
     key=lambda rows, weight, bias, residual, ids: (
-        *weight.shape, str(weight.dtype), input_precision(weight.dtype), str(residual.dtype), ids is not None
+        weight.shape, weight.dtype, input_precision(weight.dtype), residual.dtype, ids is not None and "ids"
     ),
     refusals={},
 )  # fmt: skip

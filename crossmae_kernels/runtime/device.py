@@ -54,6 +54,11 @@ def assume(limits: Limits) -> Iterator[None]:
         _assumed = before
 
 
+def assumed() -> bool:
+    """Whether launches are recorded and none runs."""
+    return _assumed is not None
+
+
 def interpreted() -> bool:
     """Whether Triton runs kernels in its interpreter, on the CPU, slowly."""
     return os.environ.get("TRITON_INTERPRET") == "1"

@@ -4,7 +4,7 @@ The process-wide default answers calls with ``impl="auto"``. It starts as the en
 ``CROSSMAE_KERNELS_IMPL`` says, ``"auto"`` unless set, and changes within ``default_implementation``.
 
 An op that has several forms, one kernel, kernels of ours for each matrix product or a library's products, chooses by
-an analytic rule; tuning may replace the choice for a device. Tests and measurements ask for one by name.
+an analytic rule, or on a GPU by measurement (``runtime.tuning``). Tests and measurements ask for one by name.
 """
 
 import os
@@ -15,8 +15,7 @@ from typing import Any, Literal, cast, get_args
 
 from torch import Tensor
 
-from crossmae_kernels.runtime.launch import on_device_of
-from crossmae_kernels.runtime.tuning import enabled, tuned
+from crossmae_kernels.runtime.tuning import run_tuned, tunes_forms
 
 Implementation = Literal["auto", "triton", "reference"]
 IMPLEMENTATIONS = get_args(Implementation)
@@ -93,17 +92,17 @@ def form_of(op: str, name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Forms:
-    """The forms of one op. All take the same arguments, the first of which is a tensor."""
+    """The forms of one op. All take the same arguments, the first of which holds rows."""
 
     op: str
     by_name: Mapping[str, Callable[..., Any]]
     key: Callable[..., tuple[object, ...]]
-    """From the arguments what the best form may depend on: widths and dtypes, for tuning."""
+    """From the arguments what the best form may depend on: widths and dtypes. Built in every call on a GPU."""
     refusals: Mapping[str, Callable[..., Sequence[str]]]
     """From the arguments every reason why a form cannot serve the call; a form that always can has none."""
 
     def run(self, rule: str, *arguments: Any) -> Any:
-        """Run the form asked for, or the fastest if tuned, or the ``rule``'s.
+        """Run the form asked for, or the fastest if that is measured, or the ``rule``'s.
 
         Raises:
             RuntimeError: when a form was asked for that cannot serve, with the reasons.
@@ -113,8 +112,8 @@ class Forms:
             if reasons := self._reasons(asked, arguments):
                 raise RuntimeError(f"{self.op}: form {asked!r} {REFUSAL}" + "; ".join(reasons))
             rule = asked
-        elif enabled():
-            rule = self._tuned(rule, arguments)
+        elif tunes_forms(arguments[0]):
+            return self._run_fastest(rule, arguments)
         return self.by_name[rule](*arguments)
 
     def _reasons(self, name: str, arguments: tuple[Any, ...]) -> Sequence[str]:
@@ -122,14 +121,23 @@ class Forms:
             return [f"there is no such form, only {', '.join(self.by_name)}"]
         return self.refusals[name](*arguments) if name in self.refusals else []
 
-    def _tuned(self, rule: str, arguments: tuple[Any, ...]) -> str:
-        on: Tensor = arguments[0]
-        with on_device_of(on):
-            return tuned(
-                f"{self.op}.form",
-                self.key(*arguments),
-                rule,
-                lambda: [name for name in self.by_name if not self._reasons(name, arguments)],
-                lambda name: self.by_name[name](*arguments),
-                on.device,
-            )
+    def _run_fastest(self, rule: str, arguments: tuple[Any, ...]) -> Any:
+        rows: Tensor = arguments[0]
+        return run_tuned(
+            self.op,
+            self.key(*arguments),
+            rows.shape[0],
+            rule,
+            self._able,
+            self._run_one,
+            rows.device,
+            "forms",
+            arguments,
+        )
+
+    def _able(self, *arguments: Any) -> list[str]:
+        """Names of the forms that can serve the call."""
+        return [name for name in self.by_name if not self._reasons(name, arguments)]
+
+    def _run_one(self, name: str, *arguments: Any) -> Any:
+        return self.by_name[name](*arguments)

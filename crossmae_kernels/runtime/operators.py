@@ -115,9 +115,9 @@ class Operator:
         Args:
             save: called with ``ctx``, the arguments and the results, keeps what ``backward`` needs.
             backward: called with ``ctx``, the output mask and the upstream gradients, returns the gradients of the
-                inputs, of a list's tensors in one. The mask says for each input whether its gradient is asked for, and
-                for a list whether any is. What nobody asked for may be anything and is dropped. Autograd casts a
-                gradient of another dtype than its input's.
+                inputs, of a list's tensors stacked or as a list. The mask says for each input whether its gradient is
+                asked for, and for a list whether any is. What nobody asked for may be anything and is dropped. Autograd
+                casts a gradient of another dtype than its input's.
             inputs: how many arguments, the first ones, have a gradient.
             results: how many results, the first ones, have an upstream gradient.
         """
@@ -218,10 +218,10 @@ def _without_none(results: Any, arguments: tuple[Any, ...]) -> Any:
     return tuple(first.new_empty(_NONE) if result is None else result for result in results)
 
 
-def _asked_for(gradient: Tensor | None, need: Any) -> Any:
+def _asked_for(gradient: Tensor | list[Tensor] | None, need: Any) -> Any:
     """The gradient where needed; of a list, those that are."""
     if not isinstance(need, list):
         return gradient if need else None
     if gradient is None or not any(need):
         return [None] * len(need)
-    return [one if needed else None for one, needed in zip(gradient.unbind(), need, strict=True)]
+    return [one if needed else None for one, needed in zip(gradient, need, strict=True)]

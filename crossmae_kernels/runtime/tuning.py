@@ -1,121 +1,255 @@
-"""Opt-in tuning: time the candidate configurations of a kernel once per machine and remember the fastest.
+"""What is decided by measurement on a CUDA device: which form of an op serves, and in which tiles a kernel runs.
 
-Off unless ``CROSSMAE_KERNELS_TUNE=1``; then every kernel uses the configuration of its analytic rule and the disk is
-not touched. With ``CROSSMAE_KERNELS_TUNE=recall`` what was tuned before is used and nothing is timed.
+The first call of an op at a width, a dtype and an order of magnitude of rows times the op's forms, cuBLAS's products
+always among them, and takes the fastest from then on: no choice of ours is slower than PyTorch's products. The first
+calls of a process take ``BUDGET_SECONDS`` for that; what was not measured by then is chosen by the rule. Tiles follow
+their rule until ``crossmae tune`` timed them. ``CROSSMAE_KERNELS_TUNE``, or ``tuning_mode``, says otherwise:
 
-Results lie in ``$CROSSMAE_KERNELS_CACHE`` (``~/.cache/crossmae_kernels`` unless set), one small JSON file per kernel,
-device and key; a key holds widths and dtype and never the batch.
+- ``off``: rules decide, and the disk is not touched;
+- ``recall``: what was measured before is used, and nothing is timed;
+- ``forms``: forms are timed and tiles recalled, as described, the default;
+- ``all``: both are timed, however long it takes.
+
+Nothing is timed while a CUDA graph is captured on the call's stream or a compiler traces. Forms round differently, so
+rules alone decide in PyTorch's deterministic mode. Of several ranks each measures for itself and may choose otherwise
+than the next; they choose alike if they find the same record, which ``crossmae tune`` leaves before.
+
+A key holds widths and dtype, and of the batch its order of magnitude: whether launches or bytes decide is another
+question for 2 images than for 1,024, and a last short batch shall not answer for both.
 """
 
-import hashlib
-import json
+import functools
+import itertools
 import os
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, is_dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
+from torch import Tensor
+
+from crossmae_kernels.runtime import records
+from crossmae_kernels.runtime.device import assumed
 
 Configuration = TypeVar("Configuration")
+Result = TypeVar("Result")
+Mode = Literal["off", "recall", "forms", "all"]
+Kind = Literal["forms", "tiles"]
 
-_known: dict[tuple[object, ...], Any] = {}
+ENVIRONMENT_VARIABLE = "CROSSMAE_KERNELS_TUNE"
+
+# The forms of a model, some ten ops of two or three, take a few seconds where their kernels were compiled before, and
+# up to a minute where none was, by a guess of 2 s a kernel. A measurement begun is brought to its end.
+BUDGET_SECONDS = 30.0
 
 
-def enabled() -> bool:
-    """Whether kernels run in tuned configurations in this process, where there are any."""
-    return os.environ.get("CROSSMAE_KERNELS_TUNE") in ("1", "recall")
+def _checked(mode: str, where: str) -> Mode:
+    if mode not in get_args(Mode):
+        raise ValueError(f"{where} must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+    return cast(Mode, mode)
 
 
-def tuned(
+_mode: Mode = _checked(os.environ.get(ENVIRONMENT_VARIABLE, "forms"), ENVIRONMENT_VARIABLE)
+_spent = 0.0  # seconds of the budget
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of a kernel, or of an op, for one key, and chosen."""
+
+    kind: Kind
+    kernel: str
+    key: tuple[object, ...]
+    """Widths, dtypes and what else the choice depends on."""
+    rows: int
+    """More than any that it holds for; a power of two."""
+    rule: Any
+    """What the rule chooses."""
+    best: Any
+    milliseconds: dict[Any, float]
+    """Of each candidate that ran, the fastest first; empty where nothing was measured."""
+    file: str
+    """Name of its record."""
+
+
+_known: dict[tuple[object, ...], Finding] = {}
+
+
+def mode() -> Mode:
+    """Who decides in this process."""
+    return _mode
+
+
+@contextmanager
+def tuning_mode(mode: Mode) -> Iterator[None]:
+    """Let this mode hold in all threads until the block ends.
+
+    Raises:
+        ValueError: if there is no such mode.
+    """
+    global _mode
+    before, _mode = _mode, _checked(mode, "tuning_mode: mode")
+    _forget_rules()
+    try:
+        yield
+    finally:
+        _mode = before
+        _forget_rules()
+
+
+def findings() -> list[Finding]:
+    """What this process measured or recalled so far, in the order of first calls."""
+    return [finding for finding in _known.values() if finding.milliseconds]
+
+
+def tunes_forms(tensor: Tensor) -> bool:
+    """Whether measurements decide which form serves a call on this tensor's device."""
+    return _mode != "off" and _on_gpu(tensor) and not torch.are_deterministic_algorithms_enabled() and not assumed()
+
+
+def tunes_tiles(tensor: Tensor) -> bool:
+    """Whether measurements may decide in which tiles kernels run there; where there are none, a launch asks no more."""
+    return _mode != "off" and tunes_forms(tensor) and (_mode == "all" or _tiles_recorded())
+
+
+def run_tuned(
     kernel: str,
     key: tuple[object, ...],
+    rows: int,
     rule: Configuration,
-    candidates: Callable[[], Sequence[Configuration]],
-    run: Callable[[Configuration], object],
+    candidates: Callable[..., Sequence[Configuration]],
+    run: Callable[..., Result],
     device: torch.device,
-) -> Configuration:
-    """The configuration to launch: the rule's own, or with tuning enabled the fastest candidate.
+    kind: Kind = "tiles",
+    arguments: tuple[Any, ...] = (),
+) -> Result:
+    """Run in the fastest candidate's configuration, or the rule's where nothing is known and nothing may be timed.
 
     Args:
-        kernel: its name.
+        kernel: its name, or the op's.
         key: what the choice may depend on.
+        rows: of this call, or images, or whatever grows with the batch; the choice depends on its number of bits.
         rule: the analytic choice, a frozen dataclass or a name.
-        candidates: further configurations to time.
-        run: launches the kernel once; writes nothing that a later launch does not write again.
-        device: where it runs.
+        candidates: from the arguments, further configurations to time.
+        run: from the configuration and the arguments, launches the kernel once; writes nothing that a later launch
+            does not write again.
+        device: where it runs, a CUDA device.
+        kind: what candidates are, forms of an op or tiles of a kernel.
+        arguments: for both; functions that close over them would be made in every call.
     """
-    if not enabled() or device.type != "cuda":
-        return rule
-    full_key = (kernel, torch.cuda.get_device_name(device), torch.version.cuda, *key)
-    if full_key not in _known:
-        file = cache_directory() / f"{kernel}-{hashlib.sha256(repr(full_key).encode()).hexdigest()[:16]}.json"
-        best = recall(file, full_key, rule)
-        if best is None and os.environ["CROSSMAE_KERNELS_TUNE"] == "recall":
-            best = rule
-        elif best is None:
-            best = fastest([rule, *candidates()], run, _milliseconds)
-            remember(file, full_key, best)
-        _known[full_key] = best
-    return _known[full_key]
+    place = (kind, kernel, device, rows.bit_length(), key)
+    finding = _known.get(place)
+    if finding is None:
+        finding = _find(place, rule, candidates, run, arguments)
+    best: Configuration = finding.best
+    try:
+        return run(best, *arguments)
+    except Exception as error:
+        if best == rule or not refused(error):
+            raise
+        _known[place] = replace(finding, best=rule, milliseconds={})
+        records.forget(finding.file)
+        records.warn(f"{kernel} no longer runs as {finding.file} has it, which is forgotten: {error}")
+    return run(rule, *arguments)
 
 
-def fastest(
+def _find(
+    place: tuple[Any, ...],
+    rule: Configuration,
+    candidates: Callable[..., Sequence[Configuration]],
+    run: Callable[..., object],
+    arguments: tuple[Any, ...],
+) -> Finding:
+    """Recall or measure; without either the rule's choice, which holds until the mode changes."""
+    global _spent
+    kind, kernel, device, bits, widths = place
+    key = (kernel, torch.cuda.get_device_name(device), records.versions(), *widths, f"{bits} bits of rows")
+    file = records.name_of(f"{kind}.{kernel}", key)
+    choices = [*dict.fromkeys([rule, *candidates(*arguments)])]
+    thorough = _mode == "all"
+    times, final = records.recall(file, key, choices, thorough), True
+    if not times and (thorough or (_mode == kind and _spent < BUDGET_SECONDS)):
+        with torch.cuda.device(device):
+            if torch.cuda.is_current_stream_capturing() or torch.compiler.is_compiling():
+                final = False  # a later call may measure
+            else:
+                begun = time.monotonic()
+                times, whole = timed(choices, lambda choice: run(choice, *arguments), _milliseconds)
+                _spent += time.monotonic() - begun
+                if times and whole:
+                    records.remember(file, key, times, thorough)
+    finding = Finding(kind, kernel, widths, 1 << bits, rule, next(iter(times), rule), times, file)
+    if final:
+        _known[place] = finding
+    return finding
+
+
+def timed(
     candidates: Sequence[Configuration],
     run: Callable[[Configuration], object],
     milliseconds: Callable[[Callable[[], object]], float],
-) -> Configuration:
-    """The candidate that runs in the least time; one that the device has no room for is passed over."""
+) -> tuple[dict[Configuration, float], bool]:
+    """Milliseconds of each candidate, the fastest first, and whether that will be so another time.
+
+    Candidates that are refused are passed over, and so are those for which memory does not suffice now.
+    """
     times: dict[Configuration, float] = {}
-    for candidate in dict.fromkeys(candidates):
+    whole = True
+    for candidate in candidates:
         try:
             times[candidate] = milliseconds(lambda candidate=candidate: run(candidate))  # type: ignore[misc]
+        except torch.OutOfMemoryError:
+            whole = False
         except Exception as error:
-            if type(error).__name__ != "OutOfResources":
+            if not refused(error):
                 raise
-    if not times:
-        raise RuntimeError("no candidate configuration fits this device")
-    return min(times, key=times.__getitem__)
+    return dict(sorted(times.items(), key=lambda item: item[1])), whole
 
 
-def cache_directory() -> Path:
-    """Where results lie."""
-    chosen = os.environ.get("CROSSMAE_KERNELS_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "crossmae_kernels"
+def refused(error: Exception) -> bool:
+    """Whether Triton, its compiler or the assembler refused a kernel, for its resources or otherwise: nothing ran."""
+    from triton import TritonError
+
+    if isinstance(error, TritonError):
+        return True
+    # What LLVM refuses, Triton (3.6 to 3.8) passes on without a class. Errors of the device have classes, or others do.
+    return type(error) is RuntimeError and any(failure in str(error) for failure in LLVM_FAILURES)
 
 
-def recall(file: Path, key: tuple[object, ...], like: Configuration) -> Configuration | None:
-    """The remembered configuration, of the class of ``like``; None if there is none or it is of another key."""
-    try:
-        record = json.loads(file.read_text("utf-8"))
-        if record["key"] != repr(key):
-            return None
-        best: Any = record["configuration"]
-        return type(like)(**best) if isinstance(best, dict) else best
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+LLVM_FAILURES = "PassManager::run failed", "failed to translate module to LLVM IR"
 
 
-def remember(file: Path, key: tuple[object, ...], best: object) -> None:
-    """Write a record in one step, so that another process sees all of it or nothing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    record = {"key": repr(key), "configuration": asdict(best) if is_dataclass(best) else best}  # type: ignore[arg-type]
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, suffix=".tmp", delete=False) as temporary:
-        json.dump(record, temporary)
-    os.replace(temporary.name, file)
+def _on_gpu(tensor: Tensor) -> bool:
+    """A stand-in's place in tests."""
+    return tensor.is_cuda
+
+
+@functools.cache
+def _tiles_recorded() -> bool:
+    return records.present("tiles.*.json")
+
+
+def _forget_rules() -> None:
+    """What was not measured in another mode may be in this one."""
+    for place in [place for place, finding in _known.items() if not finding.milliseconds]:
+        del _known[place]
+    _tiles_recorded.cache_clear()
 
 
 def _milliseconds(run: Callable[[], object]) -> float:
-    """Median time of a launch by CUDA events, after the first ones that compile and warm up."""
+    """Median time of a launch by CUDA events, after the first ones that compile and warm up.
+
+    Nothing waits in between, as in training: where Python is slower than the device, that is what is measured.
+    """
     for _ in range(3):
         run()
-    times = []
-    for _ in range(20):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(21)]
+    events[0].record()
+    for event in events[1:]:
         run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return sorted(times)[len(times) // 2]
+        event.record()
+    events[-1].synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in itertools.pairwise(events))

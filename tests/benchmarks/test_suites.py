@@ -19,7 +19,7 @@ from benchmarks.suites.models import GraphedLoss
 from benchmarks.timing import CLOCK, sets_that_overflow
 from crossmae.masking import Masking
 from crossmae_kernels.check.contenders import attentions
-from crossmae_kernels.runtime import tuning
+from crossmae_kernels.runtime.tuning import tuning_mode
 from crossmae_kernels.testing import Problem
 
 FORM = FORMS["tiny"]
@@ -312,13 +312,13 @@ def test_work_is_what_must_move_and_be_multiplied(op):
 
 
 def test_a_record_says_tuned_only_where_something_was(monkeypatch, tmp_path):
-    monkeypatch.setenv("CROSSMAE_KERNELS_TUNE", "recall")
-    monkeypatch.setenv("CROSSMAE_KERNELS_CACHE", str(tmp_path / "tuning"))
-    assert not attempted(contest_of(), "reference")[0].tuned
-    tuning.remember(tmp_path / "tuning" / "kernel.json", (1,), records.Stage("done"))
-    assert attempted(contest_of(), "reference")[0].tuned
-    monkeypatch.setenv("CROSSMAE_KERNELS_TUNE", "0")
-    assert not attempted(contest_of(), "reference")[0].tuned
+    monkeypatch.setenv("CROSSMAE_KERNELS_CACHE", str(tmp_path))
+    with tuning_mode("recall"):
+        assert not attempted(contest_of(), "reference")[0].tuned
+        (tmp_path / "tiles.gemm-0.json").touch()
+        assert attempted(contest_of(), "reference")[0].tuned
+    with tuning_mode("off"):
+        assert not attempted(contest_of(), "reference")[0].tuned
 
 
 def test_the_most_important_comes_first():

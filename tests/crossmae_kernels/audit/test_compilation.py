@@ -74,6 +74,22 @@ def test_kernels_stay_in_registers_and_use_tensor_cores_and_wide_loads():
     }
 
 
+PRODUCT_OF_200 = """
+import json, sys
+from crossmae_kernels.audit.cases import cases, report
+found = [c for c in cases(["projection"], [100], ["bf16"]) if c.launch.named_constants.get("INNER") == 200]
+json.dump([report(case) for case in found], sys.stdout)
+"""
+
+
+def test_rows_that_16_does_not_divide_stay_in_registers():
+    """For sm_100, where most spilled."""
+    (record,) = json.loads(run("-c", PRODUCT_OF_200))
+    assert record["kernel"] == "gemm_kernel"
+    assert record["spilled"] == 0
+    assert not record["shortcomings"]
+
+
 def test_the_command_judges():
     options = ("--ops", "patches", "--architectures", "90", "--dtypes", "fp16", "fp32", "--processes", "1")
     records = json.loads(run("-m", "crossmae_kernels.audit", "--json", *options))

@@ -20,6 +20,7 @@ NORM = "crossmae_kernels.primitives.normalization"
 OF_MIXING = {
     "weight transposed": ("mixes[:, None] * MAPS + rows[None, :]", "rows[None, :] * num_mixes + mixes[:, None]"),
     "maps off by one": ("rows == index,", "rows == index + 1,"),
+    "maps' gradients, the first for the others": ("starts_of(dmaps, rows,", "starts_of(dmaps, rows - first,"),
     "image's stride": ("token // tokens_per_image * map_image", "token // tokens_per_image * map_row"),
     "image's stride going back": ("image * map_image + place", "image * map_row + place"),
     "row's stride": ("token % tokens_per_image * map_row", "token % tokens_per_image * width"),

@@ -97,6 +97,16 @@ def test_the_maps_are_never_stacked(maps_and_weight, mixes, width, normalize):
     assert sum(backward) <= (len(maps) + (0 if kept is None else mixes)) * one
 
 
+@pytest.mark.parametrize(("mixes", "width", "normalize"), [(*HELD, True), (*NOT_HELD, True), (*HELD, False)])
+def test_gradients_of_maps_share_no_memory(maps_and_weight, mixes, width, normalize):
+    """So the encoder's backward pass frees each as soon as it has used it."""
+    maps, weight = maps_and_weight(torch.float16, (1, 1), 18, mixes, width)
+    out = ck.mix_feature_maps(maps, weight, normalize=normalize, impl="triton")
+    gradients = torch.autograd.grad(out, maps[1:], torch.randn_like(out))
+    assert len({gradient.untyped_storage().data_ptr() for gradient in gradients}) == len(gradients)
+    assert all(gradient.untyped_storage().nbytes() == width * 2 for gradient in gradients)
+
+
 def test_rows_too_wide_and_other_dtypes_go_to_the_reference(maps_and_weight, device):
     maps, weight = maps_and_weight(torch.float64)
     with pytest.raises(RuntimeError, match=r"kernels take float32, float16, bfloat16, these tensors are torch.float64"):

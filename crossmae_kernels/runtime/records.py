@@ -1,0 +1,113 @@
+"""What was measured, on disk: one small JSON file per kernel, device, versions and key.
+
+They lie in ``$CROSSMAE_KERNELS_CACHE`` (``~/.cache/crossmae_kernels`` unless set). What the user's folder does not have
+may come with the package, in ``crossmae_kernels/tuned``.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from crossmae_kernels.extras import version
+
+Configuration = TypeVar("Configuration")
+
+SHIPPED = Path(__file__).parents[1] / "tuned"
+
+
+@functools.cache
+def versions() -> str:
+    """Of all that decides how fast a configuration is, or whether it runs at all."""
+    packages = {name: version(name) for name in ("torch", "triton", "crossmae-kernels")}
+    return ", ".join(f"{name} {number}" for name, number in {**packages, "CUDA": torch.version.cuda}.items())
+
+
+def cache_directory() -> Path:
+    """Where the user's records lie."""
+    chosen = os.environ.get("CROSSMAE_KERNELS_CACHE")
+    return Path(chosen) if chosen else Path(os.path.expanduser("~")) / ".cache" / "crossmae_kernels"
+
+
+def present(pattern: str) -> bool:
+    """Whether there is any record with such a name."""
+    return any(next(folder.glob(pattern), None) for folder in (cache_directory(), SHIPPED))
+
+
+def name_of(kernel: str, key: tuple[object, ...]) -> str:
+    """Of a record's file."""
+    return f"{kernel}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.json"
+
+
+def recall(
+    name: str, key: tuple[object, ...], candidates: Sequence[Configuration], thorough: bool
+) -> dict[Configuration, float]:
+    """Milliseconds of candidates, the fastest first, by the user's record or else the package's.
+
+    Nothing if there is no record, with ``thorough`` none that ``remember`` was told is, or, with a warning, none of
+    this key or none whose fastest is a candidate.
+    """
+    for file in (cache_directory() / name, SHIPPED / name):
+        try:
+            record = json.loads(file.read_text("utf-8"))
+            if record["key"] != repr(key):
+                raise ValueError(f"it is of {record['key']}")
+            if thorough and not record["thorough"]:
+                continue
+            known = [(candidate, _plain(candidate)) for candidate in candidates]
+            times = {c: float(time) for was, time in record["milliseconds"] for c, plain in known if plain == was}
+            fastest = record["milliseconds"][0][0]
+            if fastest not in [plain for _, plain in known]:
+                raise ValueError(f"{fastest} is none of the candidates")
+            return times
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            warn(f"the record {file} is of no use: {type(error).__name__}: {error}")
+    return {}
+
+
+def remember(name: str, key: tuple[object, ...], milliseconds: Mapping[Configuration, float], thorough: bool) -> None:
+    """Write a record in one step, so that another process sees all of it or nothing; warn where it cannot be written.
+
+    Args:
+        name: of the file.
+        key: what the record is of.
+        milliseconds: of each candidate that ran, the fastest first.
+        thorough: whether each ran in tuned tiles.
+    """
+    times = [[_plain(candidate), time] for candidate, time in milliseconds.items()]
+    record = {"key": repr(key), "thorough": thorough, "milliseconds": times}
+    folder = cache_directory()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, suffix=".tmp", delete=False) as temporary:
+            json.dump(record, temporary)
+        os.replace(temporary.name, folder / name)
+    except OSError as error:
+        warn(f"nothing is remembered after this process: {error}")
+
+
+def forget(name: str) -> None:
+    """Remove the user's record, unless the folder may only be read."""
+    with contextlib.suppress(OSError):
+        (cache_directory() / name).unlink()
+
+
+def _plain(configuration: object) -> object:
+    """As JSON has it."""
+    return asdict(configuration) if is_dataclass(configuration) else configuration  # type: ignore[arg-type]
+
+
+def warn(what: str) -> None:
+    """In one line, whatever others put into their messages."""
+    warnings.warn(f"crossmae_kernels tuning: {' '.join(what.split())}", RuntimeWarning, stacklevel=2)

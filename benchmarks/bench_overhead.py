@@ -2,8 +2,8 @@
 
 Kernels are replaced by a stand-in that launches nothing. What remains is the host's part: checks, dispatch, autograd's
 record, allocations, the launcher. Where kernels are short, a GPU waits for it. Triton's own launcher is not in it, and
-calls of library products are, on tensors so small that they cost little more than the call. Timed is what the process
-itself computes, so that others on the machine disturb little; read the minimum.
+calls of library products are, on tiny tensors in float32: a CPU takes 4 us for such a product, 31 in float16. Timed is
+what the process itself computes, so that others on the machine disturb little; read the minimum.
 """
 
 import importlib
@@ -11,18 +11,21 @@ import pkgutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import crossmae_kernels as ck
+import crossmae_kernels
 from crossmae import Config, MaskedAutoencoder, random_masking
 from crossmae_kernels.runtime import device, tuning
 from crossmae_kernels.runtime.dispatch import default_implementation
+from crossmae_kernels.testing import Draw
+from crossmae_kernels.testing.problems import tiny
 
-BATCH, TOKENS, KEYS, WIDTH, HIDDEN, HEADS = 2, 4, 8, 32, 64, 2
+BATCH, WIDTH, HEADS = 2, 32, 2
 
 
 class LaunchesNothing:
@@ -34,8 +37,9 @@ class LaunchesNothing:
 
 @pytest.fixture(autouse=True)
 def _no_launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    torch.set_num_threads(1)  # others that spin are the process's time too: 4 ms for a GELU of 480 numbers
     monkeypatch.setattr(device, "interpreted", lambda: True)
-    for found in pkgutil.walk_packages(ck.__path__, "crossmae_kernels."):
+    for found in pkgutil.walk_packages(crossmae_kernels.__path__, "crossmae_kernels."):
         if found.name.endswith(".kernels") or ".primitives." in found.name:
             importlib.import_module(found.name)
     for name, module in list(sys.modules.items()):
@@ -51,44 +55,12 @@ def _no_launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
         yield
 
 
-def parameter(*shape: int) -> torch.Tensor:
-    """Zeros that want a gradient, float16."""
-    return torch.zeros(shape, dtype=torch.float16, requires_grad=True)
-
-
-def calls() -> dict[str, Callable[[], Any]]:
-    """Each op, ready to be called."""
-    x, norm, bias = parameter(BATCH, TOKENS, WIDTH), parameter(WIDTH), parameter(WIDTH)
-    square, fc1, fc2, fc1_bias = (parameter(*s) for s in ((WIDTH, WIDTH), (HIDDEN, WIDTH), (WIDTH, HIDDEN), (HIDDEN,)))
-    key, key_value = parameter(BATCH, KEYS, WIDTH), parameter(BATCH, KEYS, 2 * WIDTH)
-    qkv = parameter(BATCH, TOKENS, 3 * WIDTH)
-    maps, mixing, norms = [parameter(BATCH, KEYS, WIDTH) for _ in range(4)], parameter(3, 4), parameter(3, WIDTH)
-    weights, biases = [parameter(2 * WIDTH, WIDTH) for _ in range(3)], [parameter(2 * WIDTH) for _ in range(3)]
-    images = torch.zeros(BATCH, 3, 8, 8, dtype=torch.float16)
-    ids = torch.zeros(BATCH, TOKENS, dtype=torch.int64)
-    prediction = parameter(BATCH, TOKENS, 48)
-    return {
-        "cross_attention": lambda: ck.cross_attention(x, key, key, HEADS, impl="triton"),
-        "cross_attention_kvpacked": lambda: ck.cross_attention_kvpacked(x, key_value, HEADS, impl="triton"),
-        "self_attention_qkvpacked": lambda: ck.self_attention_qkvpacked(qkv, HEADS, impl="triton"),
-        "mlp": lambda: ck.mlp(x, norm, norm, fc1, fc1_bias, fc2, bias, impl="triton"),
-        "norm_linear": lambda: ck.norm_linear(x, square, bias, norm, norm, impl="triton"),
-        "linear_residual": lambda: ck.linear_residual(x, square, bias, x, impl="triton"),
-        "mix_feature_maps": lambda: ck.mix_feature_maps(maps, mixing, impl="triton"),
-        "project_feature_maps": lambda: ck.project_feature_maps(
-            maps, mixing, norms, norms, weights, biases, impl="triton"
-        ),
-        "fold_norm": lambda: ck.fold_norm(square, bias, norm, norm, impl="triton"),
-        "gather_patches": lambda: ck.gather_patches(images, ids, 4, impl="triton"),
-        "patch_loss": lambda: ck.patch_loss(prediction, images, ids, 4, True, impl="triton"),
-    }
-
-
-@pytest.mark.parametrize("op", calls())
+@pytest.mark.parametrize("op", crossmae_kernels.__all__)
 @pytest.mark.benchmark(group="host time of a call", timer=time.process_time)
 def test_call_of_op(benchmark: Any, op: str) -> None:
-    """Forward, with a record for the backward pass."""
-    benchmark(calls()[op])
+    """The first of its tiny problems, forward, with a record for the backward pass."""
+    problem = next(problem for problem in tiny(Draw()) if problem.op == op)
+    benchmark(partial(problem.by("triton"), **problem.leaves(torch.float32)))
 
 
 @pytest.mark.parametrize("direction", ["forward", "forward and backward"])
@@ -99,10 +71,10 @@ def test_call_of_decoder(benchmark: Any, direction: str) -> None:
         image_size=(8, 8), patch_size=2, encoder_width=WIDTH, encoder_heads=HEADS, decoder_width=WIDTH,
         decoder_heads=HEADS, feature_maps=tuple(range(13)),
     )  # fmt: skip
-    decoder = MaskedAutoencoder(config).half().decoder
+    decoder = MaskedAutoencoder(config).decoder
     masking = random_masking(BATCH, config.patches, 0.75, 0.25)
-    maps = [parameter(BATCH, 5, WIDTH) for _ in range(13)]
-    upstream = torch.zeros(BATCH, 4, config.patch_values, dtype=torch.float16)
+    maps = [torch.zeros(BATCH, 5, WIDTH, requires_grad=True) for _ in range(13)]
+    upstream = torch.zeros(BATCH, 4, config.patch_values)
 
     def call() -> None:
         predicted = decoder(maps, masking)

@@ -90,7 +90,8 @@ def measure(benchmark: Any, record: Record, contest: Contest, solver: Solver, di
     rounds = rounds_of(run, form)
     seconds: list[float] = []
     if on_gpu:
-        record.memory = peak_memory(sets[0])  # what a graph allocates is its own from the capture on
+        if solver.left is None:  # what a graph allocates is its own from the capture on
+            record.memory = peak_memory(sets[0])
         seconds, record.no_graph = replays(sets, solver, form)
     if seconds:
         record.call = quartiles(timed(run, rounds))

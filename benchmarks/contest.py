@@ -64,17 +64,19 @@ class Form:
 
 
 PAPER = ("base_patch16", "large_patch16", "huge_patch14", "small_patch16")
-DEFAULT: dict[str, Any] = {"dynamic": False}
-COMPILERS = {"compiled": DEFAULT, "compiled, max-autotune": {**DEFAULT, "mode": "max-autotune-no-cudagraphs"}}
+DEFAULT: dict[str, dict[str, Any]] = {"compiled": {"dynamic": False}}
+# Without graphs of its own: benchmarks capture everybody's passes alike, and spare it the copies of its inputs.
+STRONG: dict[str, dict[str, Any]] = {"compiled, max-autotune": {"dynamic": False, "mode": "max-autotune-no-cudagraphs"}}
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 FORMS = {
     form.name: form
     for form in (
         # The compiler's front end alone: what it generates for a CPU says nothing of a GPU.
         Form("tiny", CPU, torch.float32, ("tiny_patch4",), (2,), {"compiled": {"backend": "eager"}}, 1, 0),
-        Form("small", CPU, torch.float32, PAPER[:1], (4,), {}, 5, 0.3),
-        Form("short", CUDA, torch.bfloat16, PAPER[:1], (1024, 256), {"compiled": DEFAULT}, 10, 0.25),
-        Form("full", CUDA, torch.bfloat16, PAPER, (1024, 256), COMPILERS, 10, 1),
+        # Autotuning would cost a CPU minutes for each contender; the default is what people use there.
+        Form("small", CPU, torch.float32, PAPER[:1], (4,), DEFAULT, 5, 0.3),
+        Form("short", CUDA, torch.bfloat16, PAPER[:1], (1024, 256), STRONG, 10, 0.25),
+        Form("full", CUDA, torch.bfloat16, PAPER, (1024, 256), DEFAULT | STRONG, 10, 1),
     )
 }
 
@@ -103,6 +105,8 @@ class Solver:
     """Why it is not captured in a CUDA graph to be timed; empty where it is."""
     plain: Callable[..., Any] | None = None
     """Of a compiled call, what was compiled."""
+    left: Sequence[Tensor] | None = None
+    """Of a call that differentiates too, where it leaves the gradients."""
 
     def __call__(self, arguments: Arguments) -> Any:
         """Solve the problem for these arguments."""
@@ -122,14 +126,16 @@ class Solver:
         ``upstream`` has the shape of the outputs, joined.
         """
         result = self(arguments)
+        if self.left is not None:
+            return result, self.left
         given = upstream if isinstance(result, Tensor) else upstream.unbind()
         return result, torch.autograd.grad(result, leaves, given, materialize_grads=True)
 
     def upstream(self, arguments: Arguments, seed: int) -> Tensor:
-        """A random gradient of the outputs. The shape alone is wanted: nothing is compiled for it."""
+        """A random gradient of the outputs; a loss's is one. Only their shape is wanted: nothing is compiled for it."""
         with torch.no_grad():
             found = joined(replace(self, call=self.plain or self.call)(arguments))
-        return Draw(seed, found.device, found.dtype).normal(*found.shape)
+        return Draw(seed, found.device, found.dtype).normal(*found.shape) if found.ndim else torch.ones_like(found)
 
 
 def joined(result: Any) -> Tensor:
@@ -151,6 +157,8 @@ class Contest:
         exact: float64 PyTorch, to judge by; the reference unless given.
         work: the least work in a direction; contests differ in which directions they have.
         whole: a whole model, which takes float32 and is judged by root mean squares over all parameters together.
+        decisive: whether compilers compete in every form, forward and backward; elsewhere only in the full one, since
+            each takes up to a minute.
         baseline: another contest, whose reference is timed in turn with each contender on a CPU, whose speed wavers.
         checked: what checks of contenders found, by name.
     """
@@ -164,6 +172,7 @@ class Contest:
     work: Mapping[Direction, Work]
     exact: Callable[[], Solver] | None = None
     whole: bool = False
+    decisive: bool = False
     baseline: "Contest | None" = None
     checked: dict[str, str] = field(default_factory=dict)
 
@@ -191,17 +200,21 @@ def model_name(size: str) -> str:
     return f"ViT-{'T' if scale == 'tiny' else scale[0].upper()}/{patch}"
 
 
-def with_compiled(form: Form, contenders: Mapping[str, Callable[[], Solver]]) -> dict[str, Callable[[], Solver]]:
-    """Contenders, and eager ones among them once for each compiler."""
+def compiled(build: Callable[[], Solver], options: Mapping[str, Any]) -> Solver:
+    """The same, compiled when it is called first."""
+    solver = build()
+    torch._dynamo.reset()
+    return replace(solver, call=torch.compile(solver.call, **options), plain=solver.call)
 
-    def compiled(build: Callable[[], Solver], options: Mapping[str, Any]) -> Solver:
-        solver = build()
-        torch._dynamo.reset()
-        return replace(solver, call=torch.compile(solver.call, **options), plain=solver.call)
 
-    return dict(contenders) | {
-        f"{name}, {compiler}": partial(compiled, contenders[name], options)
+def with_compiled(form: Form, contest: Contest) -> Contest:
+    """The contest with eager contenders once more for each compiler, if these compete."""
+    if not contest.decisive and form.name != "full":
+        return contest
+    more = {
+        f"{name}, {compiler}": partial(compiled, contest.contenders[name], options)
         for name in ("reference", "release")
-        if name in contenders
+        if name in contest.contenders
         for compiler, options in form.compilers.items()
     }
+    return replace(contest, contenders={**contest.contenders, **more})

@@ -31,19 +31,20 @@ from benchmarks.suites import SUITES, cases, planned
 from crossmae.files import make_folder
 from crossmae_kernels.command import run_command
 
-# Seconds of the short form; they add up to under nine minutes. What a stage does not need, the next may take.
+# Seconds of the short form; they add up to under nine minutes. What a stage does not need, the next may take. Of them
+# autotuning is to take, by estimate, 20 s for each of four ops and 40 to 60 for each of three decoders.
 SHORT_SECONDS = {
     "correctness": 85,
     "tuning": 40,
-    "ceilings": 20,
-    "decode": 135,
+    "ceilings": 15,
+    "decode": 180,
     "mixing": 50,
-    "attention": 55,
+    "attention": 50,
     "mlp": 35,
-    "step": 45,
-    "projection": 20,
-    "patches": 20,
-    "launch": 25,
+    "step": 25,
+    "projection": 15,
+    "patches": 15,
+    "launch": 20,
 }
 # Of a stage of the full form: only what hangs takes so long.
 FULL_SECONDS = 24 * 3600

@@ -1,4 +1,4 @@
-"""Tables of a run. What was not measured is an empty cell, with its reason below.
+"""Tables of a run. What was not measured has its status in the cell, with the reason below.
 
 The time that the roofline allows is known before anything is measured: it stands beside the outcome, as a prediction.
 """
@@ -98,6 +98,6 @@ def _without_graph(found: Sequence[Record]) -> list[str]:
     return lines
 
 
-def _milliseconds(record: Record) -> str | None:
-    """Median of the device's own time; a call that stands for it is marked."""
-    return f"{record.seconds * 1e3:,.3f}{'*' if record.no_graph else ''}" if record.seconds else None
+def _milliseconds(record: Record) -> str:
+    """Median of the device's own time, marked if a call's stands for it; the status of what was not measured."""
+    return f"{record.seconds * 1e3:,.3f}{'*' if record.no_graph else ''}" if record.seconds else record.status

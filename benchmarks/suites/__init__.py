@@ -1,6 +1,6 @@
 """What is measured, suite by suite: each has a function from a form to its contests."""
 
-from benchmarks.contest import BOTH, FORWARD, STEP, Contest, Direction, Form
+from benchmarks.contest import BOTH, FORWARD, STEP, Contest, Direction, Form, with_compiled
 from benchmarks.records import Record
 from benchmarks.suites import models, ops
 
@@ -20,19 +20,25 @@ SUITES = {
 Case = tuple[Contest, str, Direction]
 
 
+def contests(suite: str, form: Form) -> list[Contest]:
+    """What a suite poses, compiled contenders included."""
+    return [with_compiled(form, contest) for contest in SUITES[suite](form)]
+
+
 def cases(suite: str, form: Form) -> list[Case]:
     """Everything that a suite measures, the most important first.
 
     Forward passes alone come last: goals are set for both. Within that, what is compiled comes last, since it takes
-    long.
+    long, and in forms other than the full one is left out.
     """
-    found = SUITES[suite](form)
+    found = contests(suite, form)
     all_cases: list[Case] = [
         (contest, name, direction)
         for direction in (STEP, BOTH, FORWARD)
         for contest in found
         if direction in contest.work
         for name in contest.contenders
+        if direction != FORWARD or form.name == "full" or "compiled" not in name
     ]
     slow = ("compiled", "FlexAttention")
     return sorted(all_cases, key=lambda case: (case[2] == FORWARD, any(word in case[1] for word in slow)))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import crossmae
 from benchmarks.contest import (
     BOTH,
     FORWARD,
@@ -19,10 +20,10 @@ from benchmarks.contest import (
     Contest,
     Direction,
     Form,
+    MissingError,
     Solver,
     Work,
     model_name,
-    with_compiled,
 )
 from benchmarks.release import SYNCHRONIZES, release_decode, release_model_loss
 from crossmae.flops import decoder_macs
@@ -62,8 +63,8 @@ def decode(form: Form) -> list[Contest]:
 
 def _both(form: Form, size: str, batch: int, image_size: int | None = None) -> list[Contest]:
     """CrossMAE, the release's formulation of it included, and MAE."""
-    one = partial(_decode, "decode", form, size, batch, image_size=image_size)
-    return [one(release=True), one("mae", 8, MASK_RATIO)]
+    one = partial(_decode, "decode", form, size, batch, image_size=image_size, decisive=True)
+    return [one(), one("mae", 8, MASK_RATIO)]
 
 
 def step(form: Form) -> list[Contest]:
@@ -111,7 +112,7 @@ def _decode(
     blocks: int = 12,
     prediction_ratio: float = PREDICTION_RATIO,
     image_size: int | None = None,
-    release: bool = False,
+    decisive: bool = False,
 ) -> Contest:
     """The decoder on random float32 feature maps, which is what an encoder hands out under autocast."""
     config = _config(form, family, size, image_size, blocks)
@@ -130,7 +131,8 @@ def _decode(
         config,
         module=lambda: _model(config, form.device).decoder,
         ours=lambda decoder: decoder,
-        theirs=(lambda decoder: partial(release_decode, decoder)) if release else None,
+        theirs=(lambda decoder: partial(release_decode, decoder)) if decisive and family == "crossmae" else None,
+        decisive=decisive,
         suite=suite,
         about=about | {"predicts": prediction_ratio},
         batch=batch,
@@ -176,10 +178,31 @@ def _masks(draw: Draw, batch: int, config: Config, visible: int, predicted: int)
     return {"visible": order[:, :visible], "predicted": order[:, config.patches - predicted :].sort(dim=1).values}
 
 
+class GraphedLoss:
+    """``crossmae.graphed`` on masks that are given, as people train; a batch of another size is captured anew."""
+
+    def __init__(self, device: torch.device, model: MaskedAutoencoder) -> None:
+        if device.type != "cuda":
+            raise MissingError("a CUDA graph needs a CUDA device")
+        self.model, self.gradients = model, list[Tensor]()
+        self._masking: Masking | None = None
+
+    def __call__(self, images: Tensor, masking: Masking) -> Tensor:
+        """The loss; the next call overwrites it and the ``gradients`` of all parameters."""
+        if self._masking is None or len(self._masking.visible_ids) != len(images):
+            self._masking = Masking(masking.visible_ids.clone(), masking.predicted_ids.clone(), masking.patches)
+            with torch.enable_grad():
+                self._replay = crossmae.graphed(self.model, images, masking=self._masking)
+            self.gradients[:] = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self._masking.visible_ids.copy_(masking.visible_ids)
+        self._masking.predicted_ids.copy_(masking.predicted_ids)
+        return self._replay(images).loss
+
+
 def _contest(
     form: Form, config: Config, module: Callable[[], nn.Module], ours: Call, theirs: Call | None, **rest: Any
 ) -> Contest:
-    """Of what takes inputs and a masking: eager, with kernels, and as the release formulates it."""
+    """Of what takes inputs and a masking: eager, with kernels, and as the release formulates it; a step graphed too."""
 
     def solver(
         build: Call, implementation: Implementation = "reference", no_graph: str = "", double: bool = False
@@ -192,13 +215,16 @@ def _contest(
                 return by(inputs, Masking(visible, predicted, config.patches))
 
         optimizer = _adamw(built) if STEP in rest["work"] else None
-        return Solver(call, implementation, built, optimizer, no_graph)
+        return Solver(call, implementation, built, optimizer, no_graph, left=getattr(by, "gradients", None))
 
     contenders = {"reference": partial(solver, ours), "fused": partial(solver, ours, "triton")}
+    if STEP in rest["work"]:
+        graphed, reason = partial(GraphedLoss, form.device), "replays a graph of its own, which keeps its memory"
+        contenders["fused, graphed"] = partial(solver, graphed, "triton", no_graph=reason)
     if theirs:
         contenders["release"] = partial(solver, theirs, no_graph=SYNCHRONIZES)
     exact = partial(solver, ours, double=True)
-    return Contest(dtype=form.dtype, contenders=with_compiled(form, contenders), exact=exact, whole=True, **rest)
+    return Contest(dtype=form.dtype, contenders=contenders, exact=exact, whole=True, **rest)
 
 
 def _autocast(form: Form) -> AbstractContextManager[object]:

@@ -15,18 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import crossmae_kernels as ck
-from benchmarks.contest import (
-    BOTH,
-    FORWARD,
-    Contest,
-    Direction,
-    Form,
-    MissingError,
-    Solver,
-    Work,
-    model_name,
-    with_compiled,
-)
+from benchmarks.contest import BOTH, FORWARD, Contest, Direction, Form, MissingError, Solver, Work, model_name
 from benchmarks.release import SYNCHRONIZES, release_gather, release_loss, release_mixing, release_projections
 from crossmae_kernels.check.contenders import Attention, attend, attentions
 from crossmae_kernels.runtime.dispatch import form_of
@@ -36,6 +25,9 @@ from crossmae_kernels.testing.problem import named
 
 Pose = Callable[[Draw, int], Problem]
 Moved = tuple[float, float]
+
+# Suites whose first shape is compiled in every form.
+DECISIVE = ("mixing", "attention", "mlp")
 
 
 def ceilings(form: Form) -> list[Contest]:
@@ -82,8 +74,9 @@ def op_contest(
         batch=batch,
         dtype=form.dtype,
         pose=pose,
-        contenders=with_compiled(form, contenders | dict(others or {})),
+        contenders=contenders | dict(others or {}),
         work=work,
+        decisive=suite in DECISIVE and (size, batch) == (form.sizes[0], form.batches[0]),
     )
 
 
@@ -163,9 +156,8 @@ def _attention(
         return Solver(partial(attend, attention, num_heads=heads))
 
     others: dict[str, Callable[[], Solver]] = {n: partial(solver, attention) for n, attention in attentions().items()}
-    return op_contest(
-        "attention", form, size, batch, pose, others | {"FlexAttention": lambda: solver(_flex(form.device))}
-    )
+    others["FlexAttention"] = lambda: solver(_flex(form.device))
+    return op_contest("attention", form, size, batch, pose, others)
 
 
 def _flex(device: torch.device) -> Attention:

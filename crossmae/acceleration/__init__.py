@@ -82,7 +82,9 @@ def accelerate(model: nn.Module, **arguments: Any) -> nn.Module:
     try:
         for exactly in passes:
             ours = observe(model, images, defaults, flags, exactly)
-            templates = agree(own[exactly], ours, names, is_sharded(model))
+            # FSDP2 may let parts compute in 16 bits too.
+            within = torch.bfloat16 if is_sharded(model) else None if exactly else autocast[images.device.type][None]
+            templates = agree(own[exactly], ours, names, within)
         forward.contract = Contract(defaults, flags, templates)
         if step is not None:
             compare_steps(step, observe_step(model, images, defaults, flags))

@@ -16,7 +16,10 @@ _LEAST = 1e-4
 
 
 def agree(
-    own: Mapping[Setting, Observation], ours: Mapping[Setting, Observation], names: tuple[str, ...], sharded: bool
+    own: Mapping[Setting, Observation],
+    ours: Mapping[Setting, Observation],
+    names: tuple[str, ...],
+    within: torch.dtype | None,
 ) -> dict[Setting, Template]:
     """Templates of what the model returns.
 
@@ -24,14 +27,15 @@ def agree(
         own: the model with its own forwards.
         ours: with ours, which returned all results of ``names`` as a tuple.
         names: of our results.
-        sharded: FSDP2 may let parts compute in 16 bits, which nobody sees from outside.
+        within: what products may be computed in where blocks and results do not show it: autocast's dtype, or that of
+            shards; residuals and a loss stay float32.
 
     Raises:
         ValueError: naming the first block, result or gradient that is another.
     """
     templates = {}
     for setting, theirs in own.items():
-        dtype = torch.bfloat16 if sharded else _coarsest(theirs)
+        dtype = _coarsest(theirs, within)
         _compare_blocks(theirs, ours[setting], dtype)
         results = dict(zip(names, ours[setting].output, strict=True))
         templates[setting] = _template(theirs.output, results, "its result", dtype)
@@ -118,10 +122,10 @@ def _distance(ours: Tensor, theirs: Tensor, floor: float = 1e-30) -> float:
     return distance if distance == distance else float("inf")
 
 
-def _coarsest(seen: Observation) -> torch.dtype:
-    """Of the dtypes in which anything was computed."""
+def _coarsest(seen: Observation, within: torch.dtype | None = None) -> torch.dtype:
+    """Of the dtypes in which anything was computed, one that does not show included."""
     tensors = [output for _, output in seen.blocks] + [t for t in tree_leaves(seen.output) if isinstance(t, Tensor)]
-    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} | ({within} if within else set())
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 

@@ -18,8 +18,7 @@ from crossmae.acceleration.contract import MASK_RATIO, PREDICTION_RATIO, Contrac
 from crossmae.acceleration.obstacles import Roles, forwards, has_hooks, listed, obstacles
 from crossmae.acceleration.structure import BLOCKS, Structure, mixing_obstacles, read_structure
 from crossmae.masking import Masking, random_masking
-from crossmae.model.blocks import cross_attention, mlp, self_attention
-from crossmae_kernels.feature_projection import project_keys_and_values
+from crossmae.model.blocks import Projection, cross_attention, keys_and_values_of_blocks, mlp, self_attention
 from crossmae_kernels.patches.reference import standardize
 
 
@@ -92,9 +91,9 @@ class CrossAttentionForward(ModuleForward):
         return self.attend(x, nn.functional.linear(y, kv.weight, kv.bias))
 
     def attend(
-        self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None, shift: Tensor | None = None
+        self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None, proj: Projection | None = None
     ) -> Tensor:
-        """Queries, or table ``(N, D)`` and ids ``(B, Q)``; others as ``cross_attention`` takes them."""
+        """Queries, or table ``(N, D)`` and ids ``(B, Q)``; keys and values ``(B, K, 2 D)`` -> ``(B, Q, D)``."""
         self.require_unchanged()
         block: Any = self.module
         if "self_attn" in self.roles:
@@ -103,7 +102,7 @@ class CrossAttentionForward(ModuleForward):
             x = self_attention(x, block.norm0, block.self_attn.qkv, block.self_attn.proj, heads)
         attention = block.cross_attn
         heads = getattr(attention, "num_heads", self.heads)
-        x = cross_attention(x, block.norm1, attention.q, attention.proj, heads, keys_and_values, ids, shift)
+        x = cross_attention(x, block.norm1, attention.q, proj or attention.proj, heads, keys_and_values, ids)
         return mlp(x, block.norm2, block.mlp.fc1, block.mlp.fc2)
 
 
@@ -214,18 +213,16 @@ class ModelForward(ModuleForward):
         weight, norms, blocks = model.wfm.linear.weight, list(model.dec_norms), list(model.decoder_blocks)
         self.refuse([*mixing_obstacles(norms)])
         scale, shift = torch.stack([n.weight for n in norms]), torch.stack([n.bias for n in norms])
-        kv = [block.cross_attn.kv for block in blocks]
-        if all(_is_bare(block) for block in blocks) and all(layer.bias is not None for layer in kv):
+        kv, proj = [block.cross_attn.kv for block in blocks], [block.cross_attn.proj for block in blocks]
+        if all(_is_bare(block) for block in blocks) and all(layer.bias is not None for layer in (*kv, *proj)):
             # Nothing else wants to see the features: keys and values of all blocks in one product.
-            projected = project_keys_and_values(
-                chosen, weight, scale, shift, [layer.weight for layer in kv], [layer.bias for layer in kv], norms[0].eps
-            )
+            projected = keys_and_values_of_blocks(chosen, weight, scale, shift, kv, proj, norms[0].eps)
             x, places = (
                 table,
                 [ids, *[None] * (len(blocks) - 1)],
             )  # from the second block on the queries are rows of each image
-            for block, (keys_and_values, lacking), place in zip(blocks, projected, places, strict=True):
-                x = block.forward.attend(x, keys_and_values, place, lacking)
+            for block, (keys_and_values, layer), place in zip(blocks, projected, places, strict=True):
+                x = block.forward.attend(x, keys_and_values, place, layer)
         else:
             x = table[ids]
             for block, y in zip(blocks, ck.mix_feature_maps(chosen, weight, scale, shift, norms[0].eps), strict=True):

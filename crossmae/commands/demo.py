@@ -19,6 +19,9 @@ from crossmae.model import MaskedAutoencoder, create_model
 from crossmae.reconstruction import denormalized, reconstruct, visible_part
 from crossmae.training.data.dataset import ImageDataset
 from crossmae.training.evaluation import baseline_accuracies
+from crossmae.training.plan import make_plan
+from crossmae.training.precision import settled
+from crossmae.training.recipe import Precision
 from crossmae.training.run import open_dataset
 from crossmae.training.study import BATCH, MASK_RATIO, Variant, evaluations, pretrained, recipe_of
 
@@ -37,19 +40,22 @@ def run(out: str, steps: int) -> None:
         raise ValueError(f"steps must be at least {EVALUATIONS}, got {steps}")
     folder = Path(out)
     make_folder(folder)
+    recipe, images = open_dataset(recipe_of(VARIANTS["CrossMAE"], "digits", 0, steps, "auto"))
+    precision = settled(make_plan(recipe, len(images), devices=1))
     models, logs = {}, {}
     for name, variant in VARIANTS.items():
         shutil.rmtree(folder / name, ignore_errors=True)
-        recipe, images = open_dataset(recipe_of(variant, "digits", 0, steps))
+        recipe, images = open_dataset(recipe_of(variant, "digits", 0, steps, precision))
         every = steps // EVALUATIONS / (len(images) // recipe.batch_size)
         logs[name] = pretrained(recipe, folder / name, probe_every=every)
         models[name] = load(folder / name / "model.safetensors")
     print("Comparing with raw pixels and an untrained encoder, measuring the decoders ...")
     levels = baseline_accuracies(images, models["CrossMAE"].config, recipe.seed)
-    decode = _decode_cost(models, batch=BATCH)
+    decode = _decode_cost(models, BATCH, precision)
     decode_base = _decode_cost(
         {"MAE": create_model("mae_vit_base_patch16"), "CrossMAE": create_model("crossmae_vit_base_patch16")},
-        batch=BASE_BATCH,
+        BASE_BATCH,
+        precision,
     )
 
     draw_learning(
@@ -66,16 +72,17 @@ def run(out: str, steps: int) -> None:
         probe = evaluations(log)[-1]
         seconds = [entry["seconds"] for entry in log if "seconds" in entry][-1]
         quality.append((f"{name} encoder", probe["knn"], probe["linear"], seconds))
-    report = _report(
-        quality, [(f"tiny, batch {BATCH}", decode), (f"ViT-B/16, 224 px, batch {BASE_BATCH}", decode_base)], steps
-    )
+    costs = [(f"tiny, batch {BATCH}", decode), (f"ViT-B/16, 224 px, batch {BASE_BATCH}", decode_base)]
+    report = _report(quality, costs, steps, precision)
     print("\n" + report)
     with replacing(folder / "results.md") as beside:
         beside.write_text(report, "utf-8")
     print(f"Pictures and table: {folder}/reconstructions.png, {folder}/learning.png, {folder}/results.md")
 
 
-def _decode_cost(models: dict[str, MaskedAutoencoder], batch: int) -> dict[str, tuple[int, float]]:
+def _decode_cost(
+    models: dict[str, MaskedAutoencoder], batch: int, precision: Precision
+) -> dict[str, tuple[int, float]]:
     """Per model: MACs per image of the decoder's forward pass, and seconds for a batch forward and backward."""
     steps: dict[str, Callable[[], None]] = {}
     macs: dict[str, int] = {}
@@ -84,14 +91,16 @@ def _decode_cost(models: dict[str, MaskedAutoencoder], batch: int) -> dict[str, 
         masking = random_masking(batch, config.patches, MASK_RATIO, VARIANTS[name].prediction_ratio)
         with torch.no_grad():
             maps = model.encoder(torch.randn(batch, config.channels, *config.image_size), masking.visible_ids)
-        steps[name] = functools.partial(_decode_step, model, [m.requires_grad_() for m in maps], masking)
+        steps[name] = functools.partial(_decode_step, model, [m.requires_grad_() for m in maps], masking, precision)
         macs[name] = decoder_macs(config, VARIANTS[name].prediction_ratio, MASK_RATIO)
     seconds = interleaved_medians(steps, rounds=3)
     return {name: (macs[name], seconds[name]) for name in models}
 
 
-def _decode_step(model: MaskedAutoencoder, maps: list[Tensor], masking: Masking) -> None:
-    model.decoder(maps, masking).square().mean().backward()
+def _decode_step(model: MaskedAutoencoder, maps: list[Tensor], masking: Masking, precision: Precision) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        loss = model.decoder(maps, masking).float().square().mean()
+    loss.backward()
 
 
 @torch.no_grad()
@@ -116,6 +125,7 @@ def _report(
     quality: list[tuple[str, float, float, float | None]],
     costs: list[tuple[str, dict[str, tuple[int, float]]]],
     steps: int,
+    precision: Precision,
 ) -> str:
     """The closing tables, as Markdown."""
     rows = [(name, f"{knn:.1%}", f"{linear:.1%}", s and f"{s:.0f} s") for name, knn, linear, s in quality]
@@ -127,7 +137,8 @@ def _report(
             mae_macs, mae_seconds = cost["MAE"]
             ratios = (f"{mae_macs / macs:.2f}", f"{mae_seconds / seconds:.2f}")
             cost_rows.append((title, name, f"{macs / 1e6:,.1f}", f"{seconds * 1e3:,.0f}", *ratios))
-    text += f"\n\nDecoder alone, prediction ratio {VARIANTS['CrossMAE'].prediction_ratio} (MAE decodes everything):\n\n"
+    predicts = VARIANTS["CrossMAE"].prediction_ratio
+    text += f"\n\nDecoder alone in {precision}, prediction ratio {predicts} (MAE decodes everything):\n\n"
     headers = [
         "size",
         "decoder",

@@ -1,12 +1,23 @@
 """The parts that encoder and decoders are made of: attention and MLP with their norms and residuals."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import crossmae_kernels as ck
 from crossmae.model.config import Config, Hidden
+from crossmae_kernels.feature_projection import project_keys_and_values
 from crossmae_kernels.runtime.autocast import autocasts, compute_dtype
+
+
+class Projection(NamedTuple):
+    """What a linear layer computes with, in place of its own parameters."""
+
+    weight: Tensor
+    bias: Tensor | None
 
 
 def self_attention(x: Tensor, norm: nn.LayerNorm, qkv: nn.Linear, proj: nn.Linear, heads: int) -> Tensor:
@@ -20,22 +31,42 @@ def cross_attention(
     x: Tensor,
     norm: nn.LayerNorm,
     q: nn.Linear,
-    proj: nn.Linear,
+    proj: nn.Linear | Projection,
     heads: int,
     keys_and_values: Tensor,
     ids: Tensor | None = None,
-    shift: Tensor | None = None,
 ) -> Tensor:
-    """``x + proj(attention(q(norm(x)), keys_and_values) + shift)``.
+    """``x + proj(attention(q(norm(x)), keys_and_values))``, with ``proj`` as ``keys_and_values_of_blocks`` has it.
 
-    Queries ``(B, Q, D)``, or a table ``(N, D)`` and ids ``(B, Q)``; projected keys and values ``(B, K, 2 D)``, and
-    what their values lack ``(D,)`` -> ``(B, Q, D)``.
+    Queries ``(B, Q, D)``, or a table ``(N, D)`` and ids ``(B, Q)``; projected keys and values ``(B, K, 2 D)`` ->
+    ``(B, Q, D)``.
     """
     query = ck.norm_linear(x, q.weight, q.bias, norm.weight, norm.bias, norm.eps)
     attended = ck.cross_attention_kvpacked(query, keys_and_values, heads, query_ids=ids)
-    layer = proj.weight, proj.bias
-    weight, bias = layer if shift is None else ck.fold_norm(*layer, None, shift, compute_dtype(proj.weight))
-    return ck.linear_residual(attended, weight, bias, residual=x, residual_ids=ids)
+    return ck.linear_residual(attended, proj.weight, proj.bias, residual=x, residual_ids=ids)
+
+
+def keys_and_values_of_blocks(
+    maps: Sequence[Tensor],
+    mixing_weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    kv: Sequence[nn.Linear],
+    proj: Sequence[nn.Linear],
+    eps: float,
+) -> list[tuple[Tensor, Projection | None]]:
+    """Of every decoder block, from its mix of the maps: keys and values ``(B, K, 2 D)``, and what ``proj`` becomes.
+
+    It takes up what all values have in common; None where it stays as it is. Arguments are as
+    ``project_feature_maps`` takes them. All blocks' projections are folded and cast at once.
+    """
+    weights, biases = [layer.weight for layer in kv], [layer.bias for layer in kv]
+    blocks, of_values = project_keys_and_values(maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps)
+    if of_values is None:
+        return [(keys_and_values, None) for keys_and_values in blocks]
+    weights, bias = [layer.weight for layer in proj], torch.stack([layer.bias for layer in proj])
+    folded = ck.fold_norm(weights, bias, None, of_values, compute_dtype(weights[0]))
+    return [*zip(blocks, map(Projection, *(stack.unbind() for stack in folded)), strict=True)]
 
 
 def mlp(x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear, hidden: Hidden = "recompute") -> Tensor:
@@ -76,10 +107,10 @@ class CrossAttention(nn.Module):
         norm: nn.LayerNorm,
         keys_and_values: Tensor,
         ids: Tensor | None = None,
-        shift: Tensor | None = None,
+        proj: Projection | None = None,
     ) -> Tensor:
-        """As ``cross_attention``."""
-        return cross_attention(x, norm, self.q, self.proj, self.heads, keys_and_values, ids, shift)
+        """As ``cross_attention``, with its own ``proj`` unless another is given."""
+        return cross_attention(x, norm, self.q, proj or self.proj, self.heads, keys_and_values, ids)
 
 
 class Mlp(nn.Module):
@@ -136,18 +167,21 @@ class CrossAttentionBlock(nn.Module):
         self.attends_to_itself = config.decoder_self_attention
 
     def forward(
-        self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None, shift: Tensor | None = None
+        self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None, proj: Projection | None = None
     ) -> Tensor:
-        """Queries ``(B, Q, D)``, or table ``(N, D)`` and ids ``(B, Q)``; others as ``cross_attention`` takes them."""
+        """Queries ``(B, Q, D)``, or table ``(N, D)`` and ids ``(B, Q)``; ``(B, K, 2 D)`` -> ``(B, Q, D)``.
+
+        ``proj`` is as ``keys_and_values_of_blocks`` has it.
+        """
         if self.attends_to_itself:
             if ids is not None:
                 # Self-attention depends on who else is predicted, so nothing can be shared between images.
                 x, ids = x[ids], None
             x = self.self_attn(x, self.norm0)
-        return self.mlp(self.cross_attn(x, self.norm1, keys_and_values, ids, shift), self.norm2)
+        return self.mlp(self.cross_attn(x, self.norm1, keys_and_values, ids, proj), self.norm2)
 
 
-def run_block(block: nn.Module, checkpointed: bool, *arguments: Tensor | None) -> Tensor:
+def run_block(block: nn.Module, checkpointed: bool, *arguments: Tensor | Projection | None) -> Tensor:
     """The block's output; ``checkpointed`` keeps nothing but the arguments and computes the block again in backward."""
     if checkpointed and block.training and torch.is_grad_enabled():
         return checkpoint(block, *arguments, use_reentrant=False)

@@ -37,7 +37,7 @@ def make_fabric(recipe: Recipe, options: RunOptions) -> Fabric:
     Raises:
         ValueError: if precision, strategy and devices cannot be combined.
     """
-    kind = _kind()
+    kind = device_kind()
     if kind == "mps" and recipe.precision == "float64":
         raise ValueError("precision float64 is not to be had on Apple's GPU (MPS); take float32")
     if kind == "mps" and options.strategy != "auto":
@@ -57,7 +57,7 @@ def make_fabric(recipe: Recipe, options: RunOptions) -> Fabric:
     )
 
 
-def _kind() -> str:
+def device_kind() -> str:
     """The type of devices here that Fabric and this package support: "cuda" (or ROCm), "mps" or "cpu"."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return device.type if device is not None and device.type in ("cuda", "mps") else "cpu"
@@ -93,7 +93,7 @@ def _devices(options: RunOptions) -> tuple[int, int]:
     Raises ValueError if the host has fewer; on a CPU any number of processes will do.
     """
     local, world = (int(os.environ.get(name, 0)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    kind = _kind()
+    kind = device_kind()
     there = 1 if kind == "cpu" else torch.accelerator.device_count()
     devices = local or options.devices or there
     if kind != "cpu" and devices > there:

@@ -10,12 +10,14 @@ from crossmae.masking import MaskShape
 from crossmae.model.config import Config, named_config
 from crossmae.training.data.config import DataConfig
 
-Precision = Literal["bfloat16", "float16", "float32", "float64"]
+Precision = Literal["auto", "bfloat16", "float16", "float32", "float64"]
 Execution = Literal["eager", "compile", "graphs"]
 Strategy = Literal["auto", "ddp", "fsdp"]
 Ratio = float | tuple[float, float]
 
 RECIPES = Path(__file__).parent / "recipes"
+RECIPE = "recipe.json"
+"""A run's own, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Recipe:
         weight_decay: AdamW's, for all parameters but biases and norms.
         betas: AdamW's.
         clip_norm: largest norm of the gradient; longer ones are scaled down to it.
-        precision: bfloat16 and float16 are autocast with float32 parameters; float16 scales its loss.
+        precision: bfloat16 and float16 are autocast with float32 parameters; float16 scales its loss. ``auto`` is
+            bfloat16 on an accelerator, and on a CPU the faster of bfloat16 and float32, which is measured.
         execution: ``eager``, ``compile`` (torch.compile) or ``graphs`` (torch.compile with CUDA graphs).
         seed: for initialisation, order, augmentation and masks.
     """

@@ -21,8 +21,9 @@ from crossmae.training.losses import Losses, LossReader
 from crossmae.training.monitor import Monitor
 from crossmae.training.nonfinite import NonFiniteLossError, find_nonfinite
 from crossmae.training.plan import Plan, describe, make_plan
+from crossmae.training.precision import settled
 from crossmae.training.preemption import Preemption
-from crossmae.training.recipe import Recipe, RunOptions, changes
+from crossmae.training.recipe import RECIPE, Recipe, RunOptions, changes
 from crossmae.training.run_state import Checkpoints, restore, verify
 from crossmae.training.step import Stepper
 from crossmae_kernels.command import reason
@@ -62,8 +63,11 @@ def prepare(recipe: Recipe, options: RunOptions) -> "Run | None":
     if options.dry_run:
         print(describe(plan))
         return None
-    fabric = make_fabric(recipe, options)
     folder = Path(options.out)
+    resumes = any((folder / "checkpoints").glob("step-*"))
+    recipe = replace(recipe, precision=settled(plan, folder / RECIPE if resumes else None))
+    plan = replace(plan, recipe=recipe)
+    fabric = make_fabric(recipe, options)
     _check_folder(folder, recipe, options)
     fabric.launch()
     return Run(plan, options, folder, images, fabric)
@@ -87,7 +91,7 @@ def _check_folder(folder: Path, recipe: Recipe, options: RunOptions) -> None:
         raise ValueError(
             f"{options.resume} is one of this run, which goes on from its newest; remove the later ones and resume=auto"
         )
-    refused, _ = changes(recipe, folder / "recipe.json") if there else ([], [])
+    refused, _ = changes(recipe, folder / RECIPE) if there else ([], [])
     if refused:
         raise ValueError(
             f"{folder} holds a run of other settings: {'; '.join(refused)}; "
@@ -136,13 +140,13 @@ class Run:
             self._monitor.say(describe(self._plan) if chosen is None else self._going_on(chosen))
             if chosen is not None and chosen.parent == self._checkpoints.folder:
                 self._checkpoints.show(chosen)  # a run that was killed may have written it without
-            with replacing(self._folder / "recipe.json") as beside:
+            with replacing(self._folder / RECIPE) as beside:
                 beside.write_text(self._plan.recipe.to_json(), "utf-8")
         if chosen is None:
             self._save(None)  # to find a NaN from; and a full disk shows at once
 
     def _going_on(self, chosen: Path) -> str:
-        refused, changed = changes(self._plan.recipe, chosen.parent.parent / "recipe.json")
+        refused, changed = changes(self._plan.recipe, chosen.parent.parent / RECIPE)
         return "; ".join([f"Going on from {chosen}", *refused, *changed]) + "."
 
     def _train(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from crossmae.training.data.config import DataConfig
 from crossmae.training.monitor import LOG, read_log
-from crossmae.training.recipe import Recipe, RunOptions
+from crossmae.training.recipe import Precision, Recipe, RunOptions
 from crossmae.training.run import pretrain
 
 BATCH = 128
@@ -30,7 +30,7 @@ class Variant:
     self_attention: bool = False
 
 
-def recipe_of(variant: Variant, task: str, seed: int, steps: int) -> Recipe:
+def recipe_of(variant: Variant, task: str, seed: int, steps: int, precision: Precision = "float32") -> Recipe:
     """The run of one variant on one task: all have the same encoder and, with a seed, see the same batches."""
     options = dict(TASKS[task])
     if variant.family == "crossmae":
@@ -47,7 +47,7 @@ def recipe_of(variant: Variant, task: str, seed: int, steps: int) -> Recipe:
         batch_size=BATCH,
         learning_rate=2e-3,
         warmup=0.1,
-        precision="float32",
+        precision=precision,
         seed=seed,
     )
 

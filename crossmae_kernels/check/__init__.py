@@ -2,7 +2,7 @@
 
 Runs each op forward and backward in every dtype and compares output and gradients with the reference in float64, by
 the error budget of ``crossmae_kernels.testing``. Cross-attention is also set beside PyTorch's
-``scaled_dot_product_attention`` with each backend forced, flash-attn and xformers, which are shown but not judged.
+``scaled_dot_product_attention`` with each backend forced, FlashAttention 2 to 4 and xformers: shown but not judged.
 Exit code 1 if an implementation of ours exceeds its budget; what it refuses is shown with the reason.
 """
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from torch import Tensor
 # Queries, keys and values (B, T, H, head width) -> (B, Q, H, head width).
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+# Modules that have ``flash_attn_func``; each version is a distribution of its own.
+VERSIONS = {2: "flash_attn", 3: "flash_attn_interface", 4: "flash_attn.cute"}
 # Named as in ``torch.nn.attention.SDPBackend``.
 BACKENDS = {
     "math": "MATH",
@@ -23,7 +26,7 @@ def attentions() -> dict[str, Attention]:
     """By name; a call raises where one is not installed or does not take the arguments."""
     return {
         **{f"sdpa {name}": partial(_sdpa, backend) for name, backend in BACKENDS.items()},
-        "flash-attn": _flash_attn,
+        **{f"FlashAttention {version}": partial(_flash_attention, module) for version, module in VERSIONS.items()},
         "xformers": _xformers,
     }
 
@@ -46,12 +49,13 @@ def _sdpa(backend: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
-def _flash_attn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    from flash_attn import flash_attn_func  # type: ignore[import-not-found]
-
+def _flash_attention(module: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    flash_attn_func = import_module(module).flash_attn_func
     if query.dtype == torch.float32:
         raise ValueError("takes float16 and bfloat16 only")
-    return flash_attn_func(query, key, value)
+    found = flash_attn_func(query, key, value)
+    # Version 4 and the first of 3 return the logarithm of the softmax' denominator too.
+    return found[0] if isinstance(found, tuple) else found
 
 
 def _xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from crossmae_kernels.cross_attention import ops, reference
+from crossmae_kernels.cross_attention import cpu, ops, reference
 from crossmae_kernels.cross_attention.config import Packing, refusals, unpacked, width_of
 from crossmae_kernels.runtime.autocast import cast_optional, compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
@@ -24,7 +24,8 @@ def cross_attention(
     set to (``torch.set_float32_matmul_precision``). They keep their inputs for the
     backward pass and, with more keys than fit on chip, the output and a float32 log-sum-exp ``(B, heads, Q)``.
     A table's rows are gathered inside of them; on a GPU a row whose id is out of range is not read, and comes out
-    as NaN.
+    as NaN. In the backward pass it makes the gradients of all keys and values of its image NaN, and adds nothing to the
+    table's.
 
     Args:
         query: queries ``(B, Q, D)``, or a table ``(N, D)`` of which ``query_ids`` picks the rows.
@@ -135,8 +136,14 @@ def _attend(
     tensors = query, key, value
     dtypes = [compute_dtype(tensor) for tensor in tensors if tensor is not None]
     reasons = refusals(query.device, dtypes, width_of(query, packing) // num_heads)
-    if choose(checks.op, impl, reasons, worthwhile=query.is_cuda) == "reference":
+    own = cpu.serves(tensors, query_ids, dtypes[0])
+    chosen = choose(checks.op, impl, reasons, worthwhile=query.is_cuda, cpu=own)
+    if chosen == "reference":
         return reference.cross_attention(*unpacked(*tensors, packing), num_heads, query_ids, scale)
     # What autocast casts it casts to one dtype, and what it leaves, float64, is refused.
     key, value = cast_optional(key, dtypes[0]), cast_optional(value, dtypes[0])
-    return ops.cross_attention(query.to(dtypes[0]), key, value, query_ids, packing, num_heads, scale)
+    query = query.to(dtypes[0])
+    if chosen == "cpu":
+        query = query if query_ids is None else query[query_ids]
+        return cpu.cross_attention(query, key, value, packing, num_heads, scale)
+    return ops.cross_attention(query, key, value, query_ids, packing, num_heads, scale)

@@ -84,10 +84,8 @@ def _short_backward(width: int, block_k: int, wide: bool, precision: str, limits
     if wide:
         exact = width > 64 and precision == "ieee"
         return AttentionTiles(16, block_k, 8, 1, maxnreg=255) if exact else AttentionTiles(16, block_k, 4, 1)
-    if width > 64:
-        return AttentionTiles(16, block_k, 8, 1)
-    if block_k > 64:
-        return AttentionTiles(16, block_k, 4, 1) if width <= 32 else AttentionTiles(32, block_k, 8, 1)
+    if width > 64 or block_k > 64:
+        return AttentionTiles(16, block_k, 4 if width <= 32 else 8, 1)
     # Where instructions want operands in registers, these leave no room for 64 queries.
     return AttentionTiles(64 if limits.multiplies_from_shared_memory else 32, block_k, 4, 1)
 
@@ -128,7 +126,9 @@ def tiles(
     stages = max(2, min(3, (limits.shared_memory - tile) // (2 * tile)))
     small = kernel == "looped_backward_key" or stages < 3
     block_q = min(32 if small else 64, dot_extent(queries))
-    return AttentionTiles(block_q, 64, 4 if width <= 64 or stages < 3 else 8, stages)
+    return AttentionTiles(
+        block_q, 64, 4 if width <= 64 or (stages < 3 and kernel != "looped_backward_key") else 8, stages
+    )
 
 
 def candidates(

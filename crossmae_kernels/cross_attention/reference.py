@@ -9,10 +9,6 @@ from torch import Tensor
 
 from crossmae_kernels.runtime.flops import Shape, flop_formula
 
-# PyTorch's attention on a CPU works through blocks of keys; with so few of them the definition itself is faster, by
-# 1.3 to 2 times forward and backward (49 x 50 and 147 x 50 with 16 heads of 32, 17 x 17 with 3). At 197 it is not.
-FEW_KEYS = 128
-
 
 def cross_attention(
     query: Tensor, key: Tensor, value: Tensor, num_heads: int, query_ids: Tensor | None, scale: float | None
@@ -21,11 +17,7 @@ def cross_attention(
     if query_ids is not None:
         query = query[query_ids]
     q, k, v = (split_heads(x, num_heads) for x in (query, key, value))
-    if query.device.type == "cpu" and query.dtype == torch.float32 and key.shape[1] <= FEW_KEYS:
-        out = (q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(-1, -2)).softmax(dim=-1) @ v
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    return out.transpose(1, 2).flatten(2)
+    return join_heads(F.scaled_dot_product_attention(q, k, v, scale=scale))
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -33,8 +25,12 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-# PyTorch, up to 2.14 at least, counts nothing of its own attention on a CPU. The formulas are those of the definition,
-# which serves short calls, so that a count does not depend on the number of keys.
+def join_heads(x: Tensor) -> Tensor:
+    """``(B, heads, T, D / heads)`` -> ``(B, T, D)``."""
+    return x.transpose(1, 2).flatten(2)
+
+
+# PyTorch, up to 2.14 at least, counts nothing of its own attention on a CPU. The formulas are those of the definition.
 
 
 @flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.runtime.autocast import compute_dtype
-from crossmae_kernels.runtime.device import dtypes_of, machine_refusals, mixture_refusals, width_refusals
+from crossmae_kernels.runtime.device import Limits, dtypes_of, machine_refusals, mixture_refusals, width_refusals
 from crossmae_kernels.runtime.launch import Configuration, dot_extent
 
 # By the bytes of an element: values of all mixes of a token, padded, up to which a program holds them in registers.
@@ -83,9 +83,12 @@ def forward_registers(element_size: int) -> int | None:
     return ALL_REGISTERS if element_size == 4 else None
 
 
-def backward_stages(element_size: int) -> int:
-    """Depth of the backward kernel's pipeline over the panels of a token; in float32 no register is left for one."""
-    return 2 if element_size == 2 else 1
+def backward_stages(element_size: int, limits: Limits) -> int:
+    """Depth of the backward kernel's pipeline over the panels of a token.
+
+    In float32 no register is left for one, nor for ViT-H's float32 maps on the small Blackwells, where 8 spilled.
+    """
+    return 2 if element_size == 2 and limits.capability < 120 else 1
 
 
 def refusals(maps: Sequence[Tensor], weight: Tensor, *others: torch.dtype) -> list[str]:

@@ -411,7 +411,7 @@ def backward(
             mixing_backward_kernel[call.grid](
                 *call.inputs(), means, rstds, *gradients, PANELS=call.panels,
                 HOLD_DOUT=holds_upstream_gradients(count, width, weight.element_size()),
-                num_stages=backward_stages(weight.element_size()), **options,
+                num_stages=backward_stages(weight.element_size(), limits(weight.device)), **options,
             )  # fmt: skip
         else:
             sums_backward_kernel[call.grid](*call.inputs(), *gradients, num_stages=1, **options)

@@ -62,13 +62,13 @@ def project_keys_and_values(
     biases: Sequence[Tensor],
     eps: float = 1e-6,
     impl: Implementation = "auto",
-) -> tuple[tuple[Tensor, Tensor | None], ...]:
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """``project_feature_maps`` to keys and values, less what all tokens have in common, where kernels serve.
 
     What all keys have in common adds the same to every score of a query, and softmax ignores it: nothing depends on
     it, and its gradient is zero, not rounding. What all values have in common comes out of attention as it went in,
     since weights sum to 1, so it is returned instead: to be added behind attention, to its output or, in weight space,
-    to the bias of the linear layer that follows (``fold_norm`` with it as ``norm_bias``). Where weights do not sum to
+    to the bias of the linear layer that follows (``fold_norm`` with it for ``norm_bias``). Where weights do not sum to
     1 they are NaN, and so is the output with it or without. Keys and values are then written once by one batched
     product, without a bias, whose gradient would be a sum over all of them.
 
@@ -78,16 +78,15 @@ def project_keys_and_values(
         biases: n times ``(2 D,)``.
 
     Returns:
-        n times keys and values ``(B, K, 2 D)``, and what to add to attention's output, ``(D,)``, or None: nothing.
+        n times keys and values ``(B, K, 2 D)``, and what to add to attention's outputs, ``(n, D)``, or None: nothing.
     """
     checks = ArgumentChecks("project_keys_and_values")
     given = maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps
     folded = _folded(checks, *given, impl, parts=2)
     if folded is None:
-        return tuple((projected, None) for projected in reference.project_feature_maps(*given))
+        return reference.project_feature_maps(*given), None
     mixes, weight, bias = folded
-    of_values = bias.unflatten(1, (2, -1))[:, 1]
-    return tuple(zip(ops.project(mixes, weight, None), of_values.unbind(), strict=True))
+    return ops.project(mixes, weight, None), bias.unflatten(1, (2, -1))[:, 1]
 
 
 def _folded(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossmae_kernels.feature_mixing.reference import mix_feature_maps
+from crossmae_kernels.feature_mixing.reference import normed_mixes
 
 
 def project_feature_maps(
@@ -18,5 +18,5 @@ def project_feature_maps(
     eps: float,
 ) -> tuple[Tensor, ...]:
     """See ``crossmae_kernels.project_feature_maps``; arguments are taken as checked."""
-    mixes = mix_feature_maps(maps, mixing_weight, norm_weight, norm_bias, eps, normalize=True)
-    return tuple(F.linear(mix, weight, bias) for mix, weight, bias in zip(mixes.unbind(), weights, biases, strict=True))
+    mixes = normed_mixes(maps, mixing_weight, norm_weight, norm_bias, eps)
+    return tuple(F.linear(mix, weight, bias) for mix, weight, bias in zip(mixes, weights, biases, strict=True))

@@ -27,7 +27,7 @@ class SingleTiles(Configuration):
     num_stages: int
 
 
-def form_rule(width: int, dtype: torch.dtype, shared_memory: int) -> str:
+def form_rule(width: int, dtype: torch.dtype, limits: Limits) -> str:
     """``single`` where it can serve, else ``tiled``; ``library`` in float32.
 
     For each row, in 16 bits, a library's products leave the hidden layer to a pass for GELU and take it up again:
@@ -38,7 +38,7 @@ def form_rule(width: int, dtype: torch.dtype, shared_memory: int) -> str:
     """
     if dtype == torch.float32:
         return "library"
-    fits = width <= WIDEST_SINGLE and single_shared_memory(width) <= shared_memory
+    fits = width <= WIDEST_SINGLE and single_shared_memory(width, limits) <= limits.shared_memory
     return "single" if fits else "tiled"
 
 
@@ -48,18 +48,18 @@ def backward_form(dtype: torch.dtype) -> str:
 
 
 @functools.cache
-def single_tiles(width: int) -> SingleTiles:
+def single_tiles(width: int, limits: Limits) -> SingleTiles:
     """The analytic choice for the form with one kernel, in 16 bits.
 
     The output's float32 sums take 64 registers of each of 256 threads, in either shape; with chunks of 64 there were
-    spills on one architecture or another.
+    spills on one architecture or another, and with a pipeline some on the small Blackwells.
     """
-    return SingleTiles(128 if width <= 128 else 64, 32, 8, 2)
+    return SingleTiles(128 if width <= 128 else 64, 32, 8, 1 if limits.capability >= 120 else 2)
 
 
-def single_shared_memory(width: int) -> int:
+def single_shared_memory(width: int, limits: Limits) -> int:
     """Bytes for normalised rows and, for every stage, a chunk of both weights."""
-    choice = single_tiles(width)
+    choice = single_tiles(width, limits)
     return 2 * dot_extent(width) * (choice.block_m + 2 * choice.num_stages * choice.block_h)
 
 
@@ -76,14 +76,14 @@ def hidden_tiles(hidden: int, width: int, element_size: int, saved: bool, limits
     return choice if whole else replace(choice, block_n=min(64, choice.block_n))
 
 
-def single_refusals(width: int, dtype: torch.dtype, shared_memory: int) -> list[str]:
+def single_refusals(width: int, dtype: torch.dtype, limits: Limits) -> list[str]:
     """Every reason why the form with one kernel cannot serve a call."""
     reasons = []
     if dtype == torch.float32:
         reasons.append("it computes in 16 bits, these weights are torch.float32")
     if width > WIDEST_SINGLE:
         return [*reasons, f"it holds rows of up to {WIDEST_SINGLE}, these have {width}"]
-    needed = single_shared_memory(width)
-    if needed > shared_memory:
-        reasons.append(f"it needs {needed} bytes of shared memory, the device has {shared_memory}")
+    needed = single_shared_memory(width, limits)
+    if needed > limits.shared_memory:
+        reasons.append(f"it needs {needed} bytes of shared memory, the device has {limits.shared_memory}")
     return reasons

@@ -144,7 +144,7 @@ def forward(
     """Output like ``x`` and what is to be saved, of weights what is not an argument: fc1 folded, fc2 cast."""
     w1, b1 = fold_norm(fc1_weight, fc1_bias, norm_weight, norm_bias, dtype)
     w2 = fc2_weight.to(dtype)
-    rule = form_rule(w1.shape[1], dtype, limits(x.device).shared_memory)
+    rule = form_rule(w1.shape[1], dtype, limits(x.device))
     out, *saved = _FORMS.run(rule, flat_rows(x), w1, b1, w2, fc2_bias, eps, save, save_hidden)
     if not save:
         return out.view(x.shape), *(None,) * 6
@@ -210,7 +210,7 @@ def _single(
     hidden = w1.new_empty(count, len(w1)) if save_hidden else None
     if out.numel():
         w1, b1, w2, b2 = unit_stride(w1), unit_stride_optional(b1), unit_stride(w2), unit_stride_optional(b2)
-        choice = single_tiles(width)
+        choice = single_tiles(width, limits(rows.device))
         with on_device_of(rows):
             single_forward_kernel[(blocks(count, choice.block_m),)](
                 rows, w1, b1, w2, b2, out, x_hat, rstd, hidden,
@@ -303,7 +303,7 @@ _FORMS = Forms(
         w1.shape, w1.dtype, input_precision(w1.dtype), rows.dtype, save and "save", save_hidden and "save hidden"
     ),
     refusals={
-        "single": lambda rows, w1, *_: single_refusals(w1.shape[1], w1.dtype, limits(rows.device).shared_memory),
+        "single": lambda rows, w1, *_: single_refusals(w1.shape[1], w1.dtype, limits(rows.device)),
     },
 )  # fmt: skip
 _BACKWARD_FORMS = Forms(

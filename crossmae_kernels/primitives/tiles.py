@@ -43,7 +43,7 @@ def gemm_tiles(outer: int, inner: int, element_size: int, limits: Limits) -> Gem
     warps = 8 if block_n > 32 else 4
     programs = 2 if limits.multiplies_from_shared_memory else 1
     stages = max(2, min(4, limits.shared_memory // (programs * stage)))
-    return GemmTiles(128, block_n, block_k, warps, stages, 128 if (programs, warps) == (2, 8) else None)
+    return GemmTiles(128, block_n, block_k, warps, stages, 128 if (programs, block_n) == (2, 128) else None)
 
 
 def gemm_candidates(outer: int, inner: int, element_size: int, limits: Limits) -> list[GemmTiles]:

@@ -122,7 +122,8 @@ def linear_residual_backward(
     low = rows.to(weight.dtype)
     dx = (low @ weight).view(x.shape) if output_mask[0] else None
     dweight = (low.t() @ flat_rows(x)).to(dtype) if output_mask[1] else None
-    dbias = rows.sum(0, dtype=dtype) if output_mask[2] else None
+    # In the wider dtype of the two: told the narrower one, PyTorch casts all rows to it first.
+    dbias = rows.sum(0, dtype=torch.promote_types(rows.dtype, dtype)).to(dtype) if output_mask[2] else None
     dtable = None
     if output_mask[3] and residual_ids is not None:
         dtable = segmented_sum(rows.contiguous(), residual_ids.reshape(-1), table_rows)

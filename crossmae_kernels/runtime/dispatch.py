@@ -55,12 +55,13 @@ def default_implementation(impl: Implementation) -> Iterator[None]:
 
 
 def choose(
-    op: str, impl: Implementation, refusals: Sequence[str], worthwhile: bool = True
-) -> Literal["triton", "reference"]:
+    op: str, impl: Implementation, refusals: Sequence[str], worthwhile: bool = True, cpu: bool = False
+) -> Literal["triton", "reference", "cpu"]:
     """Resolve ``impl`` for one call.
 
     ``refusals`` lists every reason why the kernel cannot serve this call. ``auto`` takes the kernel when there is
-    none and running it is ``worthwhile``; ``triton`` never falls back but raises ``RuntimeError`` with all of them.
+    none and running it is ``worthwhile``, or else what the op has for this call on a ``cpu``, or else the reference;
+    ``triton`` never falls back but raises ``RuntimeError`` with all of them.
     """
     if impl not in IMPLEMENTATIONS:
         _checked(impl, f"{op}: impl")
@@ -69,7 +70,7 @@ def choose(
     if impl == "triton" and refusals:
         raise RuntimeError(f"{op}: impl='triton' {REFUSAL}" + "; ".join(refusals))
     if impl == "auto":
-        return "triton" if worthwhile and not refusals else "reference"
+        return "triton" if worthwhile and not refusals else "cpu" if cpu else "reference"
     return impl
 
 

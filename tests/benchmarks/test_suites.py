@@ -1,18 +1,24 @@
 """Suites pose contests; a contender is checked and then timed, and whatever goes wrong becomes its record."""
 
 import functools
+import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import crossmae
 from benchmarks import records, suites
 from benchmarks.bench_suites import attempt
 from benchmarks.contest import BOTH, FORMS, FORWARD, STEP, Contest, MissingError, Solver, Work
-from benchmarks.report.goals import GOALS
-from benchmarks.suites import SUITES, planned
+from benchmarks.report.goals import GOALS, MEMORY, SPEED
+from benchmarks.suites import SUITES, models, planned
+from benchmarks.suites.models import GraphedLoss
 from benchmarks.timing import CLOCK, sets_that_overflow
+from crossmae.masking import Masking
+from crossmae_kernels.check.contenders import attentions
 from crossmae_kernels.runtime.tuning import tuning_mode
 from crossmae_kernels.testing import Problem
 
@@ -21,7 +27,7 @@ FORM = FORMS["tiny"]
 
 @functools.cache
 def contests(suite, form):
-    return SUITES[suite](FORMS[form])
+    return suites.contests(suite, FORMS[form])
 
 
 class Benchmark:
@@ -178,9 +184,42 @@ def test_goals_are_set_for_what_is_posed():
 def test_the_strongest_that_others_offer_competes():
     attention, mixing, decode = (contests(suite, "full")[0] for suite in ("attention", "mixing", "decode"))
     others = {f"sdpa {backend}" for backend in ("math", "efficient", "flash", "cudnn")}
-    assert others | {"flash-attn", "xformers", "FlexAttention"} < attention.contenders.keys()
+    others |= {"xformers", "FlexAttention", *(f"FlashAttention {version}" for version in (2, 3, 4))}
+    assert others < attention.contenders.keys()
     for contest in (mixing, decode):
-        assert {"release", "release, compiled", "release, compiled, max-autotune"} < contest.contenders.keys()
+        for name in ("reference", "release"):
+            assert {name, f"{name}, compiled", f"{name}, compiled, max-autotune"} < contest.contenders.keys()
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_each_version_of_flash_attention_is_its_own_package(monkeypatch, more):
+    query, key, value = torch.randn(3, 2, 4, 3, 16).half()
+
+    def flash_attn_func(query, key, value):
+        return (query + key - value, None) if more else query + key - value
+
+    for name in ("flash_attn", "flash_attn.cute"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(flash_attn_func=flash_attn_func))
+    for name in ("FlashAttention 2", "FlashAttention 4"):
+        assert attentions()[name](query, key, value).equal(query + key - value)
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", None)  # not installed
+    with pytest.raises(ImportError, match="flash_attn_interface"):
+        attentions()["FlashAttention 3"](query, key, value)
+
+
+FEW_COMPILED = [("short", "compiled, max-autotune"), ("small", "compiled"), ("tiny", "compiled")]
+
+
+@pytest.mark.parametrize(("form", "compiled"), FEW_COMPILED)
+def test_little_time_is_spent_on_compilers_where_goals_are_set(form, compiled):
+    planned_cases = [case for suite in SUITES for case in suites.cases(suite, FORMS[form])]
+    found = [(contest.problem, name, direction) for contest, name, direction in planned_cases if "compiled" in name]
+    assert all(name.partition(", ")[2] == compiled and direction == BOTH for _, name, direction in found)
+    problems = {problem for problem, name, _ in found if name.startswith("reference")}
+    for suite, begin, what, _ in GOALS:
+        if what in (SPEED, MEMORY):
+            assert any(contest.problem in problems for contest in contests(suite, form)), begin
+    assert len(problems) == 6
 
 
 @pytest.mark.parametrize(
@@ -203,6 +242,45 @@ def test_a_suite_goes_the_whole_way(suite, name):
     assert (record.status, record.reason) == (records.MEASURED, "")
     assert record.check == "finite" if name == "reference" else ", allowed is " in record.check
     assert direction == STEP or record.saved > 0
+
+
+def captured(model, sample, masking):
+    """What a capture does, without a device: everything stays where it was and only its numbers change."""
+    images = sample.clone()
+    model.zero_grad(set_to_none=True)
+    model(images, masking=masking).loss.backward()
+    places = [parameter.grad for parameter in model.parameters()]
+
+    def replay(batch):
+        images.copy_(batch)
+        with torch.enable_grad():
+            output = model(images, masking=masking)
+        for place, gradient in zip(places, torch.autograd.grad(output.loss, [*model.parameters()]), strict=True):
+            place.copy_(gradient)
+        return replace(output, loss=output.loss.detach())
+
+    return replay
+
+
+@pytest.mark.parametrize("family", [0, 1])
+def test_a_graphed_step_is_judged_and_takes_new_images_masks_and_batches(monkeypatch, family):
+    monkeypatch.setattr(crossmae, "graphed", captured)
+    monkeypatch.setattr(models, "GraphedLoss", lambda _, model: GraphedLoss(torch.device("cuda"), model))
+    contest = SUITES["step"](FORM)[family]
+    # The reference in the place of kernels, which take a minute in the interpreter and are judged elsewhere.
+    step = replace(contest.contenders["fused, graphed"](), implementation="reference")
+    contest = replace(contest, contenders=contest.contenders | {"fused, graphed": lambda: step})
+    (record,) = attempted(contest, "fused, graphed", direction=STEP)
+    assert (record.status, record.reason) == (records.MEASURED, "")
+    for seed, batch in ((0, 2), (1, 3), (2, 3), (3, 2)):
+        arguments = contest.draw(batch, seed, FORM.device)
+        parameters = [*step.module.parameters()]
+        loss, found = step.gradients(arguments, parameters, step.upstream(arguments, seed))
+        masking = Masking(arguments["visible"], arguments["predicted"])
+        exact = step.module(arguments["inputs"], masking=masking).loss
+        torch.testing.assert_close(loss, exact.detach())
+        torch.testing.assert_close(found, [*torch.autograd.grad(exact, parameters)])
+        step.optimizer.zero_grad(set_to_none=True)  # as the timed step does
 
 
 # Of four images by ViT-B: predicted and visible rows of patches, a feature map, keys and values, a weight and its bias.

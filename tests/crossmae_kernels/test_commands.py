@@ -115,7 +115,8 @@ sys.exit(check.main([]))
 """
     done = run("-c", code)
     assert done.returncode == 0, done.stderr
-    for name in ("sdpa math", "sdpa efficient", "sdpa flash", "sdpa cudnn", "flash-attn", "xformers"):
+    sdpa = [f"sdpa {backend}" for backend in ("math", "efficient", "flash", "cudnn")]
+    for name in (*sdpa, *(f"FlashAttention {version}" for version in (2, 3, 4)), "xformers"):
         assert name in done.stdout
     if not torch.cuda.is_available():
         assert "refused  kernels run on CUDA devices" in done.stdout

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import crossmae_kernels as ck
-from crossmae_kernels.cross_attention.reference import FEW_KEYS
 
 SEED = torch.Generator().manual_seed(0)
 
@@ -195,8 +194,8 @@ def test_constant_patches_have_a_loss():
     assert loss == 1.0
 
 
-@pytest.mark.parametrize("keys", [FEW_KEYS, FEW_KEYS + 1])
-def test_cross_attention_in_float32_on_both_sides_of_few_keys(keys):
+@pytest.mark.parametrize("keys", [7, 129])
+def test_cross_attention_in_float32(keys):
     q, k, v, upstream = randn(2, 5, 32), randn(2, keys, 32), randn(2, keys, 32), randn(2, 5, 32).detach()
     exact = ck.cross_attention(q, k, v, 4, scale=0.3, impl="reference")
     low = [t.detach().float().requires_grad_() for t in (q, k, v)]

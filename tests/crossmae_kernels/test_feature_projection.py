@@ -65,17 +65,16 @@ def test_keys_and_values_are_parts_of_one_product_without_biases(problem, monkey
         "crossmae_kernels::mix_feature_maps",
         "aten::bmm",
     ]
-    assert len({both.untyped_storage().data_ptr() for both, _ in found}) == 1
-    torch.autograd.backward([t.sum() for pair in found for t in pair])
+    blocks, of_values = found
+    assert len({block.untyped_storage().data_ptr() for block in blocks}) == 1
+    torch.autograd.backward([t.sum() for t in (*blocks, of_values)])
     assert [list(mask) for mask in masks] == [[True, True, False]]  # no sums over all of them
 
 
-def attention_behind(found, query):
+def attention_to(blocks, of_values, query):
     """What queries make of keys and values."""
-    return [
-        ck.cross_attention_kvpacked(query, both, 2, impl="reference") + (0 if lacking is None else lacking)
-        for both, lacking in found
-    ]
+    attended = [ck.cross_attention_kvpacked(query, block, 2, impl="reference") for block in blocks]
+    return attended if of_values is None else [a + lacking for a, lacking in zip(attended, of_values, strict=True)]
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
@@ -83,10 +82,10 @@ def test_attention_makes_of_keys_and_values_what_it_makes_of_whole_ones(problem,
     """In float64 where PyTorch computes, so that what is exactly zero shows as the other's rounding."""
     query = torch.randn(BATCH, 4, OUT // 2, device=device)
     leaves, exact = problem.leaves(torch.float32), problem.leaves(torch.float64)
-    found = project_keys_and_values(**leaves, impl=impl)
-    assert [lacking is None for _, lacking in found] == [impl == "reference"] * BLOCKS
-    whole = [(both, None) for both in ck.project_feature_maps(**exact, impl="reference")]
-    ours, theirs = attention_behind(found, query), attention_behind(whole, query.double())
+    blocks, of_values = project_keys_and_values(**leaves, impl=impl)
+    assert (of_values is None) == (impl == "reference")
+    whole = ck.project_feature_maps(**exact, impl="reference")
+    ours, theirs = attention_to(blocks, of_values, query), attention_to(whole, None, query.double())
     upstream = drawn(ours)
     torch.testing.assert_close(ours, [t.float() for t in theirs], rtol=1e-4, atol=1e-5)
     gradients_of_ours = gradients_of(ours, upstream, leaves)

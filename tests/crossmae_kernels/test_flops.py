@@ -5,7 +5,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import crossmae_kernels as ck
-from crossmae_kernels.cross_attention.reference import FEW_KEYS
 
 # Operators of which nothing is to be counted.
 WITHOUT_PRODUCTS = {
@@ -20,20 +19,20 @@ WITHOUT_PRODUCTS = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_references_count_alike_with_few_keys_and_with_many(dtype):
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_attention_on_a_cpu_counts_as_its_definition(impl, dtype):
     theirs = flop_registry[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward]
-    width = 16
-    for length in (FEW_KEYS, FEW_KEYS + 1):
-        x = torch.randn(1, length, 3 * width, dtype=dtype, requires_grad=True)
-        with FlopCounterMode(display=False) as forward:
-            out = ck.self_attention_qkvpacked(x, 2, impl="reference")
-        with FlopCounterMode(display=False) as backward:
-            torch.autograd.grad(out, x, torch.ones_like(out))
-        product = 2 * length**2 * width
-        assert forward.get_total_flops() == 2 * product
-        # A PyTorch with a formula of its own may count the scores again.
-        fused = theirs.__module__ == "torch.utils.flop_counter" and length > FEW_KEYS
-        assert backward.get_total_flops() == (5 if fused else 4) * product
+    length, width = 9, 16
+    x = torch.randn(1, length, 3 * width, dtype=dtype, requires_grad=True)
+    with FlopCounterMode(display=False) as forward:
+        out = ck.self_attention_qkvpacked(x, 2, impl=impl)
+    with FlopCounterMode(display=False) as backward:
+        torch.autograd.grad(out, x, torch.ones_like(out))
+    product = 2 * length**2 * width
+    assert forward.get_total_flops() == 2 * product
+    # A PyTorch with a formula of its own may count the scores again.
+    fused = theirs.__module__ == "torch.utils.flop_counter"
+    assert backward.get_total_flops() == (5 if fused else 4) * product
 
 
 def test_a_count_changes_nothing_and_names_the_operator(device):

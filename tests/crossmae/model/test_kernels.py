@@ -172,8 +172,8 @@ def test_launches_per_block(interpreter_asked_for, problem, monkeypatch):
         "short_forward_kernel": 1,
         "gemm_kernel": 3,
         "aten::addmm": 1,
-        # The weights behind which there is a residual: the others are cast as their norm is folded.
-        CAST: 2,
+        # The MLP's second weight: the others are cast as their norm, or what values have in common, is folded.
+        CAST: 1,
     }
     assert backward == {
         "normalize_backward_kernel": 2,
@@ -181,13 +181,30 @@ def test_launches_per_block(interpreter_asked_for, problem, monkeypatch):
         "short_backward_kernel": 1,
         "fold_backward_kernel": 2,
         "aten::mm": 9,
-        "aten::sum": 7,
-        # Gradients of those weights, what either residual sends back, and on a CPU alone a part of a sum in float32.
+        "aten::sum": 6,
+        # That weight's gradient, the sum for the folded bias, what either residual sends back, and on a CPU alone a
+        # part of a sum in float32.
         CAST: 5,
     }
     # The first block gathers from a table, whose gradient is a segmented sum: of its queries, and of its residual.
     first = passes[1][1] - (passes[2][1] - passes[1][1])
     assert first["segmented_sum_kernel"] == 2
+
+
+@pytest.mark.parametrize("overrides", [{}, {"gradient_checkpointing": True}, {"decoder_self_attention": True}], ids=str)
+def test_a_bias_of_keys_has_a_gradient_of_exactly_zero_and_all_others_are_the_reference_s(problem, device, overrides):
+    model = small_model(encoder_depth=1, **overrides).to(device)
+    found = []
+    for impl in ("triton", "reference"):
+        with default_implementation(impl):  # what is computed again, too
+            found.append(gradients(model, *problem, impl))
+    ours, theirs = found
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-6)
+        if name.endswith("cross_attn.kv.bias"):
+            keys, values = gradient.chunk(2)
+            assert not keys.any()
+            assert values.all()
 
 
 def test_masks_that_have_a_shape(device):

@@ -82,3 +82,21 @@ def test_autocast_may_be_set_to_either_dtype_and_mends_mixed_arguments(device, d
     assert torch.equal(out, ck.cross_attention(*(t.to(dtype) for t in mixed), 2, impl="triton"))
     with pytest.raises(TypeError, match=r"key must be torch.float32 like query"):
         ck.cross_attention(query, key.half(), value, 2, impl="triton")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")  # NumPy's, of NaN
+@pytest.mark.parametrize("keys", [5, 140])
+def test_an_id_out_of_range_shows_in_its_own_row_and_image_alone(device, keys):
+    """Beneath the public function, which refuses it where it can read it."""
+    from crossmae_kernels.cross_attention import ops
+
+    table = torch.randn(4, 32, device=device, requires_grad=True)
+    key_value = torch.randn(2, keys, 64, device=device, requires_grad=True)
+    ids = torch.tensor([[0, 1, 4], [1, 2, 3]], device=device)
+    out = ops.cross_attention(table, key_value, None, ids, "kv", 2, None)
+    out.backward(torch.ones_like(out))
+    assert out.isnan().all(2).tolist() == [[False, False, True], [False] * 3]
+    assert not out[1].isnan().any()
+    assert key_value.grad[0].isnan().all()
+    assert not key_value.grad[1].isnan().any()
+    assert table.grad.isfinite().all()

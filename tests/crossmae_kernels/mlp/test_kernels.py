@@ -75,9 +75,10 @@ def test_a_form_refuses_what_it_cannot_hold_with_every_reason(device):
 
 def test_shared_memory_decides_what_one_kernel_can_hold():
     from crossmae_kernels.mlp.config import single_refusals
+    from crossmae_kernels.runtime.device import Limits
 
-    assert single_refusals(256, torch.float16, 99 * 1024) == []
-    assert "98304 bytes" in single_refusals(256, torch.float16, 64 * 1024)[0]
+    assert single_refusals(256, torch.float16, Limits(86, 99 * 1024, 84)) == []
+    assert "98304 bytes" in single_refusals(256, torch.float16, Limits(75, 64 * 1024, 40))[0]
 
 
 def test_rows_too_wide_are_refused():

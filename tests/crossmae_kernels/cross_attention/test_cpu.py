@@ -1,0 +1,98 @@
+"""Attention in 16 bits on a CPU: judged as kernels are, and taken where it serves."""
+
+import pytest
+import torch
+from contract import same
+from oracles import oracle_of
+from torch.func import grad, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import crossmae_kernels as ck
+from crossmae_kernels.testing import Draw, Judge, solve
+from crossmae_kernels.testing.problems import cross_attention, cross_attention_kvpacked, self_attention_qkvpacked
+
+PACKINGS = {
+    "none": lambda keys: cross_attention(Draw(), 2, 5, keys, 2, 16),
+    "a table": lambda keys: cross_attention(Draw(), 2, 5, keys, 2, 16, table=6),
+    "keys and values": lambda keys: cross_attention_kvpacked(Draw(), 2, 5, keys, 2, 16),
+    "everything": lambda keys: self_attention_qkvpacked(Draw(), 2, keys, 2, 16),
+}
+packings = pytest.mark.parametrize("packing", PACKINGS)
+
+
+class Seen(TorchDispatchMode):
+    """Dtypes of what PyTorch's attention is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = {}
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        if "flash_attention" in operator.name():
+            self.dtypes["backward" if "backward" in operator.name() else "forward"] = arguments[0].dtype
+        return operator(*arguments, **(keywords or {}))
+
+
+@pytest.mark.budget
+@pytest.mark.parametrize("keys", [7, 67])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@packings
+def test_keeps_to_the_budget(packing, dtype, keys):
+    problem = PACKINGS[packing](keys)
+    with Seen() as seen:
+        Judge(problem, dtype, oracle_of(problem)).check(problem.by())
+    assert seen.dtypes == {"forward": dtype, "backward": torch.float32}
+
+
+@packings
+def test_autocast_is_the_same_as_casting(packing):
+    problem = PACKINGS[packing](7)
+
+    def cast(**arguments):
+        return problem.by()(**{n: t.bfloat16() if t.is_floating_point() else t for n, t in arguments.items()})
+
+    under_autocast = solve(problem, problem.by(), torch.float32, autocast=torch.bfloat16)
+    assert same(under_autocast, solve(problem, cast, torch.float32))
+
+
+@packings
+def test_compiled_it_is_the_same(packing):
+    problem = PACKINGS[packing](7)
+    compiled = torch.compile(problem.by(), backend="aot_eager", fullgraph=True)
+    assert same(*(solve(problem, call, torch.bfloat16) for call in (compiled, problem.by())))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradients_are_those_of_each_image_under_vmap():
+    x = torch.randn(3, 7, 96, dtype=torch.bfloat16)
+
+    def loss(image):
+        return ck.self_attention_qkvpacked(image[None], 2).float().square().sum()
+
+    together = torch.autograd.functional.jacobian(lambda x: torch.stack([*map(loss, x)]).sum(), x)
+    assert torch.equal(vmap(grad(loss))(x), together)
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize(("batch", "tokens", "trained"), [(0, 5, True), (2, 5, False)])
+def test_what_has_no_images_or_no_gradient_is_left_to_the_reference(impl, batch, tokens, trained, monkeypatch):
+    from crossmae_kernels.cross_attention import cpu
+
+    monkeypatch.setattr(cpu, "cross_attention", None)
+    x = torch.randn(batch, tokens, 96, dtype=torch.bfloat16, requires_grad=trained)
+    assert ck.self_attention_qkvpacked(x, 2, impl=impl).shape == (batch, tokens, 32)
+
+
+def test_a_table_of_which_no_row_is_asked_for():
+    table, keys = (torch.randn(6, 32, dtype=torch.bfloat16, requires_grad=True), torch.randn(2, 5, 32).bfloat16())
+    out = ck.cross_attention(table, keys, keys, 2, query_ids=torch.empty(2, 0, dtype=torch.int64))
+    out.sum().backward()
+    assert out.shape == (2, 0, 32)
+    assert not table.grad.any()
+
+
+def test_the_reference_is_left_alone():
+    x = torch.randn(2, 5, 96, dtype=torch.bfloat16, requires_grad=True)
+    with Seen() as seen:
+        ck.self_attention_qkvpacked(x, 2, impl="reference").sum().backward()
+    assert seen.dtypes == {"forward": torch.bfloat16, "backward": torch.bfloat16}

@@ -208,6 +208,7 @@ def test_what_a_choice_depends_on(clock, device):
 def test_records_are_plain(clock, device, tmp_path):
     solved("linear_residual", problem(device))
     (record,) = (json.loads(file.read_text()) for file in tmp_path.iterdir())
-    assert record["milliseconds"] == [["library", 1.0], ["tiled", 2.0]]
+    assert record["milliseconds"][0] == ["library", 1.0]
+    assert ["tiled", 2.0] in record["milliseconds"]
     assert record["thorough"] is False
     assert "torch.Size([16, 16]), torch.float16, 'ieee', torch.float16, False, '3 bits of rows'" in record["key"]

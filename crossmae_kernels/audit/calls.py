@@ -8,6 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from crossmae_kernels.primitives.tiles import persistent_refusals
+from crossmae_kernels.runtime.device import limits
 from crossmae_kernels.testing import Draw, Problem, problems
 
 # What is computed in; "tf32" is float32 that tensor cores multiply.
@@ -93,6 +95,14 @@ def mlp(draw: Draw, dtype: str, every_form: bool) -> Iterator[Call]:
         yield Call(small, autocast=True, frozen=tuple(small.differentiable))
     yield Call(problems.in_form(problems.mlp(draw, rows, 512, 2048), "library"), autocast=True)
     yield Call(problems.mlp(draw, rows, 768, 3072), autocast=True)
+    if _persistent_serves(dtype):
+        for hidden in ("recompute", "save"):
+            yield Call(problems.in_form(problems.mlp(draw, rows, 512, 2048, hidden), "persistent"), autocast=True)
+
+
+def _persistent_serves(dtype: str) -> bool:
+    """Whether programs that stay multiply in this dtype on the device that launches are recorded for."""
+    return not persistent_refusals(DTYPES[dtype], limits(torch.device("cpu")), 1, ())
 
 
 def norm_folding(draw: Draw, dtype: str, every_form: bool) -> Iterator[Call]:
@@ -137,6 +147,13 @@ def projection(draw: Draw, dtype: str, every_form: bool) -> Iterator[Call]:
     ):
         yield Call(problems.in_form(problem, form), autocast=True)
     yield Call(problems.norm_linear(draw, rows, 768, 2304), autocast=True)
+    if _persistent_serves(dtype):
+        for problem in (
+            problems.linear_residual(draw, rows, 512, 512, table=196),
+            problems.linear_residual(draw, rows, 208, 96),
+            problems.linear_residual(draw, rows, 208, 48),
+        ):
+            yield Call(problems.in_form(problem, "persistent"), autocast=True)
 
 
 # By op: the calls in a dtype, and whether those are asked for that change the code a little.

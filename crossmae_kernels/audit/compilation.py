@@ -96,11 +96,13 @@ def _products(ttir: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-# A load into registers, and an asynchronous copy into shared memory.
-LOADS = ("LDG", "LDGSTS")
+# A load into registers, and asynchronous copies into shared memory: of each thread, and of a box by one for all.
+LOADS = ("LDG", "LDGSTS", "UTMALDG")
 
 
 def _bits(operation: str) -> int:
+    if operation.startswith("UTMALDG"):
+        return 128  # what moves a box moves lines
     width = re.search(r"\.(64|128|256)(?:\.|$)", operation)
     return int(width[1]) if width else 32
 

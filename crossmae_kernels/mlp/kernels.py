@@ -6,6 +6,7 @@ again, or reads it, beside the gradient that reaches it, so that GELU's backward
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from crossmae_kernels.mlp.config import backward_form, form_rule, hidden_tiles, single_refusals, single_tiles
 from crossmae_kernels.primitives.gelu import gelu, gelu_backward, store_hidden_gradients
-from crossmae_kernels.primitives.gemm import PIECE, gemm, pieces, place_of_tile, product
+from crossmae_kernels.primitives.gemm import PIECE, Product, gemm, pieces, place_of_tile, product
 from crossmae_kernels.primitives.norm_folding import fold_norm, fold_norm_gradients
 from crossmae_kernels.primitives.normalization import normalize, normalize_backward, normalized_rows
-from crossmae_kernels.primitives.tiles import GROUP
+from crossmae_kernels.primitives.persistent_gemm import persistent_gemm
+from crossmae_kernels.primitives.tiles import GROUP, described, persistent_refusals
 from crossmae_kernels.runtime.autocast import cast_optional
 from crossmae_kernels.runtime.device import limits
 from crossmae_kernels.runtime.dispatch import Forms
@@ -88,7 +90,7 @@ def hidden_backward_kernel(
 
     ``h`` is ``hidden`` where it was kept, else ``x_hat w1^T + b1`` rounded alike. Program: one tile of both.
     """
-    row_tile, column_tile = place_of_tile(num_rows, HIDDEN, BLOCK_M, BLOCK_N, GROUP)
+    row_tile, column_tile = place_of_tile(tl.program_id(0), num_rows, HIDDEN, BLOCK_M, BLOCK_N, GROUP)
     first_row = row_tile.to(tl.int64) * BLOCK_M
     rows = tl.arange(0, BLOCK_M)
     columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -220,7 +222,8 @@ def _single(
     return out, x_hat, rstd, hidden
 
 
-def _tiled(
+def _products(
+    multiply: Product,
     rows: Tensor,
     w1: Tensor,
     b1: Tensor | None,
@@ -233,8 +236,8 @@ def _tiled(
     """Products of our own, with GELU and the residual behind them."""
     x_hat, rstd = normalize(rows, eps, w1.dtype)
     hidden = x_hat.new_empty(len(rows), len(w1)) if save_hidden else None
-    activated = gemm(x_hat, w1, b1, gelu=True, hidden=hidden)
-    out = gemm(activated, w2, b2, residual=rows)
+    activated = multiply(x_hat, w1, b1, gelu=True, hidden=hidden)
+    out = multiply(activated, w2, b2, residual=rows)
     return (out, x_hat, rstd, hidden) if save else (out, None, None, None)
 
 
@@ -298,12 +301,21 @@ def _library_hidden_backward(
 
 _FORMS = Forms(
     "mlp",
-    {"single": _single, "tiled": _tiled, "library": _library},
+    {
+        "single": _single,
+        "tiled": partial(_products, gemm),
+        "persistent": partial(_products, persistent_gemm),
+        "library": _library,
+    },
     key=lambda rows, w1, b1, w2, b2, eps, save, save_hidden: (
-        w1.shape, w1.dtype, input_precision(w1.dtype), rows.dtype, save and "save", save_hidden and "save hidden"
+        w1.shape, w1.dtype, input_precision(w1.dtype), rows.dtype, save and "save", save_hidden and "save hidden",
+        described(w1, w2) and "described",
     ),
     refusals={
         "single": lambda rows, w1, *_: single_refusals(w1.shape[1], w1.dtype, limits(rows.device)),
+        "persistent": lambda rows, w1, b1, w2, *_: persistent_refusals(
+            w1.dtype, limits(rows.device), len(rows), (w1, w2), w1.shape
+        ),
     },
 )  # fmt: skip
 _BACKWARD_FORMS = Forms(

@@ -7,6 +7,8 @@ The number of rows is not: one compiled kernel serves every batch.
 
 # mypy: disable-error-code="assignment"
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -18,15 +20,19 @@ from crossmae_kernels.runtime.device import limits
 from crossmae_kernels.runtime.launch import blocks, input_precision, on_device_of, unit_stride, unit_stride_optional
 from crossmae_kernels.runtime.tuning import run_tuned, tunes_tiles
 
+# ``gemm``, or what takes the same arguments.
+Product = Callable[..., Tensor]
+
 
 @triton.jit
-def place_of_tile(num_rows, OUTER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
-    """Row tile and column tile of this program: groups of row tiles walk through the column tiles together."""
+def place_of_tile(
+    index, num_rows, OUTER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr
+):  # fmt: skip
+    """Row tile and column tile of the tile at ``index``: groups of row tiles walk through the column tiles together."""
     column_tiles = (OUTER + BLOCK_N - 1) // BLOCK_N
-    program = tl.program_id(0)
-    first = program // (GROUP * column_tiles) * GROUP
+    first = index // (GROUP * column_tiles) * GROUP
     size = tl.minimum((num_rows + BLOCK_M - 1) // BLOCK_M - first, GROUP)
-    within = program % (GROUP * column_tiles)
+    within = index % (GROUP * column_tiles)
     return first + within % size, within // size
 
 
@@ -97,28 +103,20 @@ def pieces(tile, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     return parts
 
 
-@triton.jit(do_not_specialize=["num_rows", "table_rows"])
-def gemm_kernel(
-    a, weight, bias, residual, ids, out, hidden, a_row, weight_row, residual_row, num_rows, table_rows,
-    OUTER: tl.constexpr, INNER: tl.constexpr, GELU: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
-    PRECISION: tl.constexpr,
+@triton.jit
+def store_tile(
+    tile, bias, residual, ids, out, hidden, residual_row, row_tile, column_tile, num_rows, table_rows,
+    OUTER: tl.constexpr, GELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """``out = activation(a weight^T + bias) + residual``; program: one tile.
+    """The epilogue: ``activation(tile + bias) + residual`` to its place in ``out``, piece by piece.
 
     ``bias``, ``residual``, ``ids`` and ``hidden`` may be None. The residual's row is picked from a table by ``ids``
     if there are any; a row whose id is outside of the table is not read and comes out as NaN. ``hidden`` takes what
     goes into the activation.
     """
-    row_tile, column_tile = place_of_tile(num_rows, OUTER, BLOCK_M, BLOCK_N, GROUP)
     first_row = row_tile.to(tl.int64) * BLOCK_M
     rows = tl.arange(0, BLOCK_M)
-    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = rows < num_rows - first_row
-    a += first_row * a_row
-    tile = product(
-        a, a_row, inside, weight, weight_row, columns, OUTER, INNER, True, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
-    )  # fmt: skip
     if residual is not None and ids is None:
         residual += first_row * residual_row
     parts = pieces(tile, BLOCK_M, BLOCK_N)
@@ -144,6 +142,29 @@ def gemm_kernel(
                 added = tl.where(known[:, None], added, float("nan"))
             part += added.to(tl.float32)
         tl.store(out + offsets, part.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_rows", "table_rows"])
+def gemm_kernel(
+    a, weight, bias, residual, ids, out, hidden, a_row, weight_row, residual_row, num_rows, table_rows,
+    OUTER: tl.constexpr, INNER: tl.constexpr, GELU: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``out = activation(a weight^T + bias) + residual``, what may be None as in ``store_tile``; program: one tile."""
+    row_tile, column_tile = place_of_tile(tl.program_id(0), num_rows, OUTER, BLOCK_M, BLOCK_N, GROUP)
+    first_row = row_tile.to(tl.int64) * BLOCK_M
+    rows = tl.arange(0, BLOCK_M)
+    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = rows < num_rows - first_row
+    a += first_row * a_row
+    tile = product(
+        a, a_row, inside, weight, weight_row, columns, OUTER, INNER, True, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
+    )  # fmt: skip
+    store_tile(
+        tile, bias, residual, ids, out, hidden, residual_row, row_tile, column_tile, num_rows, table_rows,
+        OUTER, GELU, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
 
 
 def gemm(

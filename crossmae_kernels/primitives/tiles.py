@@ -1,7 +1,11 @@
 """Tile sizes of the primitives, by analytic rules. Nothing here needs Triton, so choices can be made without it."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from crossmae_kernels.runtime.device import Limits
 from crossmae_kernels.runtime.launch import Configuration, power_of_two
@@ -58,6 +62,88 @@ def gemm_candidates(outer: int, inner: int, element_size: int, limits: Limits) -
         if stages * (block_m + block_n) * block_k * element_size <= limits.shared_memory
         and block_m * block_n <= 128 * 32 * warps
     ]
+
+
+@dataclass(frozen=True)
+class PersistentTiles(GemmTiles):
+    """Tiles of programs that stay on their multiprocessor and take one tile after the other."""
+
+    specialized: bool = False
+    """Whether copies, products and the epilogue have warps of their own."""
+
+    @property
+    def programs(self) -> int:
+        """How many a multiprocessor holds at once."""
+        return 1 if self.maxnreg is None else 2
+
+
+@functools.cache
+def persistent_tiles(outer: int, gelu: bool, limits: Limits) -> PersistentTiles:
+    """The analytic choice in 16 bits.
+
+    Blackwell gets warps of their own for copies and products where Triton can: 384 threads of 168 registers are all of
+    a multiprocessor's, and an accumulator of 128 columns in tensor memory is filled while the other one is read. Triton
+    3.8 hands every exponential of such a loop to warps of its own, with GELU more than a program may have. So there,
+    and on Hopper, whose tiles of 128 rows Triton splits among warps and their copies not, two programs of the same
+    warps share a multiprocessor, as with ``gemm_tiles``: three stages of 32 KiB and up to 16 KiB for the epilogue.
+    """
+    specialized = limits.capability >= 100 and not gelu
+    block_n = 128 if outer > 64 else 64
+    return PersistentTiles(128, block_n, 64, 8, 4 if specialized else 3, None if specialized else 128, specialized)
+
+
+def persistent_candidates(outer: int, gelu: bool, limits: Limits) -> list[PersistentTiles]:
+    """What else tuning tries: twice the columns at once, and one program with a deeper pipeline."""
+    specialized = persistent_tiles(outer, gelu, limits).specialized
+    return [PersistentTiles(128, *tiles, None, specialized) for tiles in ((128, 64, 8, 4), (256, 64, 8, 3))]
+
+
+def persistent_refusals(
+    dtype: torch.dtype, limits: Limits, rows: int, matrices: Sequence[Tensor], widths: Sequence[int] = ()
+) -> list[str]:
+    """Every reason why programs that stay cannot multiply.
+
+    Args:
+        dtype: what is multiplied.
+        limits: of the device.
+        rows: how many are multiplied.
+        matrices: that are read through tensor descriptors.
+        widths: of contiguous ones that will be.
+    """
+    reasons = []
+    if dtype == torch.float32:
+        reasons.append("it computes in 16 bits, these operands are torch.float32")
+    if not limits.multiplies_from_shared_memory:
+        reasons.append(
+            "it is for tensor cores that read shared memory, of compute capability 9.0 to 11,"
+            f" this device has {limits.capability // 10}.{limits.capability % 10}"
+        )
+    if rows.bit_length() > 30:
+        reasons.append(f"it counts fewer than 2^30 rows, these are {rows}")
+    if not described(*matrices):
+        reasons.append(
+            "it reads matrices whose rows begin at multiples of 16 bytes and lie less than 2^40 apart, these lie "
+            + ", ".join(
+                f"{stride} bytes apart from byte {address % 16} on" for address, stride in map(_place, matrices)
+            )
+        )
+    if wrong := [width for width in widths if dtype.itemsize * width % 16 or not width]:
+        reasons.append(f"it multiplies rows of multiples of 16 bytes, these have {wrong[0]} elements")
+    return reasons
+
+
+def described(*matrices: Tensor) -> bool:
+    """Whether a tensor descriptor can say where their rows lie, once they have unit stride."""
+    return all(
+        address % 16 == 0 and stride % 16 == 0 and 0 < stride < 2**40 for address, stride in map(_place, matrices)
+    )
+
+
+def _place(matrix: Tensor) -> tuple[int, int]:
+    """Address, and bytes from row to row, as ``unit_stride`` leaves them: a copy begins where PyTorch's memory does."""
+    if matrix.stride(-1) == 1 or matrix.shape[-1] == 1:
+        return matrix.data_ptr(), matrix.stride(0) * matrix.element_size()
+    return 0, matrix.shape[-1] * matrix.element_size()
 
 
 @dataclass(frozen=True)

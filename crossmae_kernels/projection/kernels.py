@@ -1,6 +1,7 @@
 """Projections on the GPU: the pass behind a library's product, and from tensors to the form that serves a call best."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -9,13 +10,15 @@ import triton.language as tl
 from torch import Tensor
 
 from crossmae_kernels.primitives.gelu import gelu_backward
-from crossmae_kernels.primitives.gemm import gemm
+from crossmae_kernels.primitives.gemm import Product, gemm
 from crossmae_kernels.primitives.norm_folding import fold_norm, fold_norm_gradients
 from crossmae_kernels.primitives.normalization import normalize, normalize_backward
+from crossmae_kernels.primitives.persistent_gemm import persistent_gemm
 from crossmae_kernels.primitives.segmented_sum import segmented_sum
-from crossmae_kernels.primitives.tiles import row_tiles
+from crossmae_kernels.primitives.tiles import described, persistent_refusals, row_tiles
 from crossmae_kernels.projection.config import form_rule
 from crossmae_kernels.runtime.autocast import cast_optional
+from crossmae_kernels.runtime.device import limits
 from crossmae_kernels.runtime.dispatch import Forms
 from crossmae_kernels.runtime.launch import blocks, flat_rows, input_precision, on_device_of
 
@@ -130,11 +133,11 @@ def linear_residual_backward(
     return dx, dweight, dbias, dtable
 
 
-def _tiled_norm_linear(
-    x_hat: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, save: bool
+def _norm_linear(
+    multiply: Product, x_hat: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, save: bool
 ) -> tuple[Tensor, Tensor | None]:
     hidden = x_hat.new_empty(len(x_hat), weight.shape[0]) if gelu and save else None
-    return gemm(x_hat, weight, bias, gelu, hidden), hidden
+    return multiply(x_hat, weight, bias, gelu, hidden), hidden
 
 
 def _library_norm_linear(
@@ -144,10 +147,10 @@ def _library_norm_linear(
     return (F.gelu(product), product) if gelu else (product, None)
 
 
-def _tiled_linear_residual(
-    rows: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, ids: Tensor | None
+def _linear_residual(
+    multiply: Product, rows: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, ids: Tensor | None
 ) -> Tensor:
-    return gemm(rows, weight, bias, residual=residual, residual_ids=ids)
+    return multiply(rows, weight, bias, residual=residual, residual_ids=ids)
 
 
 def _library_linear_residual(
@@ -156,21 +159,35 @@ def _library_linear_residual(
     return add_residual(F.linear(rows, weight, cast_optional(bias, weight.dtype)), residual, ids)
 
 
+def _persistent_refusals(rows: Tensor, weight: Tensor, *_: object) -> list[str]:
+    return persistent_refusals(weight.dtype, limits(rows.device), len(rows), (rows, weight))
+
+
 _NORM_LINEAR = Forms(
     "norm_linear",
-    {"tiled": _tiled_norm_linear, "library": _library_norm_linear},
+    {
+        "tiled": partial(_norm_linear, gemm),
+        "persistent": partial(_norm_linear, persistent_gemm),
+        "library": _library_norm_linear,
+    },
     key=lambda x_hat, weight, bias, gelu, save: (
-        weight.shape, weight.dtype, input_precision(weight.dtype), gelu and "gelu", save and "save"
+        weight.shape, weight.dtype, input_precision(weight.dtype), gelu and "gelu", save and "save",
+        described(x_hat, weight) and "described",
     ),
-    refusals={},
+    refusals={"persistent": _persistent_refusals},
 )  # fmt: skip
 _LINEAR_RESIDUAL = Forms(
     "linear_residual",
-    {"tiled": _tiled_linear_residual, "library": _library_linear_residual},
+    {
+        "tiled": partial(_linear_residual, gemm),
+        "persistent": partial(_linear_residual, persistent_gemm),
+        "library": _library_linear_residual,
+    },
     key=lambda rows, weight, bias, residual, ids: (
-        weight.shape, weight.dtype, input_precision(weight.dtype), residual.dtype, ids is not None and "ids"
+        weight.shape, weight.dtype, input_precision(weight.dtype), residual.dtype, ids is not None and "ids",
+        described(rows, weight) and "described",
     ),
-    refusals={},
+    refusals={"persistent": _persistent_refusals},
 )  # fmt: skip
 
 

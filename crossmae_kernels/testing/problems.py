@@ -38,6 +38,7 @@ def tiny(draw: Draw, batch: int = 2) -> list[Problem]:
         *(fold_norm(draw, *matrix, absent=absent) for absent in ((), ("bias", "norm_bias"))),
         *(fold_norm(draw, *matrix, 3, absent=absent) for absent in ((), ("norm_weight",))),
         *(in_form(layer, form) for layer, form in product(layers, FORMS)),
+        *(in_form(layer, "persistent") for layer in layers),
         *(in_form(layer, "single") for layer in layers if layer.op == "mlp"),
         # In 16 bits LayerNorm is on chip, in float32 a pass of its own.
         *(mix_feature_maps(draw, tokens, 3, 2, 24, affine=affine) for affine in (False, True)),
@@ -72,7 +73,7 @@ def vit_base(draw: Draw, batch: int = 4) -> list[Problem]:
             in_form(linear_residual(draw, rows, 512, 512, table=table), form)
             for table, form in product((0, 196), FORMS)
         ),
-        *(in_form(mlp(draw, rows, 512, 2048), form) for form in FORMS),
+        *(in_form(mlp(draw, rows, 512, 2048), form) for form in (*FORMS, "persistent")),
         mix_feature_maps(draw, (batch, 50), 13, 12, 768, affine=True),
         project_feature_maps(draw, (batch, 50), 13, 12, 768, 1024),
         gather_patches(draw, batch, 49, 16, grid),
@@ -81,11 +82,11 @@ def vit_base(draw: Draw, batch: int = 4) -> list[Problem]:
 
 
 def in_form(problem: Problem, form: str) -> Problem:
-    """The same in a form of the op's kernels; the MLP in one kernel has no backward pass of its own."""
+    """The same in a form of the op's kernels; of the MLP's, two have no backward pass of their own."""
     forms = {problem.op: form}
     if problem.op == "mlp":
-        forms["mlp_backward"] = "tiled" if form == "single" else form
-    dtypes = IN_16_BITS if form == "single" else problem.dtypes
+        forms["mlp_backward"] = form if form in FORMS else "tiled"
+    dtypes = problem.dtypes if form in FORMS else IN_16_BITS
     return replace(problem, label=f"{problem.label}, {form}", forms=forms, dtypes=dtypes)
 
 

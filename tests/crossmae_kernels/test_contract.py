@@ -150,7 +150,7 @@ def test_rows_with_ids_out_of_range_are_not_read_and_show_as_nan(device, name):
     with problem.in_form():
         # Straight to the operator: on a CPU the public function would raise.
         with calls_of_operators() as recorded:
-            problem.by("triton")(**problem.leaves(torch.float32))
+            problem.by("triton")(**problem.leaves(problem.dtypes[0]))
         ((operator, arguments),) = recorded
 
         def first_result(changed=lambda ids: ids):

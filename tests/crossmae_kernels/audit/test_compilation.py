@@ -39,7 +39,7 @@ def test_kernels_stay_in_registers_and_use_tensor_cores_and_wide_loads():
     )
     chosen = [
         ("cross_attention", 90, "bf16", []), ("feature_mixing", 100, "bf16", []), ("mlp", 86, "bf16", []),
-        ("projection", 80, "bf16", []),
+        ("projection", 80, "bf16", []), ("projection", 90, "bf16", ["persistent_gemm_kernel"]),
         ("cross_attention", 86, "fp32", attention), ("feature_mixing", 90, "fp32", mixing),
         ("cross_attention", 80, "tf32", attention),
     ]  # fmt: skip
@@ -53,6 +53,7 @@ def test_kernels_stay_in_registers_and_use_tensor_cores_and_wide_loads():
         "looped_forward_kernel",
         "mixing_backward_kernel",
         "mixing_forward_kernel",
+        "persistent_gemm_kernel",
         "short_backward_kernel",
         "short_forward_kernel",
         "single_forward_kernel",

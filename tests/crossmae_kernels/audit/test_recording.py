@@ -12,6 +12,7 @@ import json
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 import crossmae_kernels as ck
 from crossmae_kernels.audit.calls import Call
@@ -24,6 +25,11 @@ from crossmae_kernels.testing import Draw, problems
 
 @triton.jit(do_not_specialize=["count"])
 def kernel(whole, part, several, absent, stride, one, far, odd, count, scale, WIDTH: tl.constexpr):
+    pass
+
+
+@triton.jit
+def described_kernel(box):
     pass
 
 
@@ -43,6 +49,7 @@ def every_kind_of_argument():
     whole = torch.empty(8, 32, dtype=torch.bfloat16)
     several = whole, whole[:, 8:]
     kernel[(3, 2)](whole, whole[0, 1:], several, None, 32, 1, 2**31, 7, 16, 0.5, WIDTH=32, num_warps=8)
+    described_kernel[(1,)](TensorDescriptor(whole, [8, 32], [32, 1], [8, 16]))
 
 
 def leaf(*shape):
@@ -92,7 +99,7 @@ def recorded(tmp_path_factory):
 
 
 def test_what_the_launcher_makes_of_arguments(recorded):
-    (launch,) = recorded[0]
+    launch, _ = recorded[0]
     assert launch == {
         "kernel": "kernel",
         "types": {
@@ -107,6 +114,12 @@ def test_what_the_launcher_makes_of_arguments(recorded):
         "grid": [3, 2],
         "numbers": {"stride": 32, "far": 2**31, "odd": 7, "count": 16, "scale": 0.5},
     }  # fmt: skip
+
+
+def test_a_descriptor_made_on_the_host(recorded):
+    _, launch = recorded[0]
+    assert launch["types"] == {"box": "tensordesc<bf16[8, 16]>"}
+    assert launch["constants"] == {}
 
 
 def test_both_directions_of_several_ops_in_order(recorded):
@@ -134,7 +147,7 @@ def test_limits_of_the_device(recorded):
 def test_every_kernel_is_compiled_at_the_shapes_of_models(recorded):
     *_, at_tiny_shapes, compiled, _ = recorded
     assert at_tiny_shapes == compiled
-    assert len(compiled) == 22
+    assert len(compiled) == 23
 
 
 def test_a_recording_leaves_nothing_behind(recorded):

@@ -21,7 +21,7 @@ CALLS = {
 MET = {"mlp": ["mlp", "mlp_backward"], "norm_linear": ["norm_linear"], "linear_residual": ["linear_residual"]}
 CHOICES = [
     ("mlp", "single"),
-    *((op, form) for op in CALLS for form in ("tiled", "library")),
+    *((op, form) for op in CALLS for form in ("tiled", "persistent", "library")),
 ]
 
 
@@ -84,7 +84,7 @@ def equal(ours, theirs):
 @pytest.mark.parametrize(("op", "form"), CHOICES)
 def test_each_form_is_timed_once_and_the_fastest_serves(clock, device, tmp_path, op, form):
     clock.fastest = form
-    backward = form if form != "single" else "tiled"
+    backward = "library" if form == "library" else "tiled"
     arguments = problem(device)
     every = [(forms.op, name) for forms in all_forms() if forms.op in MET[op] for name in forms.by_name]
     for _ in range(2):
@@ -120,6 +120,17 @@ def test_a_form_that_fails_is_passed_over(clock, device):
         expected = solved("mlp", arguments)
     assert equal(solved("mlp", arguments), expected)
     assert [*dict.fromkeys(clock.timed)] == [("mlp", "tiled"), ("mlp_backward", "tiled")]
+
+
+def test_where_matrices_lie_is_part_of_the_key(clock, device):
+    """The fastest of matrices that descriptors can read may refuse others of the same shape."""
+    clock.fastest = "persistent"
+    x, up, down = problem(device)
+    memory = torch.empty(HIDDEN * WIDTH + 1, dtype=up.dtype, device=device)
+    shifted = memory[1:].view_as(up).copy_(up.detach()).requires_grad_()
+    solved("norm_linear", (x, up, down))
+    solved("norm_linear", (x, shifted, down))
+    assert clock.ran == [("norm_linear", "persistent"), ("norm_linear", "tiled")]
 
 
 def test_a_form_that_cannot_serve_is_not_timed(clock, device):

@@ -33,9 +33,6 @@ from crossmae.model.config import Config
 from crossmae_kernels.runtime.dispatch import Implementation
 from crossmae_kernels.testing import Draw, Problem
 
-# Why a pass is not captured in a graph to be timed.
-IS_A_GRAPH = "replays a graph of its own, which keeps its memory"
-
 FAMILIES = {"crossmae": "CrossMAE", "mae": "MAE"}
 
 # A decoder or a model -> what it makes of its input and a masking.
@@ -184,7 +181,9 @@ def _masks(draw: Draw, batch: int, config: Config, visible: int, predicted: int)
 class GraphedLoss:
     """``crossmae.graphed`` on masks that are given, as people train; a batch of another size is captured anew."""
 
-    def __init__(self, model: MaskedAutoencoder) -> None:
+    def __init__(self, device: torch.device, model: MaskedAutoencoder) -> None:
+        if device.type != "cuda":
+            raise MissingError("a CUDA graph needs a CUDA device")
         self.model, self.gradients = model, list[Tensor]()
         self._masking: Masking | None = None
 
@@ -198,12 +197,6 @@ class GraphedLoss:
         self._masking.visible_ids.copy_(masking.visible_ids)
         self._masking.predicted_ids.copy_(masking.predicted_ids)
         return self._replay(images).loss
-
-
-def _graphed(model: MaskedAutoencoder) -> GraphedLoss:
-    if not model.encoder.cls_token.is_cuda:
-        raise MissingError("a CUDA graph needs a CUDA device")
-    return GraphedLoss(model)
 
 
 def _contest(
@@ -226,7 +219,8 @@ def _contest(
 
     contenders = {"reference": partial(solver, ours), "fused": partial(solver, ours, "triton")}
     if STEP in rest["work"]:
-        contenders["fused, graphed"] = partial(solver, _graphed, "triton", no_graph=IS_A_GRAPH)
+        graphed, reason = partial(GraphedLoss, form.device), "replays a graph of its own, which keeps its memory"
+        contenders["fused, graphed"] = partial(solver, graphed, "triton", no_graph=reason)
     if theirs:
         contenders["release"] = partial(solver, theirs, no_graph=SYNCHRONIZES)
     exact = partial(solver, ours, double=True)

@@ -129,15 +129,17 @@ class Forms:
             rows.shape[0],
             rule,
             self._able,
-            self._run_one,
+            self._run_able,
             rows.device,
             "forms",
-            arguments,
+            (rule, *arguments),
         )
 
-    def _able(self, *arguments: Any) -> list[str]:
+    def _able(self, rule: str, *arguments: Any) -> list[str]:
         """Names of the forms that can serve the call."""
         return [name for name in self.by_name if not self._reasons(name, arguments)]
 
-    def _run_one(self, name: str, *arguments: Any) -> Any:
-        return self.by_name[name](*arguments)
+    def _run_able(self, name: str, rule: str, *arguments: Any) -> Any:
+        # What is the fastest for a key may refuse one of its calls, for where a matrix lies or how many rows it has.
+        able = name == rule or not self._reasons(name, arguments)
+        return self.by_name[name if able else rule](*arguments)

@@ -54,7 +54,7 @@ def recall(
     """Milliseconds of candidates, the fastest first, by the user's record or else the package's.
 
     Nothing if there is no record, with ``thorough`` none that ``remember`` was told is, or, with a warning, none of
-    this key or none whose fastest is a candidate.
+    this key or of any candidate.
     """
     for file in (cache_directory() / name, SHIPPED / name):
         try:
@@ -65,13 +65,12 @@ def recall(
                 continue
             known = [(candidate, _plain(candidate)) for candidate in candidates]
             times = {c: float(time) for was, time in record["milliseconds"] for c, plain in known if plain == was}
-            fastest = record["milliseconds"][0][0]
-            if fastest not in [plain for _, plain in known]:
-                raise ValueError(f"{fastest} is none of the candidates")
+            if not times:
+                raise ValueError(f"none of {record['milliseconds']} is a candidate")
             return times
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             warn(f"the record {file} is of no use: {type(error).__name__}: {error}")
     return {}
 

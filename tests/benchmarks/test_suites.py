@@ -1,6 +1,7 @@
 """Suites pose contests; a contender is checked and then timed, and whatever goes wrong becomes its record."""
 
 import functools
+import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from benchmarks.suites import SUITES, models, planned
 from benchmarks.suites.models import GraphedLoss
 from benchmarks.timing import CLOCK, sets_that_overflow
 from crossmae.masking import Masking
+from crossmae_kernels.check.contenders import attentions
 from crossmae_kernels.runtime.tuning import tuning_mode
 from crossmae_kernels.testing import Problem
 
@@ -189,6 +191,22 @@ def test_the_strongest_that_others_offer_competes():
             assert {name, f"{name}, compiled", f"{name}, compiled, max-autotune"} < contest.contenders.keys()
 
 
+@pytest.mark.parametrize("more", [False, True])
+def test_each_version_of_flash_attention_is_its_own_package(monkeypatch, more):
+    query, key, value = torch.randn(3, 2, 4, 3, 16).half()
+
+    def flash_attn_func(query, key, value):
+        return (query + key - value, None) if more else query + key - value
+
+    for name in ("flash_attn", "flash_attn.cute"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(flash_attn_func=flash_attn_func))
+    for name in ("FlashAttention 2", "FlashAttention 4"):
+        assert attentions()[name](query, key, value).equal(query + key - value)
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", None)  # not installed
+    with pytest.raises(ImportError, match="flash_attn_interface"):
+        attentions()["FlashAttention 3"](query, key, value)
+
+
 FEW_COMPILED = [("short", "compiled, max-autotune"), ("small", "compiled"), ("tiny", "compiled")]
 
 
@@ -247,7 +265,7 @@ def captured(model, sample, masking):
 @pytest.mark.parametrize("family", [0, 1])
 def test_a_graphed_step_is_judged_and_takes_new_images_masks_and_batches(monkeypatch, family):
     monkeypatch.setattr(crossmae, "graphed", captured)
-    monkeypatch.setattr(models, "_graphed", GraphedLoss)
+    monkeypatch.setattr(models, "GraphedLoss", lambda _, model: GraphedLoss(torch.device("cuda"), model))
     contest = SUITES["step"](FORM)[family]
     # The reference in the place of kernels, which take a minute in the interpreter and are judged elsewhere.
     step = replace(contest.contenders["fused, graphed"](), implementation="reference")

@@ -127,7 +127,7 @@ def test_both_directions_of_several_ops_in_order(recorded):
     kernels = [launch["kernel"] for launch in large]
     assert kernels == [
         "fold_forward_kernel", "normalize_kernel", "gemm_kernel", "gemm_kernel", "short_forward_kernel",
-        "short_backward_kernel", "hidden_backward_kernel", "normalize_backward_kernel", "fold_backward_kernel",
+        "short_backward_kernel", "hidden_backward_kernel", "fold_backward_kernel", "normalize_backward_kernel",
     ]  # fmt: skip
     assert kernels == [launch["kernel"] for launch in small]
     # Two tiles of 128 rows, and 16 or 4 of 128 columns.

@@ -4,6 +4,7 @@ Every op is asked itself: it is called with tensors that have shapes and no data
 in training, and no kernel runs.
 """
 
+import functools
 import os
 import platform
 import sys
@@ -16,7 +17,7 @@ from crossmae_kernels.command import run_command
 from crossmae_kernels.extras import version
 from crossmae_kernels.runtime import dispatch, launch, tuning
 from crossmae_kernels.runtime.device import KERNEL_DTYPES, interpreted, limits
-from crossmae_kernels.testing import Draw
+from crossmae_kernels.testing import Draw, Problem
 from crossmae_kernels.testing.problems import vit_base
 
 
@@ -26,22 +27,29 @@ def devices() -> list[torch.device]:
 
 
 def call_kernels(op: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Call an op with ``impl="triton"`` at the shapes of ViT-B's decoder."""
-    problem = next(problem for problem in vit_base(Draw(device=device)) if problem.op == op)
-    problem.by("triton")(**problem.leaves(dtype))
+    """Call an op with ``impl="triton"`` at the shapes of ViT-B's decoder, with tensors without data."""
+    mode, problems = _problems(device)
+    with mode:
+        problems[op].by("triton")(**problems[op].leaves(dtype))
+
+
+@functools.cache
+def _problems(device: torch.device) -> tuple[FakeTensorMode, dict[str, Problem]]:
+    """One of each op, and the mode that their tensors belong to."""
+    with FakeTensorMode() as mode:
+        return mode, {problem.op: problem for problem in vit_base(Draw(device=device))}
 
 
 def served_by(op: str, device: torch.device, dtype: torch.dtype) -> str:
     """Who serves calls of an op with ``impl="auto"`` there, and why the kernel does not."""
     refusals = []
-    with FakeTensorMode():
-        try:
-            call_kernels(op, device, dtype)
-        except RuntimeError as error:
-            _, refusal, reasons = str(error).partition(dispatch.REFUSAL)
-            if not refusal:
-                raise
-            refusals.append(reasons)
+    try:
+        call_kernels(op, device, dtype)
+    except RuntimeError as error:
+        _, refusal, reasons = str(error).partition(dispatch.REFUSAL)
+        if not refusal:
+            raise
+        refusals.append(reasons)
     try:
         chosen = dispatch.choose(op, "auto", refusals, worthwhile=device.type == "cuda")
     except RuntimeError:

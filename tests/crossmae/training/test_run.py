@@ -91,14 +91,15 @@ def test_a_signal_stops_a_run_which_goes_on_as_if_it_had_not(uninterrupted, tmp_
     assert same(tmp_path, uninterrupted[0])
 
 
-def test_killed_at_random_steps_ten_times(tmp_path):
+@pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_random_steps(tmp_path, times):
     recipe = small(steps=60)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = start(pretrain, recipe, into(whole))
     process.join()
     assert process.exitcode == 0
     chance, kills = random.Random(0), 0
-    while kills < 10:
+    while kills < times:
         process = start(pretrain, recipe, into(killed))
         target = max(losses(killed), default=0) + chance.randrange(1, 6)
         while process.is_alive() and max(losses(killed), default=-1) < target:
@@ -108,7 +109,7 @@ def test_killed_at_random_steps_ten_times(tmp_path):
         process.join()
         kills += process.exitcode == -signal.SIGKILL
         assert process.exitcode in (0, -signal.SIGKILL)
-        assert max(losses(killed), default=0) < 59 or kills == 10
+        assert max(losses(killed), default=0) < 59 or kills == times
     process = start(pretrain, recipe, into(killed))
     process.join()
     assert process.exitcode == 0

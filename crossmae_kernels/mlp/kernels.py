@@ -190,7 +190,9 @@ def backward(
         if wants_x:
             dx = normalize_backward(dhidden @ w1, x_hat, rstd, rows, dout.dtype).view(dout.shape)
     if wants_b2:
-        db2 = rows.sum(0, dtype=fc1_weight.dtype)
+        # In the wider dtype of the two: told the narrower one, PyTorch casts all rows to it first.
+        wider = torch.promote_types(rows.dtype, fc1_weight.dtype)
+        db2 = rows.sum(0, dtype=wider).to(fc1_weight.dtype)
     return dx, dnorm, dw1, db1, dw2, db2
 
 

@@ -1,18 +1,20 @@
 """How near does anything come to its error budget? ``python tests/margins.py``, or ``make margins``.
 
 Runs every test that judges by the budget with many seeds, once for each set of instructions that oneDNN and ATen may
-use on this CPU, each in a process of its own. Prints for each the smallest margin of the kernels, 1 - error / allowed,
-and by how much the kernels that are broken on purpose exceed their budgets at least. Exits with 1 if a test failed.
-Some minutes per seed and setting; ``--select`` takes an expression as ``pytest -k`` does.
+use on this CPU; seed after seed, each with a setting in a process of its own. Prints for each setting the smallest
+margin of the kernels, 1 - error / allowed, and by how much the kernels that are broken on purpose exceed their budgets
+at least. Exits with 1 if a test failed. Some minutes per seed and setting; what passed lies in ``--out`` and is not run
+again.
+``--select`` takes an expression as ``pytest -k`` does.
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -34,11 +36,12 @@ def settings():
     yield "oneDNN AVX2, ATen avx2", {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
 
-def run(variables, seeds, select, folder):
-    """The end of pytest's output, its exit code and all verdicts."""
-    file = Path(tempfile.mkstemp(dir=folder)[1])
+def run(variables, seed, select, file):
+    """The end of what one seed's tests printed, its exit code and all verdicts; if it passed, ``file`` has these."""
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_text("")
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "budget", "tests"]
-    command += [f"--seeds={seeds}", f"--verdicts={file}", *(["-k", select] if select else [])]
+    command += [f"--seeds={seed}:{seed + 1}", f"--verdicts={unfinished}", *(["-k", select] if select else [])]
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -47,7 +50,14 @@ def run(variables, seeds, select, folder):
         stdout=subprocess.PIPE,
         text=True,
     )
-    return done.stdout[-4000:], done.returncode, [json.loads(line) for line in file.read_text().splitlines()]
+    if done.returncode == 0:
+        unfinished.rename(file)
+    return done.stdout[-4000:], done.returncode, verdicts_in(unfinished if done.returncode else file)
+
+
+def verdicts_in(file):
+    """What tests wrote down, a verdict a line."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def row(verdicts):
@@ -70,17 +80,29 @@ def main():
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes at a time")
     parser.add_argument("--select", help="which tests, as for pytest -k")
-    parser.add_argument("--settings", help="only those whose names contain this, such as AVX2")
+    parser.add_argument("--settings", nargs="+", default=[""], help="only those whose names contain this, such as AVX2")
+    parser.add_argument("--out", type=Path, default=Path("margins"), help="folder of verdicts, one for each selection")
     options = parser.parse_args()
-    chosen = {name: env for name, env in settings() if (options.settings or "") in name}
-    failed = False
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
-        runs = pool.map(lambda env: run(env, options.seeds, options.select, folder), chosen.values())
-        for name, (output, code, verdicts) in zip(chosen, runs, strict=True):
-            print(f"{name:24}{row(verdicts)}", flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    chosen = {name: env for name, env in settings() if any(part in name for part in options.settings)}
+    verdicts, failed = {name: [] for name in chosen}, False
+    with ThreadPoolExecutor(options.jobs) as pool:
+        runs = {}
+        for seed, name in itertools.product(range(options.seeds), chosen):
+            file = options.out / f"{name}, seed {seed}.jsonl"
+            if file.exists():
+                verdicts[name] += verdicts_in(file)
+            else:
+                runs[pool.submit(run, chosen[name], seed, options.select, file)] = name, seed
+        for done in as_completed(runs):
+            (name, seed), (output, code, found) = runs[done], done.result()
+            verdicts[name] += found
+            print(f"{name}, seed {seed}:{row(found)}", flush=True)
             if code:
                 failed = True
                 print(output, flush=True)
+    for name, found in verdicts.items():
+        print(f"{name}, {options.seeds} seeds:{row(found)}")
     return int(failed)
 
 

@@ -203,8 +203,8 @@ class MaskedAutoencoder(nn.Module):
             return None, None
         return self.pixel_mean.float(), self.pixel_std.float()
 
-    def _check(self, images: Tensor, any_size: bool = False) -> None:
-        """Refuse anything but a batch of images for this model, of its size or of any that patches divide."""
+    def _check(self, images: Tensor, dynamic_img_size: bool | None = None) -> None:
+        """Refuse anything but a batch of images for this model; None where no other size can be asked for."""
         config = self.config
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor, got {type(images).__name__}")
@@ -218,7 +218,7 @@ class MaskedAutoencoder(nn.Module):
         if images.dtype not in (own, torch.uint8) and not autocast:
             raise TypeError(f"images must be {own} like the model, got {images.dtype}")
         shape, (height, width) = tuple(images.shape), pair(config.patch_size)
-        if any_size:
+        if dynamic_img_size:
             expected = f"{config.channels}, a multiple of {height}, a multiple of {width}"
             fits = images.ndim == 4 and shape[1] == config.channels and min(shape[2:]) > 0
             fits = fits and shape[2] % height == 0 and shape[3] % width == 0
@@ -228,6 +228,7 @@ class MaskedAutoencoder(nn.Module):
         if not fits:
             raise ValueError(
                 f"images must have shape (batch, channels, height, width) = (batch, {expected}), got {shape}"
+                + "; dynamic_img_size=True interpolates positions for other sizes" * (dynamic_img_size is False)
             )
 
 

@@ -18,6 +18,7 @@ from crossmae.masking import Masking
 from crossmae.model import MaskedAutoencoder
 from crossmae.model.decoders import CrossMAEDecoder
 from crossmae.model.encoder import Encoder
+from crossmae.model.values import pair
 
 # Why it cannot be captured in a CUDA graph.
 SYNCHRONIZES = "selects by a boolean mask, and the host waits to learn how many"
@@ -82,13 +83,13 @@ def release_encode(encoder: Encoder, images: Tensor, masking: Masking) -> list[T
     return [maps[index] for index in encoder.config.feature_maps]
 
 
-def release_gather(images: Tensor, ids: Tensor, patch_size: int) -> Tensor:
+def release_gather(images: Tensor, ids: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
     """``gather_patches``, from patches of the whole image."""
     patches = _patchify(images, patch_size)
     return patches.gather(1, ids[:, :, None].expand(-1, -1, patches.shape[-1]))
 
 
-def release_loss(prediction: Tensor, images: Tensor, ids: Tensor, patch_size: int) -> Tensor:
+def release_loss(prediction: Tensor, images: Tensor, ids: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
     """``patch_loss`` of each predicted patch ``(B, Q)`` to normalised targets, ids ascending."""
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     target = _patchify(images, patch_size).to(dtype)
@@ -105,9 +106,10 @@ def release_model_loss(model: MaskedAutoencoder, images: Tensor, masking: Maskin
     return release_loss(prediction, images, masking.predicted_ids, model.config.patch_size).mean()
 
 
-def _patchify(images: Tensor, patch_size: int) -> Tensor:
+def _patchify(images: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
     """``(B, C, H, W)`` -> all patches ``(B, L, P)``."""
-    tiles = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))
+    height, width = pair(patch_size)
+    tiles = images.unflatten(3, (-1, width)).unflatten(2, (-1, height))
     return tiles.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 

@@ -26,12 +26,12 @@ def decoder_parts(config: Config, prediction_ratio: float = 0.25, mask_ratio: fl
     if config.decoder is None:
         raise ValueError("the model is an encoder alone; it has no decoder to count")
     visible, predicted = mask_counts(config.patches, mask_ratio, prediction_ratio)
-    keys, tokens = visible + 1, config.patches + 1
+    keys, tokens = visible + config.class_tokens, config.patches + config.decoder_class_tokens
     width, features = config.decoder_width, config.encoder_width
     hidden, blocks = int(width * config.mlp_ratio), config.decoder_depth
     if config.decoder == "mae":
         return {
-            "embedding": keys * features * width,
+            "embedding": (visible + config.decoder_class_tokens) * features * width,
             "self_attention": blocks * _self_attention_linears(tokens, width),
             "attention": blocks * 2 * tokens**2 * width,
             "mlp": blocks * 2 * tokens * width * hidden,
@@ -99,9 +99,10 @@ def decoder_saved_bytes(
     if config.decoder != "crossmae" or config.feature_maps is None or config.decoder_self_attention:
         raise ValueError("the closed form is for CrossMAE with inter-block attention and no decoder self-attention")
     visible, predicted = mask_counts(config.patches, mask_ratio, prediction_ratio)
-    keys, blocks = visible + 1, config.decoder_depth
+    keys, blocks = visible + config.class_tokens, config.decoder_depth
     row, statistic = config.decoder_width * element_size, 4
-    mixes = blocks * keys * (config.encoder_width * element_size + 2 * statistic)
+    normed = blocks if config.last_mix_norm else blocks - 1
+    mixes = keys * (blocks * config.encoder_width * element_size + normed * 2 * statistic)
     keys_and_values = blocks * keys * 2 * row
     queries = (blocks - 1) * predicted * (2 * row + statistic)
     attended = blocks * predicted * row

@@ -9,7 +9,9 @@ from torch import Tensor
 import crossmae_kernels as ck
 from crossmae.masking import Masking
 from crossmae.model import MaskedAutoencoder, Output
+from crossmae.model.autoencoder import pixels_in_rows
 from crossmae.model.config import Config
+from crossmae.model.values import pair
 from crossmae_kernels.patches.config import VARIANCE_EPS
 from crossmae_kernels.runtime.device import constant_when_compiled
 
@@ -78,7 +80,7 @@ def reconstruct(
 
     Args:
         images: ``(B, C, H, W)``.
-        prediction: ``(B, Q, P)``, a model's ``Output.prediction``.
+        prediction: ``(B, Q, P)``, a model's ``Output.prediction``, in the model's own order of pixels.
         masking: ids that the prediction belongs to.
         config: the model's.
         statistics: see above; without effect for models trained on plain pixels.
@@ -89,7 +91,7 @@ def reconstruct(
     if statistics not in ("visible", "true"):
         raise ValueError(f"statistics must be 'visible' or 'true', got {statistics!r}")
     visible = ck.gather_patches(images, masking.visible_ids, config.patch_size)
-    predicted = prediction.to(images.dtype)
+    predicted = pixels_in_rows(prediction, config).to(images.dtype)
     if config.normalize_targets:
         if statistics == "true":
             _warn_of_a_leak()
@@ -132,8 +134,8 @@ def denormalized(images: Tensor, config: Config) -> Tensor:
 def to_images(patches: Tensor, config: Config) -> Tensor:
     """All patches in order, ``(B, L, P)`` with P running over (row, column, channel) -> ``(B, C, H, W)``."""
     rows, columns = config.grid
-    tiles = patches.unflatten(2, (config.patch_size, config.patch_size, config.channels))
-    tiles = tiles.unflatten(1, (rows, columns))  # (B, rows, columns, p, p, C)
+    tiles = patches.unflatten(2, (*pair(config.patch_size), config.channels))
+    tiles = tiles.unflatten(1, (rows, columns))  # (B, rows, columns, height, width, C)
     return tiles.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 

@@ -13,7 +13,8 @@ from crossmae.checkpoint.messages import first_few
 from crossmae.checkpoint.release import FIELDS, MAPS, feature_maps, release_name
 from crossmae.checkpoint.shapes import told_by_tensors
 from crossmae.checkpoint.wrappers import Layout, StateDict
-from crossmae.model.config import Config, as_tuple, pair, usual_heads
+from crossmae.model.config import Config, usual_heads
+from crossmae.model.values import as_tuple, pair
 
 # What is built on top of an encoder for a task.
 _ON_TOP = ("head.", "fc_norm.", "classifier.", "pooler.")
@@ -85,7 +86,7 @@ def configuration(
     if layout == "huggingface":
         told.add("its config.json", huggingface.told_by_config(file.parent, tensors) or {})
     of_training, _ = _translated({name: value for name, value in trained.items() if name in FIELDS})
-    if "image_size" in told or not _fits(of_training.get("image_size"), told["patch_size"], tensors["pos_embed"]):
+    if "image_size" in told or not _fits(of_training.get("image_size"), told, tensors["pos_embed"]):
         of_training.pop("image_size", None)
     told.add("its args", of_training)
     maps = _maps(told["encoder_depth"], tensors.get("wfm.linear.weight"), trained, of_maps, file)
@@ -166,11 +167,12 @@ def _translated(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     return translated, maps
 
 
-def _fits(image_size: tuple[int, int] | None, patch_size: int, positions: Tensor) -> bool:
+def _fits(image_size: tuple[int, int] | None, told: Mapping[str, Any], positions: Tensor) -> bool:
     """Whether images of this size have as many patches as there are positions."""
-    return (
-        image_size is not None and image_size[0] // patch_size * (image_size[1] // patch_size) == positions.shape[1] - 1
-    )
+    if image_size is None:
+        return False
+    height, width = pair(told["patch_size"])
+    return bool(image_size[0] // height * (image_size[1] // width) == positions.shape[1] - told["class_tokens"])
 
 
 def _maps(
@@ -208,13 +210,14 @@ def _assumed(
             f"its numbers of heads ({widths}); give {' and '.join(f'{words.get(field, field)}=' for field in unusual)}"
         )
     if "image_size" not in told:
-        patches = tensors["pos_embed"].shape[1] - 1
+        rows = tensors["pos_embed"].shape[1]
+        patches = rows - told["class_tokens"]
         side = isqrt(patches)
         if side * side == patches:
-            assumed["image_size"] = (side * told["patch_size"],) * 2
+            height, width = pair(told["patch_size"])
+            assumed["image_size"] = (side * height, side * width)
         else:
             # What timm calls no_embed_class adds positions to the patches alone.
-            rows = patches + 1
             other = f" (or its {rows} positions have no row for the class token, which cannot be served)"
             other *= isqrt(rows) ** 2 == rows
             asked.append(

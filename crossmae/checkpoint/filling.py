@@ -61,5 +61,6 @@ def resized(model: MaskedAutoencoder, image_size: tuple[int, int]) -> MaskedAuto
     state = model.state_dict()
     for name in ("encoder.positions", "decoder.positions"):
         if name in state:
-            state[name] = interpolate_positions(state[name], model.config.grid, config.grid)
+            class_tokens = state[name].shape[1] - model.config.patches
+            state[name] = interpolate_positions(state[name], model.config.grid, config.grid, class_tokens)
     return filled(config, state, "the resized model")

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmae.model.config import expected_instead, field_types, pair
+from crossmae.model.config import field_types
+from crossmae.model.values import expected_instead, pair
 
 # Their names on the left, those of the releases on the right. ``save_pretrained`` writes the first of two spellings;
 # the second is that of modules of version 5 and of decoders that were published.
@@ -110,8 +111,8 @@ def told_by_config(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any
     told = {field: values.get(name, default) for field, (name, default) in known.items()}
     told["image_size"] = pair(told["image_size"])
     match told["patch_size"]:
-        case [int(height), int(width)] if height == width:
-            told["patch_size"] = height
+        case [int(height), int(width)]:
+            told["patch_size"] = height if height == width else (height, width)
     wrong = [
         f"{known[field][0]} must be {expected}, got {values.get(known[field][0])!r}"
         for field, value in told.items()

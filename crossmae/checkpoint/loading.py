@@ -14,7 +14,8 @@ from crossmae.checkpoint.release import release_name, wrong_types
 from crossmae.checkpoint.saving import CONFIG_KEY
 from crossmae.checkpoint.wrappers import find_state_dict
 from crossmae.model import MaskedAutoencoder
-from crossmae.model.config import Config, pair
+from crossmae.model.config import Config
+from crossmae.model.values import pair
 
 _RUNNING = ("drop_path", "gradient_checkpointing", "hidden_layer", "residual")
 # Fields that every file of ours has; those that came later have a default that holds for the files before.

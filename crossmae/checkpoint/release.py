@@ -8,7 +8,8 @@ from torch import Tensor
 
 from crossmae.checkpoint.filling import filled
 from crossmae.model import MaskedAutoencoder
-from crossmae.model.config import Config, as_tuple, expected_instead, field_types, pair
+from crossmae.model.config import Config, field_types
+from crossmae.model.values import as_tuple, expected_instead, pair
 
 # Our names on the left, the releases' on the right. Applied in order, the first that matches.
 _RENAMES = [

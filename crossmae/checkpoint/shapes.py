@@ -48,16 +48,12 @@ def told_by_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]
     tokens = [name for name in tensors if name.startswith(_MORE_TOKENS)]
     if tokens:
         raise ValueError(f"{path} holds a model of another kind: beside the class token it has {first_few(tokens)}")
-    width = tensors["cls_token"].shape[-1]
-    patches = tuple(tensors["patch_embed.proj.weight"].shape)
-    if patches[2] != patches[3]:
-        raise ValueError(
-            f"{path} is no model of square patches: patch_embed.proj.weight must have shape (width, channels, "
-            f"patch_size, patch_size), got {patches}"
-        )
+    class_tokens, width = tensors["cls_token"].shape[1:]
+    _, channels, *sides = tensors["patch_embed.proj.weight"].shape
     told: dict[str, Any] = {
-        "channels": patches[1],
-        "patch_size": patches[2],
+        "channels": channels,
+        "patch_size": sides[0] if sides[0] == sides[1] else tuple(sides),
+        "class_tokens": class_tokens,
         "encoder_width": width,
         "encoder_depth": _blocks(tensors, "blocks"),
         "mlp_ratio": _ratio(tensors["blocks.0.mlp.fc1.weight"].shape[0], width),
@@ -76,11 +72,11 @@ def told_by_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]
     else:
         # One map that is mixed has no norm of the encoder behind it.
         told |= {"decoder": None, "feature_maps": None if "norm.weight" in tensors else (told["encoder_depth"],)}
-    grids = {grid for name in ("pos_embed", "decoder_pos_embed") if (grid := _grid(tensors.get(name)))}
+    grids = {grid for name in ("pos_embed", "decoder_pos_embed") if (grid := _grid(tensors.get(name), class_tokens))}
     if len(grids) > 1:
         raise ValueError(f"{path} has positions of different grids for encoder and decoder: {sorted(grids)}")
     for rows, columns in grids:
-        told["image_size"] = (rows * patches[2], columns * patches[2])
+        told["image_size"] = (rows * sides[0], columns * sides[1])
     return told
 
 
@@ -97,15 +93,15 @@ def _ratio(hidden: int, width: int) -> float:
     return float(ratio)
 
 
-def _grid(positions: Tensor | None) -> tuple[int, int] | None:
-    """Rows and columns of patches, if ``(1, 1 + rows * columns, D)`` is their sin-cos table."""
-    if positions is None or positions.ndim != 3 or positions.shape[1] < 2 or positions.shape[2] % 4:
+def _grid(positions: Tensor | None, class_tokens: int) -> tuple[int, int] | None:
+    """Rows and columns of patches, if ``(1, class_tokens + rows * columns, D)`` is their sin-cos table."""
+    if positions is None or positions.ndim != 3 or positions.shape[1] <= class_tokens or positions.shape[2] % 4:
         return None
-    table = positions[0, 1:].float()
+    table = positions[0, class_tokens:].float()
     patches, width = table.shape
 
     def distance(grid: tuple[int, int]) -> float:
-        return float((sincos_positions(width, grid)[0, 1:] - table).square().mean().sqrt())
+        return float((sincos_positions(width, grid, 0)[0] - table).square().mean().sqrt())
 
     grids = [(rows, patches // rows) for rows in range(1, patches + 1) if patches % rows == 0]
     nearest = min(grids, key=distance)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Never
+from typing import Any, Literal, Never
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from crossmae.masking import Masking, Rounding, random_masking
 from crossmae.model.config import Config, named_config
 from crossmae.model.decoders import CrossMAEDecoder, MAEDecoder
 from crossmae.model.encoder import Encoder
+from crossmae.model.values import pair
 from crossmae_kernels.runtime.autocast import autocasts
 
 
@@ -114,7 +115,7 @@ class MaskedAutoencoder(nn.Module):
         mean, std = self._statistics(images)
         prediction = self.decoder(self.encoder(images, masking.visible_ids, mean, std), masking)
         loss = ck.patch_loss(
-            prediction,
+            pixels_in_rows(prediction, self.config),
             images,
             masking.predicted_ids,
             self.config.patch_size,
@@ -124,10 +125,70 @@ class MaskedAutoencoder(nn.Module):
         )
         return Output(loss, prediction, masking)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Features of unmasked images ``(B, C, H, W)`` for downstream use: ``(B, L + 1, E)``, class token first."""
-        self._check(images)
-        return self.encoder.encode(images, *self._statistics(images))
+    def encode(self, images: Tensor, dynamic_img_size: bool = False) -> Tensor:
+        """Features of unmasked images for downstream use, behind the encoder's last norm if it has one.
+
+        Args:
+            images: ``(B, C, H, W)``, see ``forward``.
+            dynamic_img_size: take images of any size that patches divide, with positions interpolated
+                (``positions.interpolate_positions``); others than the configuration's are refused without it.
+
+        Returns:
+            ``(B, T, E)``: class tokens, one as a rule, then all patches row by row.
+        """
+        self._check(images, dynamic_img_size)
+        for x in self.encoder.maps_of_whole_images(images, *self._statistics(images)):
+            last = x
+        return self.encoder.norm(last)
+
+    forward_features = encode
+    """timm's name for ``encode``."""
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
+        dynamic_img_size: bool = False,
+    ) -> Any:
+        """Outputs of chosen encoder blocks for unmasked images, as timm's method of this name gives them.
+
+        Args:
+            images: ``(B, C, H, W)``, see ``forward``.
+            indices: blocks, the first is 0 and the last is -1; a number n is the last n, None are all. They come in
+                the order of the blocks.
+            return_prefix_tokens: a pair instead of each map: the map and its class tokens ``(B, T - L, E)``.
+            norm: pass the maps through the encoder's last norm.
+            output_fmt: maps as images ``(B, E, rows, columns)`` or as tokens of patches ``(B, L, E)``.
+            intermediates_only: leave out the final features, and blocks that come after the last one asked for.
+            dynamic_img_size: as in ``encode``.
+
+        Returns:
+            The features that ``encode`` returns, and a list of maps; the list alone with ``intermediates_only``.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
+        if norm and not self.config.norms_last_map:
+            raise ValueError("norm=True needs a norm behind the encoder, which this model has not (Config.final_norm)")
+        taken = _taken(self.config.encoder_depth, indices)
+        self._check(images, dynamic_img_size)
+        first, (height, width) = self.config.class_tokens, pair(self.config.patch_size)
+        grid = images.shape[2] // height, images.shape[3] // width
+        intermediates: list[Any] = []
+        # Place 0 is the input of the first block.
+        for place, x in enumerate(self.encoder.maps_of_whole_images(images, *self._statistics(images)), start=-1):
+            if place in taken:
+                y = self.encoder.norm(x) if norm else x
+                patches = y[:, first:]
+                if output_fmt == "NCHW":
+                    patches = patches.transpose(1, 2).unflatten(2, grid).contiguous()
+                intermediates.append((patches, y[:, :first]) if return_prefix_tokens else patches)
+            if intermediates_only and place == max(taken):
+                return intermediates
+        return self.encoder.norm(x), intermediates
 
     def normalized(self, images: Tensor) -> Tensor:
         """Raw images ``(B, C, H, W)`` as the model sees them: uint8, or floating point in shares of full scale."""
@@ -142,8 +203,8 @@ class MaskedAutoencoder(nn.Module):
             return None, None
         return self.pixel_mean.float(), self.pixel_std.float()
 
-    def _check(self, images: Tensor) -> None:
-        """Refuse anything but a batch of images for this model."""
+    def _check(self, images: Tensor, dynamic_img_size: bool | None = None) -> None:
+        """Refuse anything but a batch of images for this model; None where no other size can be asked for."""
         config = self.config
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor, got {type(images).__name__}")
@@ -156,12 +217,40 @@ class MaskedAutoencoder(nn.Module):
             )
         if images.dtype not in (own, torch.uint8) and not autocast:
             raise TypeError(f"images must be {own} like the model, got {images.dtype}")
-        expected = (config.channels, *config.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+        shape, (height, width) = tuple(images.shape), pair(config.patch_size)
+        if dynamic_img_size:
+            expected = f"{config.channels}, a multiple of {height}, a multiple of {width}"
+            fits = images.ndim == 4 and shape[1] == config.channels and min(shape[2:]) > 0
+            fits = fits and shape[2] % height == 0 and shape[3] % width == 0
+        else:
+            expected = f"{config.channels}, {config.image_size[0]}, {config.image_size[1]}"
+            fits = images.ndim == 4 and shape[1:] == (config.channels, *config.image_size)
+        if not fits:
             raise ValueError(
-                f"images must have shape (batch, channels, height, width) = (batch, {', '.join(map(str, expected))}), "
-                f"got {tuple(images.shape)}"
+                f"images must have shape (batch, channels, height, width) = (batch, {expected}), got {shape}"
+                + "; dynamic_img_size=True interpolates positions for other sizes" * (dynamic_img_size is False)
             )
+
+
+def pixels_in_rows(patches: Tensor, config: Config) -> Tensor:
+    """Predicted patches ``(B, Q, P)`` in the order of ``Config.pixel_order`` -> over (row, column, channel)."""
+    if config.pixel_order == "hwc":
+        return patches
+    return patches.unflatten(2, (config.channels, -1)).transpose(2, 3).flatten(2)
+
+
+def _taken(depth: int, indices: int | Sequence[int] | None) -> set[int]:
+    """Blocks that ``forward_intermediates`` is asked for, counted from 0."""
+    if isinstance(indices, int):
+        blocks: Sequence[int] = range(depth - indices, depth) if 0 < indices <= depth else ()
+    else:
+        blocks = range(depth) if indices is None else [index + depth if index < 0 else index for index in indices]
+    if not blocks or not all(0 <= block < depth for block in blocks):
+        raise ValueError(
+            f"indices must be a number of blocks from 1 to {depth} or name blocks from {-depth} to {depth - 1}, "
+            f"at least one, got {indices!r}"
+        )
+    return set(blocks)
 
 
 def _decoder(config: Config) -> MAEDecoder | CrossMAEDecoder | NoDecoder:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import crossmae_kernels as ck
-from crossmae.model.config import Config, Hidden
+from crossmae.model.config import Config, Hidden, Positions
+from crossmae.model.positions import sincos_positions
 from crossmae_kernels.feature_projection import project_keys_and_values
 from crossmae_kernels.runtime.autocast import autocasts, compute_dtype
 
@@ -58,8 +59,17 @@ def keys_and_values_of_blocks(
     """Of every decoder block, from its mix of the maps: keys and values ``(B, K, 2 D)``, and what ``proj`` becomes.
 
     It takes up what all values have in common; None where it stays as it is. Arguments are as
-    ``project_feature_maps`` takes them. All blocks' projections are folded and cast at once.
+    ``project_feature_maps`` takes them. All blocks' projections are folded and cast at once. Where there are norms for
+    the first blocks alone, the others take their mix as it is.
     """
+    normed = len(norm_weight)
+    if normed < len(kv):
+        mixes = ck.mix_feature_maps(maps, mixing_weight[normed:], normalize=False)
+        plain = [(layer(mix), None) for layer, mix in zip(kv[normed:], mixes, strict=True)]
+        if not normed:
+            return [*plain]
+        first = mixing_weight[:normed], norm_weight, norm_bias, kv[:normed], proj[:normed]
+        return [*keys_and_values_of_blocks(maps, *first, eps), *plain]
     weights, biases = [layer.weight for layer in kv], [layer.bias for layer in kv]
     blocks, of_values = project_keys_and_values(maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps)
     if of_values is None:
@@ -130,12 +140,12 @@ class Mlp(nn.Module):
 class SelfAttentionBlock(nn.Module):
     """Pre-norm transformer block of the encoder and of MAE's decoder."""
 
-    def __init__(self, config: Config, width: int, heads: int, drop_path: float = 0.0) -> None:
+    def __init__(self, config: Config, width: int, heads: int, eps: float, drop_path: float = 0.0) -> None:
         super().__init__()
         self.drop_path = drop_path
-        self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = SelfAttention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, int(width * config.mlp_ratio), config.hidden_layer)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -156,13 +166,13 @@ class CrossAttentionBlock(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        width, heads = config.decoder_width, config.decoder_heads
+        width, heads, eps = config.decoder_width, config.decoder_heads, config.decoder_eps
         if config.decoder_self_attention:
-            self.norm0 = nn.LayerNorm(width, eps=config.norm_eps)
+            self.norm0 = nn.LayerNorm(width, eps=eps)
             self.self_attn = SelfAttention(width, heads)
-        self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
         self.cross_attn = CrossAttention(width, config.encoder_width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, int(width * config.mlp_ratio), config.hidden_layer)
         self.attends_to_itself = config.decoder_self_attention
 
@@ -204,6 +214,16 @@ def initialize(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def learned_token(width: int) -> nn.Parameter:
-    """A class or mask token ``(1, 1, width)``, N(0, 0.02^2)."""
-    return nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
+def learned_tokens(count: int, width: int) -> nn.Parameter:
+    """Class or mask tokens, or positions, ``(1, count, width)``, N(0, 0.02^2)."""
+    return nn.Parameter(torch.empty(1, count, width).normal_(std=0.02))
+
+
+def register_positions(
+    module: nn.Module, kind: Positions, width: int, grid: tuple[int, int], class_tokens: int
+) -> None:
+    """Give a module its ``positions`` ``(1, class_tokens + rows * columns, width)``, a buffer or a parameter."""
+    if kind == "learn":
+        module.positions = learned_tokens(class_tokens + grid[0] * grid[1], width)
+    else:
+        module.register_buffer("positions", sincos_positions(width, grid, class_tokens))

@@ -4,18 +4,24 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from math import isfinite
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
+
+from crossmae.model.values import as_tuple, expected_instead, pair
 
 Decoder = Literal["crossmae", "mae"]
 Residual = Literal["float32", "autocast"]
 Hidden = Literal["recompute", "save"]
 Numbers = Literal["shares", "values"]
+Positions = Literal["sincos", "learn"]
+PixelOrder = Literal["hwc", "chw"]
 
 
 @dataclass(frozen=True)
 class Config:
     """Shape of a masked autoencoder. All sizes in pixels, channels or counts.
+
+    ``patch_size`` is the side of a square, or height and width: models of spectrograms have patches as high as the
+    image (SSAST: 128 x 2), and a signal is an image of one row.
 
     ``feature_maps`` chooses what the decoder blocks of CrossMAE attend to: indices of encoder feature maps, 0 for the
     encoder's input and i for the output of its i-th block. Every decoder block learns its own mix of them
@@ -25,6 +31,22 @@ class Config:
     ``decoder`` None is an encoder alone, as many are published: it has ``encode`` and nothing to train or reconstruct
     with. Its last norm is there unless ``feature_maps`` are named, as with a decoder. ``norm_eps`` is that of all
     LayerNorms, 1e-6 in MAE and CrossMAE.
+
+    The second group says what other models of this kind do differently:
+
+    - ``decoder_norm_eps``: the decoder's own epsilon, that of mixing included (stable-pretraining: 1e-5 beside the
+      encoder's 1e-6); None: ``norm_eps``.
+    - ``class_tokens``: how many stand in front of the patches, 8 in Pixio, none in ViTs that are pooled.
+    - ``no_embed_class``: whether class tokens get no position, timm's name for it. None: as in the releases, where
+      CrossMAE's gets none and MAE's does; birder's CrossMAE adds one (False).
+    - ``pos_embed`` and ``decoder_pos_embed``: "sincos", fixed, or "learn", parameters, as Pixio's are on both sides,
+      timm's and birder's in the encoder.
+    - ``final_norm``: whether a LayerNorm follows the last encoder block, timm's name. None: with one map, not where
+      several are mixed. birder's CrossMAE norms its last map, and that alone, before mixing (True).
+    - ``last_mix_norm``: False leaves out the norm on the mix of the last decoder block, as birder does.
+    - ``decoder_class_token``: False keeps class tokens out of MAE's decoder, as in stable-pretraining's MAE.
+    - ``pixel_order``: what a predicted patch runs over, (row, column, channel) in the releases, "chw" in
+      stable-pretraining.
 
     ``pixel_mean`` and ``pixel_std``, one value per channel, are what the model's images are normalised with: uint8
     images as ``(pixel / 255 - mean) / std``. A model that has them takes uint8 images as they are. None: it takes
@@ -40,7 +62,7 @@ class Config:
     """
 
     image_size: tuple[int, int] = (224, 224)
-    patch_size: int = 16
+    patch_size: int | tuple[int, int] = 16
     channels: int = 3
     encoder_width: int = 768
     encoder_depth: int = 12
@@ -54,10 +76,22 @@ class Config:
     feature_maps: tuple[int, ...] | None = None
     decoder_self_attention: bool = False
     normalize_targets: bool = True
+
+    decoder_norm_eps: float | None = None
+    class_tokens: int = 1
+    no_embed_class: bool | None = None
+    pos_embed: Positions = "sincos"
+    decoder_pos_embed: Positions = "sincos"
+    final_norm: bool | None = None
+    last_mix_norm: bool = True
+    decoder_class_token: bool = True
+    pixel_order: PixelOrder = "hwc"
+
     pixel_mean: tuple[float, ...] | None = None
     pixel_std: tuple[float, ...] | None = None
     pixel_numbers: Numbers | None = None
     pixel_nodata: float | Literal["nan"] | None = None
+
     drop_path: float = 0.0
     gradient_checkpointing: bool = False
     hidden_layer: Hidden = "recompute"
@@ -82,7 +116,6 @@ class Config:
         wrong = [
             f"{name} must be a positive integer, got {getattr(self, name)}"
             for name in (
-                "patch_size",
                 "channels",
                 "encoder_width",
                 "encoder_depth",
@@ -93,12 +126,16 @@ class Config:
             )
             if getattr(self, name) < 1
         ]
-        if min(self.image_size) < 1:
-            wrong.append(f"image_size must be positive, got {self.image_size}")
+        for name in ("image_size", "patch_size"):
+            if min(pair(getattr(self, name))) < 1:
+                wrong.append(f"{name} must be positive, got {getattr(self, name)}")
+        if self.class_tokens < 0:
+            wrong.append(f"class_tokens must not be negative, got {self.class_tokens}")
         if not 0 <= self.drop_path < 1:
             wrong.append(f"drop_path must be in [0, 1), got {self.drop_path}")
-        for name in ("mlp_ratio", "norm_eps"):
-            if not (getattr(self, name) > 0 and isfinite(getattr(self, name))):
+        for name in ("mlp_ratio", "norm_eps", "decoder_norm_eps"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and isfinite(value)):
                 wrong.append(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("pixel_mean", "pixel_std"):
             if not all(map(isfinite, getattr(self, name) or ())):
@@ -108,7 +145,7 @@ class Config:
     def _misfits(self) -> list[str]:
         """Fields that are fine alone and do not fit each other."""
         wrong = []
-        if any(size % self.patch_size for size in self.image_size):
+        if any(size % side for size, side in zip(self.image_size, pair(self.patch_size), strict=True)):
             wrong.append(f"patch_size must divide image_size {self.image_size}, got {self.patch_size}")
         for part in ("encoder", "decoder"):
             width, heads = getattr(self, f"{part}_width"), getattr(self, f"{part}_heads")
@@ -133,12 +170,27 @@ class Config:
             wrong.append(f"pixel_std must be positive, got {self.pixel_std}")
         if self.decoder == "mae" and (self.feature_maps is not None or self.decoder_self_attention):
             wrong.append("feature_maps and decoder_self_attention belong to decoder='crossmae', got decoder='mae'")
+        return wrong + self._misfits_of_variants()
+
+    def _misfits_of_variants(self) -> list[str]:
+        """Of the second group, what would change nothing."""
+        wrong = []
+        maps, mixes = self.feature_maps, self.decoder == "crossmae" and self.feature_maps is not None
+        if not self.last_mix_norm and not mixes:
+            wrong.append("last_mix_norm=False needs mixing: decoder='crossmae' and feature_maps")
+        if self.final_norm and mixes and self.encoder_depth not in (maps or ()):
+            wrong.append(f"final_norm=True norms map {self.encoder_depth}, which feature_maps {maps} leave out")
+        if not self.decoder_class_token and self.decoder != "mae":
+            wrong.append(f"decoder_class_token=False belongs to decoder='mae', got decoder={self.decoder!r}")
+        if self.no_embed_class is not None and not self.class_tokens:
+            wrong.append(f"no_embed_class needs class_tokens, got {self.class_tokens}")
         return wrong
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+        height, width = pair(self.patch_size)
+        return self.image_size[0] // height, self.image_size[1] // width
 
     @property
     def patches(self) -> int:
@@ -148,7 +200,30 @@ class Config:
     @property
     def patch_values(self) -> int:
         """Values of a patch as a vector, P."""
-        return self.patch_size * self.patch_size * self.channels
+        height, width = pair(self.patch_size)
+        return int(height * width) * self.channels
+
+    @property
+    def embeds_class(self) -> bool:
+        """Whether class tokens get positions in the encoder, see ``no_embed_class``."""
+        # CrossMAE's release gives the class token none, where MAE and ViTs that are encoders alone do.
+        return self.decoder != "crossmae" if self.no_embed_class is None else not self.no_embed_class
+
+    @property
+    def norms_last_map(self) -> bool:
+        """Whether a norm follows the last encoder block, see ``final_norm``."""
+        # With inter-block attention every decoder block norms its own mix of maps.
+        return self.feature_maps is None if self.final_norm is None else self.final_norm
+
+    @property
+    def decoder_eps(self) -> float:
+        """Epsilon of the decoder's LayerNorms."""
+        return self.norm_eps if self.decoder_norm_eps is None else self.decoder_norm_eps
+
+    @property
+    def decoder_class_tokens(self) -> int:
+        """Class tokens among those that the decoder attends to."""
+        return self.class_tokens if self.decoder_class_token else 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
@@ -157,62 +232,14 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
         """The inverse of ``to_dict``, also after a trip through JSON."""
-        tuples = ("image_size", "feature_maps", "pixel_mean", "pixel_std")
+        tuples = ("image_size", "patch_size", "feature_maps", "pixel_mean", "pixel_std")
         return cls(**{name: as_tuple(value) if name in tuples else value for name, value in values.items()})
-
-
-def as_tuple(value: Any) -> Any:
-    """A sequence as a tuple; anything else unchanged."""
-    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-
-
-def pair(size: Any) -> Any:
-    """Height and width from either, or from the side of a square; what is neither stays, for ``Config`` to refuse."""
-    return (size, size) if _is(size, int) else as_tuple(size)
 
 
 @cache
 def field_types() -> dict[str, Any]:
     """The annotated type of each field of ``Config``."""
     return get_type_hints(Config)
-
-
-def expected_instead(value: object, kind: Any) -> str | None:
-    """What an annotated type allows, in words, if the value is of another one."""
-    if _is(value, kind):
-        return None
-    *words, last = _words(kind)
-    return f"{', '.join(words)} or {last}" if words else last
-
-
-def _is(value: object, kind: Any) -> bool:
-    """Whether a value is of an annotated type. Integers are numbers, True and False are neither."""
-    inner = get_args(kind)
-    if get_origin(kind) is Literal:
-        return isinstance(value, str) and value in inner
-    if get_origin(kind) is tuple:
-        if not isinstance(value, tuple):
-            return False
-        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
-        return len(value) == len(kinds) and all(map(_is, value, kinds))
-    if inner:  # a union
-        return any(_is(value, one) for one in inner)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _words(kind: Any) -> list[str]:
-    """What an annotated type allows, one by one."""
-    inner = get_args(kind)
-    if get_origin(kind) is Literal:
-        return [repr(value) for value in inner]
-    if get_origin(kind) is tuple:
-        of = "numbers" if inner[0] is float else "integers"
-        return [f"a tuple of {of}" if inner[-1] is ... else f"(height, width), {len(inner)} {of}"]
-    if inner:
-        return [word for one in inner for word in _words(one)]
-    return {int: ["an integer"], float: ["a number"], bool: ["True", "False"], NoneType: ["None"]}[kind]
 
 
 _ENCODERS: dict[str, dict[str, Any]] = {

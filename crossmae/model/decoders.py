@@ -17,28 +17,33 @@ from crossmae.model.blocks import (
     SelfAttentionBlock,
     initialize,
     keys_and_values_of_blocks,
-    learned_token,
+    learned_tokens,
+    register_positions,
     run_block,
     to_residual,
 )
 from crossmae.model.config import Config
-from crossmae.model.positions import sincos_positions
 
 
 class FeatureMixing(nn.Module):
-    """Every decoder block's own learned, normalised mix of encoder feature maps (CrossMAE, section 3.3)."""
+    """Every decoder block's own learned, normalised mix of encoder feature maps (CrossMAE, section 3.3).
 
-    def __init__(self, blocks: int, maps: int, width: int, eps: float) -> None:
+    ``last_norm`` False leaves the last block's mix as it is.
+    """
+
+    def __init__(self, blocks: int, maps: int, width: int, eps: float, last_norm: bool = True) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.empty(blocks, maps))
-        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for _ in range(blocks))
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for _ in range(blocks - (not last_norm)))
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, maps: list[Tensor], attentions: list[CrossAttention]) -> list[tuple[Tensor, Projection | None]]:
         """Maps, each ``(B, K, E)`` -> what each decoder block's attention takes, see ``keys_and_values_of_blocks``."""
         norms = [norm for norm in self.norms if isinstance(norm, nn.LayerNorm)]
-        scale, shift = torch.stack([norm.weight for norm in norms]), torch.stack([norm.bias for norm in norms])
+        none = self.weight.new_empty(0, maps[0].shape[-1])
+        scale = torch.stack([norm.weight for norm in norms]) if norms else none
+        shift = torch.stack([norm.bias for norm in norms]) if norms else none
         kv, proj = [each.kv for each in attentions], [each.proj for each in attentions]
         return keys_and_values_of_blocks(maps, self.weight, scale, shift, kv, proj, self.eps)
 
@@ -56,28 +61,34 @@ class CrossMAEDecoder(nn.Module):
         super().__init__()
         width = config.decoder_width
         self.config = config
-        self.mask_token = learned_token(width)
-        self.register_buffer("positions", sincos_positions(width, config.grid))
+        self.mask_token = learned_tokens(1, width)
+        register_positions(self, config.decoder_pos_embed, width, config.grid, config.decoder_class_tokens)
         self.mixing = (
             None
             if config.feature_maps is None
-            else FeatureMixing(config.decoder_depth, len(config.feature_maps), config.encoder_width, config.norm_eps)
+            else FeatureMixing(
+                config.decoder_depth,
+                len(config.feature_maps),
+                config.encoder_width,
+                config.decoder_eps,
+                config.last_mix_norm,
+            )
         )
         self.blocks = nn.ModuleList(CrossAttentionBlock(config) for _ in range(config.decoder_depth))
-        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.norm = nn.LayerNorm(width, eps=config.decoder_eps)
         self.head = nn.Linear(width, config.patch_values)
         self.blocks.apply(initialize)
         self.head.apply(initialize)
 
     def forward(self, maps: list[Tensor], masking: Masking) -> Tensor:
-        """Feature maps, each ``(B, V + 1, E)`` -> predicted patches ``(B, Q, P)``."""
+        """Feature maps, each ``(B, K, E)`` -> predicted patches ``(B, Q, P)``."""
         for x in self.residuals(maps, masking):
             last = x
         return self.pixels(last, masking)
 
     def residuals(self, maps: list[Tensor], masking: Masking) -> Iterator[Tensor]:
         """The residual ``(B, Q, D)`` as each block in turn leaves it."""
-        x = to_residual((self.mask_token + self.positions[:, 1:])[0], self.config)
+        x = to_residual((self.mask_token + self.positions[:, self.config.class_tokens :])[0], self.config)
         ids: Tensor | None = masking.predicted_ids
         for block, (keys_and_values, proj) in zip(self.blocks, self.keys_and_values(maps), strict=True):
             x = run_block(block, self.config.gradient_checkpointing, x, keys_and_values, ids, proj)
@@ -89,7 +100,7 @@ class CrossMAEDecoder(nn.Module):
         return ck.norm_linear(x, self.head.weight, self.head.bias, self.norm.weight, self.norm.bias, self.norm.eps)
 
     def keys_and_values(self, maps: list[Tensor]) -> list[tuple[Tensor, Projection | None]]:
-        """Keys and values ``(B, V + 1, 2 D)`` of every block, which depend on no query, and the layer behind them."""
+        """Keys and values ``(B, K, 2 D)`` of every block, which depend on no query, and the layer behind them."""
         attentions = [block.cross_attn for block in self._blocks()]
         if self.mixing is None:
             return [(attention.kv(maps[-1]), None) for attention in attentions]
@@ -102,7 +113,8 @@ class CrossMAEDecoder(nn.Module):
 class MAEDecoder(nn.Module):
     """Self-attention blocks over visible tokens and mask tokens, then a linear head to pixels.
 
-    Like the original it decodes every token, the visible ones too, whatever is asked for.
+    Like the original it decodes every token, the visible ones too, whatever is asked for. Of T tokens L are patches and
+    the others class tokens.
     """
 
     positions: Tensor
@@ -112,36 +124,39 @@ class MAEDecoder(nn.Module):
         width = config.decoder_width
         self.config = config
         self.embed = nn.Linear(config.encoder_width, width)
-        self.mask_token = learned_token(width)
-        self.register_buffer("positions", sincos_positions(width, config.grid))
+        self.mask_token = learned_tokens(1, width)
+        register_positions(self, config.decoder_pos_embed, width, config.grid, config.decoder_class_tokens)
         self.blocks = nn.ModuleList(
-            SelfAttentionBlock(config, width, config.decoder_heads) for _ in range(config.decoder_depth)
+            SelfAttentionBlock(config, width, config.decoder_heads, config.decoder_eps)
+            for _ in range(config.decoder_depth)
         )
-        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.norm = nn.LayerNorm(width, eps=config.decoder_eps)
         self.head = nn.Linear(width, config.patch_values)
         self.apply(initialize)
 
     def forward(self, maps: list[Tensor], masking: Masking) -> Tensor:
-        """The encoder's output, one map ``(B, V + 1, E)`` -> predicted patches ``(B, Q, P)``."""
+        """The encoder's output, one map ``(B, K, E)`` -> predicted patches ``(B, Q, P)``."""
         for x in self.residuals(maps, masking):
             last = x
         return self.pixels(last, masking)
 
     def residuals(self, maps: list[Tensor], masking: Masking) -> Iterator[Tensor]:
-        """The residual ``(B, L + 1, D)`` as each block in turn leaves it."""
-        visible = self.embed(maps[-1])
-        tokens = self.mask_token.to(visible.dtype).expand(visible.shape[0], self.positions.shape[1] - 1, -1)
-        tokens = tokens.scatter(1, _rows(masking.visible_ids, visible), visible[:, 1:])
-        x = torch.cat([visible[:, :1], tokens], dim=1) + self.positions
+        """The residual ``(B, T, D)`` as each block in turn leaves it."""
+        config, kept = self.config, self.config.decoder_class_tokens
+        visible = self.embed(maps[-1][:, config.class_tokens - kept :])
+        tokens = self.mask_token.to(visible.dtype).expand(visible.shape[0], config.patches, -1)
+        tokens = tokens.scatter(1, _rows(masking.visible_ids, visible), visible[:, kept:])
+        x = torch.cat([visible[:, :kept], tokens], dim=1) + self.positions
         x = to_residual(x, self.config)
         for block in self.blocks:
             x = run_block(block, self.config.gradient_checkpointing, x)
             yield x
 
     def pixels(self, x: Tensor, masking: Masking) -> Tensor:
-        """The residual ``(B, L + 1, D)`` behind any block -> the patches to predict ``(B, Q, P)``."""
+        """The residual ``(B, T, D)`` behind any block -> the patches to predict ``(B, Q, P)``."""
         norm, head = self.norm, self.head
-        patches = ck.norm_linear(x, head.weight, head.bias, norm.weight, norm.bias, norm.eps)[:, 1:]
+        tokens = ck.norm_linear(x, head.weight, head.bias, norm.weight, norm.bias, norm.eps)
+        patches = tokens[:, self.config.decoder_class_tokens :]
         return patches.gather(1, _rows(masking.predicted_ids, patches))
 
 

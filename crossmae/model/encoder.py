@@ -1,5 +1,7 @@
 """The encoder: a vision transformer that sees visible patches only and returns its feature maps."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -7,24 +9,26 @@ import crossmae_kernels as ck
 from crossmae.model.blocks import (
     SelfAttentionBlock,
     initialize,
-    learned_token,
+    learned_tokens,
+    register_positions,
     run_block,
     to_residual,
 )
 from crossmae.model.config import Config
-from crossmae.model.positions import sincos_positions
+from crossmae.model.positions import interpolate_positions
+from crossmae.model.values import pair
 
 
 class PatchEmbedding(nn.Module):
     """One linear layer from the pixels of a patch; only the requested patches are embedded.
 
-    The weight keeps the layout of a convolution ``(E, C, p, p)``, as ViT and MAE checkpoints have it.
+    The weight keeps the layout of a convolution ``(E, C, p, q)``, as ViT and MAE checkpoints have it.
     """
 
-    def __init__(self, patch_size: int, channels: int, width: int) -> None:
+    def __init__(self, patch_size: int | tuple[int, int], channels: int, width: int) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.weight = nn.Parameter(torch.empty(width, channels, patch_size, patch_size))
+        self.weight = nn.Parameter(torch.empty(width, channels, *pair(patch_size)))
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.xavier_uniform_(self.weight.view(width, -1))
 
@@ -35,7 +39,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Vision transformer over visible patches and a class token."""
+    """Vision transformer over class tokens, one as a rule, and visible patches: K tokens in all, class tokens first."""
 
     positions: Tensor
 
@@ -44,45 +48,53 @@ class Encoder(nn.Module):
         width = config.encoder_width
         self.config = config
         self.patch_embed = PatchEmbedding(config.patch_size, config.channels, width)
-        self.cls_token = learned_token(width)
-        self.register_buffer("positions", sincos_positions(width, config.grid))
+        self.cls_token = learned_tokens(config.class_tokens, width)
+        register_positions(self, config.pos_embed, width, config.grid, config.class_tokens)
         deepest = max(config.encoder_depth - 1, 1)
+        rates = [config.drop_path * depth / deepest for depth in range(config.encoder_depth)]
         self.blocks = nn.ModuleList(
-            SelfAttentionBlock(config, width, config.encoder_heads, drop_path=config.drop_path * depth / deepest)
-            for depth in range(config.encoder_depth)
+            SelfAttentionBlock(config, width, config.encoder_heads, config.norm_eps, rate) for rate in rates
         )
-        # With inter-block attention every decoder block norms its own mix of maps; there is no norm here.
-        self.norm = nn.LayerNorm(width, eps=config.norm_eps) if config.feature_maps is None else nn.Identity()
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps) if config.norms_last_map else nn.Identity()
         self.blocks.apply(initialize)
 
     def forward(
         self, images: Tensor, visible_ids: Tensor, mean: Tensor | None = None, std: Tensor | None = None
     ) -> list[Tensor]:
-        """Images ``(B, C, H, W)``, ids ``(B, V)`` -> the chosen maps, each ``(B, V + 1, E)``, class token first.
+        """Images ``(B, C, H, W)``, ids ``(B, V)`` -> the chosen maps, each ``(B, K, E)``.
 
         ``mean`` and ``std`` ``(C,)`` are for uint8 images, as ``crossmae_kernels.gather_patches`` takes them.
         """
-        x = self._tokens(images, visible_ids, mean, std)
-        maps = [x]
-        for block in self.blocks:
-            x = run_block(block, self.config.gradient_checkpointing, x)
-            maps.append(x)
+        maps = [*self._maps(self._tokens(images, visible_ids, self.positions, mean, std))]
+        maps[-1] = self.norm(maps[-1])
         chosen = self.config.feature_maps
-        return [self.norm(x)] if chosen is None else [maps[index] for index in chosen]
+        return maps[-1:] if chosen is None else [maps[index] for index in chosen]
 
-    def encode(self, images: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
-        """Final features ``(B, L + 1, E)``, class token first, of all patches of images ``(B, C, H, W)``."""
-        patches = self.positions.shape[1] - 1
-        x = self._tokens(images, torch.arange(patches, device=images.device).expand(images.shape[0], -1), mean, std)
+    def maps_of_whole_images(
+        self, images: Tensor, mean: Tensor | None = None, std: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """All patches of images ``(B, C, H, W)`` -> the input of the first block, and the output of each, without norm.
+
+        Positions are interpolated for images of another size than the configuration's.
+        """
+        config, (height, width) = self.config, pair(self.config.patch_size)
+        grid, positions = (images.shape[2] // height, images.shape[3] // width), self.positions
+        if grid != config.grid:
+            positions = interpolate_positions(positions, config.grid, grid, config.class_tokens)
+        ids = torch.arange(grid[0] * grid[1], device=images.device).expand(images.shape[0], -1)
+        return self._maps(self._tokens(images, ids, positions, mean, std))
+
+    def _tokens(
+        self, images: Tensor, ids: Tensor, positions: Tensor, mean: Tensor | None, std: Tensor | None
+    ) -> Tensor:
+        first = self.config.class_tokens
+        patches = to_residual(self.patch_embed(images, ids, mean, std) + positions[0, first:][ids], self.config)
+        # Without a position of their own: fresh sin-cos tables hold zeros for class tokens, loaded ones may not.
+        class_tokens = self.cls_token + positions[:, :first] if self.config.embeds_class else self.cls_token
+        return torch.cat([class_tokens.to(patches.dtype).expand(patches.shape[0], -1, -1), patches], dim=1)
+
+    def _maps(self, x: Tensor) -> Iterator[Tensor]:
+        yield x
         for block in self.blocks:
             x = run_block(block, self.config.gradient_checkpointing, x)
-        return self.norm(x)
-
-    def _tokens(self, images: Tensor, ids: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
-        patches = to_residual(self.patch_embed(images, ids, mean, std) + self.positions[0, 1:][ids], self.config)
-        class_token: Tensor = self.cls_token
-        if self.config.decoder != "crossmae":
-            # CrossMAE's release gives the class token no position, where MAE and ViTs that are encoders alone do. Fresh
-            # tables hold zeros for it, loaded ones may not.
-            class_token = class_token + self.positions[:, :1]
-        return torch.cat([class_token.to(patches.dtype).expand(patches.shape[0], -1, -1), patches], dim=1)
+            yield x

@@ -12,6 +12,7 @@ from crossmae.masking import grid_stride, mask_counts
 from crossmae.measure import bytes_saved_for_backward
 from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config
+from crossmae.model.values import pair
 from crossmae.training.recipe import Recipe, between
 
 GIB = 2**30
@@ -113,18 +114,26 @@ def describe(plan: Plan) -> str:
     recipe, config = plan.recipe, plan.config
     mask_ratio, prediction_ratio = plan.ratios(0)
     visible, predicted = mask_counts(config.patches, mask_ratio, prediction_ratio)
+    height, width = pair(config.patch_size)
+    sides = height if height == width else f"{height} x {width}"
     parameters, kept = _memory(plan)
     last_ratios = plan.ratios(plan.steps - 1)
     changing = "" if last_ratios == plan.ratios(0) else f", at the end {last_ratios[0]:g} and {last_ratios[1]:g}"
     macs = decoder_macs(config, prediction_ratio, mask_ratio)
     mae = Config.from_dict(
-        {**config.to_dict(), "decoder": "mae", "feature_maps": None, "decoder_self_attention": False}
+        {
+            **config.to_dict(),
+            "decoder": "mae",
+            "feature_maps": None,
+            "decoder_self_attention": False,
+            "last_mix_norm": True,
+        }
     )
     rows = [
         ("model", f"{recipe.model}, {parameters / 1e6:,.1f} M parameters"),
         ("images", f"{plan.images:,} of {config.image_size[0]} x {config.image_size[1]}, {config.channels} channels"),
         *([("pixels", plan.found)] if plan.found else []),
-        ("patches", f"{config.patches} of {config.patch_size} px: {visible} seen, {predicted} predicted"),
+        ("patches", f"{config.patches} of {sides} px: {visible} seen, {predicted} predicted"),
         ("masks", recipe.masking),
         ("ratios", f"mask {mask_ratio:g}, prediction {prediction_ratio:g}{changing}"),
         (

@@ -92,9 +92,9 @@ def required_bits(launch: Launch) -> tuple[int, int]:
         return line, line
     if launch.name == "gather_backward_kernel":
         # Rows of three channels are read one value at a time, side by side; ids have 64 bits.
-        return 64, _line_bits(constants["PATCH"], launch.signature["dimages"])
-    if "PATCH" in constants:
-        return max(64, _line_bits(constants["PATCH"], launch.signature["images"])), 0
+        return 64, _line_bits(constants["PATCH_W"], launch.signature["dimages"])
+    if "PATCH_W" in constants:
+        return max(64, _line_bits(constants["PATCH_W"], launch.signature["images"])), 0
     if constants.get("INNER", 16) % 16:
         return 0, 0  # nothing is known of where rows begin
     return 128, STORE_BITS.get(launch.name, 0)

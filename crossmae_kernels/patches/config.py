@@ -35,9 +35,9 @@ class PatchTiles(Configuration):
     num_warps: int
 
 
-def tile_size(channels: int, patch_size: int) -> int:
+def tile_size(channels: int, sides: tuple[int, int]) -> int:
     """Values of one patch, each of its three dimensions padded."""
-    return power_of_two(channels) * power_of_two(patch_size) ** 2
+    return power_of_two(channels) * power_of_two(sides[0]) * power_of_two(sides[1])
 
 
 @functools.cache
@@ -58,14 +58,16 @@ def candidates(size: int) -> list[PatchTiles]:
     ]
 
 
-def refusals(images: Tensor, patch_size: int, mean: Tensor | None, std: Tensor | None, rows: torch.dtype) -> list[str]:
+def refusals(
+    images: Tensor, sides: tuple[int, int], mean: Tensor | None, std: Tensor | None, rows: torch.dtype
+) -> list[str]:
     """Every reason why neither kernel can serve a call with these images, and rows of that dtype."""
     pixels = [] if images.dtype == torch.uint8 else [images.dtype]
     reasons = machine_refusals(images.device, *pixels, rows)
-    if tile_size(images.shape[1], patch_size) > LARGEST_TILE:
+    if tile_size(images.shape[1], sides) > LARGEST_TILE:
         reasons.append(
             f"kernels take patches of up to {LARGEST_TILE} values with channels and sides padded to powers of two,"
-            f" these have {images.shape[1]} x {patch_size} x {patch_size}"
+            f" these have {images.shape[1]} x {sides[0]} x {sides[1]}"
         )
     if need_gradient(mean, std):
         reasons.append("the kernels have no gradient to mean and std, and these need one")
@@ -73,10 +75,10 @@ def refusals(images: Tensor, patch_size: int, mean: Tensor | None, std: Tensor |
 
 
 def loss_refusals(
-    images: Tensor, patch_size: int, mean: Tensor | None, std: Tensor | None, rows: torch.dtype
+    images: Tensor, sides: tuple[int, int], mean: Tensor | None, std: Tensor | None, rows: torch.dtype
 ) -> list[str]:
     """The same of the loss, whose kernel has no gradient to the images."""
-    reasons = refusals(images, patch_size, mean, std, rows)
+    reasons = refusals(images, sides, mean, std, rows)
     if need_gradient(images):
         reasons.append("the kernels have no gradient to the images, and these need one")
     return reasons

@@ -40,19 +40,19 @@ COUNTS = ["total", "per_image", "patches", "columns", "ids_image"]
 
 
 @triton.jit
-def pixel_places(PATCH: tl.constexpr, BLOCK_P: tl.constexpr):
+def pixel_places(PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
     """Row and column of each pixel of a padded patch, and whether it is one of the patch's own."""
-    pixels = tl.arange(0, BLOCK_P * BLOCK_P)
-    rows, columns = pixels // BLOCK_P, pixels % BLOCK_P
-    return rows, columns, (rows < PATCH) & (columns < PATCH)
+    pixels = tl.arange(0, BLOCK_H * BLOCK_W)
+    rows, columns = pixels // BLOCK_W, pixels % BLOCK_W
+    return rows, columns, (rows < PATCH_H) & (columns < PATCH_W)
 
 
 @triton.jit
 def load_pixels(
     images, ids, mean, std, first, total, per_image, patches, columns, ids_image,
     image_stride, channel_stride, row_stride, column_stride,
-    CHANNELS: tl.constexpr, PATCH: tl.constexpr,
-    PATCHES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, WIDE: tl.constexpr,
+    CHANNELS: tl.constexpr, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, PATCHES: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Patches ``first`` to ``first + PATCHES`` as a tile (lines, pixels), 0 around them, and where they are in it."""
     lines = tl.arange(0, PATCHES * BLOCK_C)
@@ -62,8 +62,8 @@ def load_pixels(
     picked = tl.load(ids + image * ids_image + number % per_image, mask=inside, other=0)
     known = (picked >= 0) & (picked < patches)
     picked = picked.to(tl.int32)
-    row, column, within = pixel_places(PATCH, BLOCK_P)
-    top, left = picked // columns * PATCH, picked % columns * PATCH
+    row, column, within = pixel_places(PATCH_H, PATCH_W, BLOCK_H, BLOCK_W)
+    top, left = picked // columns * PATCH_H, picked % columns * PATCH_W
     if WIDE:
         channel, top, left = channel.to(tl.int64), top.to(tl.int64), left.to(tl.int64)
         row, column = row.to(tl.int64), column.to(tl.int64)
@@ -84,24 +84,24 @@ def load_pixels(
 
 
 @triton.jit
-def to_points(tile, PATCHES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+def to_points(tile, PATCHES: tl.constexpr, BLOCK_C: tl.constexpr, PIXELS: tl.constexpr):
     """(lines, pixels) -> (points, channels)."""
-    tile = tl.reshape(tile, (PATCHES, BLOCK_C, BLOCK_P * BLOCK_P))
-    return tl.reshape(tl.permute(tile, (0, 2, 1)), (PATCHES * BLOCK_P * BLOCK_P, BLOCK_C))
+    tile = tl.reshape(tile, (PATCHES, BLOCK_C, PIXELS))
+    return tl.reshape(tl.permute(tile, (0, 2, 1)), (PATCHES * PIXELS, BLOCK_C))
 
 
 @triton.jit
 def row_places(
-    count, CHANNELS: tl.constexpr, PATCH: tl.constexpr,
-    PATCHES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    count, CHANNELS: tl.constexpr, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, PATCHES: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """Offsets of a tile (points, channels) in dense rows, and which of it belong to the first ``count`` rows."""
-    points = tl.arange(0, PATCHES * BLOCK_P * BLOCK_P)
-    patch, pixel = points // (BLOCK_P * BLOCK_P), points % (BLOCK_P * BLOCK_P)
-    row, column = pixel // BLOCK_P, pixel % BLOCK_P
+    points = tl.arange(0, PATCHES * BLOCK_H * BLOCK_W)
+    patch, pixel = points // (BLOCK_H * BLOCK_W), points % (BLOCK_H * BLOCK_W)
+    row, column = pixel // BLOCK_W, pixel % BLOCK_W
     channel = tl.arange(0, BLOCK_C)
-    offsets = patch * (PATCH * PATCH * CHANNELS) + (row * PATCH + column) * CHANNELS
-    inside = (patch < count) & (row < PATCH) & (column < PATCH)
+    offsets = patch * (PATCH_H * PATCH_W * CHANNELS) + (row * PATCH_W + column) * CHANNELS
+    inside = (patch < count) & (row < PATCH_H) & (column < PATCH_W)
     return offsets[:, None] + channel[None, :], inside[:, None] & (channel < CHANNELS)[None, :]
 
 
@@ -109,35 +109,36 @@ def row_places(
 def gather_forward_kernel(
     images, ids, mean, std, out, total, per_image, patches, columns, ids_image,
     image_stride, channel_stride, row_stride, column_stride,
-    CHANNELS: tl.constexpr, PATCH: tl.constexpr,
-    PATCHES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, WIDE: tl.constexpr,
+    CHANNELS: tl.constexpr, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, PATCHES: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Program (group of patches)."""
     first = tl.program_id(0) * PATCHES
     tile, _ = load_pixels(
         images, ids, mean, std, first, total, per_image, patches, columns, ids_image,
         image_stride, channel_stride, row_stride, column_stride,
-        CHANNELS, PATCH, PATCHES, BLOCK_C, BLOCK_P, WIDE,
+        CHANNELS, PATCH_H, PATCH_W, PATCHES, BLOCK_C, BLOCK_H, BLOCK_W, WIDE,
     )  # fmt: skip
-    offsets, inside = row_places(total - first, CHANNELS, PATCH, PATCHES, BLOCK_C, BLOCK_P)
-    out += first.to(tl.int64) * (PATCH * PATCH * CHANNELS)
-    tl.store(out + offsets, to_points(tile.to(out.dtype.element_ty), PATCHES, BLOCK_C, BLOCK_P), mask=inside)
+    offsets, inside = row_places(total - first, CHANNELS, PATCH_H, PATCH_W, PATCHES, BLOCK_C, BLOCK_H, BLOCK_W)
+    out += first.to(tl.int64) * (PATCH_H * PATCH_W * CHANNELS)
+    points = to_points(tile.to(out.dtype.element_ty), PATCHES, BLOCK_C, BLOCK_H * BLOCK_W)
+    tl.store(out + offsets, points, mask=inside)
 
 
 @triton.jit(do_not_specialize=[*COUNTS, "dout_image"])
 def gather_backward_kernel(
     dout, ids, dimages, per_image, patches, columns, ids_image, dout_image, dout_row,
     image_stride, channel_stride, row_stride,
-    CHANNELS: tl.constexpr, PATCH: tl.constexpr,
-    BLOCK_IDS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, WIDE: tl.constexpr,
+    CHANNELS: tl.constexpr, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, BLOCK_IDS: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Program (one patch of one image), named or not: the sum of its rows in the order of the ids, or zeros."""
     image = (tl.program_id(0) // patches).to(tl.int64)
     patch = tl.program_id(0) % patches
     ids += image * ids_image
     dout += image * dout_image
-    offsets, inside = row_places(1, CHANNELS, PATCH, 1, BLOCK_C, BLOCK_P)
-    total = tl.zeros((BLOCK_P * BLOCK_P, BLOCK_C), dtype=tl.float32)
+    offsets, inside = row_places(1, CHANNELS, PATCH_H, PATCH_W, 1, BLOCK_C, BLOCK_H, BLOCK_W)
+    total = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_C), dtype=tl.float32)
     for first in range(0, per_image, BLOCK_IDS):
         places = first + tl.arange(0, BLOCK_IDS)
         named = tl.load(ids + places, mask=places < per_image, other=-1) == patch
@@ -146,8 +147,8 @@ def gather_backward_kernel(
             total += tl.load(dout + place.to(tl.int64) * dout_row + offsets, mask=inside, other=0.0).to(tl.float32)
             place = tl.min(tl.where(named & (places > place), places, per_image))
     channel = tl.arange(0, BLOCK_C)
-    row, column, within = pixel_places(PATCH, BLOCK_P)
-    top, left = patch // columns * PATCH, patch % columns * PATCH
+    row, column, within = pixel_places(PATCH_H, PATCH_W, BLOCK_H, BLOCK_W)
+    top, left = patch // columns * PATCH_H, patch % columns * PATCH_W
     if WIDE:
         channel, top, row = channel.to(tl.int64), top.to(tl.int64), row.to(tl.int64)
     dimages += image * image_stride + top * row_stride + left
@@ -160,27 +161,28 @@ def gather_backward_kernel(
 def loss_forward_kernel(
     images, ids, mean, std, prediction, losses, difference, total, per_image, patches, columns, ids_image,
     image_stride, channel_stride, row_stride, column_stride,
-    NORMALIZE: tl.constexpr, EPS: tl.constexpr, CHANNELS: tl.constexpr, PATCH: tl.constexpr,
-    PATCHES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, WIDE: tl.constexpr,
+    NORMALIZE: tl.constexpr, EPS: tl.constexpr,
+    CHANNELS: tl.constexpr, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, PATCHES: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Program (group of patches): loss of each, and where it is wanted prediction minus target."""
-    VALUES: tl.constexpr = PATCH * PATCH * CHANNELS
+    VALUES: tl.constexpr = PATCH_H * PATCH_W * CHANNELS
     first = tl.program_id(0) * PATCHES
     target, there = load_pixels(
         images, ids, mean, std, first, total, per_image, patches, columns, ids_image,
         image_stride, channel_stride, row_stride, column_stride,
-        CHANNELS, PATCH, PATCHES, BLOCK_C, BLOCK_P, WIDE,
+        CHANNELS, PATCH_H, PATCH_W, PATCHES, BLOCK_C, BLOCK_H, BLOCK_W, WIDE,
     )  # fmt: skip
     target = target.to(tl.float32)
     if NORMALIZE:
         target = standardized(target, there, VALUES, EPS, PATCHES)
-    target = to_points(target, PATCHES, BLOCK_C, BLOCK_P)
-    offsets, inside = row_places(total - first, CHANNELS, PATCH, PATCHES, BLOCK_C, BLOCK_P)
+    target = to_points(target, PATCHES, BLOCK_C, BLOCK_H * BLOCK_W)
+    offsets, inside = row_places(total - first, CHANNELS, PATCH_H, PATCH_W, PATCHES, BLOCK_C, BLOCK_H, BLOCK_W)
     start = first.to(tl.int64) * VALUES
     error = tl.load(prediction + start + offsets, mask=inside, other=0.0).to(tl.float32) - target
     if difference is not None:
         tl.store(difference + start + offsets, error.to(difference.dtype.element_ty), mask=inside)
-    squares = tl.reshape(tl.where(inside, error * error, 0.0), (PATCHES, BLOCK_P * BLOCK_P * BLOCK_C))
+    squares = tl.reshape(tl.where(inside, error * error, 0.0), (PATCHES, BLOCK_H * BLOCK_W * BLOCK_C))
     number = first + tl.arange(0, PATCHES)
     tl.store(losses + number, tl.sum(squares, axis=1) * (1 / VALUES), mask=number < total)
 
@@ -221,29 +223,29 @@ BLOCK_IDS = 128
 
 
 def gather_forward(
-    images: Tensor, ids: Tensor, mean: Tensor | None, std: Tensor | None, patch_size: int, dtype: torch.dtype
+    images: Tensor, ids: Tensor, mean: Tensor | None, std: Tensor | None, height: int, width: int, dtype: torch.dtype
 ) -> Tensor:
     """Rows ``(B, V, P)`` in the given dtype."""
-    out = images.new_empty(*ids.shape, images.shape[1] * patch_size**2, dtype=dtype)
+    out = images.new_empty(*ids.shape, images.shape[1] * height * width, dtype=dtype)
     if out.numel():
-        _launch_on_pixels(gather_forward_kernel, "gather_forward", images, ids, mean, std, patch_size, out)
+        _launch_on_pixels(gather_forward_kernel, "gather_forward", images, ids, mean, std, (height, width), out)
     return out
 
 
 def gather_backward(
-    dout: Tensor, ids: Tensor, image_shape: Sequence[int], patch_size: int, dtype: torch.dtype
+    dout: Tensor, ids: Tensor, image_shape: Sequence[int], height: int, width: int, dtype: torch.dtype
 ) -> Tensor:
     """Gradient of images of the given shape and dtype; each of its elements is written once."""
     dimages = dout.new_empty(image_shape, dtype=dtype)
     if dimages.numel():
         dout, ids = unit_stride(dout), unit_stride(ids)
-        patches, columns = _grid(dimages, patch_size)
-        size = tile_size(dimages.shape[1], patch_size)
+        patches, columns = _grid(dimages, (height, width))
+        size = tile_size(dimages.shape[1], (height, width))
         with on_device_of(dout):
             gather_backward_kernel[(len(dimages) * patches,)](
                 dout, ids, dimages,
                 ids.shape[1], patches, columns, ids.stride(0), dout.stride(0), dout.stride(1), *dimages.stride()[:3],
-                **_constants(dimages, patch_size), BLOCK_IDS=BLOCK_IDS, num_warps=tiles(size).num_warps,
+                **_constants(dimages, (height, width)), BLOCK_IDS=BLOCK_IDS, num_warps=tiles(size).num_warps,
             )  # fmt: skip
     return dimages
 
@@ -254,7 +256,8 @@ def loss_forward(
     ids: Tensor,
     mean: Tensor | None,
     std: Tensor | None,
-    patch_size: int,
+    height: int,
+    width: int,
     normalize: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor | None]:
@@ -264,8 +267,8 @@ def loss_forward(
     difference = torch.empty_like(prediction) if save else None
     if losses.numel():
         _launch_on_pixels(
-            loss_forward_kernel, "loss_forward", images, ids, mean, std, patch_size, prediction, losses, difference,
-            NORMALIZE=normalize, EPS=VARIANCE_EPS,
+            loss_forward_kernel, "loss_forward", images, ids, mean, std, (height, width), prediction, losses,
+            difference, NORMALIZE=normalize, EPS=VARIANCE_EPS,
         )  # fmt: skip
     return losses, difference
 
@@ -294,7 +297,7 @@ def _launch_on_pixels(
     ids: Tensor,
     mean: Tensor | None,
     std: Tensor | None,
-    patch_size: int,
+    sides: tuple[int, int],
     *others: Tensor | None,
     **constants: object,
 ) -> None:
@@ -302,8 +305,8 @@ def _launch_on_pixels(
     ids = unit_stride(ids)
     mean, std = unit_stride_optional(mean), unit_stride_optional(std)
     total = ids.numel()
-    counts = (total, ids.shape[1], *_grid(images, patch_size), ids.stride(0))
-    constants |= _constants(images, patch_size)
+    counts = (total, ids.shape[1], *_grid(images, sides), ids.stride(0))
+    constants |= _constants(images, sides)
 
     def run(choice: PatchTiles) -> None:
         kernel[(blocks(total, choice.patches),)](
@@ -311,7 +314,7 @@ def _launch_on_pixels(
         )
 
     channels = images.shape[1]
-    _launch(name, tile_size(channels, patch_size), (channels, patch_size), run, images, *others)
+    _launch(name, tile_size(channels, sides), (channels, *sides), run, images, *others)
 
 
 def _launch(
@@ -331,18 +334,20 @@ def _launch(
             run(choice)
 
 
-def _grid(images: Tensor, patch_size: int) -> tuple[int, int]:
+def _grid(images: Tensor, sides: tuple[int, int]) -> tuple[int, int]:
     """Patches of an image, and how many of them lie side by side."""
-    columns = images.shape[3] // patch_size
-    return images.shape[2] // patch_size * columns, columns
+    columns = images.shape[3] // sides[1]
+    return images.shape[2] // sides[0] * columns, columns
 
 
-def _constants(images: Tensor, patch_size: int) -> dict[str, object]:
+def _constants(images: Tensor, sides: tuple[int, int]) -> dict[str, object]:
     """What a kernel is compiled for, by the images it reads or writes."""
     return {
         "CHANNELS": images.shape[1],
-        "PATCH": patch_size,
+        "PATCH_H": sides[0],
+        "PATCH_W": sides[1],
         "BLOCK_C": power_of_two(images.shape[1]),
-        "BLOCK_P": power_of_two(patch_size),
+        "BLOCK_H": power_of_two(sides[0]),
+        "BLOCK_W": power_of_two(sides[1]),
         "WIDE": needs_wide_offsets(images, dims=3),
     }

@@ -14,51 +14,51 @@ from crossmae_kernels.runtime.operators import Operator, need_gradient
 
 
 def gather_patches(
-    images: Tensor, ids: Tensor, patch_size: int, mean: Tensor | None, std: Tensor | None, dtype: torch.dtype
+    images: Tensor, ids: Tensor, sides: tuple[int, int], mean: Tensor | None, std: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """See ``crossmae_kernels.gather_patches``; arguments are taken as checked. Rows come in ``dtype``."""
-    return _gather(images, ids, mean, std, patch_size, dtype)
+    return _gather(images, ids, mean, std, *sides, dtype)
 
 
 def patch_loss(
     prediction: Tensor,
     images: Tensor,
     predicted_ids: Tensor,
-    patch_size: int,
+    sides: tuple[int, int],
     normalize: bool,
     mean: Tensor | None,
     std: Tensor | None,
 ) -> Tensor:
     """See ``crossmae_kernels.patch_loss``; arguments are taken as checked. The loss of each patch, ``(B, Q)``."""
     save = need_gradient(prediction)
-    return _loss(prediction, images, predicted_ids, mean, std, patch_size, normalize, save)
+    return _loss(prediction, images, predicted_ids, mean, std, *sides, normalize, save)
 
 
 def _gather_fake(
-    images: Tensor, ids: Tensor, mean: Tensor | None, std: Tensor | None, patch_size: int, dtype: torch.dtype
+    images: Tensor, ids: Tensor, mean: Tensor | None, std: Tensor | None, height: int, width: int, dtype: torch.dtype
 ) -> Tensor:
-    return images.new_empty(*ids.shape, images.shape[1] * patch_size**2, dtype=dtype)
+    return images.new_empty(*ids.shape, images.shape[1] * height * width, dtype=dtype)
 
 
 def _gather_backward_fake(
-    dout: Tensor, ids: Tensor, image_shape: Sequence[int], patch_size: int, dtype: torch.dtype
+    dout: Tensor, ids: Tensor, image_shape: Sequence[int], height: int, width: int, dtype: torch.dtype
 ) -> Tensor:
     return dout.new_empty(image_shape, dtype=dtype)
 
 
 def _gather_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    images, ids, _, _, ctx.patch_size, _ = inputs
+    images, ids, _, _, *ctx.sides, _ = inputs
     ctx.image_shape, ctx.dtype = images.shape, images.dtype
     ctx.save_for_backward(ids)
 
 
 def _gather_gradients(ctx: Any, output_mask: list[bool], dout: Tensor) -> tuple[Tensor]:
     (ids,) = ctx.saved_tensors
-    return (_gather_backward(dout, ids, ctx.image_shape, ctx.patch_size, ctx.dtype),)
+    return (_gather_backward(dout, ids, ctx.image_shape, *ctx.sides, ctx.dtype),)
 
 
 def _gather_backward_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    dout, ids, _, ctx.patch_size, _ = inputs
+    dout, ids, _, *ctx.sides, _ = inputs
     ctx.dtype = dout.dtype
     ctx.save_for_backward(ids)
 
@@ -66,7 +66,7 @@ def _gather_backward_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> 
 def _gather_backward_gradients(ctx: Any, output_mask: list[bool], gradient: Tensor) -> tuple[Tensor]:
     # The gather is linear: its gradient's gradient is a gather again.
     (ids,) = ctx.saved_tensors
-    return (_gather(gradient, ids, None, None, ctx.patch_size, ctx.dtype),)
+    return (_gather(gradient, ids, None, None, *ctx.sides, ctx.dtype),)
 
 
 def _loss_fake(
@@ -75,7 +75,8 @@ def _loss_fake(
     ids: Tensor,
     mean: Tensor | None,
     std: Tensor | None,
-    patch_size: int,
+    height: int,
+    width: int,
     normalize: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor | None]:
@@ -102,20 +103,21 @@ def _loss_gradients(ctx: Any, output_mask: list[bool], upstream: Tensor) -> tupl
 
 
 _gather = Operator(
-    "gather_patches(Tensor images, Tensor ids, Tensor? mean, Tensor? std, int patch_size, ScalarType dtype) -> Tensor",
+    "gather_patches(Tensor images, Tensor ids, Tensor? mean, Tensor? std, int height, int width, ScalarType dtype)"
+    " -> Tensor",
     launcher="patches.kernels:gather_forward",
     fake=_gather_fake,
     flops=None,
 )
 _gather_backward = Operator(
-    "gather_patches_backward(Tensor dout, Tensor ids, SymInt[] image_shape, int patch_size, ScalarType dtype)"
+    "gather_patches_backward(Tensor dout, Tensor ids, SymInt[] image_shape, int height, int width, ScalarType dtype)"
     " -> Tensor",
     launcher="patches.kernels:gather_backward",
     fake=_gather_backward_fake,
     flops=None,
 )
 _loss = Operator(
-    "patch_loss(Tensor prediction, Tensor images, Tensor ids, Tensor? mean, Tensor? std, int patch_size,"
+    "patch_loss(Tensor prediction, Tensor images, Tensor ids, Tensor? mean, Tensor? std, int height, int width,"
     " bool normalize, bool save) -> (Tensor losses, Tensor difference)",
     launcher="patches.kernels:loss_forward",
     fake=_loss_fake,

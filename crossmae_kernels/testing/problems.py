@@ -7,6 +7,7 @@ take each path of the kernels at the least cost, also in Triton's interpreter; t
 from collections.abc import Collection
 from dataclasses import replace
 from itertools import product
+from math import prod
 
 import torch
 
@@ -248,7 +249,7 @@ def gather_patches(
     draw: Draw,
     batch: int,
     count: int,
-    patch_size: int,
+    patch_size: int | tuple[int, int],
     grid: tuple[int, int],
     channels: int = 3,
     pixels: torch.dtype | None = None,
@@ -265,7 +266,7 @@ def patch_loss(
     draw: Draw,
     batch: int,
     count: int,
-    patch_size: int,
+    patch_size: int | tuple[int, int],
     grid: tuple[int, int],
     channels: int = 3,
     pixels: torch.dtype | None = None,
@@ -273,7 +274,7 @@ def patch_loss(
     reduction: str = "none",
 ) -> Problem:
     """The same; a loss for each patch shows errors that a mean hides."""
-    arguments: dict[str, Argument] = {"prediction": draw.normal(batch, count, channels * patch_size**2)}
+    arguments: dict[str, Argument] = {"prediction": draw.normal(batch, count, channels * prod(_sides(patch_size)))}
     arguments |= _images(draw, batch, patch_size, grid, channels, pixels)
     arguments["predicted_ids"] = draw.ids(batch, count, grid[0] * grid[1])
     options = {"patch_size": patch_size, "normalize": normalize, "reduction": reduction}
@@ -283,9 +284,15 @@ def patch_loss(
 
 
 def _images(
-    draw: Draw, batch: int, patch_size: int, grid: tuple[int, int], channels: int, pixels: torch.dtype | None
+    draw: Draw,
+    batch: int,
+    patch_size: int | tuple[int, int],
+    grid: tuple[int, int],
+    channels: int,
+    pixels: torch.dtype | None,
 ) -> dict[str, Argument]:
-    shape = batch, channels, grid[0] * patch_size, grid[1] * patch_size
+    height, width = _sides(patch_size)
+    shape = batch, channels, grid[0] * height, grid[1] * width
     if pixels == torch.uint8:
         return {"images": draw.bytes(*shape), "mean": draw.uniform(channels) / 2, "std": draw.uniform(channels) / 4}
     # Neither mean 0 nor deviation 1.
@@ -293,6 +300,11 @@ def _images(
     return {"images": images if pixels is None else images.to(pixels), "mean": None, "std": None}
 
 
-def _patches_label(count: int, patch_size: int, channels: int, pixels: torch.dtype | None) -> str:
-    label = f"{count} patches of {channels} x {patch_size} x {patch_size}"
+def _sides(patch_size: int | tuple[int, int]) -> tuple[int, int]:
+    return patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)
+
+
+def _patches_label(count: int, patch_size: int | tuple[int, int], channels: int, pixels: torch.dtype | None) -> str:
+    height, width = _sides(patch_size)
+    label = f"{count} patches of {channels} x {height} x {width}"
     return label if pixels is None else f"{label}, {str(pixels).removeprefix('torch.')}"

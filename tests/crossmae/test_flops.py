@@ -47,6 +47,10 @@ def test_paper_convention():
         ("crossmae", {"image_size": (16, 40), "patch_size": 8}),
         ("mae", {}),
         ("mae", {"image_size": (16, 40), "patch_size": 8, "decoder_depth": 3}),
+        ("crossmae", {"class_tokens": 8, "last_mix_norm": False, "patch_size": (2, 8)}),
+        ("mae", {"class_tokens": 8}),
+        ("mae", {"decoder_class_token": False}),
+        ("crossmae", {"class_tokens": 0}),
     ],
 )
 def test_closed_form_equals_what_a_counter_sees(family, overrides, ratio, batch):
@@ -92,7 +96,7 @@ def macs_of_step(model, device="cpu"):
 def expected_macs(config, encoder_trains=True):
     """The same in closed form: every product has two gradients, but for those of what comes from outside."""
     visible, _ = mask_counts(config.patches, 0.75, 0.25)
-    width, tokens = config.encoder_width, visible + 1
+    width, tokens = config.encoder_width, visible + config.class_tokens
     embedding = BATCH * visible * config.patch_values * width
     blocks = BATCH * config.encoder_depth * (12 * tokens * width**2 + 2 * tokens**2 * width)
     decoder = executed_decoder_macs(config, BATCH)
@@ -109,6 +113,7 @@ FAMILIES = [
     ("crossmae", {"feature_maps": (0, 2), "hidden_layer": "save"}),
     ("crossmae", {"feature_maps": None}),
     ("crossmae", {"decoder_self_attention": True}),
+    ("crossmae", {"class_tokens": 8, "last_mix_norm": False}),
     ("mae", {}),
 ]
 

@@ -51,6 +51,15 @@ WRONG = {
     "residual ids": (lambda: ck.linear_residual(X, W, None, TABLE, IDS - 2), ValueError, r"residual_ids.*from -2"),
     "mlp": (lambda: ck.mlp(X, None, None, H, None, H, None), ValueError, r"fc2_weight .*\(16, 8\)"),
     "patch size": (lambda: ck.gather_patches(IMAGES, IDS, 3), ValueError, r"patch_size must divide .*8 x 8, got 3"),
+    "patch width": (
+        lambda: ck.gather_patches(IMAGES, IDS, (4, 3)), ValueError, r"must divide .*8 x 8, got \(4, 3\)"
+    ),
+    "patch height": (
+        lambda: ck.gather_patches(IMAGES, IDS, (0, 4)), ValueError, r"patch_size\[0\] must be a positive integer, got 0"
+    ),
+    "three sides": (
+        lambda: ck.gather_patches(IMAGES, IDS, (4, 4, 4)), TypeError, r"patch_size must be .* integer, got \(4, 4, 4\)"
+    ),
     "patch id": (lambda: ck.gather_patches(IMAGES, IDS + 4, 4), ValueError, r"ids must lie in \[0, 4\)"),
     "integer images": (lambda: ck.gather_patches(IMAGES.int(), IDS, 4), TypeError, r"images must be floating.*uint8"),
     "bytes alone": (lambda: ck.gather_patches(BYTES, IDS, 4), TypeError, r"mean must be a tensor.*; std must be"),
@@ -143,6 +152,21 @@ NOT_OF_KIND = {
     Tensor | Sequence[Tensor]: [None, 2.0, "x", [], [1.0], EIGHT_BITS, [EIGHT_BITS], (x for x in (H, H))],
     Sequence[Tensor]: [None, X, [], [1.0], "x", [EIGHT_BITS], {X}, (x for x in (X, X))],
     int: [None, 2.0, *NO_NUMBERS, 0, -1, torch.tensor([[1, 2], [3, 4]])],
+    int | tuple[int, int]: [
+        None,
+        2.0,
+        "1",
+        True,
+        torch.ones(()),
+        nan,
+        0,
+        -1,
+        (4,),
+        (4, 4, 4),
+        (4.0, 4),
+        (4, 0),
+        [4, 4],
+    ],
     float: [None, *NO_NUMBERS, -1.0, "a" * 1000],
     float | None: NO_NUMBERS,
     bool: [None, 0, 1, 1.0, "no", "True", torch.ones(())],

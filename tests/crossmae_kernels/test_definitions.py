@@ -128,17 +128,21 @@ def test_mlp():
 
 def patch(image, index, size, columns):
     """(row, column, channel) of one patch of an image [channel][row][column]."""
-    top, left = index // columns * size, index % columns * size
-    return [image[c][top + r][left + s] for r in range(size) for s in range(size) for c in range(len(image))]
+    high, wide = size if isinstance(size, tuple) else (size, size)
+    top, left = index // columns * high, index % columns * wide
+    return [image[c][top + r][left + s] for r in range(high) for s in range(wide) for c in range(len(image))]
 
 
-@pytest.mark.parametrize(("channels", "height", "width", "size"), [(3, 6, 9, 3), (1, 4, 4, 2), (7, 5, 10, 5)])
+@pytest.mark.parametrize(
+    ("channels", "height", "width", "size"), [(3, 6, 9, 3), (1, 4, 4, 2), (7, 5, 10, 5), (2, 6, 6, (3, 2))]
+)
 def test_gather_patches(channels, height, width, size):
     images = randn(2, channels, height, width)
-    patches = (height // size) * (width // size)
+    high, wide = size if isinstance(size, tuple) else (size, size)
+    patches = (height // high) * (width // wide)
     ids = torch.stack([torch.randperm(patches, generator=SEED)[:2] for _ in range(2)])
     expected = [
-        [patch(image, i, size, width // size) for i in row]
+        [patch(image, i, size, width // wide) for i in row]
         for image, row in zip(images.tolist(), ids.tolist(), strict=True)
     ]
     same(ck.gather_patches(images, ids, size), expected)

@@ -103,12 +103,13 @@ def projection(maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps
 
 def patches(images, ids, patch_size, mean=None, std=None):
     """Patch by patch; with statistics in float64."""
-    across = images.shape[3] // patch_size
+    high, wide = patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)
+    across = images.shape[3] // wide
     rows = []
     for image, chosen in zip(images, ids.tolist(), strict=True):
         for index in chosen:
-            top, left = patch_size * (index // across), patch_size * (index % across)
-            rows.append(image[:, top : top + patch_size, left : left + patch_size].permute(1, 2, 0))
+            top, left = high * (index // across), wide * (index % across)
+            rows.append(image[:, top : top + high, left : left + wide].permute(1, 2, 0))
     found = torch.stack(rows)
     if mean is not None:
         found = (found.double() / 255 - mean.double()) / std.double()

@@ -14,8 +14,8 @@ def features(weights, images, heads, eps=1e-6):
     def linear(x, name):
         return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
-    side = w["patch_embed.proj.weight"].shape[-1]
-    x = F.conv2d(images.double(), w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=side)
+    sides = w["patch_embed.proj.weight"].shape[2:]
+    x = F.conv2d(images.double(), w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=sides)
     x = torch.cat([w["cls_token"].expand(len(images), -1, -1), x.flatten(2).transpose(1, 2)], 1) + w["pos_embed"]
     for i in range(sum(name.endswith(".norm1.weight") and name.startswith("blocks.") for name in w)):
         block = f"blocks.{i}"

@@ -260,7 +260,7 @@ def test_arguments_of_another_type_for_the_release():
 
 
 def test_unknown_arguments(tmp_path):
-    with pytest.raises(TypeError, match="load: no argument heads; there are channels, decoder"):
+    with pytest.raises(TypeError, match="load: no argument heads; there are channels, class_tokens, decoder"):
         crossmae.load(file_of("mae", tmp_path / "file.pth"), heads=3)
 
 

@@ -23,7 +23,9 @@ def counted(config, prediction_ratio):
     def of_batch(batch):
         with FakeTensorMode():
             decoder = CrossMAEDecoder(config)
-            maps = [torch.empty(batch, visible + 1, config.encoder_width) for _ in config.feature_maps]
+            maps = [
+                torch.empty(batch, visible + config.class_tokens, config.encoder_width) for _ in config.feature_maps
+            ]
             for feature_map in maps:
                 feature_map.requires_grad_()
             ids = torch.empty(batch, predicted, dtype=torch.int64)
@@ -46,6 +48,12 @@ def counted(config, prediction_ratio):
 def test_closed_form_equals_what_is_saved(interpreter_asked_for, name, prediction_ratio, hidden, residual):
     config = replace(named_config(name, decoder_depth=12), hidden_layer=hidden, residual=residual)
     assert counted(config, prediction_ratio) == decoder_saved_bytes(config, prediction_ratio)
+
+
+@pytest.mark.parametrize("other", [{"class_tokens": 8}, {"last_mix_norm": False}])
+def test_other_class_tokens_and_a_mix_without_norm_are_counted(interpreter_asked_for, other):
+    config = named_config("crossmae_vit_small_patch16", decoder_depth=2, **other)
+    assert counted(config, 0.25) == decoder_saved_bytes(config, 0.25)
 
 
 def test_vit_b_keeps_a_fifth_of_what_the_release_keeps():

@@ -20,10 +20,10 @@ SHAPES = [
     (1, 21, 8, (4, 4), 3),
     (3, 1, 4, (1, 1), 4),
     (2, 40, 1, (2, 3), 7),
+    (2, 3, (3, 8), (2, 2), 2),
+    (2, 5, (1, 5), (1, 6), 1),
 ]
-shapes = pytest.mark.parametrize(
-    "shape", SHAPES, ids=lambda s: f"{s[4]}x{s[2]}x{s[2]}-{s[3][0]}x{s[3][1]}-{s[1]}of{s[0]}"
-)
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[4]}x{s[2]}-{s[3][0]}x{s[3][1]}-{s[1]}of{s[0]}")
 
 
 def judge(problem, dtype, call=None):

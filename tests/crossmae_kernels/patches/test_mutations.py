@@ -13,7 +13,7 @@ from crossmae_kernels.testing.problems import gather_patches, patch_loss
 
 MEAN = ("centred = values - (tl.sum(values, axis=1) * (1 / VALUES))[:, None]", "centred = values")
 LEFT = ("tl.where(there, centred - left[:, None], 0.0)", "tl.where(there, centred, 0.0)")
-ZEROS = "total = tl.zeros((BLOCK_P * BLOCK_P, BLOCK_C), dtype=tl.float32)"
+ZEROS = "total = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_C), dtype=tl.float32)"
 
 # What is run, and what to replace by what.
 MUTATIONS = {
@@ -25,9 +25,9 @@ MUTATIONS = {
     "gradient halved": ("loss", "(2 / VALUES)", "(1 / VALUES)"),
     "difference the other way round": ("loss", "error.to(difference", "(-error).to(difference"),
     "ids off by one": ("gather", "picked = picked.to(tl.int32)", "picked = picked.to(tl.int32) + 1"),
-    "columns before rows": ("gather", "(row * PATCH + column) * CHANNELS", "(column * PATCH + row) * CHANNELS"),
+    "columns before rows": ("gather", "(row * PATCH_W + column) * CHANNELS", "(column * PATCH_W + row) * CHANNELS"),
     "channels the other way round": ("gather", "+ channel[None, :],", "+ (CHANNELS - 1 - channel)[None, :],"),
-    "patches column by column": ("gather", "picked // columns * PATCH", "picked % columns * PATCH"),
+    "patches column by column": ("gather", "picked // columns * PATCH_H", "picked % columns * PATCH_H"),
     "last patch forgotten": ("gather", "(patch < count)", "(patch < count - 1)"),
     "only the first of equal ids": ("gather", "named & (places > place)", "places < 0"),
     "first row added to all": (

@@ -130,10 +130,10 @@ def test_no_patch_is_ever_stored_but_those_asked_for(interpreter):
     prediction, images, ids = (leaves[name] for name in ("prediction", "images", "predicted_ids"))
     losses, rows = torch.randn(ids.shape), prediction.numel() * 4
     for bound, call, given in (
-        (rows, kernels.gather_forward, (images, ids, None, None, 8, torch.float32)),
-        (images.numel() * 4, kernels.gather_backward, (prediction, ids, images.shape, 8, torch.float32)),
-        (rows + 4 * ids.numel(), kernels.loss_forward, (prediction, images, ids, None, None, 8, True, True)),
-        (4 * ids.numel(), kernels.loss_forward, (prediction, images, ids, None, None, 8, True, False)),
+        (rows, kernels.gather_forward, (images, ids, None, None, 8, 8, torch.float32)),
+        (images.numel() * 4, kernels.gather_backward, (prediction, ids, images.shape, 8, 8, torch.float32)),
+        (rows + 4 * ids.numel(), kernels.loss_forward, (prediction, images, ids, None, None, 8, 8, True, True)),
+        (4 * ids.numel(), kernels.loss_forward, (prediction, images, ids, None, None, 8, 8, True, False)),
         (rows, kernels.loss_backward, (losses, prediction)),
     ):
         with allocated_bytes() as sizes:

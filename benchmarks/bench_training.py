@@ -18,16 +18,17 @@ from PIL import Image
 from torch import nn
 
 from crossmae.model.config import Config
-from crossmae.training import run as run_module
+from crossmae.training import pretraining
 from crossmae.training.data.batches import Batch, loader
 from crossmae.training.data.config import DataConfig
 from crossmae.training.data.dataset import ImageDataset
 from crossmae.training.data.factory import open_images
 from crossmae.training.data.sampling import GlobalBatches
+from crossmae.training.loop import Run
 from crossmae.training.monitor import LOG, read_log
 from crossmae.training.plan import make_plan
+from crossmae.training.pretraining import Pretraining
 from crossmae.training.recipe import Recipe, RunOptions
-from crossmae.training.run import Run
 
 IMAGES, BATCH = 128, 64
 LOADED = 40  # batches
@@ -80,9 +81,9 @@ class OneParameter(nn.Module):
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs train it and draw nothing."""
-    monkeypatch.setattr(run_module, "MaskedAutoencoder", OneParameter)
+    monkeypatch.setattr(pretraining, "MaskedAutoencoder", OneParameter)
     monkeypatch.setattr(Run, "_draw", lambda run: None)
-    monkeypatch.setattr(run_module, "describe", lambda plan: "")
+    monkeypatch.setattr(pretraining, "describe", lambda plan: "")
 
 
 def begun(folder: Path, images: ImageDataset, steps: int, workers: int) -> Run:
@@ -92,7 +93,8 @@ def begun(folder: Path, images: ImageDataset, steps: int, workers: int) -> Run:
     recipe = Recipe(data=data, batch_size=BATCH, steps=steps, precision="float32")
     never = 100.0 * steps
     options = RunOptions(out=str(folder), save_every=never, probe_every=never, pictures_every=never)
-    run = Run(make_plan(recipe, len(images), 1), options, folder, images, Fabric(accelerator="cpu", devices=1))
+    task = Pretraining(make_plan(recipe, len(images), 1), images, options)
+    run = Run(task, options, folder, Fabric(accelerator="cpu", devices=1))
     run._begin()
     return run
 

@@ -15,7 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from crossmae.model import MaskedAutoencoder
-from crossmae.training.recipe import Recipe, RunOptions
+from crossmae.training.plan import Plan
+from crossmae.training.recipe import Options, Precision
 
 
 class Autocast(MixedPrecision):
@@ -29,7 +30,7 @@ class Autocast(MixedPrecision):
         return data
 
 
-def make_fabric(recipe: Recipe, options: RunOptions) -> Fabric:
+def make_fabric(plan: Plan, options: Options) -> Fabric:
     """One process of the run for each device; under torchrun and SLURM, the processes they started.
 
     float64 concerns the model alone (Fabric's own setting would refuse to shard it).
@@ -38,14 +39,14 @@ def make_fabric(recipe: Recipe, options: RunOptions) -> Fabric:
         ValueError: if precision, strategy and devices cannot be combined.
     """
     kind = device_kind()
-    if kind == "mps" and recipe.precision == "float64":
+    precision, config = plan.recipe.precision, plan.config
+    if kind == "mps" and precision == "float64":
         raise ValueError("precision float64 is not to be had on Apple's GPU (MPS); take float32")
     if kind == "mps" and options.strategy != "auto":
         raise ValueError(f"strategy {options.strategy} is for several devices, and Apple's GPU (MPS) is one; take auto")
-    if options.strategy == "fsdp" and recipe.precision == "float16":
+    if options.strategy == "fsdp" and precision == "float16":
         raise ValueError("float16 cannot be sharded (its loss scale is not shared); take bfloat16 or strategy=ddp")
     devices, nodes = _devices(options)
-    config = recipe.config()
     # Encoder blocks behind the last map that the decoder uses get no gradient, which DDP must be told.
     unused = config.feature_maps is not None and config.feature_maps[-1] < config.encoder_depth
     return Fabric(
@@ -53,7 +54,7 @@ def make_fabric(recipe: Recipe, options: RunOptions) -> Fabric:
         devices=devices,
         num_nodes=nodes,
         strategy=_strategy(options, devices * nodes, unused),
-        plugins=_precision(recipe, kind),
+        plugins=_precision(precision, kind),
     )
 
 
@@ -63,13 +64,13 @@ def device_kind() -> str:
     return device.type if device is not None and device.type in ("cuda", "mps") else "cpu"
 
 
-def _precision(recipe: Recipe, kind: str) -> list[Any]:
+def _precision(precision: Precision, kind: str) -> list[Any]:
     """Autocast for 16 bits; float32 and float64 concern the model's parameters only."""
-    if recipe.precision in ("float32", "float64"):
+    if precision in ("float32", "float64"):
         return []
-    if recipe.precision == "float16" and kind == "cpu":
+    if precision == "float16" and kind == "cpu":
         raise ValueError("float16 needs an accelerator, there is a CPU only; take bfloat16 or float32")
-    return [Autocast("16-mixed" if recipe.precision == "float16" else "bf16-mixed", kind)]
+    return [Autocast("16-mixed" if precision == "float16" else "bf16-mixed", kind)]
 
 
 def over_devices(fabric: Fabric, tensor: Tensor, how: Literal["mean", "sum"]) -> Tensor:
@@ -81,13 +82,13 @@ def over_devices(fabric: Fabric, tensor: Tensor, how: Literal["mean", "sum"]) ->
     return reduced / fabric.world_size if how == "mean" else reduced
 
 
-def processes(options: RunOptions) -> int:
+def processes(options: Options) -> int:
     """How many devices a run would use."""
     devices, nodes = _devices(options)
     return devices * nodes
 
 
-def _devices(options: RunOptions) -> tuple[int, int]:
+def _devices(options: Options) -> tuple[int, int]:
     """Devices per host, and hosts; under torchrun, as it says.
 
     Raises ValueError if the host has fewer; on a CPU any number of processes will do.
@@ -101,7 +102,7 @@ def _devices(options: RunOptions) -> tuple[int, int]:
     return devices, world // local if local else 1
 
 
-def _strategy(options: RunOptions, processes: int, unused: bool) -> str | FabricStrategy:
+def _strategy(options: Options, processes: int, unused: bool) -> str | FabricStrategy:
     if options.strategy == "fsdp":
         return ModelParallelStrategy(_shard, data_parallel_size=processes, tensor_parallel_size=1)
     if options.strategy == "ddp" or processes > 1:
@@ -118,6 +119,7 @@ def _shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
         if isinstance(part, MaskedAutoencoder):
             for block in part.encoder.blocks:
                 fully_shard(block, mesh=data_parallel)
-            fully_shard(part.decoder, mesh=data_parallel)
+            if part.config.decoder is not None:
+                fully_shard(part.decoder, mesh=data_parallel)
     fully_shard(module, mesh=data_parallel)
     return module

@@ -15,7 +15,7 @@ from crossmae.reconstruction import reconstruction_columns
 from crossmae.training.data.batches import Batch, loader
 from crossmae.training.data.dataset import ImageDataset, Images, Sample
 from crossmae.training.data.statistics import evenly_spaced
-from crossmae.training.plan import Plan
+from crossmae.training.plan import PretrainingPlan
 from crossmae.training.probe import LabelledFeatures, accuracies, encoder_features, pixel_features
 
 PICTURES = 6
@@ -64,7 +64,7 @@ class Evaluation:
     ``unreadable`` are names and reasons of images that were replaced by others so far.
     """
 
-    def __init__(self, images: ImageDataset, plan: Plan, probe_images: int) -> None:
+    def __init__(self, images: ImageDataset, plan: PretrainingPlan, probe_images: int) -> None:
         self._plan = plan
         self.unreadable: dict[str, None] = {}
         self._sets = labelled(images, probe_images)

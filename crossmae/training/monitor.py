@@ -26,18 +26,19 @@ class Monitor:
     """Writes ``log.jsonl`` and TensorBoard's files into the run's folder and keeps a progress line on the screen.
 
     A line of the log is one of three: a step and its loss; a number of steps and the seconds that training took until
-    then, with learning rate, images per second and memory; a number of steps and accuracies of the features. When a run
-    resumes from step ``first``, log lines from that step on are dropped: these steps are repeated.
+    then, with learning rate, images per second and memory; a number of steps and what an evaluation found. When a run
+    resumes from step ``first``, log lines from that step on are dropped: these steps are repeated. ``name`` stands in
+    front of the progress line.
     """
 
-    def __init__(self, folder: Path, plan: Plan, first: int) -> None:
+    def __init__(self, folder: Path, plan: Plan, first: int, name: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._plan = plan
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
         earlier = _kept_until(folder / LOG, first)
         self._log, self._waiting = folder / LOG, io.StringIO()
-        self._line = tqdm(total=plan.steps, initial=first, desc=plan.recipe.model, unit="step", mininterval=1)
+        self._line = tqdm(total=plan.steps, initial=first, desc=name, unit="step", mininterval=1)
         self._step, self._begun = first, time.perf_counter()
         self._seconds = max((entry["seconds"] for entry in earlier if "seconds" in entry), default=0.0)
 
@@ -63,11 +64,11 @@ class Monitor:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def probe(self, step: int, accuracies: Mapping[str, float]) -> None:
-        """Note accuracies of the features."""
+    def evaluation(self, step: int, accuracies: Mapping[str, float]) -> None:
+        """Note what an evaluation found."""
         self._write({"step": step, **accuracies})
         self._flush()
-        self.scalars(step, {f"probe/{name}": value for name, value in accuracies.items()})
+        self.scalars(step, {f"evaluation/{name}": value for name, value in accuracies.items()})
         self.say(f"step {step:,}: " + ", ".join(f"{name} {value:.1%}" for name, value in accuracies.items()))
 
     def picture(self, step: int, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from tabulate import tabulate
@@ -13,25 +14,59 @@ from crossmae.measure import bytes_saved_for_backward
 from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config
 from crossmae.model.values import pair
-from crossmae.training.recipe import Recipe, between
+from crossmae.training.recipe import Recipe, TrainingRecipe, between
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All numbers of a run. Steps are the optimizer's and count from 0; ``found`` describes the images in words."""
+    """All numbers of a run. Steps are the optimizer's and count from 0; ``found`` describes the images in words.
 
-    recipe: Recipe
+    Raises:
+        ValueError: if batch, devices and images do not fit each other.
+    """
+
+    recipe: TrainingRecipe
     config: Config
     images: int
     devices: int
-    steps_per_epoch: int
-    steps: int
-    micro_batch: int
-    accumulation: int
-    peak_learning_rate: float
     found: str = ""
+
+    def __post_init__(self) -> None:
+        batch = self.recipe.batch_size
+        if batch > self.images:
+            raise ValueError(f"batch_size must be at most the number of images {self.images}, got {batch}")
+        if batch % self.devices:
+            raise ValueError(f"batch_size must be a multiple of the number of devices {self.devices}, got {batch}")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the images."""
+        return self.images // self.recipe.batch_size
+
+    @property
+    def steps(self) -> int:
+        """Steps of the run."""
+        return self.recipe.steps or max(1, round(self.recipe.epochs * self.steps_per_epoch))
+
+    @cached_property
+    def accumulation(self) -> int:
+        """Micro-batches of a device's images of a step: the fewest equal ones of at most ``recipe.micro_batch``."""
+        images = self.recipe.batch_size // self.devices
+        most = self.recipe.micro_batch or images
+        return next(n for n in range(1, images + 1) if images % n == 0 and images // n <= most)
+
+    @property
+    def micro_batch(self) -> int:
+        """Images that a device processes at a time."""
+        return self.recipe.batch_size // self.devices // self.accumulation
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The highest learning rate: the recipe's, or its base by the linear scaling rule (arXiv 1706.02677)."""
+        recipe = self.recipe
+        return recipe.learning_rate or recipe.base_learning_rate * recipe.batch_size / 256
 
     @property
     def warmup_steps(self) -> int:
@@ -42,26 +77,44 @@ class Plan:
         """The learning rate of a step."""
         return self.peak_learning_rate * cosine_with_warmup(step, self.steps, self.warmup_steps)
 
-    def ratios(self, step: int) -> tuple[float, float]:
-        """Mask ratio and prediction ratio of a step."""
-        return ratios(self.recipe, self.config, step // self.steps_per_epoch / self._last_epoch)
-
-    @property
-    def _last_epoch(self) -> int:
-        return max(1, math.ceil(self.steps / self.steps_per_epoch) - 1)
-
     def interval(self, epochs: float) -> int:
         """Epochs as a number of steps, at least one."""
         return max(1, round(epochs * self.steps_per_epoch))
 
 
-def ratios(recipe: Recipe, config: Config, share: float) -> tuple[float, float]:
-    """Mask ratio and prediction ratio after a share of the run."""
-    # Rounded, so that the counts of patches are those of a number that a person would write.
-    mask_ratio = round(between(recipe.mask_ratio, share), 4)
-    if recipe.prediction_ratio is None:
-        return mask_ratio, mask_ratio if config.decoder == "mae" else min(0.25, mask_ratio)
-    return mask_ratio, round(between(recipe.prediction_ratio, share), 4)
+@dataclass(frozen=True)
+class PretrainingPlan(Plan):
+    """A plan with ratios of masks, which have to fit the patches too."""
+
+    recipe: Recipe
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for share in (0.0, 1.0):
+            mask_counts(self.config.patches, *self._ratios(share))
+        if self.recipe.masking == "grid":
+            grid_stride(self.config.grid, self._ratios(0.0)[0])
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The highest learning rate, in proportion to the share of masked patches that is predicted, too."""
+        recipe = self.recipe
+        mask_ratio, prediction_ratio = self._ratios(0.0)
+        scaled = recipe.base_learning_rate * prediction_ratio / mask_ratio * recipe.batch_size / 256
+        return recipe.learning_rate or scaled
+
+    def ratios(self, step: int) -> tuple[float, float]:
+        """Mask ratio and prediction ratio of a step."""
+        last_epoch = max(1, math.ceil(self.steps / self.steps_per_epoch) - 1)
+        return self._ratios(step // self.steps_per_epoch / last_epoch)
+
+    def _ratios(self, share: float) -> tuple[float, float]:
+        """Mask ratio and prediction ratio after a share of the run."""
+        # Rounded, so that the counts of patches are those of a number that a person would write.
+        mask_ratio = round(between(self.recipe.mask_ratio, share), 4)
+        if self.recipe.prediction_ratio is None:
+            return mask_ratio, mask_ratio if self.config.decoder == "mae" else min(0.25, mask_ratio)
+        return mask_ratio, round(between(self.recipe.prediction_ratio, share), 4)
 
 
 def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:
@@ -71,45 +124,16 @@ def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def make_plan(recipe: Recipe, images: int, devices: int, found: str = "") -> Plan:
+def make_plan(recipe: Recipe, images: int, devices: int, found: str = "") -> PretrainingPlan:
     """Work a recipe out for a number of images, which ``found`` describes, and of devices.
 
     Raises:
         ValueError: if batch, devices, ratios and images do not fit each other.
     """
-    config = recipe.config()
-    if recipe.batch_size > images:
-        raise ValueError(f"batch_size must be at most the number of images {images}, got {recipe.batch_size}")
-    for share in (0.0, 1.0):
-        mask_counts(config.patches, *ratios(recipe, config, share))
-    if recipe.masking == "grid":
-        grid_stride(config.grid, ratios(recipe, config, 0.0)[0])
-    if recipe.batch_size % devices:
-        raise ValueError(f"batch_size must be a multiple of the number of devices {devices}, got {recipe.batch_size}")
-    accumulation = _accumulation(recipe.batch_size // devices, recipe.micro_batch)
-    steps_per_epoch = images // recipe.batch_size
-    mask_ratio, prediction_ratio = ratios(recipe, config, 0.0)
-    scaled = recipe.base_learning_rate * prediction_ratio / mask_ratio * recipe.batch_size / 256
-    return Plan(
-        recipe=recipe,
-        config=config,
-        images=images,
-        devices=devices,
-        steps_per_epoch=steps_per_epoch,
-        steps=recipe.steps or max(1, round(recipe.epochs * steps_per_epoch)),
-        micro_batch=recipe.batch_size // devices // accumulation,
-        accumulation=accumulation,
-        peak_learning_rate=scaled if recipe.learning_rate is None else recipe.learning_rate,
-        found=found,
-    )
+    return PretrainingPlan(recipe, recipe.config(), images, devices, found)
 
 
-def _accumulation(images: int, most: int | None) -> int:
-    """Micro-batches of a device's images of a step: the fewest equal ones of at most ``most`` images."""
-    return next(parts for parts in range(1, images + 1) if images % parts == 0 and images // parts <= (most or images))
-
-
-def describe(plan: Plan) -> str:
+def describe(plan: PretrainingPlan) -> str:
     """The plan as text, with predicted memory and decode compute."""
     recipe, config = plan.recipe, plan.config
     mask_ratio, prediction_ratio = plan.ratios(0)
@@ -136,14 +160,7 @@ def describe(plan: Plan) -> str:
         ("patches", f"{config.patches} of {sides} px: {visible} seen, {predicted} predicted"),
         ("masks", recipe.masking),
         ("ratios", f"mask {mask_ratio:g}, prediction {prediction_ratio:g}{changing}"),
-        (
-            "batch",
-            f"{recipe.batch_size:,} = {plan.devices} device(s) x {plan.accumulation} micro-batch(es) "
-            f"x {plan.micro_batch:,}",
-        ),
-        ("steps", f"{plan.steps:,} = {plan.steps / plan.steps_per_epoch:,.4g} epochs of {plan.steps_per_epoch:,}"),
-        ("learning rate", f"{plan.peak_learning_rate:.3g} at its peak, after {plan.warmup_steps:,} steps"),
-        ("precision", f"{recipe.precision}, {recipe.execution}"),
+        *rows_of_the_optimizer(plan),
         ("parameters, gradients, AdamW", f"{16 * parameters / GIB:.2f} GiB, over all devices if sharded"),
         ("kept for the backward pass", f"{kept / GIB:.2f} GiB on each device (reference operations)"),
         (
@@ -154,7 +171,19 @@ def describe(plan: Plan) -> str:
     return tabulate(rows, tablefmt="plain", disable_numparse=True)
 
 
-def _memory(plan: Plan) -> tuple[int, int]:
+def rows_of_the_optimizer(plan: Plan) -> list[tuple[str, str]]:
+    """What a plan says of batches, steps, learning rate and precision, as rows of a table."""
+    recipe = plan.recipe
+    batches = f"{plan.devices} device(s) x {plan.accumulation} micro-batch(es) x {plan.micro_batch:,}"
+    return [
+        ("batch", f"{recipe.batch_size:,} = {batches}"),
+        ("steps", f"{plan.steps:,} = {plan.steps / plan.steps_per_epoch:,.4g} epochs of {plan.steps_per_epoch:,}"),
+        ("learning rate", f"{plan.peak_learning_rate:.3g} at its peak, after {plan.warmup_steps:,} steps"),
+        ("precision", f"{recipe.precision}, {recipe.execution}"),
+    ]
+
+
+def _memory(plan: PretrainingPlan) -> tuple[int, int]:
     """Number of parameters, and bytes that a micro-batch keeps for the backward pass, on tensors without data."""
     config = plan.config
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(plan.recipe.precision)

@@ -10,7 +10,7 @@ import torch
 from crossmae.measure import interleaved_medians
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.devices import device_kind
-from crossmae.training.plan import Plan
+from crossmae.training.plan import PretrainingPlan
 from crossmae.training.recipe import Precision
 
 # How much sooner a step must be done in bfloat16 to give float32's digits up for it.
@@ -21,7 +21,7 @@ PATCHES = 8192
 ROUNDS = 3
 
 
-def settled(plan: Plan, written: Path | None = None) -> Precision:
+def settled(plan: PretrainingPlan, written: Path | None = None) -> Precision:
     """The precision that a plan's recipe names, or that ``auto`` stands for here; the latter is said aloud.
 
     A run that goes on keeps the precision of its recipe ``written`` on disk, where there is one.
@@ -57,7 +57,7 @@ def _precision_of(written: Path) -> Precision | None:
     return None
 
 
-def _seconds_of_a_step(plan: Plan) -> dict[Precision, float]:
+def _seconds_of_a_step(plan: PretrainingPlan) -> dict[Precision, float]:
     """Of a forward and a backward pass on noise; random generators are left as they were."""
     config = plan.config
     batch = max(1, min(plan.micro_batch, PATCHES // config.patches))

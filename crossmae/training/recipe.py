@@ -1,8 +1,8 @@
-"""The settings of a pretraining run, typed; YAML files and the command line fill them in."""
+"""The settings of a run, typed; YAML files and the command line fill them in."""
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,26 +21,16 @@ RECIPE = "recipe.json"
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that the result of a run depends on.
-
-    A ratio given as a pair changes from its first value to its second over the run, linearly, epoch by epoch.
+class TrainingRecipe:
+    """What the result of every run depends on, whatever it trains.
 
     Args:
-        model: name of the model; see ``crossmae.list_models``.
-        image_size: side of square images in pixels, or height and width; the model's own unless given.
-        model_options: any other field of ``crossmae.Config``, such as ``decoder_depth``.
         data: the images.
-        masking: shape of the masks (MAE, table 1f): ``random`` hides random patches, ``grid`` all but the first of each
-            square of 2 x 2 patches (a mask ratio of .75) or larger, ``block`` one rectangle of random place.
-        mask_ratio: share of patches hidden from the encoder.
-        prediction_ratio: share of all patches to predict; ``mask_ratio`` for MAE, else 0.25 unless given.
         epochs: passes over the images.
         steps: length in optimizer steps instead of epochs.
         batch_size: images of an optimizer step, over all devices and micro-batches.
         micro_batch: most images that a device processes at a time; gradients are accumulated over several if needed.
-        base_learning_rate: peak for 256 images with all masked patches predicted. The peak of a run is this
-            x prediction ratio / mask ratio x batch size / 256 (CrossMAE, appendix A).
+        base_learning_rate: peak for 256 images. The peak of a run is this x batch size / 256.
         learning_rate: the peak itself, instead of the base.
         warmup: share of the run over which the learning rate rises from 0 to its peak.
         weight_decay: AdamW's, for all parameters but biases and norms.
@@ -49,16 +39,10 @@ class Recipe:
         precision: bfloat16 and float16 are autocast with float32 parameters; float16 scales its loss. ``auto`` is
             bfloat16 on an accelerator, and on a CPU the faster of bfloat16 and float32, which is measured.
         execution: ``eager``, ``compile`` (torch.compile) or ``graphs`` (torch.compile with CUDA graphs).
-        seed: for initialisation, order, augmentation and masks.
+        seed: for initialisation, order, augmentation and all else that is random.
     """
 
-    model: str = "crossmae_vit_base_patch16"
-    image_size: int | tuple[int, int] | None = None
-    model_options: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
-    masking: MaskShape = "random"
-    mask_ratio: Ratio = 0.75
-    prediction_ratio: Ratio | None = None
     epochs: float = 800
     steps: int | None = None
     batch_size: int = 4096
@@ -75,6 +59,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot run, naming every wrong setting."""
+        if wrong := self._wrong():
+            raise ValueError("recipe: " + "; ".join(wrong))
+
+    def _wrong(self) -> list[str]:
         wrong = []
         for name in (
             "epochs",
@@ -96,26 +84,57 @@ class Recipe:
             wrong.append(f"warmup must be a share of the run in [0, 1), got {self.warmup}")
         if not 0 <= self.weight_decay < math.inf:
             wrong.append(f"weight_decay must not be negative, got {self.weight_decay}")
+        for name, kind in (("precision", Precision), ("execution", Execution)):
+            if getattr(self, name) not in get_args(kind):
+                wrong.append(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        return wrong
+
+    def to_json(self) -> str:
+        """The contents of a file for ``--recipe``."""
+        return json.dumps(asdict(self), indent=2)
+
+
+@dataclass(frozen=True)
+class Recipe(TrainingRecipe):
+    """Everything that the result of pretraining depends on.
+
+    A ratio given as a pair changes from its first value to its second over the run, linearly, epoch by epoch.
+
+    Args:
+        model: name of the model; see ``crossmae.list_models``.
+        image_size: side of square images in pixels, or height and width; the model's own unless given.
+        model_options: any other field of ``crossmae.Config``, such as ``decoder_depth``.
+        masking: shape of the masks (MAE, table 1f): ``random`` hides random patches, ``grid`` all but the first of each
+            square of 2 x 2 patches (a mask ratio of .75) or larger, ``block`` one rectangle of random place.
+        mask_ratio: share of patches hidden from the encoder.
+        prediction_ratio: share of all patches to predict; ``mask_ratio`` for MAE, else 0.25 unless given.
+        base_learning_rate: peak for 256 images with all masked patches predicted. The peak of a run is this
+            x prediction ratio / mask ratio x batch size / 256 (CrossMAE, appendix A).
+    """
+
+    model: str = "crossmae_vit_base_patch16"
+    image_size: int | tuple[int, int] | None = None
+    model_options: dict[str, Any] = field(default_factory=dict)
+    masking: MaskShape = "random"
+    mask_ratio: Ratio = 0.75
+    prediction_ratio: Ratio | None = None
+
+    def _wrong(self) -> list[str]:
+        wrong = []
         for name in ("mask_ratio", "prediction_ratio"):
             ratio = getattr(self, name)
             if ratio is not None and not all(0 < between(ratio, end) < 1 for end in (0, 1)):
                 wrong.append(f"{name} must lie in (0, 1), got {ratio}")
-        for name, kind in (("masking", MaskShape), ("precision", Precision), ("execution", Execution)):
-            if getattr(self, name) not in get_args(kind):
-                wrong.append(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        if self.masking not in get_args(MaskShape):
+            wrong.append(f"masking must be one of {', '.join(get_args(MaskShape))}, got {self.masking!r}")
         if self.masking == "grid" and between(self.mask_ratio, 0) != between(self.mask_ratio, 1):
             wrong.append(f"mask_ratio must stay the same with masking grid, got {self.mask_ratio}")
-        if wrong:
-            raise ValueError("recipe: " + "; ".join(wrong))
+        return wrong + super()._wrong()
 
     def config(self) -> Config:
         """The model's configuration, with the pixel statistics of the data."""
         options = {f"pixel_{name}": getattr(self.data, name) for name in ("mean", "std", "numbers", "nodata")}
         return named_config(self.model, self.image_size, **{**options, **self.model_options})
-
-    def to_json(self) -> str:
-        """The contents of a file for ``crossmae pretrain --recipe``."""
-        return json.dumps(asdict(self), indent=2)
 
 
 # What may change when a run resumes in its folder: how long it is, and how and where it runs.
@@ -124,7 +143,7 @@ _MAY_CHANGE = ("epochs", "steps", "micro_batch", "execution", "data.workers", "d
 _OF_THE_MODEL = ("model", "image_size", "model_options")
 
 
-def changes(recipe: Recipe, written: Path) -> tuple[list[str], list[str]]:
+def changes(recipe: TrainingRecipe, written: Path) -> tuple[list[str], list[str]]:
     """Differences from a recipe on disk: those that may not be when a run resumes, and those that may.
 
     Settings that did not exist yet when the file was written do not count; without a file there are no differences.
@@ -163,7 +182,7 @@ def between(ratio: Ratio, share: float) -> float:
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class Options:
     """Where a run is written, on which devices it runs and what it reports; none of it changes the result.
 
     Args:
@@ -178,12 +197,10 @@ class RunOptions:
         save_every: epochs between checkpoints.
         keep_last: how many of them to keep, besides the best.
         keep_every: epochs between checkpoints to keep for good; none by default.
-        probe_every: epochs between evaluations of the features by kNN and a linear probe, if images have labels.
-        probe_images: most images of a probe's training set and of its test set.
-        pictures_every: epochs between pictures of reconstructions and mixing weights.
+        pictures_every: epochs between pictures.
     """
 
-    out: str = "pretraining"
+    out: str = "run"
     resume: str = "auto"
     strategy: Strategy = "auto"
     devices: int | None = None
@@ -193,20 +210,32 @@ class RunOptions:
     save_every: float = 1
     keep_last: int = 2
     keep_every: float | None = None
-    probe_every: float = 20
-    probe_images: int = 5000
     pictures_every: float = 20
 
     def __post_init__(self) -> None:
         """Refuse intervals and counts that are not positive."""
-        names = ("log_every", "save_every", "keep_last", "keep_every", "probe_every", "probe_images", "pictures_every")
         wrong = [
-            f"{name} must be positive, got {getattr(self, name)}"
-            for name in (*names, "devices")
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf
+            f"{one.name} must be positive, got {value}"
+            for one in fields(self)
+            if type(value := getattr(self, one.name)) in (int, float) and not 0 < value < math.inf
         ]
         if wrong:
             raise ValueError("run: " + "; ".join(wrong))
+
+
+@dataclass(frozen=True)
+class RunOptions(Options):
+    """Options of a pretraining run.
+
+    Args:
+        probe_every: epochs between evaluations of the features by kNN and a linear probe, if images have labels.
+        probe_images: most images of a probe's training set and of its test set.
+        pictures_every: epochs between pictures of reconstructions and mixing weights.
+    """
+
+    out: str = "pretraining"
+    probe_every: float = 20
+    probe_images: int = 5000
 
 
 def read_recipes(names: list[str]) -> dict[str, Any]:

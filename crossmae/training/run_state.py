@@ -1,7 +1,8 @@
 """The state of a run on disk: checkpoints, folders written whole or not at all and read only if unchanged.
 
-``checkpoints/step-00001234/`` holds ``model.safetensors``, as ``crossmae.load`` takes it, ``training.pt`` (the
-optimizer's state and the loss scale) and ``manifest.json`` (step, score, and size and checksum of the other two).
+``checkpoints/step-00001234/`` holds ``model.safetensors``, as ``crossmae.load`` takes it, ``head.safetensors`` (what a
+task trains on top of it, if anything), ``training.pt`` (the optimizer's state and the loss scale) and ``manifest.json``
+(step, score, and size and checksum of the others).
 Everything else that a run depends on is a function of recipe and step: order, augmentation, masks, learning rate.
 States are whole and named by parameter, whatever the number of devices and however they share the model, so a run can
 resume on others.
@@ -31,7 +32,7 @@ from crossmae.model.config import Config
 from crossmae.training.step import Stepper
 from crossmae_kernels.command import reason
 
-MODEL, TRAINING, MANIFEST = "model.safetensors", "training.pt", "manifest.json"
+MODEL, HEAD, TRAINING, MANIFEST = "model.safetensors", "head.safetensors", "training.pt", "manifest.json"
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _PREFIX = "model."
 
@@ -67,7 +68,7 @@ class Checkpoints:
 
         Raises OSError, on the first device alone, and leaves everything as before.
         """
-        model, training = _states(stepper)
+        state, training = _states(stepper)
         path = self.folder / f"step-{stepper.step:08d}"
         if stepper.fabric.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ class Checkpoints:
             shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed, whose number is ours now
             try:
                 beside.mkdir()
-                _save(stepper, model, training, beside)
+                _save(stepper, state, training, beside)
                 manifest = {"step": stepper.step, "score": score, "files": _files(beside)}
                 (beside / MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
                 to_disk(beside)
@@ -108,6 +109,8 @@ def restore(stepper: Stepper, path: Path) -> None:
     from safetensors.torch import load_file
 
     state: dict[str, Any] = {_PREFIX + name: tensor for name, tensor in load_file(path / MODEL).items()}
+    if (path / HEAD).is_file():
+        state |= load_file(path / HEAD)
     training = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
     whole = StateDictOptions(full_state_dict=True)
     set_model_state_dict(stepper.module, state, options=whole)
@@ -136,7 +139,7 @@ def verify(path: Path, config: Config) -> None:
         found = _files(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no checkpoint of a run, or is damaged: {reason(error)}") from error
-    changed = sorted(name for name in (MODEL, TRAINING) if found.get(name) != expected.get(name))
+    changed = sorted(name for name in {MODEL, TRAINING, *expected} if found.get(name) != expected.get(name))
     if changed:
         raise ValueError(f"{path} is damaged: {', '.join(changed)} differs from what was written")
     try:
@@ -155,18 +158,22 @@ def verify(path: Path, config: Config) -> None:
 
 
 def _states(stepper: Stepper) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    model: dict[str, Any] = get_model_state_dict(stepper.module, options=_WHOLE)
+    state: dict[str, Any] = get_model_state_dict(stepper.module, options=_WHOLE)
     optimizer = get_optimizer_state_dict(stepper.module, stepper.optimizer, options=_WHOLE)
-    named = {name.removeprefix(_PREFIX): tensor for name, tensor in model.items()}
-    return named, {"optimizer": optimizer, "precision": stepper.fabric.strategy.precision.state_dict()}
+    return state, {"optimizer": optimizer, "precision": stepper.fabric.strategy.precision.state_dict()}
 
 
-def _save(stepper: Stepper, model: dict[str, Tensor], training: dict[str, Any], folder: Path) -> None:
-    """Write both files; whatever their writers raise when a disk is full becomes OSError."""
+def _save(stepper: Stepper, state: dict[str, Tensor], training: dict[str, Any], folder: Path) -> None:
+    """Write the files; whatever their writers raise when a disk is full becomes OSError."""
     from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
+    model = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
+    head = {name: tensor.contiguous() for name, tensor in state.items() if not name.startswith(_PREFIX)}
     try:
         save_state(model, stepper.plan.config, folder / MODEL)
+        if head:
+            save_file(head, folder / HEAD, metadata=stepper.task.metadata)
         torch.save(training, folder / TRAINING)
     except (RuntimeError, SafetensorError) as error:
         raise OSError(f"{folder} could not be written: {reason(error)}") from error
@@ -175,7 +182,7 @@ def _save(stepper: Stepper, model: dict[str, Tensor], training: dict[str, Any], 
 def _files(folder: Path) -> dict[str, list[int]]:
     """Size and CRC-32 of the files of a checkpoint."""
     sums = {}
-    for name in (MODEL, TRAINING):
+    for name in (MODEL, TRAINING, *([HEAD] if (folder / HEAD).is_file() else [])):
         checksum = size = 0
         with (folder / name).open("rb") as file:
             while part := file.read(1 << 24):

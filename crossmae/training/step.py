@@ -6,34 +6,14 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
-from crossmae.masking import Masking, draw_masking
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.data.batches import Batch
 from crossmae.training.devices import over_devices
-from crossmae.training.plan import Plan
-
-
-class PretrainingLoss(nn.Module):
-    """Batch -> loss: a model in the form that data-parallel wrappers need, with tensors in and one tensor out."""
-
-    def __init__(self, model: MaskedAutoencoder) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor, visible_ids: Tensor, predicted_ids: Tensor) -> Tensor:
-        """Images ``(B, C, H, W)`` as they were read, uint8 or floating point, and a mask drawn for them -> the loss.
-
-        The mask comes from outside, since ratios may change from epoch to epoch: to a compiler its sizes are dynamic,
-        where each ratio would be a graph of its own, and after eight of them nothing would be compiled any more.
-        """
-        model = self.model
-        if images.dtype != torch.uint8 or next(model.parameters()).dtype == torch.float64:
-            images = model.normalized(images)
-        return model(images, masking=Masking(visible_ids, predicted_ids, model.config.patches)).loss
+from crossmae.training.task import Task
 
 
 class Stepper:
@@ -42,17 +22,20 @@ class Stepper:
     ``module`` has the parameters as they lie on this device, ``loss`` is the same module, wrapped, to call.
     """
 
-    def __init__(self, model: MaskedAutoencoder, plan: Plan, fabric: Fabric) -> None:
+    def __init__(self, task: Task, fabric: Fabric) -> None:
+        plan = task.plan
         recipe = plan.recipe
-        self.plan, self.fabric, self.step = plan, fabric, 0
-        self.model = model.double() if recipe.precision == "float64" else model
-        self.module = PretrainingLoss(self.model)
+        self.task, self.plan, self.fabric, self.step = task, plan, fabric, 0
+        self.module = task.module()
+        if recipe.precision == "float64":
+            self.module.double()
+        self.model = self.module.model
         called: Any = self.module
         if recipe.execution != "eager":
             called = torch.compile(called, mode="reduce-overhead" if recipe.execution == "graphs" else "default")
         self.loss = fabric.setup_module(called)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.module, recipe.weight_decay),
+            task.parameter_groups(self.module),
             lr=plan.peak_learning_rate,
             betas=recipe.betas,
             # A fused optimizer takes the loss scale of float16 out itself, after what is to be clipped.
@@ -67,19 +50,18 @@ class Stepper:
         """Take one optimizer step on as many batches as gradients are accumulated over; return this device's loss."""
         plan, fabric = self.plan, self.fabric
         for group in self.optimizer.param_groups:
-            group["lr"] = plan.learning_rate(self.step)
-        if plan.config.drop_path:
-            # A function of the step, different on every device: nothing to keep in a checkpoint.
-            torch.manual_seed(((plan.recipe.seed * 1_000_003 + self.step) * 65_537 + fabric.global_rank) % 2**63)
-        ratios = plan.ratios(self.step)
+            group["lr"] = plan.learning_rate(self.step) * group.get("lr_scale", 1.0)
         losses: list[Tensor] = []
         for left in reversed(range(plan.accumulation)):
             batch = next(batches).to(fabric.device)
+            if not losses:
+                # A function of the step, different on every device: nothing to keep in a checkpoint. The first batch
+                # of a process is there by now: a loader draws a number when it starts.
+                torch.manual_seed(((plan.recipe.seed * 1_000_003 + self.step) * 65_537 + fabric.global_rank) % 2**63)
             if plan.recipe.execution == "graphs":
                 torch.compiler.cudagraph_mark_step_begin()
             with fabric.no_backward_sync(self.loss, enabled=left > 0):
-                mask = draw_masking(plan.recipe.masking, plan.config.grid, *ratios, batch.noise)
-                loss = self.loss(batch.images, mask.visible_ids, mask.predicted_ids)
+                loss = self.task.loss(self.loss, batch, self.step)
                 fabric.backward(loss / plan.accumulation)
             if plan.recipe.execution == "graphs" and left and not losses:
                 self._own_gradients()
@@ -114,10 +96,3 @@ class Stepper:
         copy = MaskedAutoencoder(self.plan.config)
         copy.load_state_dict(state)
         return copy.to(self.fabric.device, next(self.model.parameters()).dtype)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay for everything but biases and norms, the parameters of one dimension."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

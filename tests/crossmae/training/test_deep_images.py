@@ -10,7 +10,7 @@ from pictures import tiff
 import crossmae
 from crossmae.commands.cli import main
 from crossmae.model import MaskedAutoencoder
-from crossmae.training.step import PretrainingLoss
+from crossmae.training.pretraining import PretrainingLoss
 
 BANDS, IMAGES = 10, 12
 

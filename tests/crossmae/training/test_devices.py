@@ -5,25 +5,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pretraining import into, small
+from pretraining import into, small, stepper_of
 
 from crossmae.masking import random_masking
-from crossmae.model import MaskedAutoencoder
 from crossmae.training.data.batches import Batch
 from crossmae.training.devices import make_fabric, processes
 from crossmae.training.plan import make_plan
-from crossmae.training.step import Stepper
 
 
-def stepper_of(recipe, folder):
-    return Stepper(MaskedAutoencoder(recipe.config()), make_plan(recipe, 1000, 1), make_fabric(recipe, into(folder)))
+def fabric_of(recipe, options):
+    return make_fabric(make_plan(recipe, 1000, 1), options)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float32", "float64"])
 def test_images_and_noise_are_not_rounded_on_their_way_to_the_model(tmp_path, precision):
     """Rounded images are wrong targets too, and rounded noise has ties: another mask."""
     data = replace(small().data, mean=(1.0,), std=(0.001,))
-    stepper = stepper_of(small(precision=precision, data=data), tmp_path)
+    stepper = stepper_of(small(precision=precision, data=data), into(tmp_path))
     config = stepper.model.config
     images = 1 + torch.rand(2, config.channels, *config.image_size) / 1000
     # Distinct in float32 alone.
@@ -49,20 +47,19 @@ def test_images_and_noise_are_not_rounded_on_their_way_to_the_model(tmp_path, pr
 def test_gradients_that_are_to_be_clipped_are_unscaled_first(tmp_path, settings, fused):
     """A fused optimizer takes the loss scale out itself, too late for clipping."""
     recipe = small(**{"precision": "float16", **settings})
-    fabric = make_fabric(small(), into(tmp_path))
-    stepper = Stepper(MaskedAutoencoder(recipe.config()), make_plan(recipe, 1000, 1), fabric)
+    stepper = stepper_of(recipe, into(tmp_path), fabric_of(small(), into(tmp_path)))
     assert stepper.optimizer.defaults["fused"] is fused
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
 def test_float16_on_a_cpu_is_refused(tmp_path):
     with pytest.raises(ValueError, match="float16 needs an accelerator"):
-        make_fabric(small(precision="float16"), into(tmp_path))
+        fabric_of(small(precision="float16"), into(tmp_path))
 
 
 def test_seeds_of_drop_path_may_be_large(tmp_path):
     recipe = small(seed=2**62, model_options={**small().model_options, "drop_path": 0.5})
-    stepper = stepper_of(recipe, tmp_path)
+    stepper = stepper_of(recipe, into(tmp_path))
     with contextlib.suppress(StopIteration):
         stepper.train_step(iter(()))
     assert 0 <= torch.initial_seed() < 2**63
@@ -87,7 +84,7 @@ def a_host_with(monkeypatch, kind, count=1):
 def test_what_apples_gpu_cannot_do_is_refused(settings, options, message, tmp_path, monkeypatch):
     a_host_with(monkeypatch, "mps")
     with pytest.raises(ValueError, match=message):
-        make_fabric(small(**settings), into(tmp_path, **options))
+        fabric_of(small(**settings), into(tmp_path, **options))
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
@@ -96,7 +93,7 @@ def test_the_device_that_is_there_is_taken(kind, precision, plugin, tmp_path, mo
     a_host_with(monkeypatch, kind)
     seen = {}
     monkeypatch.setattr("crossmae.training.devices.Fabric", lambda **arguments: seen.update(arguments))
-    make_fabric(small(precision=precision), into(tmp_path))
+    fabric_of(small(precision=precision), into(tmp_path))
     assert (seen["accelerator"], seen["devices"], seen["num_nodes"], seen["strategy"]) == (kind, 1, 1, "auto")
     assert [(plugin.precision, plugin.device) for plugin in seen["plugins"]] == ([(plugin, kind)] if plugin else [])
 
@@ -105,7 +102,7 @@ def test_a_device_that_fabric_does_not_know_is_no_cpu_in_disguise(tmp_path, monk
     """An Intel GPU: counted as eight devices, it would be eight processes on the CPU, in the GPU's autocast."""
     a_host_with(monkeypatch, "xpu", count=8)
     assert processes(into(tmp_path)) == 1
-    fabric = make_fabric(small(precision="bfloat16"), into(tmp_path))
+    fabric = fabric_of(small(precision="bfloat16"), into(tmp_path))
     assert (fabric.device.type, fabric.strategy.precision.device) == ("cpu", "cpu")
 
 

@@ -4,15 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pretraining import small
+from pretraining import small, stepper_of
 
-from crossmae.model import MaskedAutoencoder
 from crossmae.training.data.batches import Batch
 from crossmae.training.data.config import DataConfig
-from crossmae.training.devices import make_fabric
-from crossmae.training.plan import make_plan
 from crossmae.training.recipe import RunOptions
-from crossmae.training.step import Stepper
 from crossmae_kernels.runtime.dispatch import default_implementation
 
 pytestmark = pytest.mark.gpu
@@ -34,10 +30,9 @@ def trained(precision, implementation):
     data = DataConfig(source="-", mean=(0.5,) * 3, std=(0.25,) * 3)
     recipe = small(model="crossmae_vit_base_patch16", model_options={}, data=data, batch_size=BATCH, steps=STEPS)
     recipe = replace(recipe, precision=precision)
-    fabric = make_fabric(recipe, RunOptions(devices=1))
     torch.manual_seed(0)
     with default_implementation(implementation):
-        stepper = Stepper(MaskedAutoencoder(recipe.config()), make_plan(recipe, 10 * BATCH, 1), fabric)
+        stepper = stepper_of(recipe, RunOptions(devices=1))
         source, losses = batches(), []
         for step in range(STEPS):
             if step == 3:  # the first steps compile kernels and set up the optimizer

@@ -105,6 +105,14 @@ def test_a_command_that_was_stopped_says_so_by_its_exit_code(tmp_path, monkeypat
     assert list(losses(tmp_path / "run")) == list(range(4))
 
 
+def test_a_run_with_stochastic_depth_goes_on_bit_for_bit(tmp_path):
+    """A loader that starts draws a number, which must not count among those that decide what is skipped."""
+    options = {**small().model_options, "drop_path": 0.5}
+    for steps, folder in ((4, "whole"), (2, "parts"), (4, "parts")):
+        pretrain(small(steps=steps, learning_rate=1e-30, model_options=options), into(tmp_path / folder))
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
 def test_settings_of_the_optimizer_are_the_recipes_after_a_resumption(begun, tmp_path, monkeypatch):
     settings = []
     train_step = Stepper.train_step

@@ -11,19 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretraining import into, losses, small, weights
+from pretraining import into, losses, small, stepper_of, weights
 from processes import start
 
 import crossmae
-from crossmae.model import MaskedAutoencoder
-from crossmae.training import run as run_module
-from crossmae.training import run_state
+from crossmae.training import loop, run_state
 from crossmae.training.data.batches import Batch
 from crossmae.training.data.config import DataConfig
-from crossmae.training.devices import make_fabric
+from crossmae.training.evaluation import Evaluation
 from crossmae.training.monitor import Monitor, read_log
 from crossmae.training.nonfinite import find_nonfinite
-from crossmae.training.plan import make_plan
 from crossmae.training.run import pretrain
 from crossmae.training.run_state import Checkpoints
 from crossmae.training.step import Stepper
@@ -269,7 +266,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_first_tensor(tmp_
 
 
 def test_a_gradient_that_is_not_finite_is_found_in_the_step_that_made_it(tmp_path, monkeypatch):
-    backward = run_module.Fabric.backward
+    backward = loop.Fabric.backward
     steps = []  # one entry a step; nine are taken before the loss is read, and taken again then
 
     def poisoned(fabric, loss, **arguments):
@@ -277,7 +274,7 @@ def test_a_gradient_that_is_not_finite_is_found_in_the_step_that_made_it(tmp_pat
         scale = torch.inf if len(steps) in (6, 9 + 6) else 1.0
         backward(fabric, loss * scale, **arguments)
 
-    monkeypatch.setattr(run_module.Fabric, "backward", poisoned)
+    monkeypatch.setattr(loop.Fabric, "backward", poisoned)
     with pytest.raises(RuntimeError, match=r"not finite is the gradient of the output of model.*, in step 5"):
         pretrain(small(), into(tmp_path, save_every=1000))
 
@@ -286,9 +283,7 @@ def test_a_compiled_model_is_diagnosed_module_by_module(tmp_path):
     """Compiled code would not run hooks that come later."""
     torch.compiler.reset()
     recipe = small(execution="compile")
-    stepper = Stepper(
-        MaskedAutoencoder(recipe.config()), make_plan(recipe, 1000, 1), make_fabric(recipe, into(tmp_path))
-    )
+    stepper = stepper_of(recipe, into(tmp_path))
     config = stepper.model.config
 
     def batches():
@@ -307,7 +302,7 @@ def test_a_compiled_model_is_diagnosed_module_by_module(tmp_path):
 def test_a_graphs_gradients_outlive_it(tmp_path, monkeypatch):
     """Replaying a CUDA graph writes to the memory of the gradients that the last replay left."""
     stale = []
-    backward = run_module.Fabric.backward
+    backward = loop.Fabric.backward
 
     def noted(fabric, loss, **arguments):
         new = [p for p in noted.stepper.module.parameters() if p.grad is None]
@@ -328,7 +323,7 @@ def test_a_graphs_gradients_outlive_it(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
     for execution in ("eager", "graphs"):
         if execution == "graphs":
-            monkeypatch.setattr(run_module.Fabric, "backward", noted)
+            monkeypatch.setattr(loop.Fabric, "backward", noted)
             monkeypatch.setattr(Stepper, "train_step", taken)
             monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", overwritten)
         pretrain(small(steps=2, micro_batch=4, execution=execution), into(tmp_path / execution))
@@ -424,7 +419,7 @@ def test_a_pause_that_fails_is_no_time_of_training(uninterrupted, tmp_path, monk
         time.sleep(0.5)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(run_module.Evaluation, "draw", failing)
+    monkeypatch.setattr(Evaluation, "draw", failing)
     begun = time.perf_counter()
     with pytest.warns(UserWarning, match=r"no pictures of step .*No space left on device"):
         pretrain(small(), into(tmp_path, pictures_every=2 / 84))

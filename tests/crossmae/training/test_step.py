@@ -7,7 +7,7 @@ import torch
 
 import crossmae
 from crossmae.training.plan import cosine_with_warmup
-from crossmae.training.step import parameter_groups
+from crossmae.training.pretraining import parameter_groups
 
 
 def test_schedule():

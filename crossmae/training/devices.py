@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.plan import Plan
-from crossmae.training.recipe import Options, Precision
+from crossmae.training.recipe import Execution, Options, Precision
 
 
 class Autocast(MixedPrecision):
@@ -71,6 +71,13 @@ def _precision(precision: Precision, kind: str) -> list[Any]:
     if precision == "float16" and kind == "cpu":
         raise ValueError("float16 needs an accelerator, there is a CPU only; take bfloat16 or float32")
     return [Autocast("16-mixed" if precision == "float16" else "bf16-mixed", kind)]
+
+
+def execution_on(device: torch.device, devices: int, asked_for: Execution) -> Execution:
+    """What execution ``auto`` stands for on one of so many devices; any other stays."""
+    if asked_for != "auto":
+        return asked_for
+    return "graphs" if device.type == "cuda" and devices == 1 else "eager"
 
 
 def over_devices(fabric: Fabric, tensor: Tensor, how: Literal["mean", "sum"]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from crossmae.flops import decoder_macs
+from crossmae.flops import decoder_macs, decoder_parts
 from crossmae.masking import grid_stride, mask_counts
 from crossmae.measure import bytes_saved_for_backward
 from crossmae.model import MaskedAutoencoder
@@ -17,6 +17,8 @@ from crossmae.model.values import pair
 from crossmae.training.recipe import Recipe, TrainingRecipe, between
 
 GIB = 2**30
+# Of a number that a linear layer multiplies; 16 bits in all other precisions.
+_BYTES = {"float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True)
@@ -163,12 +165,17 @@ def describe(plan: PretrainingPlan) -> str:
         *rows_of_the_optimizer(plan),
         ("parameters, gradients, AdamW", f"{16 * parameters / GIB:.2f} GiB, over all devices if sharded"),
         ("kept for the backward pass", f"{kept / GIB:.2f} GiB on each device (reference operations)"),
+        ("hidden layers", _hidden_layers(plan)),
+        ("residual", _residual(plan)),
         (
             "decoder, forward",
             f"{macs / 1e9:,.3g} GMAC per image; MAE of the same depth {decoder_macs(mae) / macs:.2f} x",
         ),
     ]
     return tabulate(rows, tablefmt="plain", disable_numparse=True)
+
+
+_OF_AUTO = " (CUDA graphs on one GPU, eager elsewhere)"
 
 
 def rows_of_the_optimizer(plan: Plan) -> list[tuple[str, str]]:
@@ -179,8 +186,28 @@ def rows_of_the_optimizer(plan: Plan) -> list[tuple[str, str]]:
         ("batch", f"{recipe.batch_size:,} = {batches}"),
         ("steps", f"{plan.steps:,} = {plan.steps / plan.steps_per_epoch:,.4g} epochs of {plan.steps_per_epoch:,}"),
         ("learning rate", f"{plan.peak_learning_rate:.3g} at its peak, after {plan.warmup_steps:,} steps"),
-        ("precision", f"{recipe.precision}, {recipe.execution}"),
+        ("precision", f"{recipe.precision}, {recipe.execution}{_OF_AUTO if recipe.execution == 'auto' else ''}"),
     ]
+
+
+def _hidden_layers(plan: PretrainingPlan) -> str:
+    """What saving the MLPs' hidden layers costs with kernels, or computing them again, as the plan has it."""
+    config, ratios = plan.config, plan.ratios(0)
+    visible, _ = mask_counts(config.patches, *ratios)
+    in_encoder = config.encoder_depth * (visible + config.class_tokens) * int(config.encoder_width * config.mlp_ratio)
+    in_decoder = decoder_parts(config, ratios[1], ratios[0])["mlp"] // (2 * config.decoder_width)
+    kept = plan.micro_batch * (in_encoder + in_decoder) * _BYTES.get(plan.recipe.precision, 2) / GIB
+    again = in_encoder * config.encoder_width + in_decoder * config.decoder_width
+    if config.hidden_layer == "save":
+        return f"{kept:.2f} GiB of them on each device; model_options.hidden_layer recompute costs time instead"
+    return f"computed again by kernels, {again / 1e9:,.3g} GMAC per image; saved they are {kept:.2f} GiB on each device"
+
+
+def _residual(plan: PretrainingPlan) -> str:
+    """The dtype in which tokens travel between blocks."""
+    if plan.config.residual == "autocast" and plan.recipe.precision in ("auto", "bfloat16", "float16"):
+        return "16 bits where autocast computes in them: half the bytes between blocks, a rounding more in each"
+    return f"{'float64' if plan.recipe.precision == 'float64' else 'float32'} between blocks"
 
 
 def _memory(plan: PretrainingPlan) -> tuple[int, int]:

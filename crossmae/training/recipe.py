@@ -11,7 +11,7 @@ from crossmae.model.config import Config, named_config
 from crossmae.training.data.config import DataConfig
 
 Precision = Literal["auto", "bfloat16", "float16", "float32", "float64"]
-Execution = Literal["eager", "compile", "graphs"]
+Execution = Literal["auto", "eager", "compile", "graphs"]
 Strategy = Literal["auto", "ddp", "fsdp"]
 Ratio = float | tuple[float, float]
 
@@ -38,7 +38,8 @@ class TrainingRecipe:
         clip_norm: largest norm of the gradient; longer ones are scaled down to it.
         precision: bfloat16 and float16 are autocast with float32 parameters; float16 scales its loss. ``auto`` is
             bfloat16 on an accelerator, and on a CPU the faster of bfloat16 and float32, which is measured.
-        execution: ``eager``, ``compile`` (torch.compile) or ``graphs`` (torch.compile with CUDA graphs).
+        execution: ``eager``, ``compile`` (torch.compile) or ``graphs`` (torch.compile with CUDA graphs). ``auto`` is
+            graphs on a single NVIDIA GPU, which would wait for launches, and eager anywhere else.
         seed: for initialisation, order, augmentation and all else that is random.
     """
 

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.data.batches import Batch
-from crossmae.training.devices import over_devices
+from crossmae.training.devices import execution_on, over_devices
 from crossmae.training.task import Task
 
 
@@ -31,8 +31,10 @@ class Stepper:
             self.module.double()
         self.model = self.module.model
         called: Any = self.module
-        if recipe.execution != "eager":
-            called = torch.compile(called, mode="reduce-overhead" if recipe.execution == "graphs" else "default")
+        execution = execution_on(fabric.device, fabric.world_size, recipe.execution)
+        self._graphs = execution == "graphs"
+        if execution != "eager":
+            called = torch.compile(called, mode="reduce-overhead" if self._graphs else "default")
         self.loss = fabric.setup_module(called)
         self.optimizer = torch.optim.AdamW(
             task.parameter_groups(self.module),
@@ -58,12 +60,12 @@ class Stepper:
                 # A function of the step, different on every device: nothing to keep in a checkpoint. The first batch
                 # of a process is there by now: a loader draws a number when it starts.
                 torch.manual_seed(((plan.recipe.seed * 1_000_003 + self.step) * 65_537 + fabric.global_rank) % 2**63)
-            if plan.recipe.execution == "graphs":
+            if self._graphs:
                 torch.compiler.cudagraph_mark_step_begin()
             with fabric.no_backward_sync(self.loss, enabled=left > 0):
                 loss = self.task.loss(self.loss, batch, self.step)
                 fabric.backward(loss / plan.accumulation)
-            if plan.recipe.execution == "graphs" and left and not losses:
+            if self._graphs and left and not losses:
                 self._own_gradients()
             losses.append(loss.detach().clone())  # a CUDA graph writes the next one to the same place
         if plan.recipe.clip_norm is not None:

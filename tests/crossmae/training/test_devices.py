@@ -9,12 +9,19 @@ from pretraining import into, small, stepper_of
 
 from crossmae.masking import random_masking
 from crossmae.training.data.batches import Batch
-from crossmae.training.devices import make_fabric, processes
+from crossmae.training.devices import execution_on, make_fabric, processes
 from crossmae.training.plan import make_plan
 
 
 def fabric_of(recipe, options):
     return make_fabric(make_plan(recipe, 1000, 1), options)
+
+
+def test_execution_auto_is_graphs_on_a_single_nvidia_gpu():
+    cuda, others = torch.device("cuda"), (torch.device("cpu"), torch.device("mps"))
+    assert execution_on(cuda, 1, "auto") == "graphs"
+    assert {execution_on(cuda, 8, "auto"), *(execution_on(other, 1, "auto") for other in others)} == {"eager"}
+    assert [execution_on(cuda, 1, named) for named in ("eager", "compile", "graphs")] == ["eager", "compile", "graphs"]
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float32", "float64"])

@@ -60,6 +60,23 @@ def test_the_other_recipes(capsys):
     assert "30 = 3 epochs of 10" in text
 
 
+def test_what_makes_the_recipes_for_gpus_fast_and_what_it_costs(capsys):
+    """Hidden layers of ViT-B: 12 blocks of 50 tokens x 3,072 and 12 of 49 x 2,048 numbers of two bytes."""
+    recipe = ("--recipe", "vit_base", "--micro_batch", "256")
+    kept = 256 * (12 * 50 * 3072 + 12 * 49 * 2048) * 2 / 2**30
+    again = (12 * 50 * 3072 * 768 + 12 * 49 * 2048 * 512) / 1e9
+    text = dry_run(capsys, *recipe)
+    assert "bfloat16, auto (CUDA graphs on one GPU, eager elsewhere)" in text
+    assert "16 bits where autocast computes in them" in text
+    assert f"{kept:.2f} GiB of them on each device" in text
+    assert "float32 between blocks" in dry_run(capsys, *recipe, "--precision", "float32")
+    assert f"{2 * kept:.2f} GiB of them on each device" in dry_run(capsys, *recipe, "--precision", "float32")
+    text = dry_run(capsys, "--recipe", "vit_base+small_gpu")
+    assert f"computed again by kernels, {again:.3g} GMAC per image; saved they are {kept:.2f} GiB" in text
+    every_patch = dry_run(capsys, "--recipe", "mae_base", "--micro_batch", "256")
+    assert f"{256 * (12 * 50 * 3072 + 8 * 197 * 2048) * 2 / 2**30:.2f} GiB of them" in every_patch
+
+
 def test_every_recipe_is_one(capsys):
     names = {path.stem for path in RECIPES.glob("*.yaml")}
     assert {"vit_base", "mae_base", "gamma25", "gamma75", "epochs400", "epochs800", "px448", "small_gpu"} <= names

@@ -5,13 +5,21 @@ from crossmae.checkpoint import CheckpointWarning, from_release, load, save, to_
 from crossmae.flops import decoder_macs
 from crossmae.graphs import graphed
 from crossmae.masking import Masking, block_masking, grid_masking, random_masking
-from crossmae.model import MaskedAutoencoder, Output, create_model
-from crossmae.model.config import Config, list_models
+from crossmae.model import (
+    Config,
+    CrossAttentionDecoder,
+    MaskedAutoencoder,
+    Output,
+    create_model,
+    list_models,
+    position_embedding,
+)
 from crossmae.reconstruction import reconstruct
 
 __all__ = [
     "CheckpointWarning",
     "Config",
+    "CrossAttentionDecoder",
     "MaskedAutoencoder",
     "Masking",
     "Output",
@@ -24,6 +32,7 @@ __all__ = [
     "grid_masking",
     "list_models",
     "load",
+    "position_embedding",
     "random_masking",
     "reconstruct",
     "restore",

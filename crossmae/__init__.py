@@ -4,7 +4,14 @@ from crossmae.acceleration import accelerate, restore
 from crossmae.checkpoint import CheckpointWarning, from_release, load, save, to_release
 from crossmae.flops import decoder_macs
 from crossmae.graphs import graphed
-from crossmae.masking import Masking, block_masking, grid_masking, random_masking
+from crossmae.masking import (
+    Masking,
+    block_masking,
+    cell_masking,
+    furthest_masking,
+    grid_masking,
+    random_masking,
+)
 from crossmae.model import (
     Config,
     CrossAttentionDecoder,
@@ -25,9 +32,11 @@ __all__ = [
     "Output",
     "accelerate",
     "block_masking",
+    "cell_masking",
     "create_model",
     "decoder_macs",
     "from_release",
+    "furthest_masking",
     "graphed",
     "grid_masking",
     "list_models",

@@ -32,7 +32,9 @@ class Recipe:
         model_options: any other field of ``crossmae.Config``, such as ``decoder_depth``.
         data: the images.
         masking: shape of the masks (MAE, table 1f): ``random`` hides random patches, ``grid`` all but the first of each
-            square of 2 x 2 patches (a mask ratio of .75) or larger, ``block`` one rectangle of random place.
+            square of 2 x 2 patches (a mask ratio of .75) or larger, ``block`` one rectangle of random place, ``cells``
+            random squares of 4 x 4 (Pixio); ``furthest`` hides as ``random`` does and predicts patches that are far
+            apart (PR-MIM).
         mask_ratio: share of patches hidden from the encoder.
         prediction_ratio: share of all patches to predict; ``mask_ratio`` for MAE, else 0.25 unless given.
         epochs: passes over the images.

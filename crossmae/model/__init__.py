@@ -2,5 +2,15 @@
 
 from crossmae.model.autoencoder import MaskedAutoencoder, Output, create_model
 from crossmae.model.config import Config, list_models
+from crossmae.model.cross_attention_decoder import CrossAttentionDecoder
+from crossmae.model.positions import position_embedding
 
-__all__ = ["Config", "MaskedAutoencoder", "Output", "create_model", "list_models"]
+__all__ = [
+    "Config",
+    "CrossAttentionDecoder",
+    "MaskedAutoencoder",
+    "Output",
+    "create_model",
+    "list_models",
+    "position_embedding",
+]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import crossmae_kernels as ck
-from crossmae.model.config import Config, Hidden, Positions
+from crossmae.model.config import Config, Hidden, Positions, Residual
 from crossmae.model.positions import sincos_positions
 from crossmae_kernels.feature_projection import project_keys_and_values
 from crossmae_kernels.runtime.autocast import autocasts, compute_dtype
@@ -101,7 +101,7 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """The layers of ``cross_attention``; the norm belongs to the caller's block.
 
-    Keys and values come projected: those of all blocks are computed at once (``CrossMAEDecoder.keys_and_values``).
+    Keys and values come projected: of all blocks at once (``CrossAttentionDecoder.keys_and_values``).
     """
 
     def __init__(self, width: int, feature_width: int, heads: int) -> None:
@@ -164,17 +164,25 @@ class SelfAttentionBlock(nn.Module):
 class CrossAttentionBlock(nn.Module):
     """Decoder block of CrossMAE; optionally with self-attention between the queries in front (an ablation)."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self,
+        width: int,
+        feature_width: int,
+        heads: int,
+        mlp_ratio: float,
+        eps: float,
+        attends_to_itself: bool,
+        hidden_layer: Hidden,
+    ) -> None:
         super().__init__()
-        width, heads, eps = config.decoder_width, config.decoder_heads, config.decoder_eps
-        if config.decoder_self_attention:
+        if attends_to_itself:
             self.norm0 = nn.LayerNorm(width, eps=eps)
             self.self_attn = SelfAttention(width, heads)
         self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.cross_attn = CrossAttention(width, config.encoder_width, heads)
+        self.cross_attn = CrossAttention(width, feature_width, heads)
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = Mlp(width, int(width * config.mlp_ratio), config.hidden_layer)
-        self.attends_to_itself = config.decoder_self_attention
+        self.mlp = Mlp(width, int(width * mlp_ratio), hidden_layer)
+        self.attends_to_itself = attends_to_itself
 
     def forward(
         self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None, proj: Projection | None = None
@@ -198,10 +206,10 @@ def run_block(block: nn.Module, checkpointed: bool, *arguments: Tensor | Project
     return block(*arguments)
 
 
-def to_residual(x: Tensor, config: Config) -> Tensor:
+def to_residual(x: Tensor, residual: Residual) -> Tensor:
     """``x`` in the dtype of the residual between blocks, see ``Config.residual``."""
     device = x.device.type
-    if config.residual == "autocast" and autocasts(device):
+    if residual == "autocast" and autocasts(device):
         return x.to(torch.get_autocast_dtype(device))
     return x
 

@@ -3,7 +3,7 @@
 In CrossMAE masked patches attend to visible ones and to nothing else; in MAE all patches attend to all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,103 +11,63 @@ from torch import Tensor, nn
 import crossmae_kernels as ck
 from crossmae.masking import Masking
 from crossmae.model.blocks import (
-    CrossAttention,
-    CrossAttentionBlock,
-    Projection,
     SelfAttentionBlock,
     initialize,
-    keys_and_values_of_blocks,
     learned_tokens,
     register_positions,
     run_block,
     to_residual,
 )
 from crossmae.model.config import Config
+from crossmae.model.cross_attention_decoder import CrossAttentionDecoder
 
 
-class FeatureMixing(nn.Module):
-    """Every decoder block's own learned, normalised mix of encoder feature maps (CrossMAE, section 3.3).
+class CrossMAEDecoder(CrossAttentionDecoder):
+    """``CrossAttentionDecoder`` of a configuration, with a table of positions: its queries are patches of a mask.
 
-    ``last_norm`` False leaves the last block's mix as it is.
-    """
-
-    def __init__(self, blocks: int, maps: int, width: int, eps: float, last_norm: bool = True) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.empty(blocks, maps))
-        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for _ in range(blocks - (not last_norm)))
-        nn.init.xavier_uniform_(self.weight)
-
-    def forward(self, maps: list[Tensor], attentions: list[CrossAttention]) -> list[tuple[Tensor, Projection | None]]:
-        """Maps, each ``(B, K, E)`` -> what each decoder block's attention takes, see ``keys_and_values_of_blocks``."""
-        norms = [norm for norm in self.norms if isinstance(norm, nn.LayerNorm)]
-        none = self.weight.new_empty(0, maps[0].shape[-1])
-        scale = torch.stack([norm.weight for norm in norms]) if norms else none
-        shift = torch.stack([norm.bias for norm in norms]) if norms else none
-        kv, proj = [each.kv for each in attentions], [each.proj for each in attentions]
-        return keys_and_values_of_blocks(maps, self.weight, scale, shift, kv, proj, self.eps)
-
-
-class CrossMAEDecoder(nn.Module):
-    """Cross-attention blocks from mask queries to encoder features, then a linear head to pixels.
-
-    The queries of the first block are ``mask_token + position``: one table for all images, normed and projected
-    once and gathered by id.
+    Positions of one's own, which need not be those of patches, are taken as its base class takes them.
     """
 
     positions: Tensor
+    head: nn.Linear
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        width = config.decoder_width
-        self.config = config
-        self.mask_token = learned_tokens(1, width)
-        register_positions(self, config.decoder_pos_embed, width, config.grid, config.decoder_class_tokens)
-        self.mixing = (
-            None
-            if config.feature_maps is None
-            else FeatureMixing(
-                config.decoder_depth,
-                len(config.feature_maps),
-                config.encoder_width,
-                config.decoder_eps,
-                config.last_mix_norm,
-            )
+        super().__init__(
+            feature_width=config.encoder_width,
+            maps=None if config.feature_maps is None else len(config.feature_maps),
+            out_features=config.patch_values,
+            width=config.decoder_width,
+            depth=config.decoder_depth,
+            heads=config.decoder_heads,
+            mlp_ratio=config.mlp_ratio,
+            norm_eps=config.decoder_eps,
+            self_attention=config.decoder_self_attention,
+            last_mix_norm=config.last_mix_norm,
+            gradient_checkpointing=config.gradient_checkpointing,
+            hidden_layer=config.hidden_layer,
+            residual=config.residual,
         )
-        self.blocks = nn.ModuleList(CrossAttentionBlock(config) for _ in range(config.decoder_depth))
-        self.norm = nn.LayerNorm(width, eps=config.decoder_eps)
-        self.head = nn.Linear(width, config.patch_values)
-        self.blocks.apply(initialize)
-        self.head.apply(initialize)
+        self.class_tokens = config.class_tokens
+        register_positions(self, config.decoder_pos_embed, config.decoder_width, config.grid, config.class_tokens)
 
-    def forward(self, maps: list[Tensor], masking: Masking) -> Tensor:
-        """Feature maps, each ``(B, K, E)`` -> predicted patches ``(B, Q, P)``."""
-        for x in self.residuals(maps, masking):
-            last = x
-        return self.pixels(last, masking)
+    def forward(self, maps: Sequence[Tensor], queries: Tensor | Masking, ids: Tensor | None = None) -> Tensor:
+        """Feature maps, each ``(B, K, E)`` -> what is in the patches to predict, or at positions, ``(B, Q, P)``."""
+        return super().forward(maps, *self._positions_of(queries, ids))
 
-    def residuals(self, maps: list[Tensor], masking: Masking) -> Iterator[Tensor]:
+    def residuals(
+        self, maps: Sequence[Tensor], queries: Tensor | Masking, ids: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """The residual ``(B, Q, D)`` as each block in turn leaves it."""
-        x = to_residual((self.mask_token + self.positions[:, self.config.class_tokens :])[0], self.config)
-        ids: Tensor | None = masking.predicted_ids
-        for block, (keys_and_values, proj) in zip(self.blocks, self.keys_and_values(maps), strict=True):
-            x = run_block(block, self.config.gradient_checkpointing, x, keys_and_values, ids, proj)
-            ids = None  # from the second block on the queries are rows of each image, not a table
-            yield x
+        return super().residuals(maps, *self._positions_of(queries, ids))
 
     def pixels(self, x: Tensor, masking: Masking) -> Tensor:
         """The residual ``(B, Q, D)`` behind any block, of queries ``masking`` names -> patches ``(B, Q, P)``."""
-        return ck.norm_linear(x, self.head.weight, self.head.bias, self.norm.weight, self.norm.bias, self.norm.eps)
+        return self.output(x)
 
-    def keys_and_values(self, maps: list[Tensor]) -> list[tuple[Tensor, Projection | None]]:
-        """Keys and values ``(B, K, 2 D)`` of every block, which depend on no query, and the layer behind them."""
-        attentions = [block.cross_attn for block in self._blocks()]
-        if self.mixing is None:
-            return [(attention.kv(maps[-1]), None) for attention in attentions]
-        return self.mixing(maps, attentions)
-
-    def _blocks(self) -> list[CrossAttentionBlock]:
-        return [block for block in self.blocks if isinstance(block, CrossAttentionBlock)]
+    def _positions_of(self, queries: Tensor | Masking, ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if isinstance(queries, Masking):
+            return self.positions[0, self.class_tokens :], queries.predicted_ids
+        return queries, ids
 
 
 class MAEDecoder(nn.Module):
@@ -147,7 +107,7 @@ class MAEDecoder(nn.Module):
         tokens = self.mask_token.to(visible.dtype).expand(visible.shape[0], config.patches, -1)
         tokens = tokens.scatter(1, _rows(masking.visible_ids, visible), visible[:, kept:])
         x = torch.cat([visible[:, :kept], tokens], dim=1) + self.positions
-        x = to_residual(x, self.config)
+        x = to_residual(x, config.residual)
         for block in self.blocks:
             x = run_block(block, self.config.gradient_checkpointing, x)
             yield x

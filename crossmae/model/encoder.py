@@ -88,7 +88,9 @@ class Encoder(nn.Module):
         self, images: Tensor, ids: Tensor, positions: Tensor, mean: Tensor | None, std: Tensor | None
     ) -> Tensor:
         first = self.config.class_tokens
-        patches = to_residual(self.patch_embed(images, ids, mean, std) + positions[0, first:][ids], self.config)
+        patches = to_residual(
+            self.patch_embed(images, ids, mean, std) + positions[0, first:][ids], self.config.residual
+        )
         # Without a position of their own: fresh sin-cos tables hold zeros for class tokens, loaded ones may not.
         class_tokens = self.cls_token + positions[:, :first] if self.config.embeds_class else self.cls_token
         return torch.cat([class_tokens.to(patches.dtype).expand(patches.shape[0], -1, -1), patches], dim=1)

@@ -19,18 +19,35 @@ def sincos_positions(width: int, grid: tuple[int, int], class_tokens: int = 1) -
     Returns:
         float32 ``(1, class_tokens + rows * columns, width)``; class tokens' embeddings are zero.
     """
-    rows, columns = grid
-    row = torch.arange(rows, dtype=torch.float64).repeat_interleave(columns)
-    column = torch.arange(columns, dtype=torch.float64).repeat(rows)
-    patches = torch.cat([_sincos(width // 2, column), _sincos(width // 2, row)], dim=1)
+    rows, columns = (torch.arange(count, dtype=torch.float64) for count in grid)
+    patches = position_embedding(torch.cartesian_prod(rows, columns), width)
     return torch.cat([patches.new_zeros(class_tokens, width), patches])[None].float()
 
 
-def _sincos(width: int, position: Tensor) -> Tensor:
-    """``(T,)`` positions -> ``(T, width)``: sines, then cosines."""
-    frequency = 10000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width // 2))
-    angle = position[:, None] * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=1)
+def position_embedding(coordinates: Tensor, width: int) -> Tensor:
+    """Sin-cos embeddings of places in any number of dimensions, which need not lie on a grid.
+
+    For ``(row, column)`` in units of patches they are those of ``sincos_positions``: the last axis comes first, each
+    axis has ``width / axes`` channels, sines and then cosines.
+
+    Args:
+        coordinates: ``(..., axes)``.
+        width: channels, a multiple of twice the number of axes.
+
+    Returns:
+        ``(..., width)`` in the dtype of the coordinates, float32 for integers.
+    """
+    axes = coordinates.shape[-1] if coordinates.ndim else 0
+    if not axes or width < 1 or width % (2 * axes):
+        raise ValueError(
+            f"coordinates must have shape (..., axes) and width be a multiple of 2 * axes, "
+            f"got {tuple(coordinates.shape)} and {width}"
+        )
+    dtype = coordinates.dtype if coordinates.dtype.is_floating_point else torch.float32
+    wide, count = torch.promote_types(dtype, torch.float32), width // (2 * axes)
+    frequencies = 10000.0 ** -(torch.arange(count, dtype=wide, device=coordinates.device) / count)
+    angles = coordinates.flip(-1)[..., None].to(wide) * frequencies  # (..., axes, count)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2).to(dtype)
 
 
 def interpolate_positions(

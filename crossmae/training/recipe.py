@@ -106,7 +106,9 @@ class Recipe(TrainingRecipe):
         image_size: side of square images in pixels, or height and width; the model's own unless given.
         model_options: any other field of ``crossmae.Config``, such as ``decoder_depth``.
         masking: shape of the masks (MAE, table 1f): ``random`` hides random patches, ``grid`` all but the first of each
-            square of 2 x 2 patches (a mask ratio of .75) or larger, ``block`` one rectangle of random place.
+            square of 2 x 2 patches (a mask ratio of .75) or larger, ``block`` one rectangle of random place, ``cells``
+            random squares of 4 x 4 (Pixio); ``furthest`` hides as ``random`` does and predicts patches that are far
+            apart (PR-MIM).
         mask_ratio: share of patches hidden from the encoder.
         prediction_ratio: share of all patches to predict; ``mask_ratio`` for MAE, else 0.25 unless given.
         base_learning_rate: peak for 256 images with all masked patches predicted. The peak of a run is this

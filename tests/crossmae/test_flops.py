@@ -28,6 +28,14 @@ def test_published_table(size):
         assert round(decoder_macs(named_config(f"crossmae_vit_{size}"), ratio) / 1e9, 3) == expected
 
 
+@pytest.mark.parametrize(("class_tokens", "mae", "ours"), [(1, 28.2, 8.3), (8, 29.0, 8.7)])
+def test_pixio_s_decoder(class_tokens, mae, ours):
+    """Of ViT-H/16 at 256 px, GMAC an image with 32 blocks, which predict all masked patches or a quarter of all."""
+    size = {"image_size": 256, "patch_size": 16, "decoder_depth": 32, "class_tokens": class_tokens}
+    assert round(decoder_macs(named_config("mae_vit_huge_patch14", **size), 0.75) / 1e9, 1) == mae
+    assert round(decoder_macs(named_config("crossmae_vit_huge_patch14", **size), 0.25) / 1e9, 1) == ours
+
+
 def test_paper_convention():
     mae = decoder_flops_of_paper(named_config("mae_vit_base_patch16"))
     ours = {n: decoder_flops_of_paper(named_config("crossmae_vit_base_patch16", decoder_depth=n)) for n in (8, 12)}

@@ -123,7 +123,9 @@ def test_patches_as_far_as_others_are_hidden_in_order():
     assert block_masking(1, (8, 8), 20 / 64, noise=noise).predicted_ids.tolist() == [sorted(square + first)]
 
 
-@pytest.mark.parametrize(("shape", "draws", "mask_ratio"), [("random", 0, 0.5), ("grid", 0, 0.75), ("block", 3, 0.5)])
+@pytest.mark.parametrize(
+    ("shape", "draws", "mask_ratio"), [("random", 0, 0.5), ("grid", 0, 0.75), ("block", 3, 0.5), ("cells", 64, 0.5)]
+)
 def test_of_the_hidden_patches_those_of_highest_noise_are_predicted(shape, draws, mask_ratio):
     noise = torch.rand(5, draws + 64, generator=generator())
     masking = draw_masking(shape, (8, 8), mask_ratio, 0.25, noise)
@@ -133,7 +135,7 @@ def test_of_the_hidden_patches_those_of_highest_noise_are_predicted(shape, draws
         assert predicted.tolist() == sorted(ranked[-16:])
 
 
-@pytest.mark.parametrize("shape", ["random", "grid", "block"])
+@pytest.mark.parametrize("shape", ["random", "grid", "block", "cells", "furthest"])
 def test_a_mask_is_a_function_of_its_image_s_noise(shape):
     noise = torch.rand(6, noise_length(shape, 196), generator=generator())
     together = draw_masking(shape, (14, 14), 0.75, 0.25, noise)
@@ -216,5 +218,5 @@ def test_other_wrong_masks():
         grid_masking(1, (4, 4), prediction_ratio=0.9)
     with pytest.raises(ValueError, match=re.escape("noise must have shape (batch, 3 + rows * columns) = (1, 19)")):
         block_masking(1, (4, 4), noise=torch.rand(1, 16))
-    with pytest.raises(ValueError, match="shape must be 'random', 'grid' or 'block', got 'blocks'"):
+    with pytest.raises(ValueError, match="shape must be one of random, grid, block, cells, furthest, got 'blocks'"):
         draw_masking("blocks", (4, 4), 0.75, 0.25, torch.rand(1, 16))

@@ -141,7 +141,7 @@ def test_block_predictions_are_those_of_decoders_that_end_there(settings):
 
 def test_no_hook_is_left_behind_by_a_failure():
     whole = model()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="maps must be 1 feature map"):
         block_predictions(whole, [torch.zeros(2, 7, 5, dtype=torch.float64)], random_masking(2, 15))
     assert not any(block._forward_hooks for block in whole.decoder.blocks)
 

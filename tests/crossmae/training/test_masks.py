@@ -8,6 +8,7 @@ import pytest
 import torch
 from pretraining import into, losses, small, weights
 
+import crossmae
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.run import pretrain
 
@@ -61,3 +62,19 @@ def test_a_run_trains_with_its_masks_and_goes_on_bit_for_bit(tmp_path, masks, sh
     for again, first in zip(masks[-3:-1], training[2:], strict=True):
         assert torch.equal(again.visible_ids, first.visible_ids)
         assert torch.equal(again.predicted_ids, first.predicted_ids)
+
+
+def test_a_run_of_pixio_s_kind(tmp_path, masks):
+    """Masks of cells, several class tokens and learned positions, which are trained, saved and loaded."""
+    options = {"class_tokens": 3, "pos_embed": "learn", "decoder_pos_embed": "learn"}
+    pretrain(small(steps=2, masking="cells", model_options={**small().model_options, **options}), into(tmp_path))
+    for visible in masks[0].visible_ids.tolist():
+        cells = {(place // 8 // 4, place % 8 // 4) for place in visible}
+        assert len(visible) == 16 * len(cells)
+    model = crossmae.load(tmp_path)
+    first = crossmae.load(tmp_path / "checkpoints" / "step-00000000")
+    assert {name: getattr(model.config, name) for name in options} == options
+    for part in ("encoder", "decoder"):
+        positions, before = (getattr(each, part).positions for each in (model, first))
+        assert isinstance(positions, torch.nn.Parameter)
+        assert not torch.equal(positions, before)

@@ -77,6 +77,16 @@ def test_what_makes_the_recipes_for_gpus_fast_and_what_it_costs(capsys):
     assert f"{256 * (12 * 50 * 3072 + 8 * 197 * 2048) * 2 / 2**30:.2f} GiB of them" in every_patch
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "predicted", "macs"), [("pixio_huge", 192, 29), ("pixio_huge_crossmae", 64, 8.66)])
+def test_pixio_s_recipes(capsys, recipe, predicted, macs):
+    text = dry_run(capsys, "--recipe", recipe, "--micro_batch", "16")
+    assert f"256 of 16 px: 64 seen, {predicted} predicted" in text
+    assert f"{macs} GMAC per image" in text
+    # lr = gamma / p x 2.5e-5 x 8192 / 256; 40 of 400 epochs of 1,605 steps warm up.
+    assert f"{8e-4 * predicted / 192:.3g} at its peak, after 64,200 steps" in text
+
+
 def test_every_recipe_is_one(capsys):
     names = {path.stem for path in RECIPES.glob("*.yaml")}
     assert {"vit_base", "mae_base", "gamma25", "gamma75", "epochs400", "epochs800", "px448", "small_gpu"} <= names

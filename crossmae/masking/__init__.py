@@ -1,0 +1,33 @@
+"""Which patches the encoder sees and which the decoder predicts, as ids.
+
+Ids are the only currency: no boolean mask, no data-dependent shape, and no wait for the device in what a training
+step calls.
+"""
+
+from crossmae.masking.drawing import Rounding, mask_counts, random_masking
+from crossmae.masking.masks import Masking
+from crossmae.masking.shapes import (
+    MaskShape,
+    block_masking,
+    cell_masking,
+    draw_masking,
+    furthest_masking,
+    grid_masking,
+    grid_stride,
+    noise_length,
+)
+
+__all__ = [
+    "MaskShape",
+    "Masking",
+    "Rounding",
+    "block_masking",
+    "cell_masking",
+    "draw_masking",
+    "furthest_masking",
+    "grid_masking",
+    "grid_stride",
+    "mask_counts",
+    "noise_length",
+    "random_masking",
+]

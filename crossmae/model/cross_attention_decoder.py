@@ -1,0 +1,171 @@
+"""CrossMAE's decoder alone (arXiv 2401.14391, section 3): for feature maps of any encoder and queries anywhere."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+import crossmae_kernels as ck
+from crossmae.model.blocks import (
+    CrossAttention,
+    CrossAttentionBlock,
+    Projection,
+    initialize,
+    keys_and_values_of_blocks,
+    learned_tokens,
+    run_block,
+    to_residual,
+)
+from crossmae.model.config import Hidden, Residual
+
+
+class FeatureMixing(nn.Module):
+    """Every decoder block's own learned, normalised mix of encoder feature maps (CrossMAE, section 3.3).
+
+    ``last_norm`` False leaves the last block's mix as it is.
+    """
+
+    def __init__(self, blocks: int, maps: int, width: int, eps: float, last_norm: bool = True) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(blocks, maps))
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for _ in range(blocks - (not last_norm)))
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(
+        self, maps: Sequence[Tensor], attentions: list[CrossAttention]
+    ) -> list[tuple[Tensor, Projection | None]]:
+        """Maps, each ``(B, K, E)`` -> what each decoder block's attention takes, see ``keys_and_values_of_blocks``."""
+        norms = [norm for norm in self.norms if isinstance(norm, nn.LayerNorm)]
+        none = self.weight.new_empty(0, maps[0].shape[-1])
+        scale = torch.stack([norm.weight for norm in norms]) if norms else none
+        shift = torch.stack([norm.bias for norm in norms]) if norms else none
+        kv, proj = [each.kv for each in attentions], [each.proj for each in attentions]
+        return keys_and_values_of_blocks(maps, self.weight, scale, shift, kv, proj, self.eps)
+
+
+class CrossAttentionDecoder(nn.Module):
+    """Blocks of cross-attention from queries to feature maps. No query sees another, so any of them may be left out.
+
+    A query is the learned ``mask_token`` and the embedding of a position, of whatever kind: ``position_embedding``
+    makes one of coordinates. What is predicted there is up to the head and the loss.
+
+    Args:
+        feature_width: channels E of the feature maps.
+        maps: how many feature maps there are, of which each block learns its own normalised mix (inter-block
+            attention); None: there is one, which blocks attend to as it is, so norm it before.
+        out_features: values predicted for each query; None leaves out the linear head, for one of your own.
+        width: channels D of queries.
+        depth: number of blocks.
+        heads: attention heads of a block; they divide ``width``.
+        mlp_ratio: hidden channels of a block's MLP over ``width``.
+        norm_eps: epsilon of all LayerNorms.
+        self_attention: let queries attend to each other in front of each block, an ablation of CrossMAE. Then a
+            prediction depends on which others are asked for.
+        last_mix_norm: False leaves out the norm on the last block's mix.
+        gradient_checkpointing: see ``Config``, and so are the others.
+    """
+
+    def __init__(
+        self,
+        feature_width: int,
+        maps: int | None,
+        out_features: int | None,
+        width: int = 512,
+        depth: int = 12,
+        heads: int = 16,
+        mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-6,
+        self_attention: bool = False,
+        last_mix_norm: bool = True,
+        gradient_checkpointing: bool = False,
+        hidden_layer: Hidden = "recompute",
+        residual: Residual = "float32",
+    ) -> None:
+        super().__init__()
+        _check_sizes(feature_width, maps, out_features, width, depth, heads)
+        self.feature_width, self.maps = feature_width, maps
+        self.gradient_checkpointing, self.residual = gradient_checkpointing, residual
+        self.mask_token = learned_tokens(1, width)
+        self.mixing = None if maps is None else FeatureMixing(depth, maps, feature_width, norm_eps, last_mix_norm)
+        self.blocks = nn.ModuleList(
+            CrossAttentionBlock(width, feature_width, heads, mlp_ratio, norm_eps, self_attention, hidden_layer)
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.head = None if out_features is None else nn.Linear(width, out_features)
+        self.apply(initialize)
+
+    def forward(self, maps: Sequence[Tensor], queries: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Predictions ``(B, Q, out_features)``, or ``(B, Q, D)`` behind the last norm if there is no head.
+
+        Args:
+            maps: feature maps, each ``(B, K, E)``, of any number of tokens K, the same for all.
+            queries: embeddings of positions, ``(B, Q, D)``, or ``(N, D)``: then all images are asked for all of them.
+            ids: of ``queries`` ``(N, D)``, those that each image is asked for, ``(B, Q)``.
+
+        Raises:
+            ValueError: if there are more or fewer maps than was said, or shapes do not fit.
+        """
+        for x in self.residuals(maps, queries, ids):
+            last = x
+        return self.output(last)
+
+    def residuals(self, maps: Sequence[Tensor], queries: Tensor, ids: Tensor | None = None) -> Iterator[Tensor]:
+        """The residual ``(B, Q, D)`` as each block in turn leaves it; arguments are as in ``forward``."""
+        self._check(maps, queries, ids)
+        if queries.ndim == 2 and ids is None:
+            ids = torch.arange(queries.shape[0], device=queries.device).expand(maps[0].shape[0], -1)
+        # Queries of a table are normed and projected once for all images, and gathered by id.
+        mask_token: Tensor = self.mask_token[0]
+        x = to_residual(mask_token + queries, self.residual)
+        for block, (keys_and_values, proj) in zip(self.blocks, self.keys_and_values(maps), strict=True):
+            x = run_block(block, self.gradient_checkpointing, x, keys_and_values, ids, proj)
+            ids = None  # from the second block on queries are rows of each image
+            yield x
+
+    def output(self, x: Tensor) -> Tensor:
+        """The residual ``(B, Q, D)`` behind any block -> what ``forward`` returns of the last."""
+        if self.head is None:
+            normed: Tensor = self.norm(x)
+            return normed
+        return ck.norm_linear(x, self.head.weight, self.head.bias, self.norm.weight, self.norm.bias, self.norm.eps)
+
+    def keys_and_values(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, Projection | None]]:
+        """Keys and values ``(B, K, 2 D)`` of every block, which depend on no query, and the layer behind them."""
+        attentions = [block.cross_attn for block in self.blocks if isinstance(block, CrossAttentionBlock)]
+        if self.mixing is None:
+            return [(attention.kv(maps[0]), None) for attention in attentions]
+        return self.mixing(maps, attentions)
+
+    def _check(self, maps: Sequence[Tensor], queries: Tensor, ids: Tensor | None) -> None:
+        count, width = self.maps or 1, self.mask_token.shape[-1]
+        shapes = [tuple(each.shape) for each in maps]
+        if len(shapes) != count or len(set(shapes)) != 1 or shapes[0][2:] != (self.feature_width,):
+            found = ", ".join(map(str, dict.fromkeys(shapes)))
+            raise ValueError(
+                f"{type(self).__name__}: maps must be {count} feature map(s) of one shape (batch, tokens, "
+                f"{self.feature_width}), got {len(shapes)}, of {found}"
+            )
+        shape, batch = tuple(queries.shape), shapes[0][0]
+        given = () if ids is None else tuple(ids.shape)
+        table = len(shape) == 2 and (ids is None or (len(given) == 2 and given[0] == batch))
+        rows = len(shape) == 3 and shape[0] == batch and ids is None
+        if not (table or rows) or shape[-1] != width:
+            raise ValueError(
+                f"{type(self).__name__}: queries must have shape ({batch}, queries, {width}), or (positions, {width}) "
+                f"with or without ids ({batch}, queries); got {shape} and ids {given or None}"
+            )
+
+
+def _check_sizes(
+    feature_width: int, maps: int | None, out_features: int | None, width: int, depth: int, heads: int
+) -> None:
+    """Refuse sizes that cannot be, naming all of them."""
+    sizes = {"feature_width": feature_width, "maps": maps, "out_features": out_features, "width": width}
+    sizes |= {"depth": depth, "heads": heads}
+    wrong = [f"{name} must be positive, got {size}" for name, size in sizes.items() if size is not None and size < 1]
+    if not wrong and width % heads:
+        wrong.append(f"heads must divide width {width}, got {heads}")
+    if wrong:
+        raise ValueError(f"CrossAttentionDecoder: {'; '.join(wrong)}")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from crossmae.checkpoint import huggingface
+from crossmae.checkpoint import huggingface, torchvision
 from crossmae.checkpoint.messages import first_few
 from crossmae.checkpoint.release import FIELDS, MAPS, feature_maps, release_name
 from crossmae.checkpoint.shapes import told_by_tensors
@@ -17,7 +17,7 @@ from crossmae.model.config import Config, usual_heads
 from crossmae.model.values import as_tuple, pair
 
 # What is built on top of an encoder for a task.
-_ON_TOP = ("head.", "fc_norm.", "classifier.", "pooler.")
+_ON_TOP = ("head.", "heads.", "fc_norm.", "classifier.", "pooler.")
 _RELEASE_NAMES = {field: name for name, field in FIELDS.items()}
 
 
@@ -25,6 +25,8 @@ def named_as_released(state: StateDict) -> dict[str, Tensor]:
     """A model's tensors by the releases' names; those that are none of ours keep their own."""
     if state.layout == "huggingface":
         return huggingface.renamed(state.tensors)
+    if state.layout == "torchvision":
+        return {torchvision.NAMES.read(name): tensor for name, tensor in state.tensors.items()}
     if state.layout != "ours":
         return state.tensors
     named = {}

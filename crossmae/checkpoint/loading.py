@@ -50,8 +50,8 @@ def load(
     """The model of a checkpoint, recognised by its content.
 
     Ours, with its configuration or as a bare ``state_dict()``; CrossMAE's and MAE's releases; an encoder alone or
-    fine-tuned, as MAE and timm publish them; Hugging Face's ViTMAE and ViT. Prefixes of DDP, FSDP, torch.compile,
-    Lightning and EMA are taken off. Of an encoder alone the model has ``encode`` and no decoder.
+    fine-tuned, as MAE, timm and torchvision publish them; Hugging Face's ViTMAE and ViT. Prefixes of DDP, FSDP,
+    torch.compile, Lightning and EMA are taken off. Of an encoder alone the model has ``encode`` and no decoder.
 
     Args:
         path: a safetensors file, one written by ``torch.save``, an index of shards, or a folder that holds

@@ -1,7 +1,7 @@
 """CrossMAE: masked autoencoders whose decoder is cross-attention only (arXiv 2401.14391)."""
 
 from crossmae.acceleration import accelerate, restore
-from crossmae.checkpoint import CheckpointWarning, from_release, load, save, to_release
+from crossmae.checkpoint import CheckpointWarning, from_release, load, load_encoder, save, to_release
 from crossmae.flops import decoder_macs
 from crossmae.graphs import graphed
 from crossmae.masking import Masking, block_masking, grid_masking, random_masking
@@ -24,6 +24,7 @@ __all__ = [
     "grid_masking",
     "list_models",
     "load",
+    "load_encoder",
     "random_masking",
     "reconstruct",
     "restore",

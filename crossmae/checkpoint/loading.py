@@ -88,7 +88,7 @@ def load(
             arguments["key"] = key
         if arguments:
             raise TypeError(f"{file} tells its configuration itself; remove {', '.join(arguments)}")
-        model = filled(replace(_own_config(metadata[CONFIG_KEY], file), **running), content, str(file))
+        model = filled(replace(own_config(metadata[CONFIG_KEY], file), **running), content, str(file))
     else:
         state, said = find_state_dict(content, file, key)
         named = named_as_released(state)
@@ -104,7 +104,8 @@ def load(
     return model
 
 
-def _own_config(text: str, file: Path) -> Config:
+def own_config(text: str, file: Path) -> Config:
+    """The configuration that a file of ours holds; raises ValueError if it is none, or a newer version's."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:

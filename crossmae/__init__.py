@@ -2,6 +2,7 @@
 
 from crossmae.acceleration import accelerate, restore
 from crossmae.checkpoint import CheckpointWarning, from_release, load, load_encoder, save, to_release
+from crossmae.export import export
 from crossmae.flops import decoder_macs
 from crossmae.graphs import graphed
 from crossmae.masking import Masking, block_masking, grid_masking, random_masking
@@ -19,6 +20,7 @@ __all__ = [
     "block_masking",
     "create_model",
     "decoder_macs",
+    "export",
     "from_release",
     "graphed",
     "grid_masking",

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 
@@ -58,11 +59,32 @@ def load_encoder(model: MaskedAutoencoder, path: str | os.PathLike[str], key: st
         ValueError: if the file is no checkpoint, or its encoder is not of the model's width, depth, heads, patch size,
             channels or epsilon; with the first tensors that do not fit. The model is as before then.
     """
-    model.encoder.load_state_dict(encoder_state(model.config, path, key), strict=False)
+    start = starting_encoder(model.config, path, key)
+    if start.notes:
+        warnings.warn(start.said, CheckpointWarning, stacklevel=2)
+    start.put_into(model)
 
 
-def encoder_state(config: Config, path: str | os.PathLike[str], key: str | None = None) -> dict[str, Tensor]:
-    """What ``load_encoder`` puts into the encoder of a model of this configuration, by the encoder's own names."""
+@dataclass(frozen=True)
+class StartingEncoder:
+    """The encoder of a checkpoint as a model needs it, by the names of the model's encoder, and what is said of it."""
+
+    file: Path
+    tensors: dict[str, Tensor]
+    notes: list[str]
+
+    @property
+    def said(self) -> str:
+        """The file, and the notes if there are any."""
+        return f"{self.file}: {'; '.join(self.notes)}" if self.notes else str(self.file)
+
+    def put_into(self, model: MaskedAutoencoder) -> None:
+        """Copy into a model of the configuration that it was read for."""
+        model.encoder.load_state_dict(self.tensors, strict=False)  # a norm that is not told stays
+
+
+def starting_encoder(config: Config, path: str | os.PathLike[str], key: str | None = None) -> StartingEncoder:
+    """Read what ``load_encoder`` gives to a model of this configuration; raises as it does."""
     file = find(path)
     tensors, told, said = _read_encoder(file, key)
     with torch.device("meta"):
@@ -84,9 +106,7 @@ def encoder_state(config: Config, path: str | os.PathLike[str], key: str | None 
     if not config.embeds_class:
         tensors["cls_token"] = tensors["cls_token"] + tensors["pos_embed"][:, : config.class_tokens]
         tensors["pos_embed"] = _without_class_rows(tensors["pos_embed"], config.class_tokens)
-    if said:
-        warnings.warn(f"{file}: {'; '.join(said)}", CheckpointWarning, stacklevel=3)
-    return {names[name]: tensor for name, tensor in tensors.items()}
+    return StartingEncoder(file, {names[name]: tensor for name, tensor in tensors.items()}, said)
 
 
 def _read_encoder(file: Path, key: str | None) -> tuple[dict[str, Tensor], Told, list[str]]:

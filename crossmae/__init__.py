@@ -1,7 +1,8 @@
 """CrossMAE: masked autoencoders whose decoder is cross-attention only (arXiv 2401.14391)."""
 
 from crossmae.acceleration import accelerate, restore
-from crossmae.checkpoint import CheckpointWarning, from_release, load, save, to_release
+from crossmae.checkpoint import CheckpointWarning, from_release, load, load_encoder, save, to_release
+from crossmae.export import export
 from crossmae.flops import decoder_macs
 from crossmae.graphs import graphed
 from crossmae.masking import (
@@ -35,12 +36,14 @@ __all__ = [
     "cell_masking",
     "create_model",
     "decoder_macs",
+    "export",
     "from_release",
     "furthest_masking",
     "graphed",
     "grid_masking",
     "list_models",
     "load",
+    "load_encoder",
     "position_embedding",
     "random_masking",
     "reconstruct",

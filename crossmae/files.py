@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a folder beside ``path`` to write into; renamed to ``path`` on success, removed on failure.
+
+    Raises OSError, as ``require_new_folder`` does before anything is written.
+    """
+    path = Path(path)
+    require_new_folder(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed, whose number is ours now
+    try:
+        beside.mkdir()
+        yield beside
+        if path.is_dir():
+            path.rmdir()  # empty; Windows renames to no folder that is there
+        beside.rename(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def to_disk(folder: Path) -> None:
@@ -53,6 +74,18 @@ def require_folder_of(path: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder")
+    _require_permission(path.parent)
+
+
+def require_new_folder(path: str | os.PathLike[str]) -> None:
+    """Raise OSError where no new folder can be made, or one is there that is not empty."""
+    path = Path(path).absolute()
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"cannot write into {path}: it is a file")
+    if path.is_dir() and any(path.iterdir()):
+        raise FileExistsError(f"cannot write into {path}: it holds something already; give a new or an empty folder")
     _require_permission(path.parent)
 
 

@@ -37,9 +37,11 @@ TRAINING = ("lightning_fabric", "torchvision", "tensorboard", "sklearn", "skimag
 NEEDED = {
     "crossmae/acceleration": ("safetensors",),
     "crossmae/checkpoint": ("safetensors",),
+    "crossmae/export": ("safetensors",),
     "crossmae/model/test_golden.py": ("safetensors",),
     "crossmae/test_figures.py": ("numpy", "PIL", "matplotlib"),
     "crossmae/commands/test_reconstruct.py": ("numpy", "PIL", "matplotlib", "jsonargparse"),
+    "crossmae/commands/test_convert.py": ("jsonargparse", "safetensors", *TRAINING),
     "crossmae/commands/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
     "crossmae/commands/test_tune.py": ("jsonargparse", "tabulate", *TRAINING),
     "crossmae/test_imports.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),

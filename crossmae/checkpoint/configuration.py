@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from crossmae.checkpoint import huggingface
+from crossmae.checkpoint import huggingface, torchvision
 from crossmae.checkpoint.messages import first_few
 from crossmae.checkpoint.release import FIELDS, MAPS, feature_maps, release_name
 from crossmae.checkpoint.shapes import told_by_tensors
@@ -17,7 +17,7 @@ from crossmae.model.config import Config, usual_heads
 from crossmae.model.values import as_tuple, pair
 
 # What is built on top of an encoder for a task.
-_ON_TOP = ("head.", "fc_norm.", "classifier.", "pooler.")
+_ON_TOP = ("head.", "heads.", "fc_norm.", "classifier.", "pooler.")
 _RELEASE_NAMES = {field: name for name, field in FIELDS.items()}
 
 
@@ -25,6 +25,8 @@ def named_as_released(state: StateDict) -> dict[str, Tensor]:
     """A model's tensors by the releases' names; those that are none of ours keep their own."""
     if state.layout == "huggingface":
         return huggingface.renamed(state.tensors)
+    if state.layout == "torchvision":
+        return {torchvision.NAMES.read(name): tensor for name, tensor in state.tensors.items()}
     if state.layout != "ours":
         return state.tensors
     named = {}
@@ -48,11 +50,12 @@ def told_by_training(content: Any) -> dict[str, Any]:
     if not isinstance(arguments, Mapping):
         return {}
     told = {name: arguments[name] for name in ("norm_pix_loss", "use_input") if isinstance(arguments.get(name), bool)}
-    blocks, size = arguments.get("use_fm"), arguments.get("input_size")
+    # What ``export`` writes of the constructor's arguments beside those of the script.
+    counts = {"num_heads": "num_heads", "decoder_num_heads": "decoder_num_heads", "input_size": "img_size"}
+    told |= {counts[name]: value for name, value in arguments.items() if name in counts and type(value) is int}
+    blocks = arguments.get("use_fm")
     if isinstance(blocks, list | tuple) and all(isinstance(block, int) for block in blocks):
         told["use_fm"] = tuple(blocks)
-    if isinstance(size, int):
-        told["img_size"] = size
     return told
 
 
@@ -81,13 +84,15 @@ def configuration(
     of_fields, of_maps = _translated(arguments)
     # In the file's own words; image_size as an argument of load is the size to interpolate to.
     words = {**({} if layout == "ours" else _RELEASE_NAMES), "image_size": "img_size"}
-    told = _Told(file)
+    told = Told(file)
     told.add("its tensors", told_by_tensors(tensors, file))
     if layout == "huggingface":
         told.add("its config.json", huggingface.told_by_config(file.parent, tensors) or {})
     of_training, _ = _translated({name: value for name, value in trained.items() if name in FIELDS})
     if "image_size" in told or not _fits(of_training.get("image_size"), told, tensors["pos_embed"]):
         of_training.pop("image_size", None)
+    if told["decoder"] is None:
+        of_training.pop("decoder_heads", None)
     told.add("its args", of_training)
     maps = _maps(told["encoder_depth"], tensors.get("wfm.linear.weight"), trained, of_maps, file)
     if maps is not None:
@@ -127,7 +132,7 @@ def on_top(tensors: Mapping[str, Tensor], said: list[str]) -> set[str]:
     return set(names)
 
 
-class _Told(dict[str, Any]):
+class Told(dict[str, Any]):
     """What is known by name, told by one source or by several that agree."""
 
     def __init__(self, file: Path) -> None:
@@ -179,7 +184,7 @@ def _maps(
     depth: int, mixing: Tensor | None, trained: Mapping[str, Any], given: Mapping[str, Any], file: Path
 ) -> tuple[int, ...] | None:
     """``feature_maps`` as far as mixing weights, and the releases' arguments for them, tell."""
-    choice = _Told(file)
+    choice = Told(file)
     choice.add("its tensors", {"weight_fm": mixing is not None})
     if mixing is None:
         choice.add("its tensors", {"use_fm": (-1,), "use_input": False})

@@ -34,7 +34,19 @@ def filled(
     with torch.device("meta"):
         model = MaskedAutoencoder(config)
     ours = {rename(name): name for name in model.state_dict()}
-    expected = {rename(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wrong = misfits({rename(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}, state_dict)
+    if wrong:
+        raise ValueError(f"{source} does not fit the model: {first_few(wrong, separator='; ')}")
+    weights = (tensor.dtype for name, tensor in state_dict.items() if not ours[name].endswith(".positions"))
+    widest = reduce(torch.promote_types, weights, torch.float32)
+    copies = {ours[name]: tensor.detach().to(widest, copy=True).contiguous() for name, tensor in state_dict.items()}
+    model.load_state_dict(copies, assign=True)
+    model.register_pixel_statistics()
+    return model
+
+
+def misfits(expected: Mapping[str, tuple[int, ...]], state_dict: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with tensors that must have the expected names and shapes, and a floating-point dtype."""
     wrong = [f"missing {name} {shape}" for name, shape in expected.items() if name not in state_dict]
     wrong += [f"unexpected {name} {tuple(t.shape)}" for name, t in state_dict.items() if name not in expected]
     for name, tensor in state_dict.items():
@@ -45,14 +57,7 @@ def filled(
             layout = "" if tensor.layout == torch.strided else f", {tensor.layout},"
             got = f"{tensor.dtype}{layout} on {tensor.device}"
             wrong.append(f"{name} must be of 16, 32 or 64-bit floats, dense and with data, got {got}")
-    if wrong:
-        raise ValueError(f"{source} does not fit the model: {first_few(wrong, separator='; ')}")
-    weights = (tensor.dtype for name, tensor in state_dict.items() if not ours[name].endswith(".positions"))
-    widest = reduce(torch.promote_types, weights, torch.float32)
-    copies = {ours[name]: tensor.detach().to(widest, copy=True).contiguous() for name, tensor in state_dict.items()}
-    model.load_state_dict(copies, assign=True)
-    model.register_pixel_statistics()
-    return model
+    return wrong
 
 
 def resized(model: MaskedAutoencoder, image_size: tuple[int, int]) -> MaskedAutoencoder:

@@ -9,28 +9,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossmae.checkpoint.names import Names
 from crossmae.model.config import field_types
 from crossmae.model.values import expected_instead, pair
 
-# Their names on the left, those of the releases on the right. ``save_pretrained`` writes the first of two spellings;
-# the second is that of modules of version 5 and of decoders that were published.
-_RENAMES = [
-    (r"embeddings\.cls_token", r"cls_token"),
-    (r"embeddings\.position_embeddings", r"pos_embed"),
-    (r"embeddings\.patch_embeddings\.projection\.(\w+)", r"patch_embed.proj.\1"),
-    (r"layernorm\.(\w+)", r"norm.\1"),
-    (r"decoder\.(mask_token|decoder_pos_embed|decoder_(?:embed|norm|pred)\.\w+)", r"\1"),
-    (r"(?:encoder\.layer|layers)\.(\d+)\.(.+)", r"blocks.\1.\2"),
-    (r"decoder\.(?:decoder_encoder\.layer|decoder_layers)\.(\d+)\.(.+)", r"decoder_blocks.\1.\2"),
-]
-_PARTS = [
-    (r"layernorm_before", "norm1"),
-    (r"layernorm_after", "norm2"),
-    (r"attention\.output\.dense|attention\.o_proj", "attn.proj"),
-    (r"intermediate\.dense", "mlp.fc1"),
-    (r"output\.dense", "mlp.fc2"),
-    *((rf"attention\.attention\.{name}|attention\.{name[0]}_proj", name) for name in ("query", "key", "value")),
-]
+_QKV = ("query", "key", "value")
+# Modules of version 5 have names of their own, and ``save_pretrained`` writes a third spelling of the decoder's blocks.
+# The first of each is that of the files that were published, which every version reads.
+_NAMES = Names(
+    others=[
+        ("embeddings.cls_token", "cls_token"),
+        ("embeddings.position_embeddings", "pos_embed"),
+        ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
+        ("layernorm.", "norm."),
+        ("decoder.mask_token", "mask_token"),
+        ("decoder.decoder_", "decoder_"),
+    ],
+    blocks=[
+        ("encoder.layer.", "blocks."),
+        ("layers.", "blocks."),
+        ("decoder.decoder_layers.", "decoder_blocks."),
+        ("decoder.decoder_encoder.layer.", "decoder_blocks."),
+    ],
+    parts=[
+        ("layernorm_before.", "norm1."),
+        ("layernorm_after.", "norm2."),
+        ("attention.output.dense.", "attn.proj."),
+        ("attention.o_proj.", "attn.proj."),
+        ("intermediate.dense.", "mlp.fc1."),
+        ("output.dense.", "mlp.fc2."),
+        *((f"attention.attention.{name}.", f"{name}.") for name in _QKV),
+        *((f"attention.{name[0]}_proj.", f"{name}.") for name in _QKV),
+    ],
+)
 
 _MODELS = ("vit_mae", "vit")
 # What config.json tells of ours, with the defaults that hold for what it leaves out.
@@ -58,29 +69,29 @@ _FIXED = {"hidden_act": "gelu", "qkv_bias": True}
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors by the releases' names, queries, keys and values joined; unknown names stay."""
-    names = {_renamed(name): tensor for name, tensor in tensors.items()}
+    names = {_NAMES.read(name.removeprefix("vit.")): tensor for name, tensor in tensors.items()}
     for name in [name for name in names if re.search(r"blocks\.\d+\.query\.\w+$", name)]:
-        parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        parts = [name.replace(".query.", f".{part}.") for part in _QKV]
         whole = names.keys() >= set(parts) and len({names[part].shape for part in parts}) == 1
         if whole and all(names[part].is_floating_point() for part in parts):
             names[name.replace(".query.", ".attn.qkv.")] = torch.cat([names.pop(part) for part in parts])
     return names
 
 
-def _renamed(name: str) -> str:
-    plain = name.removeprefix("vit.")
-    for pattern, replacement in _RENAMES:
-        if re.fullmatch(pattern, plain):
-            plain = re.sub(pattern, replacement, plain)
-            break
-    else:
-        return name
-    block = re.fullmatch(r"((?:decoder_)?blocks\.\d+)\.(.+)\.(\w+)", plain)
-    if block:
-        for pattern, replacement in _PARTS:
-            if re.fullmatch(pattern, block[2]):
-                return f"{block[1]}.{replacement}.{block[3]}"
-    return plain
+def written(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of ``renamed``: of a ViT or, with a decoder among the tensors, of a ViTMAE."""
+    names: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if ".attn.qkv." in name:
+            names |= {
+                name.replace(".attn.qkv.", f".{part}."): rows for part, rows in zip(_QKV, tensor.chunk(3), strict=True)
+            }
+        else:
+            names[name] = tensor
+    theirs = {_NAMES.written(name): tensor for name, tensor in names.items()}
+    if "mask_token" not in tensors:
+        return theirs
+    return {name if name.startswith("decoder.") else f"vit.{name}": tensor for name, tensor in theirs.items()}
 
 
 def needed(decoder: str | None) -> tuple[str, ...]:

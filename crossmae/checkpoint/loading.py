@@ -50,8 +50,8 @@ def load(
     """The model of a checkpoint, recognised by its content.
 
     Ours, with its configuration or as a bare ``state_dict()``; CrossMAE's and MAE's releases; an encoder alone or
-    fine-tuned, as MAE and timm publish them; Hugging Face's ViTMAE and ViT. Prefixes of DDP, FSDP, torch.compile,
-    Lightning and EMA are taken off. Of an encoder alone the model has ``encode`` and no decoder.
+    fine-tuned, as MAE, timm and torchvision publish them; Hugging Face's ViTMAE and ViT. Prefixes of DDP, FSDP,
+    torch.compile, Lightning and EMA are taken off. Of an encoder alone the model has ``encode`` and no decoder.
 
     Args:
         path: a safetensors file, one written by ``torch.save``, an index of shards, or a folder that holds
@@ -88,7 +88,7 @@ def load(
             arguments["key"] = key
         if arguments:
             raise TypeError(f"{file} tells its configuration itself; remove {', '.join(arguments)}")
-        model = filled(replace(_own_config(metadata[CONFIG_KEY], file), **running), content, str(file))
+        model = filled(replace(own_config(metadata[CONFIG_KEY], file), **running), content, str(file))
     else:
         state, said = find_state_dict(content, file, key)
         named = named_as_released(state)
@@ -104,7 +104,8 @@ def load(
     return model
 
 
-def _own_config(text: str, file: Path) -> Config:
+def own_config(text: str, file: Path) -> Config:
+    """The configuration that a file of ours holds; raises ValueError if it is none, or a newer version's."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:

@@ -1,5 +1,6 @@
 """What the tensors of a model tell of its configuration: their shapes, and the table of positions."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,13 @@ _DIMENSIONS = {
     "mask_token": 3,
     "decoder_blocks.0.mlp.fc1.weight": 2,
     "wfm.linear.weight": 2,
+}
+OF_A_DECODER = ("mask_token", "decoder_", "wfm.", "dec_norms.")
+# What other vision transformers have, and none of this package.
+_OTHER_PARTS = {
+    "layer scale": r"blocks\.\d+\.(ls[12]\.gamma|gamma_[12])",
+    "norms of queries and keys": r"blocks\.\d+\.attn\.[qk]_norm\.",
+    "a norm in front of its blocks": r"norm_pre\.",
 }
 # DeiT's token of distillation and registers: beside the class token there is none in a model of this package.
 _MORE_TOKENS = ("dist_token", "reg_token", "register_tokens", "storage_tokens")
@@ -48,6 +56,9 @@ def told_by_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]
     tokens = [name for name in tensors if name.startswith(_MORE_TOKENS)]
     if tokens:
         raise ValueError(f"{path} holds a model of another kind: beside the class token it has {first_few(tokens)}")
+    for part, pattern in _OTHER_PARTS.items():
+        if names := [name for name in tensors if re.match(pattern, name)]:
+            raise ValueError(f"{path} holds a model of another kind, with {part}: {first_few(names)}")
     class_tokens, width = tensors["cls_token"].shape[1:]
     _, channels, *sides = tensors["patch_embed.proj.weight"].shape
     told: dict[str, Any] = {
@@ -58,7 +69,7 @@ def told_by_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]
         "encoder_depth": _blocks(tensors, "blocks"),
         "mlp_ratio": _ratio(tensors["blocks.0.mlp.fc1.weight"].shape[0], width),
     }
-    parts = [name for name in tensors if name.startswith(("mask_token", "decoder_", "wfm.", "dec_norms."))]
+    parts = [name for name in tensors if name.startswith(OF_A_DECODER)]
     if parts:
         missing = [name for name in ("mask_token", "decoder_blocks.0.norm1.weight") if name not in tensors]
         if missing:

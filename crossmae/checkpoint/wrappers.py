@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crossmae.checkpoint.messages import first_few
 
-Layout = Literal["ours", "release", "huggingface"]
+Layout = Literal["ours", "release", "huggingface", "torchvision"]
 
 # What DDP and EMA, torch.compile, FSDP, activation checkpointing and Fabric put into names, at any depth.
 _WRAPPERS = {
@@ -24,9 +24,11 @@ _WRAPPERS = {
 # The embedding of patches tells a layout from the others, and what stands in front of it is no part of the names.
 _PATCHES: dict[Layout, str] = {
     "huggingface": r"(?:vit\.)?embeddings\.patch_embeddings\.projection\.weight",
+    "torchvision": r"conv_proj\.weight",
     "release": r"patch_embed\.proj\.weight",
     "ours": r"(?:encoder\.)?patch_embed\.weight",
 }
+_CLASS_TOKENS = ("cls_token", "class_token")
 _AVERAGED = {"ema", "swa", "averaged", "average"}
 # An optimizer's moments and gradients may be named like the parameters they belong to.
 _OPTIMIZER = re.compile(r"(^|_)(opt(im(izers?)?)?|exp_avg|momentum_buffer|moments?|grad(ient)?s?)(_|$)|^momentum$")
@@ -54,7 +56,7 @@ def find_state_dict(content: Any, path: Path, key: str | None) -> tuple[StateDic
     """
     there = [model for keys, tensors in _dictionaries(content, ()) for model in _models(tensors, keys, path)]
     found = [model for model in there if key is None or f".{key}." in f".{model.place}."]
-    whole = [model for model in found if any(name.endswith("cls_token") for name in model.tensors)]
+    whole = [model for model in found if any(name.endswith(_CLASS_TOKENS) for name in model.tensors)]
     found = whole or found
     if not found:
         if there:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from crossmae.export import Target
 from crossmae.masking import MaskShape
 from crossmae.training.recipe import Recipe, RunOptions
 from crossmae_kernels.command import reason, run_command
@@ -125,6 +126,23 @@ def reconstruct(
     run(images, checkpoint, masking, mask_ratio, seed, out, statistics, mixing, blocks, norm_pix_loss, options)
 
 
+def convert(source: str, destination: str, to: Target, load_options: dict[str, Any] | None = None) -> None:
+    """Write a checkpoint in another library's format.
+
+    Prints what is left out and what the library has to be told to give the model's own features. timm's and Hugging
+    Face's models are new folders of config.json and model.safetensors, the others files of torch.save.
+
+    Args:
+        to: timm's VisionTransformer; hf, Hugging Face's ViTMAE for MAE and ViT else; torchvision's VisionTransformer;
+            detectron2's ViT, the backbone of ViTDet; or release, that of CrossMAE or MAE, decoder included.
+        load_options: arguments of crossmae.load that the checkpoint does not contain, such as
+            --load_options.num_heads 3, or --load_options.image_size 448 to interpolate its positions.
+    """
+    from crossmae.commands.convert import run
+
+    run(source, destination, to, load_options or {})
+
+
 def tune(
     model: str = "crossmae_vit_base_patch16",
     batch: int = 256,
@@ -152,6 +170,7 @@ def tune(
 
 _COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
     "check": (check, "crossmae check --interpret"),
+    "convert": (convert, "crossmae convert model.safetensors vit_timm --to timm"),
     "demo": (demo, "crossmae demo --out demo"),
     "flops": (flops, "crossmae flops --figure flops.png"),
     "pretrain": (pretrain, "crossmae pretrain --recipe vit_base+gamma25 --data.source my_pictures --out run"),

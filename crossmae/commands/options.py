@@ -12,13 +12,18 @@ from crossmae.training.recipe import Recipe, read_recipes
 
 _HELP = {
     "blocks": "also draw the reconstruction as it stands behind each decoder block",
+    "destination": "file or new folder to write",
     "dry_run": "print the plan and do nothing",
+    "source": "a checkpoint that crossmae.load reads, file or folder",
     "strict": "stop at the first image that cannot be read, instead of taking the next one and logging its name",
     "images": "pictures, TIFF files or .npy arrays",
     "interpret": "run the kernels on the CPU, in Triton's interpreter",
     "json": "one list of records instead of a table",
     "norm_pix_loss": "the model was trained on normalised pixels, for a release's checkpoint that does not tell",
 }
+
+
+_FILES = ("source", "destination")
 
 
 class _Parser(ArgumentParser):
@@ -52,7 +57,7 @@ def parser_of(commands: Mapping[str, tuple[Callable[..., int | None], str]]) -> 
 def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -> None:
     """One option for each parameter of a function; of a parameter that is a dataclass, one for each field.
 
-    A list of files is given without the name of an option.
+    A list of files, and what a command converts, is given without the name of an option.
     """
     kinds: list[Any] = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
     if Recipe in kinds:
@@ -63,10 +68,11 @@ def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -
     for kind in kinds:
         command.add_class_arguments(kind, skip=set(flags))
     if not kinds:
-        several = [p.name for p in signature(function).parameters.values() if p.annotation == list[str]]
-        for name in several:
-            command.add_argument(name, nargs="+", help=_HELP[name])
-        command.add_function_arguments(function, as_group=False, skip={*flags, *several})
+        several = {p.name for p in signature(function).parameters.values() if p.annotation == list[str]}
+        files = [name for name in signature(function).parameters if name in (*several, *_FILES)]
+        for name in files:
+            command.add_argument(name, nargs="+" if name in several else None, help=_HELP[name])
+        command.add_function_arguments(function, as_group=False, skip={*flags, *files})
     for flag in flags:
         command.add_argument(f"--{flag}", action="store_true", help=_HELP[flag])
 

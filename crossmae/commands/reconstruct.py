@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmae.checkpoint import CheckpointWarning, load
+from crossmae.commands.loading import load_aloud
 from crossmae.figures import draw_mixing_weights, draw_reconstructions
 from crossmae.files import require_folder_of
 from crossmae.masking import MaskShape, draw_masking, noise_length
@@ -79,14 +79,7 @@ def run(
 
 def _loaded(checkpoint: str, options: dict[str, Any]) -> MaskedAutoencoder:
     """The model of a checkpoint, with ImageNet's pixel statistics if it has three channels and none of its own."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", CheckpointWarning)
-        try:
-            model = load(checkpoint, **options).eval()
-        except TypeError as error:  # the checkpoint tells that itself
-            raise ValueError(str(error)) from error
-    for warning in said:
-        print(warning.message)
+    model = load_aloud(checkpoint, options).eval()
     if model.config.decoder is None:
         raise ValueError(f"{checkpoint} holds an encoder alone, which reconstructs nothing; take a file with a decoder")
     if model.config.pixel_mean is None:

@@ -36,8 +36,7 @@ class NoDecoder(nn.Module):
         """Refuse, saying what to do instead."""
         raise ValueError(
             "this model is an encoder alone and reconstructs nothing: encode(images) gives its features. To train a "
-            "decoder on it: new = crossmae.create_model(...); "
-            "new.encoder.load_state_dict(model.encoder.state_dict(), strict=False)"
+            "decoder on it: model = crossmae.create_model(...); crossmae.load_encoder(model, path)"
         )
 
     residuals = pixels = forward

@@ -86,9 +86,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class PretrainingPlan(Plan):
-    """A plan with ratios of masks, which have to fit the patches too."""
+    """A plan with ratios of masks, which have to fit the patches too; ``start``: what its encoder starts from."""
 
     recipe: Recipe
+    start: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,13 +127,13 @@ def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def make_plan(recipe: Recipe, images: int, devices: int, found: str = "") -> PretrainingPlan:
-    """Work a recipe out for a number of images, which ``found`` describes, and of devices.
+def make_plan(recipe: Recipe, images: int, devices: int, found: str = "", start: str = "") -> PretrainingPlan:
+    """Work a recipe out for a number of images, which ``found`` describes, and of devices; ``start``: of the encoder.
 
     Raises:
         ValueError: if batch, devices, ratios and images do not fit each other.
     """
-    return PretrainingPlan(recipe, recipe.config(), images, devices, found)
+    return PretrainingPlan(recipe, recipe.config(), images, devices, found, start)
 
 
 def describe(plan: PretrainingPlan) -> str:
@@ -158,6 +159,7 @@ def describe(plan: PretrainingPlan) -> str:
     rows = [
         ("model", f"{recipe.model}, {parameters / 1e6:,.1f} M parameters"),
         ("images", f"{plan.images:,} of {config.image_size[0]} x {config.image_size[1]}, {config.channels} channels"),
+        *([("encoder", f"starts from {plan.start}")] if plan.start else []),
         *([("pixels", plan.found)] if plan.found else []),
         ("patches", f"{config.patches} of {sides} px: {visible} seen, {predicted} predicted"),
         ("masks", recipe.masking),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from crossmae.checkpoint.encoders import StartingEncoder
 from crossmae.masking import Masking, draw_masking
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.data.batches import Batch
@@ -25,8 +26,11 @@ class Pretraining(Task):
     score: ClassVar[str] = "knn"
     plan: PretrainingPlan
 
-    def __init__(self, plan: PretrainingPlan, images: ImageDataset, options: RunOptions) -> None:
+    def __init__(
+        self, plan: PretrainingPlan, images: ImageDataset, options: RunOptions, start: StartingEncoder | None = None
+    ) -> None:
         super().__init__(plan.recipe.model, plan, images, options.probe_every)
+        self._start = start
         self._evaluation = Evaluation(images, plan, options.probe_images)
         self.evaluates = self._evaluation.has_labels
         self.unreadable = self._evaluation.unreadable
@@ -37,7 +41,10 @@ class Pretraining(Task):
 
     @override
     def module(self) -> TrainedModule:
-        return PretrainingLoss(MaskedAutoencoder(self.plan.config))
+        model = MaskedAutoencoder(self.plan.config)
+        if self._start is not None:
+            self._start.put_into(model)
+        return PretrainingLoss(model)
 
     @override
     def loss(self, module: Callable[..., Tensor], batch: Batch, step: int) -> Tensor:

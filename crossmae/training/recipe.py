@@ -105,6 +105,7 @@ class Recipe(TrainingRecipe):
         model: name of the model; see ``crossmae.list_models``.
         image_size: side of square images in pixels, or height and width; the model's own unless given.
         model_options: any other field of ``crossmae.Config``, such as ``decoder_depth``.
+        init: a checkpoint whose encoder the model starts from, see ``crossmae.load_encoder``; the decoder starts anew.
         masking: shape of the masks (MAE, table 1f): ``random`` hides random patches, ``grid`` all but the first of each
             square of 2 x 2 patches (a mask ratio of .75) or larger, ``block`` one rectangle of random place, ``cells``
             random squares of 4 x 4 (Pixio); ``furthest`` hides as ``random`` does and predicts patches that are far
@@ -118,6 +119,7 @@ class Recipe(TrainingRecipe):
     model: str = "crossmae_vit_base_patch16"
     image_size: int | tuple[int, int] | None = None
     model_options: dict[str, Any] = field(default_factory=dict)
+    init: str | None = None
     masking: MaskShape = "random"
     mask_ratio: Ratio = 0.75
     prediction_ratio: Ratio | None = None

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from crossmae.checkpoint.encoders import StartingEncoder, starting_encoder
 from crossmae.masking import noise_length
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.data.dataset import ImageDataset
@@ -40,23 +41,34 @@ def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
 
 def prepare(recipe: Recipe, options: RunOptions) -> Run | None:
     """A run that is ready to train, see ``pretrain``; None after a dry run."""
+    folder = Path(options.out)
+    resumes = any((folder / "checkpoints").glob("step-*"))
+    start = None if resumes else _start(recipe, options)
+    words = "" if start is None else start.said
     if options.dry_run and not recipe.data.source:
         print(f"No images are given: planned for the {IMAGENET_IMAGES:,} of ImageNet-1k.")
-        print(describe(make_plan(recipe, IMAGENET_IMAGES, processes(options))))
+        print(describe(make_plan(recipe, IMAGENET_IMAGES, processes(options), start=words)))
         return None
     recipe, images = open_dataset(recipe, options.strict)
-    plan = make_plan(recipe, len(images), processes(options), images.found)
+    plan = make_plan(recipe, len(images), processes(options), images.found, words)
     if options.dry_run:
         print(describe(plan))
         return None
-    folder = Path(options.out)
-    resumes = any((folder / "checkpoints").glob("step-*"))
     recipe = replace(recipe, precision=settled(plan, folder / RECIPE if resumes else None))
     plan = replace(plan, recipe=recipe)
     fabric = make_fabric(plan, options)
     check_folder(folder, recipe, options)
     fabric.launch()
-    return Run(Pretraining(plan, images, options), options, folder, fabric)
+    return Run(Pretraining(plan, images, options, start), options, folder, fabric)
+
+
+def _start(recipe: Recipe, options: RunOptions) -> StartingEncoder | None:
+    """The encoder that a recipe starts from, if it does."""
+    if recipe.init is None:
+        return None
+    if options.resume not in ("auto", "never"):
+        raise ValueError(f"init={recipe.init} and resume={options.resume} both say what to start from; give one")
+    return starting_encoder(recipe.config(), recipe.init)
 
 
 def open_dataset(recipe: Recipe, strict: bool = False) -> tuple[Recipe, ImageDataset]:

@@ -135,7 +135,10 @@ def test_patches_need_not_be_square_and_class_tokens_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"blocks.0.ls1.gamma": torch.ones(24)}, r"unexpected blocks.0.ls1.gamma \(24,\)"),
+        ({"blocks.0.ls1.gamma": torch.ones(24)}, "another kind, with layer scale: blocks.0.ls1.gamma"),
+        ({"blocks.2.attn.q_norm.weight": torch.ones(8)}, "with norms of queries and keys: blocks.2.attn.q_norm.weight"),
+        ({"norm_pre.bias": torch.ones(24)}, "with a norm in front of its blocks: norm_pre.bias"),
+        ({"blocks.0.attn.rope": torch.ones(24)}, r"unexpected blocks.0.attn.rope \(24,\)"),
         ({"dist_token": torch.ones(1, 1, 24)}, "another kind: beside the class token it has dist_token"),
         (
             {"dist_token": torch.ones(1, 1, 24), "pos_embed": torch.rand(1, 18, 24)},

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from crossmae_kernels.cross_attention import cpu, ops, reference
 from crossmae_kernels.cross_attention.config import Packing, refusals, unpacked, width_of
-from crossmae_kernels.runtime.autocast import cast_optional, compute_dtype
+from crossmae_kernels.runtime.autocast import cast, compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
 from crossmae_kernels.runtime.dispatch import Implementation, choose
 
@@ -141,8 +141,8 @@ def _attend(
     if chosen == "reference":
         return reference.cross_attention(*unpacked(*tensors, packing), num_heads, query_ids, scale)
     # What autocast casts it casts to one dtype, and what it leaves, float64, is refused.
-    key, value = cast_optional(key, dtypes[0]), cast_optional(value, dtypes[0])
-    query = query.to(dtypes[0])
+    key, value = cast(key, dtypes[0]), cast(value, dtypes[0])
+    query = cast(query, dtypes[0])
     if chosen == "cpu":
         query = query if query_ids is None else query[query_ids]
         return cpu.cross_attention(query, key, value, packing, num_heads, scale)

@@ -475,7 +475,7 @@ def backward(
     dout = unit_stride(dout)
     dquery = query.new_empty(call.batch, call.queries, query.shape[-1]) if output_mask[0] else None
     dkey, dvalue = (
-        t.new_empty(t.shape) if asked and t is not None else None
+        t.new_empty(*t.shape) if asked and t is not None else None
         for t, asked in zip((key, value), output_mask[1:], strict=True)
     )
     dq, dk, dv = dquery, dkey, dvalue

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -30,8 +30,12 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
     return weight.dtype
 
 
-def cast_optional(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The tensor in ``dtype``; None stays None."""
+@overload
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor: ...
+@overload
+def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None: ...
+def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """``tensor.to(dtype)``, which takes 1 us to find nothing to do; None stays None."""
     return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
 
 

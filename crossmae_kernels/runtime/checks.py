@@ -82,14 +82,19 @@ class ArgumentChecks:
             self.tensor(name, tensor, pattern)
 
     def tensors(self, name: str, several: object, pattern: str) -> list[Tensor]:
-        """At least one tensor, each as ``tensor`` has them; returns a list of them, empty if there is none."""
+        """At least one tensor, each as ``tensor`` has them; returns a list of them, empty if there is none.
+
+        Those of the same shape, dtype and device as the first are as right or wrong as it is, and named by it.
+        """
         if not isinstance(several, _SEQUENCES):
             self._wrong_types.append(f"{name} must be a sequence of tensors, got {type(several).__name__}")
             return []
         listed: list[Tensor] = list(several)
         self.that(len(listed) > 0, f"{name} must hold at least one tensor, got none")
+        first = listed[0] if listed else None
         for index, tensor in enumerate(listed):
-            self.tensor(f"{name}[{index}]", tensor, pattern)
+            if index == 0 or not _alike(tensor, first):
+                self.tensor(f"{name}[{index}]", tensor, pattern)
         return listed
 
     def integer(self, name: str, value: object) -> bool:
@@ -217,6 +222,13 @@ def _parsed(pattern: str) -> tuple[bool, tuple[str | int, ...]]:
         letters = tuple(int(symbol) if symbol.isdigit() else symbol for symbol in symbols[leading:])
         _known_patterns[pattern] = leading, letters
     return _known_patterns[pattern]
+
+
+def _alike(one: object, other: object) -> bool:
+    """Whether both are tensors that no check of ``tensor`` can tell apart."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return False
+    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
 
 
 def traced(tensor: Tensor) -> bool:

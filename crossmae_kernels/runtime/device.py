@@ -90,9 +90,9 @@ def machine_refusals(device: torch.device, *dtypes: torch.dtype) -> list[str]:
         refusals.append("kernels run on CUDA devices; on a CPU only in Triton's interpreter, with TRITON_INTERPRET=1")
     elif _triton_is_installed():
         refusals += interpreter.refusals(dtypes)
-    others = [dtype for dtype in dtypes if dtype not in KERNEL_DTYPES]
+    others = set(dtypes).difference(KERNEL_DTYPES)
     if others:
-        given = " and ".join(sorted({str(dtype) for dtype in others}))
+        given = " and ".join(sorted(map(str, others)))
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES)
         refusals.append(f"kernels take {names}, these tensors are {given}")
     return refusals

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from crossmae.masking import mask_counts
 from crossmae.model.config import Config, named_config
-from crossmae_kernels.runtime.dispatch import Implementation, default_implementation
+from crossmae_kernels.environment import Implementation
+from crossmae_kernels.runtime.dispatch import default_implementation
 from crossmae_kernels.testing import Draw, Problem
 from crossmae_kernels.testing.problem import Argument, named
 

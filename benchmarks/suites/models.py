@@ -30,7 +30,7 @@ from crossmae.flops import decoder_macs
 from crossmae.masking import Masking, mask_counts
 from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config
-from crossmae_kernels.runtime.dispatch import Implementation
+from crossmae_kernels.environment import Implementation
 from crossmae_kernels.testing import Draw, Problem
 
 FAMILIES = {"crossmae": "CrossMAE", "mae": "MAE"}

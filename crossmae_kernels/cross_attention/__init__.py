@@ -4,9 +4,10 @@ from torch import Tensor
 
 from crossmae_kernels.cross_attention import cpu, ops, reference
 from crossmae_kernels.cross_attention.config import Packing, refusals, unpacked, width_of
+from crossmae_kernels.environment import Implementation
 from crossmae_kernels.runtime.autocast import cast, compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
-from crossmae_kernels.runtime.dispatch import Implementation, choose
+from crossmae_kernels.runtime.dispatch import choose
 
 
 def cross_attention(

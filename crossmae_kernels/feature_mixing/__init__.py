@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from crossmae_kernels.environment import Implementation
 from crossmae_kernels.feature_mixing import ops, reference
 from crossmae_kernels.feature_mixing.config import refusals
 from crossmae_kernels.runtime.autocast import compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
-from crossmae_kernels.runtime.dispatch import Implementation, choose
+from crossmae_kernels.runtime.dispatch import choose
 
 
 def mix_feature_maps(

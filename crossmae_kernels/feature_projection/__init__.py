@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from crossmae_kernels.environment import Implementation
 from crossmae_kernels.feature_mixing.ops import mix_feature_maps
 from crossmae_kernels.feature_projection import ops, reference
 from crossmae_kernels.feature_projection.config import refusals
 from crossmae_kernels.norm_folding.ops import fold_norms
 from crossmae_kernels.runtime.autocast import compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
-from crossmae_kernels.runtime.dispatch import Implementation, choose
+from crossmae_kernels.runtime.dispatch import choose
 
 
 def project_feature_maps(

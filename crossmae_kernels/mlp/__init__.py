@@ -4,12 +4,13 @@ from typing import get_args
 
 from torch import Tensor
 
+from crossmae_kernels.environment import Implementation
 from crossmae_kernels.mlp import ops, reference
 from crossmae_kernels.mlp.config import Hidden
 from crossmae_kernels.runtime.autocast import compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
 from crossmae_kernels.runtime.device import norm_refusals
-from crossmae_kernels.runtime.dispatch import Implementation, choose
+from crossmae_kernels.runtime.dispatch import choose
 
 
 def mlp(

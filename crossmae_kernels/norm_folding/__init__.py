@@ -10,10 +10,11 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from crossmae_kernels.environment import Implementation
 from crossmae_kernels.norm_folding import ops, reference
 from crossmae_kernels.norm_folding.config import refusals
 from crossmae_kernels.runtime.checks import ArgumentChecks
-from crossmae_kernels.runtime.dispatch import Implementation, choose
+from crossmae_kernels.runtime.dispatch import choose
 
 
 @overload

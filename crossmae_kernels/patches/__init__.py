@@ -8,11 +8,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from crossmae_kernels.environment import Implementation
 from crossmae_kernels.patches import ops, reference
 from crossmae_kernels.patches.config import Reduction, loss_refusals, refusals
 from crossmae_kernels.runtime.autocast import autocasts
 from crossmae_kernels.runtime.checks import ArgumentChecks
-from crossmae_kernels.runtime.dispatch import Implementation, choose
+from crossmae_kernels.runtime.dispatch import choose
 
 
 def gather_patches(

@@ -4,12 +4,13 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from crossmae_kernels.environment import Implementation
 from crossmae_kernels.projection import ops, reference
 from crossmae_kernels.projection.config import linear_residual_refusals
 from crossmae_kernels.runtime.autocast import cast, compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
 from crossmae_kernels.runtime.device import norm_refusals
-from crossmae_kernels.runtime.dispatch import Implementation, choose
+from crossmae_kernels.runtime.dispatch import choose
 
 Activation = Literal["gelu"]
 

@@ -26,20 +26,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from crossmae_kernels.environment import TUNING, Mode, require_option
 from crossmae_kernels.runtime import records
 from crossmae_kernels.runtime.device import assumed
 
 Configuration = TypeVar("Configuration")
 Result = TypeVar("Result")
-Mode = Literal["off", "recall", "forms", "all"]
 Kind = Literal["forms", "tiles"]
-
-ENVIRONMENT_VARIABLE = "CROSSMAE_KERNELS_TUNE"
 
 # The forms of a model, some ten ops of two or three, take a few seconds where their kernels were compiled before, and
 # up to a minute where none was, by a guess of 2 s a kernel. A measurement begun is brought to its end.
@@ -49,13 +47,7 @@ BUDGET_SECONDS = 30.0
 UNPROVEN = ("persistent",)
 
 
-def _checked(mode: str, where: str) -> Mode:
-    if mode not in get_args(Mode):
-        raise ValueError(f"{where} must be one of {', '.join(get_args(Mode))}, got {mode!r}")
-    return cast(Mode, mode)
-
-
-_mode: Mode = _checked(os.environ.get(ENVIRONMENT_VARIABLE, "forms"), ENVIRONMENT_VARIABLE)
+_mode = os.environ.get(TUNING, "forms")
 _spent = 0.0  # seconds of the budget
 
 
@@ -82,8 +74,13 @@ _known: dict[tuple[object, ...], Finding] = {}
 
 
 def mode() -> Mode:
-    """Who decides in this process."""
-    return _mode
+    """Who decides in this process.
+
+    Raises:
+        ValueError: if the environment names no mode.
+    """
+    require_option(TUNING, _mode)
+    return cast(Mode, _mode)
 
 
 @contextmanager
@@ -94,7 +91,8 @@ def tuning_mode(mode: Mode) -> Iterator[None]:
         ValueError: if there is no such mode.
     """
     global _mode
-    before, _mode = _mode, _checked(mode, "tuning_mode: mode")
+    require_option(TUNING, mode, "tuning_mode: mode")
+    before, _mode = _mode, mode
     _forget_rules()
     try:
         yield
@@ -110,12 +108,12 @@ def findings() -> list[Finding]:
 
 def tunes_forms(tensor: Tensor) -> bool:
     """Whether measurements decide which form serves a call on this tensor's device."""
-    return _mode != "off" and _on_gpu(tensor) and not torch.are_deterministic_algorithms_enabled() and not assumed()
+    return mode() != "off" and _on_gpu(tensor) and not torch.are_deterministic_algorithms_enabled() and not assumed()
 
 
 def tunes_tiles(tensor: Tensor) -> bool:
     """Whether measurements may decide in which tiles kernels run there; where there are none, a launch asks no more."""
-    return _mode != "off" and tunes_forms(tensor) and (_mode == "all" or _tiles_recorded())
+    return tunes_forms(tensor) and (_mode == "all" or _tiles_recorded())
 
 
 def run_tuned(

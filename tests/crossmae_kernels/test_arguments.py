@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import crossmae_kernels as ck
+from crossmae_kernels.environment import Implementation
 from crossmae_kernels.mlp.config import Hidden
 from crossmae_kernels.patches.config import Reduction
 from crossmae_kernels.projection import Activation
-from crossmae_kernels.runtime.dispatch import Implementation
 
 X = torch.randn(2, 3, 8)
 IDS = torch.zeros(2, 3, dtype=torch.int64)

@@ -20,7 +20,7 @@ from crossmae_kernels.runtime.autocast import cast
 from crossmae_kernels.runtime.launch import alike, blocks, on_device_of, power_of_two, unit_stride
 
 # Forward: 32 elements for each of 128 threads, in rows of which a program has the whole. More would share the norm's
-# parameters, read from caches, among more rows, and leave a matrix of 512 x 512 with less than 64 programs.
+# parameters, read from caches, among more rows, and leave a matrix of 512 x 512 with fewer than 64 programs.
 FORWARD_TILE, WIDEST_BLOCK = 4096, 1024
 
 # Backward: lines of 256 bytes in float32, and sums that are a fiftieth of what else is moved.
@@ -95,8 +95,8 @@ def fold_backward_kernel(
     """``dweight = dfolded * scale + dfolded_bias shift^T``, and sums over a tile's rows for ``dscale`` and ``dshift``.
 
     Program (tile of rows, tile of columns). The sums, ``(n * tiles of rows, WIDTH)`` in float32, are those of
-    ``dfolded * weight`` and of ``dfolded_bias * weight``. Gradients that are not wanted are None; what only they need
-    is not loaded.
+    ``dfolded * weight`` and of ``dfolded_bias * weight``. Gradients that are not asked for are None; what only they
+    need is not loaded.
     """
     matrix, rows, inside = tile_of_rows(num_rows, BLOCK_ROWS)
     columns = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)

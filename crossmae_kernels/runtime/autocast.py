@@ -13,8 +13,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def autocasts(device_type: str) -> bool:
-    """Whether autocast is on for a type of devices; not on one that it does not know."""
-    known = device_type in ("cuda", "cpu") or _knows(device_type)  # PyTorch takes 2 us to say so
+    """Whether autocast is on for a type of device; never for one that it does not support."""
+    known = device_type in ("cuda", "cpu") or _knows(device_type)  # asking PyTorch takes 2 us
     return known and torch.is_autocast_enabled(device_type)
 
 
@@ -40,7 +40,7 @@ def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def without_autocast(implementation: Function) -> Function:
-    """Let an implementation call PyTorch's operators with the dtypes that it gives them."""
+    """Turn autocast off in an implementation: PyTorch's operators compute in the dtypes that they are given."""
 
     @functools.wraps(implementation)
     def call(first: Tensor, *others: Any) -> Any:

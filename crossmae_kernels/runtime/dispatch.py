@@ -3,8 +3,8 @@
 The process-wide default answers calls with ``impl="auto"``. It starts as the environment variable
 ``CROSSMAE_KERNELS_IMPL`` says, ``"auto"`` unless set, and changes within ``default_implementation``.
 
-An op that has several forms, one kernel, kernels of ours for each matrix product or a library's products, chooses by
-an analytic rule, or on a GPU by measurement (``runtime.tuning``). Tests and measurements ask for one by name.
+An op may have several forms: one kernel, kernels of ours for each matrix product, or a library's products. It chooses
+by an analytic rule, or on a GPU by measurement (``runtime.tuning``). Tests and measurements ask for one by name.
 """
 
 import os
@@ -29,7 +29,7 @@ def default() -> Implementation:
     """The process-wide default.
 
     Raises:
-        ValueError: if the environment names none.
+        ValueError: if the environment variable has another value.
     """
     require_option(IMPLEMENTATION, _default)
     return cast(Implementation, _default)
@@ -74,7 +74,7 @@ _asked_for: dict[str, str] = {}
 
 @contextmanager
 def form_of(op: str, name: str) -> Iterator[None]:
-    """Let every call of ``op`` take the form of that name, in all threads, until the block ends."""
+    """Let every call of ``op`` use the form of that name, in all threads, until the block ends."""
     before = _asked_for.get(op)
     _asked_for[op] = name
     try:
@@ -135,6 +135,6 @@ class Forms:
         return [name for name in self.by_name if not self._reasons(name, arguments)]
 
     def _run_able(self, name: str, rule: str, *arguments: Any) -> Any:
-        # What is the fastest for a key may refuse one of its calls, for where a matrix lies or how many rows it has.
+        # The fastest form for a key may refuse one of its calls, for a matrix's alignment or its number of rows.
         able = name == rule or not self._reasons(name, arguments)
         return self.by_name[name if able else rule](*arguments)

@@ -28,8 +28,8 @@ def norm_linear(
     """``activation(LayerNorm(x) weight^T + bias)``.
 
     The kernels fold the norm's scale and shift into weight and bias, and keep for the backward pass normalised rows
-    in the dtype that they compute in, a float32 statistic of each row and, with an activation, what goes into it:
-    not ``x``. Under autocast ``x`` may stay float32 and is read so.
+    in the dtype that they compute in, a float32 statistic of each row and, with an activation, its input, not ``x``.
+    Under autocast ``x`` may stay float32 and is read as it is.
 
     Args:
         x: ``(..., I)``.
@@ -45,7 +45,7 @@ def norm_linear(
         ``(..., O)`` in the dtype of the weight, or autocast's.
 
     Raises:
-        TypeError, ValueError: on arguments of wrong type, dtype, shape or device, before any work.
+        TypeError, ValueError: for arguments of the wrong type, dtype, shape or device, before any work.
         RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("norm_linear")
@@ -89,7 +89,7 @@ def linear_residual(
         ``(..., O)`` in the dtype of the residual.
 
     Raises:
-        TypeError, ValueError: on arguments of wrong type, dtype, shape, device or range, before any work.
+        TypeError, ValueError: for arguments of the wrong type, dtype, shape, device or range, before any work.
         RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("linear_residual")

@@ -1,8 +1,8 @@
-"""The MLP on the GPU: device code of what the primitives do not do, and below it from tensors to launches.
+"""The MLP on the GPU: device code beyond the primitives, and below it the launchers.
 
 ``single_forward`` keeps the hidden layer on chip: a program holds its rows, normalised, and walks over the hidden
-units in chunks, each multiplied into the output as soon as it is activated. ``hidden_backward`` finds the hidden layer
-again, or reads it, beside the gradient that reaches it, so that GELU's backward pass is an epilogue of both.
+units in chunks, each multiplied into the output as soon as it is activated. ``hidden_backward`` recomputes the hidden
+layer, or reads it, beside the gradient that reaches it, so that GELU's backward pass is an epilogue of both.
 """
 
 from collections.abc import Sequence
@@ -43,8 +43,8 @@ def single_forward_kernel(
 ):  # fmt: skip
     """``out = x + gelu(x_hat w1^T + b1) w2^T + b2``; program: a tile of whole rows.
 
-    ``b1`` and ``b2`` may be None; so may ``x_hat`` with ``rstd``, and ``hidden``, where the backward pass does not
-    want them.
+    ``b1`` and ``b2`` may be None; so may ``x_hat`` with ``rstd``, and ``hidden``, where the backward pass does not need
+    them.
     """
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_M
     rows = tl.arange(0, BLOCK_M)
@@ -122,8 +122,7 @@ def hidden_backward_kernel(
         )  # fmt: skip
 
 
-# Output; rows, normalised; the statistic of each; what goes into GELU. The last three None where nobody asked to save
-# them.
+# Output; normalised rows; the statistic of each; GELU's input. The last three are None where nothing is saved.
 Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 # Gradient of the hidden layer ``(R, H)``, the layer activated if asked for, and the gradient's sum, float32.
@@ -143,7 +142,7 @@ def forward(
     save: bool,
     save_hidden: bool,
 ) -> tuple[Tensor | None, ...]:
-    """Output like ``x`` and what is to be saved, of weights what is not an argument: fc1 folded, fc2 cast."""
+    """Output like ``x``, and what is to be saved; of the weights only what is not an argument: fc1 folded, fc2 cast."""
     w1, b1 = fold_norm(fc1_weight, fc1_bias, norm_weight, norm_bias, dtype)
     w2 = cast(fc2_weight, dtype)
     rule = form_rule(w1.shape[1], dtype, limits(x.device))

@@ -1,4 +1,4 @@
-"""Projections on the GPU: the pass behind a library's product, and from tensors to the form that serves a call best."""
+"""Projections on the GPU: the pass behind a library's product, and the launchers of every form."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -56,9 +56,9 @@ def norm_linear(
     dtype: torch.dtype,
     save: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Output ``(..., O)``; to save, normalised rows, their statistic, with GELU what goes into it, the folded weight.
+    """Output ``(..., O)``; to save, normalised rows, their statistic, GELU's input, the folded weight.
 
-    The last two None where there is no GELU, and nothing to fold or to cast.
+    The last two are None where there is no GELU, or nothing to fold or to cast.
     """
     x_hat, rstd = normalize(flat_rows(x), eps, dtype)
     folded, folded_bias = fold_norm(weight, bias, norm_weight, norm_bias, dtype)
@@ -119,7 +119,7 @@ def linear_residual_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight, bias and the table where asked for; a dense residual's is ``dout`` itself.
 
-    ``dtype`` is the parameters'; ``weight`` is cast.
+    ``dtype`` is that of the parameters; ``weight`` has been cast.
     """
     rows = flat_rows(dout)
     low = cast(rows, weight.dtype)

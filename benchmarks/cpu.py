@@ -1,12 +1,12 @@
 """A training step on a CPU: CrossMAE, the release's formulation of it, and MAE, side by side.
 
 ``python -m benchmarks.cpu`` prints, for the whole model and for the decoder alone, a forward and a backward pass in
-float32 and under autocast to bfloat16: times, how near products come to the rate that this CPU reaches in a square one,
-and the ratios to the release's formulation and to MAE beside the ratio of their FLOPs. ``--compile`` compiles all of
-them. AdamW is left out: it is the same for all and knows nothing of precision.
+float32 and under autocast to bfloat16: times, the rate of FLOPs as a share of what this CPU reaches in a square
+product, and speed-ups over the release's formulation and over MAE beside the ratio of FLOPs. ``--compile`` compiles all
+of them. AdamW is left out: it is the same for all, in either precision.
 
 Contenders run in turn and the shortest of the rounds counts. On one thread the clock is the process's own CPU time,
-which other work on the machine does not stretch by more than it slows memory down; on several it is the wall's.
+which other work on the machine lengthens only as far as it slows memory down; on several it is the wall clock.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def competing(part: str, form: Form) -> dict[str, tuple[Contest, Solver]]:
         ours = decoder_contest(part, form, size, batch, decisive=True)
         mae = decoder_contest(part, form, size, batch, "mae", 8, MASK_RATIO)
     chosen = {OURS: (ours, "reference"), RELEASE: (ours, "release"), MAE: (mae, "reference")}
-    # Ops are served by whoever serves them on a CPU.
+    # Each op is served as it is on a CPU by default.
     return {
         name: (contest, replace(contest.contenders[contender](), implementation="auto"))
         for name, (contest, contender) in chosen.items()

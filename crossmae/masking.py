@@ -1,6 +1,6 @@
 """Which patches the encoder sees and which the decoder predicts, as ids.
 
-Ids are the only currency: no boolean mask, no data-dependent shape, and no wait for the device in what a training
+Masks are ids throughout: no boolean mask, no data-dependent shape, and no wait for the device in what a training
 step calls.
 """
 
@@ -25,7 +25,7 @@ _BLOCK_DRAWS = 3  # the row and the column of a block's centre, and its aspect
 class Masking:
     """Ids of visible patches ``(B, V)`` and of predicted patches ``(B, Q)``, int64.
 
-    ``patches`` is the patch count the ids are known to be good for: set by the functions of this module and by
+    ``patches`` is the patch count for which the ids are known to be valid: set by the functions of this module and by
     ``checked``. A model checks a mask that does not carry its patch count.
     """
 
@@ -34,7 +34,7 @@ class Masking:
     patches: int | None = None
 
     def checked(self, patches: int) -> "Masking":
-        """The same mask, checked for images of ``patches`` patches; ValueError or TypeError if it is not valid.
+        """The same mask, validated for images of ``patches`` patches; ValueError or TypeError if it is not valid.
 
         Reads the ids, so on an accelerator it waits for them: check a mask of your own once, not every step. In
         compiled code, which cannot read them, a check on the device takes its place: RuntimeError if it is no mask.

@@ -22,13 +22,13 @@ from crossmae_kernels.runtime.dispatch import REFUSAL
 from crossmae_kernels.runtime.records import present
 from crossmae_kernels.runtime.tuning import mode
 
-# The exit code where the device is in no state to go on; a fresh process may.
+# The exit code where the device no longer works in this process; it may in a new one.
 START_ANEW = 9
 PARENT = os.getppid()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """What is asked for and has no record yet."""
+    """The cases that are asked for and have no record yet."""
     option = metafunc.config.option
     there = records.read(Path(option.record)).records if option.record else {}
     chosen = [case for suite in option.suite or suites.SUITES for case in suites.cases(suite, FORMS[option.form])]
@@ -50,7 +50,7 @@ def test_suite(benchmark: Any, pytestconfig: pytest.Config, case: Case) -> None:
     journal.write(records=[record])
     attempt(benchmark, record, case, form)
     journal.write(records=[record])
-    # What failed is gone by now, and with it what it held on the device.
+    # The failure is released by now, and with it what it held on the device.
     gc.collect()
     if not usable(form.device):
         pytest.exit(f"{record.key}: the device does not answer any more", START_ANEW)
@@ -120,14 +120,14 @@ def replays(sets: list[Pass], solver: Solver, form: Form) -> tuple[list[float], 
 def why(failure: Exception, ours: bool) -> tuple[str, str]:
     """Status and reason of an exception."""
     reason = " ".join(str(failure).split())[:500] or type(failure).__name__
-    # Asked for and not there: by PyTorch or by a library, on a device or on the host.
+    # Memory that PyTorch or a library asked for in vain, on a device or on the host.
     if isinstance(failure, torch.OutOfMemoryError) or any(
         words in reason for words in ("out of memory", "allocate memory", "ALLOC_FAILED")
     ):
         return records.OUT_OF_MEMORY, reason
     if isinstance(failure, MissingError | ImportError) or REFUSAL in reason:
         return records.MISSING, reason.split(REFUSAL)[-1]
-    # What other people's code refuses, in whatever words, is missing; ours must not fail.
+    # What other people's code refuses, however it says so, is missing; ours must not fail.
     return records.FAILED if ours else records.MISSING, f"{type(failure).__name__}: {reason}"
 
 

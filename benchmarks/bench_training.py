@@ -1,7 +1,7 @@
 """What a training run costs beside its model: images per second of the data loader, and the loop's own time for a step.
 
-Images are JPEGs of 500 x 375, cropped at random to 224. In place of the model stands one parameter, so what is timed
-of the loop is the order of images, the optimizer and its learning rate, reading the loss back, the log, TensorBoard and
+Images are JPEGs of 500 x 375, cropped at random to 224. A single parameter stands in for the model, so what is timed of
+the loop is the order of images, the optimizer and its learning rate, reading the loss back, the log, TensorBoard and
 the progress line.
 """
 
@@ -74,7 +74,7 @@ class OneParameter(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, *arguments: Any, **others: Any) -> Any:
-        """Its loss, whatever it is shown."""
+        """Its loss, whatever the input."""
         return type("Output", (), {"loss": self.weight.square().sum()})
 
 

@@ -1,8 +1,8 @@
 """Is a contender right on the shapes that it is timed on? Only then does its time mean anything.
 
 Ours keep to the error budget of ``crossmae_kernels.testing`` against float64, on a few images of the problem's shapes.
-Everybody, ours too, must agree with eager PyTorch on the whole batch: what only goes wrong there goes wrong by far, so
-the root mean square of the difference may be several times that budget.
+All contenders, ours included, must agree with eager PyTorch on the whole batch: what goes wrong only there is far off,
+so the root mean square of the difference may be several times that budget.
 """
 
 import functools
@@ -16,7 +16,7 @@ from crossmae_kernels.testing import NORMS, Budget, Verdict, budgets, magnitude,
 from crossmae_kernels.testing.problem import mapped
 
 FEW_IMAGES = 2
-# How far everybody may be from eager PyTorch on a whole batch, in multiples of the budget on few images.
+# How far all may be from eager PyTorch on a whole batch, in multiples of the budget on few images.
 WHOLE_BATCH = 8
 SEED = 1
 
@@ -34,7 +34,7 @@ def check(contest: Contest, name: str, solver: Solver, device: torch.device) -> 
     return contest.checked[name]
 
 
-@functools.lru_cache(maxsize=1)  # of the contest at hand alone: it holds what float64 makes of a model
+@functools.lru_cache(maxsize=1)  # only of the contest at hand, since it holds a model's results in float64
 def _judge(contest: Contest, device: torch.device) -> "Judge":
     return Judge(contest, device)
 
@@ -60,7 +60,7 @@ class Judge:
         return str(nearest)
 
     def _finite(self, solver: Solver) -> str:
-        """Eager PyTorch sets the budget; what it errs by as it is, on this machine, is not ours to answer for."""
+        """Eager PyTorch sets the budget; its own error on this machine is not judged."""
         for name, result in self._results(solver, *self._few).items():
             if not result.isfinite().all():
                 raise WrongError(f"{name} is not finite")
@@ -77,7 +77,7 @@ class Judge:
 
     @functools.cached_property
     def _allowed(self) -> tuple[Results, dict[str, Budget]]:
-        """What float64 makes of few images, and the budget."""
+        """Results in float64 for a few images, and the budget."""
         few, upstream = self._few
         double = self.contest.exact() if self.contest.exact else self.eager
         exact = self._results(double, mapped(few, _doubled), upstream.double())

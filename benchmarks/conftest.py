@@ -21,12 +21,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
-    """Contests are no JSON; a benchmark is named by their name."""
+    """Contests cannot be written as JSON; benchmarks have their names."""
     for benchmark in output_json["benchmarks"]:
         benchmark["params"] = None
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """Records are published: the host's name is nobody's business."""
+    """Records are published, without the host's name."""
     machine_info.pop("node", None)
     machine_info |= machine(FORMS[config.option.form].device)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from crossmae.masking import mask_counts
 from crossmae.model.config import Config, named_config
-from crossmae_kernels.runtime.dispatch import Implementation, default_implementation
+from crossmae_kernels.environment import Implementation
+from crossmae_kernels.runtime.dispatch import default_implementation
 from crossmae_kernels.testing import Draw, Problem
 from crossmae_kernels.testing.problem import Argument, named
 
@@ -65,13 +66,13 @@ class Form:
 
 PAPER = ("base_patch16", "large_patch16", "huge_patch14", "small_patch16")
 DEFAULT: dict[str, dict[str, Any]] = {"compiled": {"dynamic": False}}
-# Without graphs of its own: benchmarks capture everybody's passes alike, and spare it the copies of its inputs.
+# Without graphs of its own: benchmarks capture all passes alike, which saves it the copies of its inputs.
 STRONG: dict[str, dict[str, Any]] = {"compiled, max-autotune": {"dynamic": False, "mode": "max-autotune-no-cudagraphs"}}
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 FORMS = {
     form.name: form
     for form in (
-        # The compiler's front end alone: what it generates for a CPU says nothing of a GPU.
+        # Only the compiler's front end: what it generates for a CPU says nothing about a GPU.
         Form("tiny", CPU, torch.float32, ("tiny_patch4",), (2,), {"compiled": {"backend": "eager"}}, 1, 0),
         # Compiling a decoder of 12 blocks takes a CPU six minutes; `python -m benchmarks.cpu --compile` does it.
         Form("small", CPU, torch.float32, PAPER[:1], (4,), {}, 5, 0.3),
@@ -121,7 +122,7 @@ class Solver:
     def gradients(
         self, arguments: Arguments, leaves: Sequence[Tensor], upstream: Tensor
     ) -> tuple[Any, Sequence[Tensor]]:
-        """What a call returns, and gradients of the leaves: none is accumulated, so none is left to clear.
+        """What a call returns, and gradients of the leaves, which are not accumulated, so that none need be cleared.
 
         ``upstream`` has the shape of the outputs, joined.
         """
@@ -132,7 +133,7 @@ class Solver:
         return result, torch.autograd.grad(result, leaves, given, materialize_grads=True)
 
     def upstream(self, arguments: Arguments, seed: int) -> Tensor:
-        """A random gradient of the outputs; a loss's is one. Only their shape is wanted: nothing is compiled for it."""
+        """A random gradient of the outputs; a loss's is one. Only their shape matters: nothing is compiled for it."""
         with torch.no_grad():
             found = joined(replace(self, call=self.plain or self.call)(arguments))
         return Draw(seed, found.device, found.dtype).normal(*found.shape) if found.ndim else torch.ones_like(found)
@@ -159,7 +160,7 @@ class Contest:
         whole: a whole model, which takes float32 and is judged by root mean squares over all parameters together.
         decisive: whether compilers compete in every form, forward and backward; elsewhere only in the full one, since
             each takes up to a minute.
-        baseline: another contest, whose reference is timed in turn with each contender on a CPU, whose speed wavers.
+        baseline: another contest, whose reference is timed in turn with each contender on a CPU, whose speed varies.
         checked: what checks of contenders found, by name.
     """
 

@@ -1,99 +1,49 @@
 """A training step on a CPU: CrossMAE, the release's formulation of it, and MAE, side by side.
 
 ``python -m benchmarks.cpu`` prints, for the whole model and for the decoder alone, a forward and a backward pass in
-float32 and under autocast to bfloat16: times, how near products come to the rate that this CPU reaches in a square one,
-and the ratios to the release's formulation and to MAE beside the ratio of their FLOPs. ``--compile`` compiles all of
-them. AdamW is left out: it is the same for all and knows nothing of precision.
+float32 and under autocast to bfloat16: times, the rate of FLOPs as a share of what this CPU reaches in a square
+product, and speed-ups over the release's formulation and over MAE beside the ratio of FLOPs. ``--compile`` compiles all
+of them. AdamW is left out: it is the same for all, in either precision.
 
 Contenders run in turn and the shortest of the rounds counts. On one thread the clock is the process's own CPU time,
-which other work on the machine does not stretch by more than it slows memory down; on several it is the wall's.
+which other work on the machine lengthens only as far as it slows memory down; on several it is the wall clock.
 """
 
 import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 
 import torch
 from tabulate import tabulate
-from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.release import release_decode, release_model_loss
-from crossmae.masking import Masking, random_masking
-from crossmae.model import MaskedAutoencoder, create_model
-from crossmae.model.decoders import CrossMAEDecoder
+from benchmarks.contest import BOTH, CPU, MASK_RATIO, Contest, Form, Solver, compiled
+from benchmarks.suites.models import decoder_contest, model_contest
+from benchmarks.timing import passes
 from crossmae_kernels.command import run_command
 
-MASK_RATIO, PREDICTION_RATIO = 0.75, 0.25
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OURS, RELEASE, MAE = "CrossMAE", "release", "MAE"
 SQUARE = 2048  # of the product whose rate the others are compared with
 
-Loss = Callable[[], Tensor]
 
-
-@dataclass(frozen=True)
-class Contender:
-    """A loss, and the module whose parameters are trained by it."""
-
-    module: nn.Module
-    loss: Loss
-
-
-def contenders(part: str, size: str, batch: int, compiled: bool) -> dict[str, Contender]:
-    """Ours, the release's and MAE's, of the ``model`` or of the ``decoder``, on the same images and visible patches."""
-    torch.manual_seed(0)
-    crossmae, mae = create_model(f"crossmae_vit_{size}"), create_model(f"mae_vit_{size}")
-    config = crossmae.config
-    images, noise = torch.randn(batch, config.channels, *config.image_size), torch.rand(batch, config.patches)
-    some = random_masking(batch, config.patches, MASK_RATIO, PREDICTION_RATIO, noise=noise)
-    every = random_masking(batch, config.patches, MASK_RATIO, MASK_RATIO, noise=noise)
-
-    def prepared(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return torch.compile(call, dynamic=False) if compiled else call
-
-    def model(of: MaskedAutoencoder, masking: Masking, by: Callable[..., Tensor]) -> Contender:
-        call = prepared(by)
-        return Contender(of, lambda: call(of, images, masking))
-
-    def decoder(of: MaskedAutoencoder, masking: Masking, by: Callable[..., Tensor]) -> Contender:
-        with torch.no_grad():
-            maps = [x.requires_grad_() for x in of.encoder(images, masking.visible_ids)]
-        call = prepared(lambda decoder, maps, masking: by(decoder, maps, masking).float().square().mean())
-        return Contender(of.decoder, lambda: call(of.decoder, maps, masking))
-
+def competing(part: str, form: Form) -> dict[str, tuple[Contest, Solver]]:
+    """Ours, the release's and MAE's ``model`` or ``decoder``."""
+    size, batch = form.sizes[0], form.batches[0]
     if part == "model":
-        return {
-            OURS: model(crossmae, some, _model_loss),
-            RELEASE: model(crossmae, some, release_model_loss),
-            MAE: model(mae, every, _model_loss),
-        }
-    assert isinstance(crossmae.decoder, CrossMAEDecoder)
+        ours, mae = (model_contest(part, form, size, batch, BOTH, family) for family in ("crossmae", "mae"))
+    else:
+        ours = decoder_contest(part, form, size, batch, decisive=True)
+        mae = decoder_contest(part, form, size, batch, "mae", 8, MASK_RATIO)
+    chosen = {OURS: (ours, "reference"), RELEASE: (ours, "release"), MAE: (mae, "reference")}
+    # Each op is served as it is on a CPU by default.
     return {
-        OURS: decoder(crossmae, some, lambda decoder, *arguments: decoder(*arguments)),
-        RELEASE: decoder(crossmae, some, release_decode),
-        MAE: decoder(mae, every, lambda decoder, *arguments: decoder(*arguments)),
+        name: (contest, replace(contest.contenders[contender](), implementation="auto"))
+        for name, (contest, contender) in chosen.items()
     }
-
-
-def _model_loss(model: MaskedAutoencoder, images: Tensor, masking: Masking) -> Tensor:
-    return model(images, masking=masking).loss
-
-
-def autocast(dtype: torch.dtype) -> AbstractContextManager[object]:
-    """None for float32."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype)
-
-
-def step(contender: Contender, dtype: torch.dtype) -> None:
-    """A forward and a backward pass; gradients are left where an optimizer would find them."""
-    contender.module.zero_grad(set_to_none=True)
-    with autocast(dtype):
-        loss = contender.loss()
-    loss.backward()
 
 
 def shortest(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -115,24 +65,26 @@ def product_rate(dtype: torch.dtype) -> float:
     return 2 * SQUARE**3 / shortest({"product": lambda: x @ x}, 5)["product"]
 
 
-def flops_of(contender: Contender) -> int:
+def flops_of(contest: Contest, solver: Solver) -> int:
     """Of a forward and a backward pass, as PyTorch counts them."""
     with FlopCounterMode(display=False) as counter:
-        step(contender, torch.float32)
+        solver(contest.draw(contest.batch, 0, CPU)).sum().backward()
     return counter.get_total_flops()
 
 
-def measure(part: str, size: str, batch: int, dtype: str, compiled: bool, rounds: int) -> list[list[str]]:
+def measure(part: str, form: Form, compiles: bool) -> list[list[str]]:
     """A row of the table for each contender."""
-    torch._dynamo.reset()
-    competing = contenders(part, size, batch, compiled)
-    flops = {name: flops_of(contender) for name, contender in contenders(part, size, batch, compiled=False).items()}
-    calls = {name: lambda c=c: step(c, DTYPES[dtype]) for name, c in competing.items()}
-    seconds, rate = shortest(calls, rounds), product_rate(DTYPES[dtype])
+    found = competing(part, form)
+    flops = {name: flops_of(*contender) for name, contender in found.items()}
+    calls = {}
+    for name, (contest, solver) in found.items():
+        timed = compiled(partial(replace, solver), {"dynamic": False}) if compiles else solver
+        (calls[name],) = passes(contest, timed, BOTH, CPU)
+    seconds, rate = shortest(calls, form.rounds), product_rate(form.dtype)
     return [
         [
             part,
-            dtype,
+            str(form.dtype).removeprefix("torch."),
             name,
             f"{flops[name] / 1e9:,.0f}",
             f"{1e3 * seconds[name]:,.0f}",
@@ -141,7 +93,7 @@ def measure(part: str, size: str, batch: int, dtype: str, compiled: bool, rounds
             f"{seconds[MAE] / seconds[name]:.2f}",
             f"{flops[MAE] / flops[name]:.2f}",
         ]
-        for name in competing
+        for name in calls
     ]
 
 
@@ -183,7 +135,8 @@ def main() -> None:
     )
     for part in chosen.part or ("model", "decoder"):
         for dtype in chosen.dtype or DTYPES:
-            rows = measure(part, chosen.size, chosen.batch, dtype, chosen.compile, chosen.rounds)
+            form = Form("cpu", CPU, DTYPES[dtype], (chosen.size,), (chosen.batch,), {}, chosen.rounds, 0)
+            rows = measure(part, form, chosen.compile)
             print(tabulate(rows, headers=HEADERS, tablefmt="github", disable_numparse=True), end="\n\n", flush=True)
 
 

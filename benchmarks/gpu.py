@@ -1,8 +1,8 @@
 """Everything that there is to measure on a GPU, with one command: ``python -m benchmarks.gpu``.
 
 Checks the kernels, tunes them, runs every suite, and adds what it found to the record of one folder. Every stage is a
-process of its own with a limit of time; one that fails takes nothing with it but itself. A second call goes on where
-the first one ended.
+process of its own with a limit of time; one that fails loses nothing but itself. A second call continues where the
+first one ended.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from benchmarks.suites import SUITES, cases, planned
 from crossmae.files import make_folder
 from crossmae_kernels.command import run_command
 
-# Seconds of the short form; they add up to under nine minutes. What a stage does not need, the next may take. Of them
-# autotuning is to take, by estimate, 20 s for each of four ops and 40 to 60 for each of three decoders.
+# Seconds of the short form; they add up to under nine minutes. What a stage does not need, the next may take.
+# Autotuning, by estimate, takes 20 s of them for each of four ops and 40 to 60 for each of three decoders.
 SHORT_SECONDS = {
     "correctness": 85,
     "tuning": 40,
@@ -46,7 +46,7 @@ SHORT_SECONDS = {
     "patches": 15,
     "launch": 20,
 }
-# Of a stage of the full form: only what hangs takes so long.
+# A stage of the full form: only one that hangs takes so long.
 FULL_SECONDS = 24 * 3600
 # A suite begins nothing new in the last share of its time.
 LAST_SHARE = 0.15
@@ -179,7 +179,7 @@ class Session:
         return Stage(FAILED if wrong else DONE, "; ".join(wrong), facts=facts)
 
     def _tuning(self, seconds: float) -> Stage:
-        """Each kernel's result is kept as soon as it is there, so this may be ended at any time."""
+        """Each kernel's result is kept as soon as it is known, so this may be ended at any time."""
         command = [sys.executable, "-m", "benchmarks.tune", self.form]
         (code,) = run_together([command], seconds, self.environment | {"CROSSMAE_KERNELS_TUNE": "all"})
         if code is None:
@@ -217,7 +217,7 @@ def summary(run: Run) -> tuple[list[str], bool]:
     lines, whole = [run.where, ""], True
     for name in SHORT_SECONDS:
         stage = run.stages.get(name, Stage(NOT_REACHED))
-        # In a few minutes tuning gets as far as it gets.
+        # A few minutes may not be enough for tuning.
         whole &= stage.status == DONE or (name == "tuning" and stage.status == TIMED_OUT)
         facts = ", ".join(f"{count} {what}" for what, count in stage.facts.items())
         lines.append(f"- {name}: {stage.status}. {stage.reason} {facts}".rstrip())
@@ -246,7 +246,7 @@ def require_packages() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what has not been run yet; 0 if nothing is missing."""
+    """Run what has not been run yet; returns 0 if nothing is missing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="for records; $OUT or benchmarks/results/DEVICE-COMMIT")
     parser.add_argument("--full", action="store_true", help="every size, batch and compiler, without a limit of time")

@@ -1,9 +1,9 @@
 """What was measured, and where: the record of a run.
 
 A run on a GPU takes minutes in many processes, any of which may crash, so its record is a file of lines that is only
-added to, ``records.jsonl``. Each line is a part of a run, and what a later line says of something replaces what an
-earlier one said: a session writes down its machine and all that it plans; whoever begins a measurement writes that it
-crashed, and at the end what came of it. On a CPU the record is pytest-benchmark's own JSON; both hold the same of each
+added to, ``records.jsonl``. Each line is a part of a run, and later lines replace earlier ones about the same thing: a
+session writes down its machine and all that it plans; a measurement is written down as crashed when it begins, and with
+its outcome when it ends. On a CPU the record is pytest-benchmark's own JSON; both hold the same facts of each
 measurement.
 """
 
@@ -28,10 +28,10 @@ ROOT = Path(__file__).parent.parent
 
 MEASURED, MISSING, OUT_OF_MEMORY = "measured", "missing", "out of memory"
 WRONG, FAILED, NOT_REACHED = "wrong", "failed", "not reached"
-# What another session leaves alone; everything else is tried again.
+# Statuses that another session leaves alone; everything else is tried again.
 FINAL = (MEASURED, MISSING, OUT_OF_MEMORY)
 DONE, TIMED_OUT = "done", "timed out"
-# Of a measurement that is under way.
+# The reason of a measurement that is under way.
 STARTED = "started and never done"
 
 Key = tuple[str, str, str, str]
@@ -101,7 +101,7 @@ class Record:
 
     @property
     def group(self) -> str:
-        """Of the contenders that it stands beside."""
+        """Name of the group of contenders that are compared."""
         return f"{self.suite}: {self.problem}, {self.direction}"
 
 
@@ -171,7 +171,7 @@ class Run:
 
     @property
     def where(self) -> str:
-        """A line that says on what, with what and when."""
+        """A line with the device, the versions, the commit and the date."""
         machine = self.machine
         parts = [machine["device"]]
         parts += ["kernels in Triton's interpreter: a rehearsal"] if machine.get("interpreted") else []
@@ -207,7 +207,7 @@ class Journal:
         stages: Mapping[str, Stage] | None = None,
         records: Iterable[Record] = (),
     ) -> None:
-        """Append a line. It begins a line too, so that one which a crash cut short spoils no other."""
+        """Append a line, with a line break in front too, so that a line that a crash cut short spoils no other."""
         if self._path is not None:
             part = {
                 "machine": machine or {},

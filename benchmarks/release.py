@@ -4,7 +4,7 @@ Written from its described behaviour, not from its code.
 
 All patches are embedded and most then dropped. Feature maps are stacked on the last axis, every decoder block norms a
 strided slice of their mix. All mask tokens are laid out and the predicted ones selected by a boolean mask, and every
-block projects every query. Target patches are made of the whole image. Under autocast the residual stream is float32.
+block projects every query. Target patches are made of the whole image. Under autocast the residual is float32.
 """
 
 from collections.abc import Iterable, Sequence

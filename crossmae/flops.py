@@ -65,7 +65,7 @@ def decoder_macs(model: Config | nn.Module, prediction_ratio: float = 0.25, mask
 def decoder_flops_of_paper(model: Config | nn.Module, prediction_ratio: float = 0.25, mask_ratio: float = 0.75) -> int:
     """FLOPs per image as CrossMAE's paper counts them: two per MAC, those of attention itself left out.
 
-    The convention is inferred from the paper's chart; it yields the 2.5 to 3.7 times less of its abstract.
+    The convention is inferred from the paper's chart; it yields the "2.5 to 3.7 times" of its abstract.
     """
     parts = decoder_parts(_config(model), prediction_ratio, mask_ratio)
     return 2 * (sum(parts.values()) - parts["attention"])

@@ -21,8 +21,8 @@ def uniform(
 ) -> Tensor:
     """Float32 noise in [0, 1) on ``device``, or where the generator lives.
 
-    PyTorch's compiler has no place for a generator in a graph. It has one for its id, and compiles again where another
-    generator comes; an operator draws from the one that is named.
+    PyTorch's compiler cannot take a generator into a graph. It takes its id, and compiles again for another generator;
+    an operator draws from the generator of that id.
 
     Raises:
         ValueError: if a generator is to be exported, since an exported program outlives it.
@@ -54,6 +54,6 @@ def _uniform_fake(shape: list[int], generator: int, device: torch.device) -> Ten
     return torch.empty(shape, device=device)
 
 
-# There is no tensor among the arguments to say which device's implementation is meant.
+# No argument is a tensor whose device would choose the implementation.
 _library.impl("uniform", _uniform, "BackendSelect")
 torch.library.register_fake("crossmae::uniform", _uniform_fake, lib=_library)

@@ -22,7 +22,7 @@ Statistics = Literal["visible", "true"]
 def reconstruction_columns(
     model: MaskedAutoencoder, images: Tensor, output: Output, statistics: Statistics = "visible", blocks: bool = False
 ) -> dict[str, Tensor]:
-    """What a model makes of images, column by column, for ``figures.draw_reconstructions``.
+    """Images, what is visible of them and a model's reconstruction, as columns for ``figures.draw_reconstructions``.
 
     Args:
         model: in evaluation mode.

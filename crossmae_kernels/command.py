@@ -7,20 +7,28 @@ import os
 import sys
 from collections.abc import Callable
 
+from crossmae_kernels.environment import require_environment
 from crossmae_kernels.extras import MissingPackageError, missing_package, require
 
 # As a shell has it for a process that a signal ended: 128 + SIGINT, 128 + SIGPIPE.
 INTERRUPTED, READER_GONE = 130, 141
+# As argparse has it where a command is asked for what it does not know.
+MISUSED = 2
 
 
 def run_command(name: str, function: Callable[[], int | None]) -> int:
     """Run a command; returns its exit code.
 
-    What is expected to go wrong, or to be missing, is one line on standard error and code 1; Ctrl-C is one line too.
+    What is expected to go wrong, or to be missing, is one line on standard error and code 1; Ctrl-C is one line too. So
+    is a wrong value of an environment variable of this package, with code 2, and then nothing is run.
     Where nobody reads standard output any more (``| head``) there is nothing to say. Errors of the program itself are
     not caught.
     """
     _make_printable()
+    try:
+        require_environment()
+    except ValueError as error:
+        return _fail(f"{name}: {reason(error)}", MISUSED)
     try:
         try:
             return function() or 0

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import crossmae_kernels as ck
 from crossmae_kernels.command import run_command
+from crossmae_kernels.environment import IMPLEMENTATION, TUNING
 from crossmae_kernels.extras import version
 from crossmae_kernels.runtime import dispatch, launch, tuning
 from crossmae_kernels.runtime.device import KERNEL_DTYPES, interpreted, limits
@@ -78,9 +79,9 @@ def report() -> list[str]:
     lines = [f"python      {platform.python_version()} on {platform.system()} {platform.machine()}"]
     for name in ("torch", "triton", "flash-attn", "xformers"):
         lines.append(f"{name:12}{version(name) or 'not installed'}")
-    lines.append(f"default     {dispatch.default()} ({dispatch.ENVIRONMENT_VARIABLE})")
+    lines.append(f"default     {dispatch.default()} ({IMPLEMENTATION})")
     lines.append(f"interpreter {'on' if interpreted() else 'off'} (TRITON_INTERPRET)")
-    lines.append(f"tuning      {tuning.mode()} ({tuning.ENVIRONMENT_VARIABLE})")
+    lines.append(f"tuning      {tuning.mode()} ({TUNING})")
     products = {"ieee": "exact products", "tf32": "products in TF32"}[launch.input_precision(torch.float32)]
     lines.append(f"float32     {products} (torch.backends.cuda.matmul.fp32_precision)")
     for device in devices():

@@ -11,6 +11,7 @@ import pytest
 import seeds
 import torch
 
+from crossmae_kernels import environment
 from crossmae_kernels.runtime import records, tuning
 from crossmae_kernels.testing import judge
 
@@ -27,7 +28,7 @@ if not torch.cuda.is_available():
 
 # Rules alone decide, on a GPU too, so that every run of the tests takes the same forms; tests of tuning say otherwise.
 # Read when the package is imported: in this process it is too late, so there is a fixture too.
-os.environ.setdefault(tuning.ENVIRONMENT_VARIABLE, "off")
+os.environ.setdefault(environment.TUNING, "off")
 
 # Poisoned allocations come with PyTorch's deterministic mode, in which cuBLAS wants to be told so before it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -76,7 +77,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(autouse=True, scope="session")
 def _rules_decide():
-    with tuning.tuning_mode(os.environ[tuning.ENVIRONMENT_VARIABLE]):
+    with tuning.tuning_mode(os.environ[environment.TUNING]):
         yield
 
 

@@ -30,7 +30,7 @@ from crossmae.flops import decoder_macs
 from crossmae.masking import Masking, mask_counts
 from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config
-from crossmae_kernels.runtime.dispatch import Implementation
+from crossmae_kernels.environment import Implementation
 from crossmae_kernels.testing import Draw, Problem
 
 FAMILIES = {"crossmae": "CrossMAE", "mae": "MAE"}
@@ -47,7 +47,7 @@ def decode(form: Form) -> list[Contest]:
     found = _both(form, size, batch)
     if form.name == "tiny":
         return found
-    one = partial(_decode, "decode", form)
+    one = partial(decoder_contest, "decode", form)
     found += [one(size, batch, prediction_ratio=ratio) for ratio in (0.5, 0.75)]
     found += [one(size, batch, blocks=blocks) for blocks in (8, 4, 1)]
     if form.name == "full":
@@ -63,7 +63,7 @@ def decode(form: Form) -> list[Contest]:
 
 def _both(form: Form, size: str, batch: int, image_size: int | None = None) -> list[Contest]:
     """CrossMAE, the release's formulation of it included, and MAE."""
-    one = partial(_decode, "decode", form, size, batch, image_size=image_size, decisive=True)
+    one = partial(decoder_contest, "decode", form, size, batch, image_size=image_size, decisive=True)
     return [one(), one("mae", 8, MASK_RATIO)]
 
 
@@ -71,7 +71,7 @@ def step(form: Form) -> list[Contest]:
     """A whole pretraining step of CrossMAE and of MAE: encoder, decoder, loss, both backward, AdamW."""
     batches = {"tiny": (2,), "small": (2,), "short": (256,), "full": (256, 512, 1024, 2048)}[form.name]
     return [
-        _train("step", form, size, batch, STEP, family)
+        model_contest("step", form, size, batch, STEP, family)
         for size in _model_sizes(form)
         for batch in batches
         for family in FAMILIES
@@ -85,8 +85,8 @@ def launch(form: Form) -> list[Contest]:
         contest
         for batch in batches
         for contest in (
-            _decode("launch", form, form.sizes[0], batch),
-            _train("launch", form, _model_sizes(form)[0], batch, BOTH, "crossmae"),
+            decoder_contest("launch", form, form.sizes[0], batch),
+            model_contest("launch", form, _model_sizes(form)[0], batch, BOTH, "crossmae"),
         )
     ]
 
@@ -103,7 +103,7 @@ def _config(form: Form, family: str, size: str, image_size: int | None = None, b
     return form.config(f"{family}_vit_{size}", image_size, **({"decoder_depth": blocks} if blocks else {}))
 
 
-def _decode(
+def decoder_contest(
     suite: str,
     form: Form,
     size: str,
@@ -141,7 +141,7 @@ def _decode(
     )
 
 
-def _train(suite: str, form: Form, size: str, batch: int, direction: Direction, family: str) -> Contest:
+def model_contest(suite: str, form: Form, size: str, batch: int, direction: Direction, family: str) -> Contest:
     """A whole model on random images with given masks: a forward and a backward pass, and in a step AdamW's."""
     config = _config(form, family, size)
     prediction_ratio = PREDICTION_RATIO if family == "crossmae" else MASK_RATIO

@@ -103,8 +103,8 @@ def reconstruct(
     """Draw images, what the encoder sees of them, and the model's reconstruction.
 
     One row per image, of any size: each is scaled to cover the model's image size and cropped at its centre. Hides
-    patches, another choice for every image and seed, and decodes all of them. Prints the loss on them, and
-    where brightness and contrast come from if the model was trained on normalised pixels.
+    patches, different ones for every image and seed, and decodes all of them. Prints the loss on them, and where
+    brightness and contrast come from if the model was trained on normalised pixels.
 
     Args:
         checkpoint: a checkpoint that crossmae.load reads: of this package, of CrossMAE's or MAE's release, or a folder

@@ -1,4 +1,4 @@
-"""The main job in small: CrossMAE against MAE on real pictures, with the same encoder and the same images."""
+"""The comparison in small: CrossMAE against MAE on real pictures, with the same encoder and the same images."""
 
 import functools
 import shutil

@@ -1,4 +1,4 @@
-"""``crossmae reconstruct``: what a model makes of the hidden part of images, as a picture."""
+"""``crossmae reconstruct``: a model's reconstruction of the hidden part of images, as a picture."""
 
 import warnings
 from dataclasses import replace
@@ -68,7 +68,7 @@ def run(
         hidden = mask.predicted_ids.shape[1]
         print(f"{path}: loss {output.loss:.4f} on the {hidden} masked patches of {config.patches}")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of true statistics, which are told about below
+            warnings.simplefilter("ignore", UserWarning)  # about true statistics, which the text below reports
             rows.append(reconstruction_columns(model, image, output, statistics, blocks))
     draw_reconstructions({name: torch.cat([row[name] for row in rows]) for name in rows[0]}, out)
     print(_provenance(config, statistics))
@@ -119,7 +119,7 @@ def _read(path: str, config: Config) -> Tensor:
 
 
 def _tell_if_unlike(path: str, image: Tensor) -> None:
-    """Say it if a normalised image ``(1, C, H, W)`` is as far off as no training takes it."""
+    """Warn if a normalised image ``(1, C, H, W)`` is outside of the range of any training image."""
     for channel, (std, mean) in enumerate(zip(*torch.std_mean(image[0], (1, 2), correction=0), strict=True)):
         if abs(mean) > MEAN_OFF or std > FAR_OFF:
             print(
@@ -130,7 +130,7 @@ def _tell_if_unlike(path: str, image: Tensor) -> None:
 
 
 def _provenance(config: Config, statistics: Statistics) -> str:
-    """What is not the model's own in its reconstructions."""
+    """What in the reconstructions is not the model's own."""
     sentences = []
     if config.normalize_targets and statistics == "visible":
         sentences.append(

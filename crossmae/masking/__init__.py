@@ -1,6 +1,6 @@
 """Which patches the encoder sees and which the decoder predicts, as ids.
 
-Ids are the only currency: no boolean mask, no data-dependent shape, and no wait for the device in what a training
+Masks are ids throughout: no boolean mask, no data-dependent shape, and no wait for the device in what a training
 step calls.
 """
 

@@ -14,7 +14,7 @@ from crossmae_kernels.runtime.checks import traced
 class Masking:
     """Ids of visible patches ``(B, V)`` and of predicted patches ``(B, Q)``, int64.
 
-    ``patches`` is the patch count the ids are known to be good for: set by the functions of this module and by
+    ``patches`` is the patch count for which the ids are known to be valid: set by the functions of this module and by
     ``checked``. A model checks a mask that does not carry its patch count.
     """
 
@@ -66,7 +66,7 @@ class Masking:
         return cls(visible_ids, _ids("predicted", asked, trim, generator), masked.shape[1])
 
     def checked(self, patches: int) -> "Masking":
-        """The same mask, checked for images of ``patches`` patches; ValueError or TypeError if it is not valid.
+        """The same mask, validated for images of ``patches`` patches; ValueError or TypeError if it is not valid.
 
         Reads the ids, so on an accelerator it waits for them: check a mask of your own once, not every step. In
         compiled code, which cannot read them, a check on the device takes its place: RuntimeError if it is no mask.

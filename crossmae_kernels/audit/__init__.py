@@ -1,1 +1,1 @@
-"""What compiler and interpreter say of every kernel, with no GPU."""
+"""What the compiler and the interpreter tell about every kernel, without a GPU."""

@@ -40,7 +40,7 @@ class Call:
         with self.problem.in_form():
             with torch.autocast("cpu", dtype) if autocast else nullcontext():
                 out = self.problem.by("triton")(**arguments)
-            # A bias that there is not is None, and a call without gradients has no backward pass.
+            # A missing bias is None, and a call without gradients has no backward pass.
             outs = [t for t in ([out] if isinstance(out, Tensor) else out) if t is not None and t.requires_grad]
             if outs:
                 torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])

@@ -1,4 +1,4 @@
-"""Launches to be compiled, and what is asked of the outcome."""
+"""Launches to be compiled, and what the outcome must satisfy."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -57,7 +57,7 @@ def cases(
 
 
 def _recorded(ops: Sequence[str], arch: int, dtype: str) -> list[Case]:
-    """Those of an architecture and a dtype. In TF32 only kernels that multiply are others than in float32."""
+    """Those of an architecture and a dtype. In TF32 only kernels that multiply differ from float32's."""
     found: list[Case] = []
     with record(DEVICES[arch]) as launches, _multiplied_in(dtype):
         draw = Draw()

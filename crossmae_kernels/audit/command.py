@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = cases(options.ops, options.architectures, options.dtypes)
     failed = False
     records = []
-    # Fresh processes: PyTorch's threads do not survive a fork. Of Ctrl-C this one says all that there is to say.
+    # Fresh processes: PyTorch's threads do not survive a fork. This process alone reports Ctrl-C.
     quiet = (signal.SIGINT, signal.SIG_IGN)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, spawn, initializer=signal.signal, initargs=quiet) as pool:

@@ -46,7 +46,7 @@ class Line:
 
 
 def lines_of(problem: Problem, dtype: torch.dtype, interpret: bool) -> Iterator[Line]:
-    """What every implementation makes of a problem."""
+    """A line for each implementation of a problem."""
     line: Callable[..., Line] = partial(Line, problem.op, problem.label, str(dtype).removeprefix("torch."))
     judge = Judge(problem, dtype)
 
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in (vit_base if on_gpu else tiny)(Draw(device=device)):
         for dtype in problem.dtypes:
             for line in lines_of(problem, dtype, options.interpret):
-                # Each as soon as it is known: what is ended early leaves what it found.
+                # Each as soon as it is known: a run that is ended early leaves what it found.
                 shown = f"{',' if lines else '['}\n{json.dumps(asdict(line))}" if options.json else f"{text(line)}\n"
                 print(shown, end="", flush=True)
                 lines.append(line)

@@ -4,9 +4,10 @@ from torch import Tensor
 
 from crossmae_kernels.cross_attention import cpu, ops, reference
 from crossmae_kernels.cross_attention.config import Packing, refusals, unpacked, width_of
-from crossmae_kernels.runtime.autocast import cast_optional, compute_dtype
+from crossmae_kernels.environment import Implementation
+from crossmae_kernels.runtime.autocast import cast, compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
-from crossmae_kernels.runtime.dispatch import Implementation, choose
+from crossmae_kernels.runtime.dispatch import choose
 
 
 def cross_attention(
@@ -23,7 +24,7 @@ def cross_attention(
     The kernels take heads of up to 128 channels, in float32, float16 and bfloat16. They multiply float32 as PyTorch is
     set to (``torch.set_float32_matmul_precision``). They keep their inputs for the
     backward pass and, with more keys than fit on chip, the output and a float32 log-sum-exp ``(B, heads, Q)``.
-    A table's rows are gathered inside of them; on a GPU a row whose id is out of range is not read, and comes out
+    A table's rows are gathered inside them; on a GPU a row whose id is out of range is not read, and comes out
     as NaN. In the backward pass it makes the gradients of all keys and values of its image NaN, and adds nothing to the
     table's.
 
@@ -40,7 +41,7 @@ def cross_attention(
         ``(B, Q, D)`` in the dtype of the query.
 
     Raises:
-        TypeError, ValueError: on arguments of wrong type, dtype, shape, device or range, before any work.
+        TypeError, ValueError: for arguments of the wrong type, dtype, shape, device or range, before any work.
         RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("cross_attention")
@@ -63,12 +64,12 @@ def cross_attention_kvpacked(
 ) -> Tensor:
     """``cross_attention`` to keys and values side by side in one tensor, as a joint projection leaves them.
 
-    With kernels their gradient comes as one tensor too, which slices of ``key_value`` would have concatenated.
+    With kernels their gradient comes as one tensor too; gradients of slices would have to be concatenated.
 
     Args:
         query: as in ``cross_attention``.
         key_value: ``(B, K, 2 D)``, keys first.
-        num_heads: as in ``cross_attention``, and so are the others, results and errors.
+        num_heads: as in ``cross_attention``; so are the other arguments, the result and the errors.
     """
     checks = ArgumentChecks("cross_attention_kvpacked")
     whole = _check_numbers(checks, num_heads, scale)
@@ -86,7 +87,7 @@ def self_attention_qkvpacked(
 
     Args:
         query_key_value: ``(B, T, 3 D)``: queries, keys and values side by side, as a joint projection leaves them.
-        num_heads: as in ``cross_attention``, and so are the others and the errors.
+        num_heads: as in ``cross_attention``; so are the other arguments and the errors.
 
     Returns:
         ``(B, T, D)``.
@@ -140,9 +141,9 @@ def _attend(
     chosen = choose(checks.op, impl, reasons, worthwhile=query.is_cuda, cpu=own)
     if chosen == "reference":
         return reference.cross_attention(*unpacked(*tensors, packing), num_heads, query_ids, scale)
-    # What autocast casts it casts to one dtype, and what it leaves, float64, is refused.
-    key, value = cast_optional(key, dtypes[0]), cast_optional(value, dtypes[0])
-    query = query.to(dtypes[0])
+    # Autocast casts to one dtype; what it leaves alone, float64, is refused.
+    key, value = cast(key, dtypes[0]), cast(value, dtypes[0])
+    query = cast(query, dtypes[0])
     if chosen == "cpu":
         query = query if query_ids is None else query[query_ids]
         return cpu.cross_attention(query, key, value, packing, num_heads, scale)

@@ -15,8 +15,8 @@ from crossmae_kernels.runtime.launch import Configuration, dot_extent
 WIDEST_HEAD = 128
 
 # What lies side by side in one tensor, as a joint projection leaves it: nothing; keys and values, ``(B, K, 2 D)`` in
-# the place of the key; or all three, ``(B, T, 3 D)`` in the place of the query. Others are then None. Gradients come
-# packed alike: kernels write the parts of one tensor, where autograd would concatenate the gradients of slices.
+# place of the key; or all three, ``(B, T, 3 D)`` in place of the query. The others are then None. Gradients come packed
+# alike: kernels write the parts of one tensor, where autograd would concatenate the gradients of slices.
 Packing = Literal["none", "kv", "qkv"]
 
 Kernel = Literal["short_forward", "short_backward", "looped_forward", "looped_backward_query", "looped_backward_key"]
@@ -35,7 +35,7 @@ class AttentionTiles(Configuration):
 
 
 def width_of(query: Tensor, packing: Packing) -> int:
-    """D, of which a query that holds all three has three times as much."""
+    """The width D; a query that holds all three is three times as wide."""
     return query.shape[-1] // 3 if packing == "qkv" else query.shape[-1]
 
 
@@ -53,7 +53,7 @@ def unpacked(
 
 
 def parts(gradient: Tensor | None, count: int) -> Sequence[Tensor | None]:
-    """What lies side by side in a gradient, as views; None, ``count`` times, of one that is not asked for."""
+    """The ``count`` parts of a packed gradient, as views; each None if it is not asked for."""
     return [None] * count if gradient is None else gradient.chunk(count, dim=-1)
 
 
@@ -76,7 +76,7 @@ def fits_on_chip(keys: int, head_width: int, element_size: int) -> bool:
 def log_sum_exp_shape(
     batch: int, num_heads: int, queries: int, keys: int, head_width: int, element_size: int
 ) -> tuple[int, int, int] | None:
-    """What the forward pass keeps besides its output: nothing, where the backward pass finds it again on chip."""
+    """What the forward pass keeps besides its output: nothing, where the backward pass recomputes it on chip."""
     return None if fits_on_chip(keys, head_width, element_size) else (batch, num_heads, queries)
 
 
@@ -121,7 +121,7 @@ def tiles(
             "looped_backward_key": AttentionTiles(16, 32, 8, 1),
         }
         return by_kernel[kernel]
-    # One tile that stays and two for every stage.
+    # One tile that stays on chip, and two for every stage.
     tile = 64 * width * element_size
     stages = max(2, min(3, (limits.shared_memory - tile) // (2 * tile)))
     small = kernel == "looped_backward_key" or stages < 3

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crossmae_kernels.cross_attention.config import Packing, unpacked
 from crossmae_kernels.cross_attention.reference import join_heads, split_heads
-from crossmae_kernels.runtime.autocast import cast_optional
+from crossmae_kernels.runtime.autocast import cast
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -65,7 +65,7 @@ class _Attention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, log_sum_exp = ctx.saved_tensors
-        wide = query.float(), cast_optional(key, torch.float32), cast_optional(value, torch.float32)
+        wide = query.float(), cast(key, torch.float32), cast(value, torch.float32)
         heads = [split_heads(x, ctx.num_heads) for x in (dout.float(), *unpacked(*wide, ctx.packing), out.float())]
         found = _backward(*heads, log_sum_exp, 0.0, False, scale=ctx.scale)
         gradients = torch.empty_like(query), _empty_like(key), _empty_like(value)

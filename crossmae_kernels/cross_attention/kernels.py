@@ -1,4 +1,4 @@
-"""Cross-attention on the GPU: device code, and below it from tensors to launches.
+"""Cross-attention on the GPU: device code, and below it the launchers.
 
 Up to 128 keys (``config.fits_on_chip``) a whole row of scores fits on chip (the *short* kernels): the softmax is
 the plain one, nothing but the inputs is kept for the backward pass, and one kernel yields all gradients, since a
@@ -144,7 +144,7 @@ def short_backward_kernel(
     """Program (image and head). With a whole row of P and dP at hand, ``delta = sum_j P_ij dP_ij`` as it is defined.
 
     Tiles are (queries, keys), so that a row's peak and sums stay within four threads: 12 shuffles a tile, of 240 with
-    tiles (keys, queries). A gradient that nobody wants is passed as None.
+    tiles (keys, queries). A gradient that is not asked for is passed as None.
     """
     image = (tl.program_id(0) // HEADS).to(tl.int64)
     column = (tl.program_id(0) % HEADS) * HEAD_DIM
@@ -355,11 +355,11 @@ class _Call:
         self.head_width = self.width // num_heads
         self.programs = self.batch * num_heads
         self.inputs = (self.query, self.key, self.value, self.ids)
-        # Parts of a packed tensor lie no further apart than the whole, of which this is known at once.
+        # No part of a packed tensor is wider spread than the whole, which is quick to check.
         self.whole = [t for t in (query, key, value) if t is not None]
 
     def strides(self) -> tuple[int, ...]:
-        """Of q, k and v by image and row, and of the ids by image."""
+        """Strides of q, k and v by image and row, and of the ids by image."""
         query, key, value, ids = self.inputs
         *query_image, query_row, _ = query.stride()
         key_image, key_row, _ = key.stride()
@@ -475,7 +475,7 @@ def backward(
     dout = unit_stride(dout)
     dquery = query.new_empty(call.batch, call.queries, query.shape[-1]) if output_mask[0] else None
     dkey, dvalue = (
-        t.new_empty(t.shape) if asked and t is not None else None
+        t.new_empty(*t.shape) if asked and t is not None else None
         for t, asked in zip((key, value), output_mask[1:], strict=True)
     )
     dq, dk, dv = dquery, dkey, dvalue
@@ -484,7 +484,7 @@ def backward(
     elif packing == "kv":
         dk, dv = parts(dkey, 2)
     if call.batch * call.queries * call.width == 0:
-        # Nobody asked anything of the keys.
+        # No query attended to the keys.
         dkey, dvalue = (None if gradient is None else gradient.zero_() for gradient in (dkey, dvalue))
     else:
         arguments = (

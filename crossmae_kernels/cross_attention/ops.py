@@ -63,7 +63,7 @@ def _backward_fake(
 
 
 def _forward_flops(query: Shape, key: Shape | None, *_: Any, out_shape: tuple[Shape, Shape]) -> int:
-    """Scores, and the averages of values."""
+    """Those of scores and of averages of values."""
     return 2 * _product_flops(out_shape[0], query, key)
 
 
@@ -91,7 +91,7 @@ def _backward_flops(
 
 
 def _product_flops(out: Shape, query: Shape, key: Shape | None) -> int:
-    """Of every query ``(B, Q, D)`` with every key, or of as many scores with values."""
+    """FLOPs of every query ``(B, Q, D)`` with every key, or of as many scores with values."""
     keys = (query if key is None else key)[1]
     return 2 * prod(out) * keys
 
@@ -99,7 +99,7 @@ def _product_flops(out: Shape, query: Shape, key: Shape | None) -> int:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, query_ids, *ctx.options = inputs
     out, log_sum_exp = output
-    # With few keys everything else is found again from the inputs, and there is no log-sum-exp.
+    # With few keys everything else is recomputed from the inputs, and there is no log-sum-exp.
     saved = (out, log_sum_exp) if made(log_sum_exp) else (None, None)
     ctx.save_for_backward(query, key, value, query_ids, *saved)
 

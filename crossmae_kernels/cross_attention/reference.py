@@ -30,7 +30,7 @@ def join_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-# PyTorch, up to 2.14 at least, counts nothing of its own attention on a CPU. The formulas are those of the definition.
+# PyTorch, up to 2.14 at least, does not count its own attention on a CPU. The formulas are those of the definition.
 
 
 @flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)

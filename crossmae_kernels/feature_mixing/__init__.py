@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from crossmae_kernels.environment import Implementation
 from crossmae_kernels.feature_mixing import ops, reference
 from crossmae_kernels.feature_mixing.config import refusals
 from crossmae_kernels.runtime.autocast import compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
-from crossmae_kernels.runtime.dispatch import Implementation, choose
+from crossmae_kernels.runtime.dispatch import choose
 
 
 def mix_feature_maps(
@@ -25,7 +26,7 @@ def mix_feature_maps(
     The kernels never stack the maps. In 16 bits a token's mixes stay on chip while they are normalised, and again for
     the gradients, up to 12 decoder blocks of ViT-H; elsewhere LayerNorm is a pass of its own. For the backward pass the
     maps and float32 statistics ``(n, B, K)`` are kept, and where LayerNorm is a pass of its own, the mixes. An affine
-    costs a pass too; better fold it into the linear layer that follows (``crossmae_kernels.norm_folding``). Under
+    costs a pass too; it is better folded into the linear layer that follows (``crossmae_kernels.norm_folding``). Under
     autocast the kernels read the maps in the dtype they have, which is one for all. float32 is multiplied as PyTorch is
     set to (``torch.set_float32_matmul_precision``).
 
@@ -42,7 +43,7 @@ def mix_feature_maps(
         ``(n, B, K, E)``, contiguous per decoder block.
 
     Raises:
-        TypeError, ValueError: on arguments of wrong type, dtype, shape or device, before any work.
+        TypeError, ValueError: for arguments of the wrong type, dtype, shape or device, before any work.
         RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("mix_feature_maps")

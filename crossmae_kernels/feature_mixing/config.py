@@ -10,8 +10,8 @@ from crossmae_kernels.runtime.autocast import compute_dtype
 from crossmae_kernels.runtime.device import Limits, dtypes_of, machine_refusals, mixture_refusals, width_refusals
 from crossmae_kernels.runtime.launch import Configuration, dot_extent
 
-# By the bytes of an element: values of all mixes of a token, padded, up to which a program holds them in registers.
-# That is, with 12 decoder blocks, ViT-H's and, in float32, ViT-B's.
+# By the bytes of an element: the most values, of all mixes of a token, padded, that a program holds in registers. With
+# 12 decoder blocks these are ViT-H's and, in float32, ViT-B's.
 MOST_VALUES = {2: 16 * 1280, 4: 16 * 768}
 
 # The same for upstream gradients beside them, in the backward pass: ViT-L's and, in float32, ViT-S's. Wider ones are
@@ -47,7 +47,7 @@ class MixingTiles(Configuration):
 def forward_tiles(mixes: int, width: int, element_size: int) -> MixingTiles:
     """The analytic choice for tokens of ``width`` channels.
 
-    A row is cut into panels, and these need no power of two of them, so that 384, 768 or 1280 channels waste no
+    A row is cut into panels, whose number need not be a power of two, so that 384, 768 or 1280 channels waste no
     registers. Products of float32 run outside of the tensor cores, where a thread holds more operands at a time.
     """
     return MixingTiles(dot_extent(mixes), 16 if element_size == 4 or width <= 512 else 32)
@@ -79,7 +79,7 @@ def forward_stages(maps: int, width: int, element_size: int, shared_memory: int)
 
 
 def forward_registers(element_size: int) -> int | None:
-    """Registers of a thread in the forward kernel; in 16 bits the assembler finds better itself."""
+    """Registers of a thread in the forward kernel; in 16 bits the assembler's own choice is better."""
     return ALL_REGISTERS if element_size == 4 else None
 
 

@@ -1,4 +1,4 @@
-"""Mixing of feature maps on the GPU: device code, and below it from tensors to launches.
+"""Mixing of feature maps on the GPU: device code, and below it the launchers.
 
 A program works through tokens. All mixes of a token are a matrix product of the weights, (mixes, maps), with the
 token's rows of the maps, (maps, channels). Rows are cut into panels of a few hundred channels. Every warp owns a slice
@@ -7,11 +7,11 @@ statistics passes between warps.
 
 *Normalised*, a program holds all panels of a token. The forward pass finds mean and variance of the mixes and writes
 ``x_hat = (w m - mean) rstd``. The backward pass is LayerNorm's, ``d = rstd (dy - mean(dy) - x_hat mean(dy x_hat))``,
-then ``w^T d`` for the maps and ``d m^T`` for the weights. It sweeps over the panels twice. The first sweep finds
-``x_hat`` again and both means, and with the maps at hand, before the means are known, all that the weights' gradient
-is made of: ``d m^T = rstd (dy m^T - mean(dy) 1 m^T - mean(dy x_hat) x_hat m^T)``. So the second sweep needs no maps.
-From one to the other ``x_hat`` stays on chip, rounded as products ask, and so do the upstream gradients where there is
-room (``HOLD_DOUT``); else these are read a second time, soon after the first.
+then ``w^T d`` for the maps and ``d m^T`` for the weights. It sweeps over the panels twice. The first sweep recomputes
+``x_hat``, finds both means and, with the maps at hand and before the means are known, all terms of the weights'
+gradient: ``d m^T = rstd (dy m^T - mean(dy) 1 m^T - mean(dy x_hat) x_hat m^T)``. So the second sweep needs no maps. From
+one to the other ``x_hat`` stays on chip, rounded as products ask, and so do the upstream gradients where there is room
+(``HOLD_DOUT``); else these are read a second time, soon after the first.
 
 *Not normalised*, panels have nothing to do with each other, and each is a program's own.
 
@@ -135,7 +135,7 @@ def mixing_forward_kernel(
                 centred = tl.where(columns_of(panel, SLICES, CHANNELS) < width, panels[panel] - mean, 0.0)
                 squares += tl.sum(centred * centred, axis=2)
                 left += tl.sum(centred, axis=2)
-            # What rounding left of the mean, which shows where a row varies little.
+            # What rounding left of the mean, which matters where a row varies little.
             mean += mean_of_slices(left, width)
             rstd = 1 / tl.sqrt_rn(mean_of_slices(squares, width) + eps)
             places = mixes.to(tl.int64) * tokens + token
@@ -184,7 +184,7 @@ def with_panel(panels, panel, tile, PANELS: tl.constexpr):
 
 @triton.jit
 def panel_of(panels, panel, PANELS: tl.constexpr):
-    """What lies at place ``panel`` of the tuple ``panels``."""
+    """The tile at index ``panel`` of the tuple ``panels``."""
     tile = panels[0]
     for place in tl.static_range(1, PANELS):
         tile = tl.where(panel == place, panels[place], tile)
@@ -435,7 +435,7 @@ class _Call:
         return self.maps, self.weight
 
     def strides(self) -> tuple[int, ...]:
-        """Of an image and of a row."""
+        """Strides of an image and of a row."""
         return self.maps[0].stride()[:2]
 
     def constants(self) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     maps, weight, _, ctx.normalize = inputs
     mixes, means, rstds = output
     on_chip = held(weight.shape[0], mixes.shape[3], weight.element_size())
-    # Where they are needed, whoever multiplies with the mixes keeps them anyway.
+    # What multiplies the mixes keeps them anyway.
     saved = mixes if ctx.normalize and not on_chip else None
     ctx.save_for_backward(weight, saved, means, rstds, *maps)
 

@@ -23,7 +23,7 @@ def mix_feature_maps(
 def normed_mixes(
     maps: Sequence[Tensor], weight: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float
 ) -> list[Tensor]:
-    """The same, one ``(B, K, E)`` for each decoder block; together they would be one copy more in either direction."""
+    """The same, one ``(B, K, E)`` for each decoder block; stacking them would be one more copy in either direction."""
     return _normed(_sums(maps, weight), norm_weight, norm_bias, eps)
 
 

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from crossmae_kernels.environment import Implementation
 from crossmae_kernels.feature_mixing.ops import mix_feature_maps
 from crossmae_kernels.feature_projection import ops, reference
 from crossmae_kernels.feature_projection.config import refusals
 from crossmae_kernels.norm_folding.ops import fold_norms
 from crossmae_kernels.runtime.autocast import compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
-from crossmae_kernels.runtime.dispatch import Implementation, choose
+from crossmae_kernels.runtime.dispatch import choose
 
 
 def project_feature_maps(
@@ -26,9 +27,9 @@ def project_feature_maps(
 ) -> tuple[Tensor, ...]:
     """``LayerNorm_l(sum_j mixing_weight[l, j] * maps[j]) weights[l]^T + biases[l]`` for every decoder block l.
 
-    With kernels the norms' affine is folded into the projections, which then wait for nothing but the maps. The fold
-    costs as much as the weights are large and saves as much as there are tokens, so the reference, which serves small
-    batches on a CPU, does not.
+    With kernels the norms' affine is folded into the projections, which then depend on nothing but the maps. The cost
+    of the fold grows with the weights and its gain with the tokens, so the reference, which serves small batches on a
+    CPU, does not.
 
     Args:
         maps: k feature maps, each ``(B, K, E)``.
@@ -44,7 +45,7 @@ def project_feature_maps(
         n times ``(B, K, O)``.
 
     Raises:
-        TypeError, ValueError: on arguments of wrong type, dtype, shape or device, before any work.
+        TypeError, ValueError: for arguments of the wrong type, dtype, shape or device, before any work.
         RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("project_feature_maps")
@@ -73,7 +74,7 @@ def project_keys_and_values(
     product, without a bias, whose gradient would be a sum over all of them.
 
     Args:
-        maps: as in ``project_feature_maps``, and so are the others and the errors.
+        maps: as in ``project_feature_maps``; so are the other arguments and the errors.
         weights: n times ``(2 D, E)``, keys first.
         biases: n times ``(2 D,)``.
 
@@ -101,7 +102,7 @@ def _folded(
     impl: Implementation,
     parts: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Normalised mixes, and weights and biases for them, stacked; None where the reference is to serve."""
+    """Normalised mixes, and weights and biases for them, stacked; None where the reference serves the call."""
     maps = checks.tensors("maps", maps, "B K E")
     checks.tensor("mixing_weight", mixing_weight, f"n {len(maps) or 'k'}")
     checks.tensor("norm_weight", norm_weight, "n E")

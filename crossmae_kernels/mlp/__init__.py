@@ -4,12 +4,13 @@ from typing import get_args
 
 from torch import Tensor
 
+from crossmae_kernels.environment import Implementation
 from crossmae_kernels.mlp import ops, reference
 from crossmae_kernels.mlp.config import Hidden
 from crossmae_kernels.runtime.autocast import compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
 from crossmae_kernels.runtime.device import norm_refusals
-from crossmae_kernels.runtime.dispatch import Implementation, choose
+from crossmae_kernels.runtime.dispatch import choose
 
 
 def mlp(
@@ -27,9 +28,9 @@ def mlp(
     """``x + fc2(gelu(fc1(LayerNorm(x))))`` with exact (erf) GELU.
 
     The kernels fold the norm's scale and shift into fc1. For the backward pass they keep normalised rows in the dtype
-    that they compute in and a float32 statistic of each row, not ``x``; with ``hidden="save"`` also what goes into
-    GELU, ``(..., H)``, which is otherwise computed again. Under autocast ``x`` may stay float32; it is read so, and
-    the residual is added in float32.
+    that they compute in and a float32 statistic of each row, not ``x``; with ``hidden="save"`` also GELU's input,
+    ``(..., H)``, which is otherwise recomputed. Under autocast ``x`` may stay float32: it is read as it is, and the
+    residual is added in float32.
 
     Args:
         x: ``(..., D)``.
@@ -47,7 +48,7 @@ def mlp(
         ``(..., D)`` in the dtype of ``x``.
 
     Raises:
-        TypeError, ValueError: on arguments of wrong type, dtype, shape or device, before any work.
+        TypeError, ValueError: for arguments of the wrong type, dtype, shape or device, before any work.
         RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("mlp")

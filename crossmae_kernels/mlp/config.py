@@ -30,11 +30,11 @@ class SingleTiles(Configuration):
 def form_rule(width: int, dtype: torch.dtype, limits: Limits) -> str:
     """``single`` where it can serve, else ``tiled``; ``library`` in float32.
 
-    For each row, in 16 bits, a library's products leave the hidden layer to a pass for GELU and take it up again:
-    four times 2 H bytes, of which ``tiled`` moves two and ``single`` none. At D = 512, H = 2048 the pass costs 8 KiB
-    a row, 2.7 ns at 3 TB/s; the 4.2 MFLOP of both products take 5 to 7 ns. What ``single`` pays is that every 64 rows
-    read all weights from L2, 64 FLOP for a byte, as a tile of 128 x 128 in ``tiled`` does. float32 multiplies outside
-    of the tensor cores: there products are slow, passes are cheap beside them, and the library's products are best.
+    For each row, in 16 bits, a library's products write the hidden layer for a pass of GELU and read it again: four
+    times 2 H bytes, of which ``tiled`` moves two and ``single`` none. At D = 512, H = 2048 the pass costs 8 KiB a row,
+    2.7 ns at 3 TB/s; the 4.2 MFLOP of both products take 5 to 7 ns. The price of ``single`` is that every 64 rows read
+    all weights from L2, 64 FLOP for a byte, as a tile of 128 x 128 in ``tiled`` does. float32 multiplies outside of the
+    tensor cores: there products are slow, passes are cheap beside them, and the library's products are best.
     """
     if dtype == torch.float32:
         return "library"
@@ -43,7 +43,7 @@ def form_rule(width: int, dtype: torch.dtype, limits: Limits) -> str:
 
 
 def backward_form(dtype: torch.dtype) -> str:
-    """The same of the way back through the hidden layer, which has no form with one kernel."""
+    """The same for the backward pass through the hidden layer, which has no form with one kernel."""
     return "library" if dtype == torch.float32 else "tiled"
 
 
@@ -65,9 +65,9 @@ def single_shared_memory(width: int, limits: Limits) -> int:
 
 @functools.cache
 def hidden_tiles(hidden: int, width: int, element_size: int, saved: bool, limits: Limits) -> GemmTiles:
-    """Tiles of the backward pass through the hidden layer, which was saved or is found again.
+    """Tiles of the backward pass through the hidden layer, which was saved or is recomputed.
 
-    Found again, it stands beside the sum of the other product, so tiles are half as wide as those of a single one.
+    Recomputed, it stands beside the sum of the other product, so tiles are half as wide as those of a single one.
     Saved, it does not; but where tensor cores want operands in registers, only such tiles leave room for a second
     program.
     """

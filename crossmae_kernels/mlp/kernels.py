@@ -1,8 +1,8 @@
-"""The MLP on the GPU: device code of what the primitives do not do, and below it from tensors to launches.
+"""The MLP on the GPU: device code beyond the primitives, and below it the launchers.
 
 ``single_forward`` keeps the hidden layer on chip: a program holds its rows, normalised, and walks over the hidden
-units in chunks, each multiplied into the output as soon as it is activated. ``hidden_backward`` finds the hidden layer
-again, or reads it, beside the gradient that reaches it, so that GELU's backward pass is an epilogue of both.
+units in chunks, each multiplied into the output as soon as it is activated. ``hidden_backward`` recomputes the hidden
+layer, or reads it, beside the gradient that reaches it, so that GELU's backward pass is an epilogue of both.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from crossmae_kernels.primitives.norm_folding import fold_norm, fold_norm_gradie
 from crossmae_kernels.primitives.normalization import normalize, normalize_backward, normalized_rows
 from crossmae_kernels.primitives.persistent_gemm import persistent_gemm
 from crossmae_kernels.primitives.tiles import GROUP, described, persistent_refusals
-from crossmae_kernels.runtime.autocast import cast_optional
+from crossmae_kernels.runtime.autocast import cast
 from crossmae_kernels.runtime.device import limits
 from crossmae_kernels.runtime.dispatch import Forms
 from crossmae_kernels.runtime.launch import (
@@ -43,8 +43,8 @@ def single_forward_kernel(
 ):  # fmt: skip
     """``out = x + gelu(x_hat w1^T + b1) w2^T + b2``; program: a tile of whole rows.
 
-    ``b1`` and ``b2`` may be None; so may ``x_hat`` with ``rstd``, and ``hidden``, where the backward pass does not
-    want them.
+    ``b1`` and ``b2`` may be None; so may ``x_hat`` with ``rstd``, and ``hidden``, where the backward pass does not need
+    them.
     """
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_M
     rows = tl.arange(0, BLOCK_M)
@@ -122,8 +122,7 @@ def hidden_backward_kernel(
         )  # fmt: skip
 
 
-# Output; rows, normalised; the statistic of each; what goes into GELU. The last three None where nobody asked to save
-# them.
+# Output; normalised rows; the statistic of each; GELU's input. The last three are None where nothing is saved.
 Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 # Gradient of the hidden layer ``(R, H)``, the layer activated if asked for, and the gradient's sum, float32.
@@ -143,15 +142,15 @@ def forward(
     save: bool,
     save_hidden: bool,
 ) -> tuple[Tensor | None, ...]:
-    """Output like ``x`` and what is to be saved, of weights what is not an argument: fc1 folded, fc2 cast."""
+    """Output like ``x``, and what is to be saved; of the weights only what is not an argument: fc1 folded, fc2 cast."""
     w1, b1 = fold_norm(fc1_weight, fc1_bias, norm_weight, norm_bias, dtype)
-    w2 = fc2_weight.to(dtype)
+    w2 = cast(fc2_weight, dtype)
     rule = form_rule(w1.shape[1], dtype, limits(x.device))
     out, *saved = _FORMS.run(rule, flat_rows(x), w1, b1, w2, fc2_bias, eps, save, save_hidden)
     if not save:
-        return out.view(x.shape), *(None,) * 6
+        return out.view_as(x), *(None,) * 6
     pairs = ((w1, fc1_weight), (b1, fc1_bias), (w2, fc2_weight))
-    return out.view(x.shape), *saved, *(None if ours is given else ours for ours, given in pairs)
+    return out.view_as(x), *saved, *(None if ours is given else ours for ours, given in pairs)
 
 
 def backward(
@@ -173,26 +172,26 @@ def backward(
     """
     wants_x, wants_scale, wants_shift, wants_w1, wants_b1, wants_w2, wants_b2 = output_mask
     rows = flat_rows(dout)
-    low = rows.to(w1.dtype)
+    low = cast(rows, w1.dtype)
     dx = dnorm = dw1 = db1 = dw2 = db2 = None
     if any(output_mask[:6]):
         dhidden, activated, sums = _BACKWARD_FORMS.run(
             backward_form(w1.dtype), low, w1, b1, w2, x_hat, hidden, wants_w2
         )
         if activated is not None:
-            dw2 = (low.t() @ activated).to(fc1_weight.dtype)
+            dw2 = cast(low.t() @ activated, fc1_weight.dtype)
         if wants_b1:
-            db1 = sums.to(fc1_weight.dtype)
+            db1 = cast(sums, fc1_weight.dtype)
         if wants_w1 or wants_scale or wants_shift:
             dfolded = dhidden.t() @ x_hat if wants_w1 or wants_scale else None
             mask = wants_w1, wants_scale, wants_shift
             dw1, dnorm = fold_norm_gradients(dfolded, sums, fc1_weight, norm_weight, norm_bias, mask)
         if wants_x:
-            dx = normalize_backward(dhidden @ w1, x_hat, rstd, rows, dout.dtype).view(dout.shape)
+            dx = normalize_backward(dhidden @ w1, x_hat, rstd, rows, dout.dtype).view_as(dout)
     if wants_b2:
         # In the wider dtype of the two: told the narrower one, PyTorch casts all rows to it first.
         wider = torch.promote_types(rows.dtype, fc1_weight.dtype)
-        db2 = rows.sum(0, dtype=wider).to(fc1_weight.dtype)
+        db2 = cast(rows.sum(0, dtype=wider), fc1_weight.dtype)
     return dx, dnorm, dw1, db1, dw2, db2
 
 
@@ -256,7 +255,7 @@ def _library(
     """cuBLAS's products, with passes for GELU and the residual."""
     x_hat, rstd = normalize(rows, eps, w1.dtype)
     hidden = F.linear(x_hat, w1, b1)
-    out = rows + F.linear(F.gelu(hidden), w2, cast_optional(b2, w2.dtype))
+    out = rows + F.linear(F.gelu(hidden), w2, cast(b2, w2.dtype))
     return (out, x_hat, rstd, hidden if save_hidden else None) if save else (out, None, None, None)
 
 

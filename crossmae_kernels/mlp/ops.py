@@ -119,7 +119,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
         norm_bias,
         fc1_weight,
         folded_weight if made(folded_weight) else fc1_weight,
-        None if save_hidden else bias,  # needed to find the hidden layer again
+        None if save_hidden else bias,  # needed to recompute the hidden layer
         cast if made(cast) else fc2_weight,
         x_hat,
         rstd,

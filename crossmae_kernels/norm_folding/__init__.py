@@ -10,10 +10,11 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from crossmae_kernels.environment import Implementation
 from crossmae_kernels.norm_folding import ops, reference
 from crossmae_kernels.norm_folding.config import refusals
 from crossmae_kernels.runtime.checks import ArgumentChecks
-from crossmae_kernels.runtime.dispatch import Implementation, choose
+from crossmae_kernels.runtime.dispatch import choose
 
 
 @overload
@@ -44,9 +45,9 @@ def fold_norm(
 ) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of the linear layer that takes ``x_hat``, differentiable.
 
-    Under autocast too master weights are folded as they are: nothing is rounded but the results, to ``dtype``. Where
+    Master weights are folded as they are, under autocast too: only the results are rounded, to ``dtype``. Where
     there is nothing to fold, they are the arguments, cast. Several weights are folded into one stack, as a batched
-    product takes them, and are never stacked before.
+    product takes them, without being stacked first.
 
     Args:
         weight: ``(O, I)``, or a sequence of n such, of which all other tensors and the results hold a stack.
@@ -58,10 +59,10 @@ def fold_norm(
 
     Returns:
         ``(O, I)`` and ``(O,)``, or ``(n, O, I)`` and ``(n, O)``; None for the second where neither ``bias`` nor
-        ``norm_bias`` is there.
+        ``norm_bias`` is given.
 
     Raises:
-        TypeError, ValueError: on arguments of wrong type, dtype, shape or device, before any work.
+        TypeError, ValueError: for arguments of the wrong type, dtype, shape or device, before any work.
         RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("fold_norm")

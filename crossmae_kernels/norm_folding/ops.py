@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmae_kernels.runtime.autocast import cast_optional
+from crossmae_kernels.runtime.autocast import cast
 from crossmae_kernels.runtime.operators import Operator, unstacked
 
 
@@ -23,7 +23,7 @@ def fold_norm(
 ) -> tuple[Tensor, Tensor | None]:
     """Folded weight ``(O, I)`` and bias ``(O,)`` in ``dtype``; arguments are taken as checked."""
     if norm_weight is None and norm_bias is None:
-        return weight.to(dtype), cast_optional(bias, dtype)
+        return weight.to(dtype), cast(bias, dtype)
     folded, folded_bias = _forward(weight, bias, norm_weight, norm_bias, dtype)
     return folded, None if bias is None and norm_bias is None else folded_bias
 
@@ -37,7 +37,7 @@ def fold_norms(
 ) -> tuple[Tensor, Tensor | None]:
     """The same of several, stacked: ``(n, O, I)`` and ``(n, O)``, in one launch."""
     if norm_weight is None and norm_bias is None:
-        return torch.stack(list(weights)).to(dtype), cast_optional(bias, dtype)
+        return torch.stack(list(weights)).to(dtype), cast(bias, dtype)
     folded, folded_bias = _forward_of_several(list(weights), bias, norm_weight, norm_bias, dtype)
     return folded, None if bias is None and norm_bias is None else folded_bias
 

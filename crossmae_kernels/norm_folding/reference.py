@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from crossmae_kernels.runtime.autocast import cast_optional, without_autocast
+from crossmae_kernels.runtime.autocast import cast, without_autocast
 
 
 @without_autocast
@@ -18,4 +18,4 @@ def fold_norm(
         bias = shift if bias is None else bias + shift
     if norm_weight is not None:
         weight = weight * norm_weight.unsqueeze(-2)
-    return weight.to(dtype), cast_optional(bias, dtype)
+    return weight.to(dtype), cast(bias, dtype)

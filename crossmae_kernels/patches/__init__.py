@@ -8,11 +8,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from crossmae_kernels.environment import Implementation
 from crossmae_kernels.patches import ops, reference
 from crossmae_kernels.patches.config import Reduction, loss_refusals, refusals
 from crossmae_kernels.runtime.autocast import autocasts
 from crossmae_kernels.runtime.checks import ArgumentChecks
-from crossmae_kernels.runtime.dispatch import Implementation, choose
+from crossmae_kernels.runtime.dispatch import choose
 
 
 def gather_patches(
@@ -41,7 +42,7 @@ def gather_patches(
         ``(B, V, P)`` with P = height * width * C of a patch, in the dtype of the images, float32 for uint8.
 
     Raises:
-        TypeError, ValueError: on arguments of wrong type, dtype, shape, device or range, before any work.
+        TypeError, ValueError: for arguments of the wrong type, dtype, shape, device or range, before any work.
         RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("gather_patches")
@@ -91,7 +92,7 @@ def patch_loss(
         A scalar, or ``(B, Q)`` with ``reduction="none"``; float32 or (for float64 arguments) float64.
 
     Raises:
-        TypeError, ValueError: on arguments of wrong type, dtype, shape, device or range, before any work.
+        TypeError, ValueError: for arguments of the wrong type, dtype, shape, device or range, before any work.
         RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
     """
     checks = ArgumentChecks("patch_loss")
@@ -122,7 +123,7 @@ def _check_images(
     mean: Tensor | None,
     std: Tensor | None,
 ) -> tuple[int, int]:
-    """Height and width of a patch; note what is wrong with images, raise if there is no telling their patches."""
+    """Height and width of a patch; note what is wrong with images, raise if their patches cannot be told."""
     several = isinstance(patch_size, tuple) and len(patch_size) == 2
     sides: Any = patch_size if several else (patch_size, patch_size)
     names = ("patch_size[0]", "patch_size[1]") if several else ("patch_size",)

@@ -61,7 +61,7 @@ def candidates(size: int) -> list[PatchTiles]:
 def refusals(
     images: Tensor, sides: tuple[int, int], mean: Tensor | None, std: Tensor | None, rows: torch.dtype
 ) -> list[str]:
-    """Every reason why neither kernel can serve a call with these images, and rows of that dtype."""
+    """Every reason why the kernels cannot serve a call with these images, and rows of that dtype."""
     pixels = [] if images.dtype == torch.uint8 else [images.dtype]
     reasons = machine_refusals(images.device, *pixels, rows)
     if tile_size(images.shape[1], sides) > LARGEST_TILE:
@@ -77,7 +77,7 @@ def refusals(
 def loss_refusals(
     images: Tensor, sides: tuple[int, int], mean: Tensor | None, std: Tensor | None, rows: torch.dtype
 ) -> list[str]:
-    """The same of the loss, whose kernel has no gradient to the images."""
+    """The same for the loss, whose kernel has no gradient to the images."""
     reasons = refusals(images, sides, mean, std, rows)
     if need_gradient(images):
         reasons.append("the kernels have no gradient to the images, and these need one")

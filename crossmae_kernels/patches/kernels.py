@@ -1,4 +1,4 @@
-"""Patches on the GPU: device code, and below it from tensors to launches.
+"""Patches on the GPU: device code, and below it the launchers.
 
 Pixels are read in the order of the image, where neighbours along a line of pixels are neighbours in memory and a
 patch of 16 pixels a line takes 128-bit loads, and written in the order of a row, (row, column, channel). In between
@@ -165,7 +165,7 @@ def loss_forward_kernel(
     CHANNELS: tl.constexpr, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, PATCHES: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Program (group of patches): loss of each, and where it is wanted prediction minus target."""
+    """Program (group of patches): loss of each and, where it is asked for, prediction minus target."""
     VALUES: tl.constexpr = PATCH_H * PATCH_W * CHANNELS
     first = tl.program_id(0) * PATCHES
     target, there = load_pixels(
@@ -193,7 +193,8 @@ def standardized(tile, there, VALUES: tl.constexpr, EPS: tl.constexpr, PATCHES: 
     SIZE: tl.constexpr = tile.numel // PATCHES
     values, there = tl.reshape(tile, (PATCHES, SIZE)), tl.reshape(there, (PATCHES, SIZE))
     centred = values - (tl.sum(values, axis=1) * (1 / VALUES))[:, None]
-    # The mean was rounded, which shows where a patch is nearly constant; what is left of it is small and exact enough.
+    # The mean was rounded, which matters where a patch is nearly constant; what is left of it is small and exact
+    # enough.
     left = tl.sum(tl.where(there, centred, 0.0), axis=1) * (1 / VALUES)
     centred = tl.where(there, centred - left[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) * (1 / (VALUES - 1))

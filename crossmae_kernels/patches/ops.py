@@ -97,7 +97,7 @@ def _loss_gradients(ctx: Any, output_mask: list[bool], upstream: Tensor) -> tupl
         raise NotImplementedError("patch_loss: the kernels have no gradient to the images; impl='reference' has one")
     (difference,) = ctx.saved_tensors
     if torch.is_grad_enabled():
-        # With create_graph: a second derivative is to be refused, not to be silently missing.
+        # With create_graph: a second derivative is refused rather than silently missing.
         upstream = upstream.detach().requires_grad_()
     return _loss_backward(upstream, difference), None
 

@@ -1,1 +1,1 @@
-"""Steps that several ops share: device code and launcher of one in one file."""
+"""Steps that several ops share, each in one file: device code and launcher."""

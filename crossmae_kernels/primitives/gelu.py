@@ -55,7 +55,7 @@ def lower_tail(h, DTYPE: tl.constexpr):
 
 @triton.jit
 def gelu(h, DTYPE: tl.constexpr):
-    """Of a float32 tile, to the precision of ``DTYPE``."""
+    """GELU of a float32 tile, to the precision of ``DTYPE``."""
     if DTYPE == tl.float32:
         result = 0.5 * h * (1.0 + tl.erf(h * SQRT_HALF))
     else:
@@ -123,7 +123,7 @@ BLOCK_M, BLOCK_N, NUM_WARPS = 32, 128, 8
 
 
 def gelu_backward(dactivated: Tensor, hidden: Tensor, wants_activated: bool) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Rows ``(R, H)`` -> gradient of ``hidden``, GELU of it if wanted, and the sum ``(H,)`` of that gradient, float32.
+    """Rows ``(R, H)`` -> gradient of ``hidden``, GELU of it if asked for, the sum ``(H,)`` of that gradient, float32.
 
     The gradient may have any row stride; ``hidden`` is contiguous.
     """

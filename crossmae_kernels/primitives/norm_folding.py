@@ -16,11 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossmae_kernels.runtime.autocast import cast_optional
+from crossmae_kernels.runtime.autocast import cast
 from crossmae_kernels.runtime.launch import alike, blocks, on_device_of, power_of_two, unit_stride
 
 # Forward: 32 elements for each of 128 threads, in rows of which a program has the whole. More would share the norm's
-# parameters, read from caches, among more rows, and leave a matrix of 512 x 512 with less than 64 programs.
+# parameters, read from caches, among more rows, and leave a matrix of 512 x 512 with fewer than 64 programs.
 FORWARD_TILE, WIDEST_BLOCK = 4096, 1024
 
 # Backward: lines of 256 bytes in float32, and sums that are a fiftieth of what else is moved.
@@ -95,8 +95,8 @@ def fold_backward_kernel(
     """``dweight = dfolded * scale + dfolded_bias shift^T``, and sums over a tile's rows for ``dscale`` and ``dshift``.
 
     Program (tile of rows, tile of columns). The sums, ``(n * tiles of rows, WIDTH)`` in float32, are those of
-    ``dfolded * weight`` and of ``dfolded_bias * weight``. Gradients that are not wanted are None; what only they need
-    is not loaded.
+    ``dfolded * weight`` and of ``dfolded_bias * weight``. Gradients that are not asked for are None; what only they
+    need is not loaded.
     """
     matrix, rows, inside = tile_of_rows(num_rows, BLOCK_ROWS)
     columns = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
@@ -134,7 +134,7 @@ def fold_norm(
 ) -> tuple[Tensor, Tensor | None]:
     """Folded weight ``(O, I)`` and bias ``(O,)`` in ``dtype``; where there is nothing to fold the arguments, cast."""
     if norm_weight is None and norm_bias is None:
-        return weight.to(dtype), cast_optional(bias, dtype)
+        return cast(weight, dtype), cast(bias, dtype)
     return _folded((unit_stride(weight),), bias, norm_weight, norm_bias, dtype, weight.shape)
 
 
@@ -171,7 +171,7 @@ def fold_norm_backward(
     if dfolded is None:
         dweight, gradients, strides, stack = None, None, (0, 0), torch.Size()
     else:
-        dweight = torch.empty(dfolded.shape, dtype=first.dtype, device=first.device) if wants_weight else None
+        dweight = torch.empty(*dfolded.shape, dtype=first.dtype, device=first.device) if wants_weight else None
         gradients = unit_stride(dfolded)
         stack = gradients.shape[:-2]
         strides = gradients.stride()[-3] if gradients.dim() > 2 else 0, gradients.stride(-2)
@@ -201,7 +201,7 @@ def fold_norm_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The same of a single weight ``(O, I)``, for which there may be nothing to unfold."""
     if norm_weight is None and norm_bias is None:
-        return None if dfolded is None else dfolded.to(weight.dtype), None
+        return cast(dfolded, weight.dtype), None
     return fold_norm_backward(dfolded, dfolded_bias, (weight,), norm_weight, norm_bias, output_mask)
 
 
@@ -221,9 +221,9 @@ def _folded(
     shape: Sequence[int],
 ) -> tuple[Tensor, Tensor | None]:
     first, (rows, width) = weights[0], shape[-2:]
-    folded = torch.empty(shape, dtype=dtype, device=first.device)
+    folded = torch.empty(*shape, dtype=dtype, device=first.device)
     has_bias = bias is not None or norm_bias is not None
-    folded_bias = torch.empty(shape[:-1], dtype=dtype, device=first.device) if has_bias else None
+    folded_bias = torch.empty(*shape[:-1], dtype=dtype, device=first.device) if has_bias else None
     block_rows, block_columns = forward_tile(width)
     programs = len(weights) * blocks(rows, block_rows)
     if programs:

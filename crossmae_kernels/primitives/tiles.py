@@ -134,9 +134,11 @@ def persistent_refusals(
 
 def described(*matrices: Tensor) -> bool:
     """Whether a tensor descriptor can say where their rows lie, once they have unit stride."""
-    return all(
-        address % 16 == 0 and stride % 16 == 0 and 0 < stride < 2**40 for address, stride in map(_place, matrices)
-    )
+    for matrix in matrices:
+        address, stride = _place(matrix)
+        if address % 16 or stride % 16 or not 0 < stride < 2**40:
+            return False
+    return True
 
 
 def _place(matrix: Tensor) -> tuple[int, int]:

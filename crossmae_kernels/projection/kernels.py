@@ -1,4 +1,4 @@
-"""Projections on the GPU: the pass behind a library's product, and from tensors to the form that serves a call best."""
+"""Projections on the GPU: the pass behind a library's product, and the launchers of every form."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -17,7 +17,7 @@ from crossmae_kernels.primitives.persistent_gemm import persistent_gemm
 from crossmae_kernels.primitives.segmented_sum import segmented_sum
 from crossmae_kernels.primitives.tiles import described, persistent_refusals, row_tiles
 from crossmae_kernels.projection.config import form_rule
-from crossmae_kernels.runtime.autocast import cast_optional
+from crossmae_kernels.runtime.autocast import cast
 from crossmae_kernels.runtime.device import limits
 from crossmae_kernels.runtime.dispatch import Forms
 from crossmae_kernels.runtime.launch import blocks, flat_rows, input_precision, on_device_of
@@ -56,9 +56,9 @@ def norm_linear(
     dtype: torch.dtype,
     save: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Output ``(..., O)``; to save, normalised rows, their statistic, with GELU what goes into it, the folded weight.
+    """Output ``(..., O)``; to save, normalised rows, their statistic, GELU's input, the folded weight.
 
-    The last two None where there is no GELU, and nothing to fold or to cast.
+    The last two are None where there is no GELU, or nothing to fold or to cast.
     """
     x_hat, rstd = normalize(flat_rows(x), eps, dtype)
     folded, folded_bias = fold_norm(weight, bias, norm_weight, norm_bias, dtype)
@@ -94,7 +94,7 @@ def norm_linear_backward(
         dfolded = rows.t() @ x_hat if wants_weight or wants_scale else None
         mask = wants_weight, wants_scale, wants_shift
         dweight, dnorm = fold_norm_gradients(dfolded, dbias, weight, norm_weight, norm_bias, mask)
-    return dx, dweight, dbias.to(weight.dtype) if wants_bias and dbias is not None else None, dnorm
+    return dx, dweight, cast(dbias, weight.dtype) if wants_bias else None, dnorm
 
 
 def linear_residual(
@@ -103,9 +103,9 @@ def linear_residual(
     """``(..., O)`` in the residual's dtype, and the weight if it was cast to that of ``x``, to save it."""
     ids = None if residual_ids is None else residual_ids.reshape(-1).contiguous()
     rule = form_rule(x.dtype, saves_a_pass=True)
-    cast = weight.to(x.dtype)
-    out = _LINEAR_RESIDUAL.run(rule, flat_rows(x), cast, bias, flat_rows(residual), ids)
-    return out.view(*x.shape[:-1], weight.shape[0]), None if cast is weight else cast
+    used = cast(weight, x.dtype)
+    out = _LINEAR_RESIDUAL.run(rule, flat_rows(x), used, bias, flat_rows(residual), ids)
+    return out.view(*x.shape[:-1], weight.shape[0]), None if used is weight else used
 
 
 def linear_residual_backward(
@@ -119,14 +119,14 @@ def linear_residual_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight, bias and the table where asked for; a dense residual's is ``dout`` itself.
 
-    ``dtype`` is the parameters'; ``weight`` is cast.
+    ``dtype`` is that of the parameters; ``weight`` has been cast.
     """
     rows = flat_rows(dout)
-    low = rows.to(weight.dtype)
-    dx = (low @ weight).view(x.shape) if output_mask[0] else None
-    dweight = (low.t() @ flat_rows(x)).to(dtype) if output_mask[1] else None
+    low = cast(rows, weight.dtype)
+    dx = (low @ weight).view_as(x) if output_mask[0] else None
+    dweight = cast(low.t() @ flat_rows(x), dtype) if output_mask[1] else None
     # In the wider dtype of the two: told the narrower one, PyTorch casts all rows to it first.
-    dbias = rows.sum(0, dtype=torch.promote_types(rows.dtype, dtype)).to(dtype) if output_mask[2] else None
+    dbias = cast(rows.sum(0, dtype=torch.promote_types(rows.dtype, dtype)), dtype) if output_mask[2] else None
     dtable = None
     if output_mask[3] and residual_ids is not None:
         dtable = segmented_sum(rows.contiguous(), residual_ids.reshape(-1), table_rows)
@@ -156,7 +156,7 @@ def _linear_residual(
 def _library_linear_residual(
     rows: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, ids: Tensor | None
 ) -> Tensor:
-    return add_residual(F.linear(rows, weight, cast_optional(bias, weight.dtype)), residual, ids)
+    return add_residual(F.linear(rows, weight, cast(bias, weight.dtype)), residual, ids)
 
 
 def _persistent_refusals(rows: Tensor, weight: Tensor, *_: object) -> list[str]:

@@ -17,7 +17,7 @@ from crossmae_kernels.runtime.device import constant_when_compiled
 # PyTorch counts its storage formats of 8 bits and fewer as floating point too, and computes with none of them.
 FLOATING_POINT = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-# Compilers put symbols in the place of numbers; NumPy has numbers of its own.
+# Compilers put symbols in place of numbers; NumPy has numbers of its own.
 _INTEGERS: tuple[Any, ...] = (int, torch.SymInt, Integral)
 _NUMBERS: tuple[Any, ...] = (float, int, torch.SymFloat, torch.SymInt, Real)
 _FLAGS = (bool, torch.SymBool)
@@ -28,9 +28,8 @@ class ArgumentChecks:
     """Collects what is wrong with the arguments of one op call.
 
     Shapes are given as patterns such as ``"B Q D"``: a letter stands for a size that must be the same wherever it
-    occurs, a number for itself, ``...`` in front for any leading dimensions. Call ``raise_if_any`` when all
-    arguments were looked at: ``TypeError`` when an argument is of a wrong type or dtype, ``ValueError`` for everything
-    else.
+    occurs, a number for itself, ``...`` in front for any leading dimensions. Call ``raise_if_any`` once all arguments
+    are checked: ``TypeError`` when an argument is of a wrong type or dtype, ``ValueError`` for everything else.
     """
 
     def __init__(self, op: str) -> None:
@@ -82,14 +81,19 @@ class ArgumentChecks:
             self.tensor(name, tensor, pattern)
 
     def tensors(self, name: str, several: object, pattern: str) -> list[Tensor]:
-        """At least one tensor, each as ``tensor`` has them; returns a list of them, empty if there is none."""
+        """At least one tensor, each as ``tensor`` has them; returns a list of them, empty if there is none.
+
+        Those of the same shape, dtype and device as the first are as right or wrong as it is, and named by it.
+        """
         if not isinstance(several, _SEQUENCES):
             self._wrong_types.append(f"{name} must be a sequence of tensors, got {type(several).__name__}")
             return []
         listed: list[Tensor] = list(several)
         self.that(len(listed) > 0, f"{name} must hold at least one tensor, got none")
+        first = listed[0] if listed else None
         for index, tensor in enumerate(listed):
-            self.tensor(f"{name}[{index}]", tensor, pattern)
+            if index == 0 or not _alike(tensor, first):
+                self.tensor(f"{name}[{index}]", tensor, pattern)
         return listed
 
     def integer(self, name: str, value: object) -> bool:
@@ -111,7 +115,7 @@ class ArgumentChecks:
             self._wrong_values.append(f"{name} must be a finite number{bound}, got {_shown(value)}")
 
     def flag(self, name: str, value: object) -> None:
-        """True or False, and nothing that counts as such."""
+        """True or False itself."""
         if not isinstance(value, _FLAGS):
             self._wrong_types.append(f"{name} must be True or False, got {_shown(value)}")
 
@@ -130,8 +134,8 @@ class ArgumentChecks:
     def ids(self, name: str, ids: object, pattern: str, limit: int) -> None:
         """Integer ids in ``[0, limit)``.
 
-        The range is read where reading costs no wait, on a CPU; compiled code asserts it there when it runs. On an
-        accelerator the op that gathers refuses ids out of range itself.
+        The range is checked on a CPU, where reading it waits for nothing; compiled code asserts it there when it runs.
+        On an accelerator the op that gathers refuses ids out of range itself.
         """
         if not isinstance(ids, Tensor):
             self._wrong_types.append(f"{name} must be a tensor of shape ({_commas(pattern)}), got {type(ids).__name__}")
@@ -149,7 +153,7 @@ class ArgumentChecks:
         self._device(name, ids)
 
     def positive(self, name: str, tensor: object) -> None:
-        """Nothing in a tensor is 0, negative or no number; read where reading costs no wait, on a CPU."""
+        """All values are positive, none is NaN; checked on a CPU, where reading them waits for nothing."""
         if isinstance(tensor, Tensor) and tensor.dtype in FLOATING_POINT and _readable(tensor):
             low = float(tensor.detach().amin())
             self.that(low > 0, f"{name} must be positive, got {low:g}")
@@ -160,7 +164,7 @@ class ArgumentChecks:
             self._wrong_values.append(message)
 
     def size(self, letter: str) -> int:
-        """The size that a pattern letter took; raises what was found so far if it took none."""
+        """The size that a letter of a pattern stands for; raises the problems found so far if it has none yet."""
         if letter not in self.sizes:
             self.raise_if_any()
         return self.sizes[letter]
@@ -194,7 +198,7 @@ class ArgumentChecks:
                 + f", got {tuple(tensor.shape)}"
             )
             return
-        if unknown:  # as the first tensors alone are
+        if unknown:  # in the first tensors only
             for symbol, size in zip(symbols, shape, strict=True):
                 if isinstance(symbol, str):
                     sizes[symbol] = size
@@ -219,17 +223,24 @@ def _parsed(pattern: str) -> tuple[bool, tuple[str | int, ...]]:
     return _known_patterns[pattern]
 
 
+def _alike(one: object, other: object) -> bool:
+    """Whether both are tensors that no check of ``tensor`` can tell apart."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return False
+    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+
+
 def traced(tensor: Tensor) -> bool:
     """Whether there is no data behind the tensor, only shapes: in compiled graphs and under ``FakeTensorMode``."""
     return torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
 
 
 def _readable(tensor: Tensor) -> bool:
-    """Whether there are values and reading them costs no wait."""
+    """Whether there are values, and reading them waits for nothing."""
     return tensor.device.type == "cpu" and not traced(tensor) and tensor.numel() > 0
 
 
-# In words, as errors say it.
+# As messages have it.
 _FLOATING_POINT = "floating point ({})".format(", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING_POINT))
 
 

@@ -37,7 +37,7 @@ class Limits:
         return 90 <= self.capability < 120
 
 
-# As Hopper, the device aimed at first; the interpreter has no limit, and no parallelism.
+# Those of Hopper, the first target; the interpreter has no limit, and no parallelism.
 INTERPRETER = Limits(90, 227 * 1024, 1)
 
 _assumed: Limits | None = None
@@ -90,35 +90,35 @@ def machine_refusals(device: torch.device, *dtypes: torch.dtype) -> list[str]:
         refusals.append("kernels run on CUDA devices; on a CPU only in Triton's interpreter, with TRITON_INTERPRET=1")
     elif _triton_is_installed():
         refusals += interpreter.refusals(dtypes)
-    others = [dtype for dtype in dtypes if dtype not in KERNEL_DTYPES]
+    others = set(dtypes).difference(KERNEL_DTYPES)
     if others:
-        given = " and ".join(sorted({str(dtype) for dtype in others}))
+        given = " and ".join(sorted(map(str, others)))
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES)
         refusals.append(f"kernels take {names}, these tensors are {given}")
     return refusals
 
 
 def dtypes_of(*tensors: Tensor | None) -> list[torch.dtype]:
-    """The dtype of each tensor that is there."""
+    """The dtype of each tensor that is not None."""
     return [tensor.dtype for tensor in tensors if tensor is not None]
 
 
 def mixture_refusals(name: str, tensors: Sequence[Tensor]) -> list[str]:
-    """Several tensors that one kernel reads in turn are of one dtype; autocast lets others through."""
+    """Why one kernel cannot read these tensors in turn: autocast lets several dtypes through."""
     dtypes = sorted({str(tensor.dtype) for tensor in tensors})
     return [f"kernels take {name} of one dtype, these are {' and '.join(dtypes)}"] if len(dtypes) > 1 else []
 
 
 def residual_refusals(name: str, residual: Tensor, compute: torch.dtype) -> list[str]:
-    """The residual is float32 or of the dtype that products are computed in."""
-    # What no kernel takes at all is refused as such.
+    """Why the kernels cannot add this residual: it must be float32, or of the dtype that products are computed in."""
+    # A dtype that no kernel takes is refused for that alone.
     if residual.dtype in (torch.float32, compute) or residual.dtype not in KERNEL_DTYPES:
         return []
     return [f"kernels take {name} in float32 or {compute}, got {residual.dtype}"]
 
 
 def width_refusals(width: int) -> list[str]:
-    """Why rows so wide cannot be normalised by the kernels, if they cannot."""
+    """Why the kernels cannot normalise rows of this width."""
     return [f"kernels normalise rows of up to {WIDEST_ROW}, these have {width}"] if width > WIDEST_ROW else []
 
 
@@ -132,7 +132,7 @@ def norm_refusals(x: Tensor, parameters: Sequence[Tensor | None], compute: torch
 
 
 def limits(device: torch.device) -> Limits:
-    """What tiles and grids are chosen by."""
+    """The limits that tiles and grids are chosen by."""
     if _assumed is not None:
         return _assumed
     return _cuda_limits(device.index or 0) if device.type == "cuda" else INTERPRETER
@@ -155,6 +155,6 @@ def _cuda_refusals(index: int) -> tuple[str, ...]:
 
 @functools.cache
 def _cuda_limits(index: int) -> Limits:
-    properties: Any = torch.cuda.get_device_properties(index)  # not every PyTorch declares all of its fields
+    properties: Any = torch.cuda.get_device_properties(index)  # not all versions of PyTorch declare all fields
     capability = 10 * properties.major + properties.minor
     return Limits(capability, properties.shared_memory_per_block_optin, properties.multi_processor_count)

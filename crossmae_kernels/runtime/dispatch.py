@@ -3,41 +3,36 @@
 The process-wide default answers calls with ``impl="auto"``. It starts as the environment variable
 ``CROSSMAE_KERNELS_IMPL`` says, ``"auto"`` unless set, and changes within ``default_implementation``.
 
-An op that has several forms, one kernel, kernels of ours for each matrix product or a library's products, chooses by
-an analytic rule, or on a GPU by measurement (``runtime.tuning``). Tests and measurements ask for one by name.
+An op may have several forms: one kernel, kernels of ours for each matrix product, or a library's products. It chooses
+by an analytic rule, or on a GPU by measurement (``runtime.tuning``). Tests and measurements ask for one by name.
 """
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 from torch import Tensor
 
+from crossmae_kernels.environment import IMPLEMENTATION, Implementation, require_option
 from crossmae_kernels.runtime.tuning import run_tuned, tunes_forms
-
-Implementation = Literal["auto", "triton", "reference"]
-IMPLEMENTATIONS = get_args(Implementation)
-
-ENVIRONMENT_VARIABLE = "CROSSMAE_KERNELS_IMPL"
 
 # In front of the reasons why a kernel cannot serve a call.
 REFUSAL = "cannot serve this call: "
 
 
-def _checked(impl: str, where: str) -> Implementation:
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"{where} must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
-    return cast(Implementation, impl)
-
-
-_default: Implementation = _checked(os.environ.get(ENVIRONMENT_VARIABLE, "auto"), ENVIRONMENT_VARIABLE)
+_default = os.environ.get(IMPLEMENTATION, "auto")
 
 
 def default() -> Implementation:
-    """The process-wide default."""
-    return _default
+    """The process-wide default.
+
+    Raises:
+        ValueError: if the environment variable has another value.
+    """
+    require_option(IMPLEMENTATION, _default)
+    return cast(Implementation, _default)
 
 
 @contextmanager
@@ -47,7 +42,8 @@ def default_implementation(impl: Implementation) -> Iterator[None]:
     ``"triton"`` is then as explicit as in a call: what a kernel cannot serve raises.
     """
     global _default
-    before, _default = _default, _checked(impl, "default_implementation: impl")
+    require_option(IMPLEMENTATION, impl, "default_implementation: impl")
+    before, _default = _default, impl
     try:
         yield
     finally:
@@ -63,10 +59,9 @@ def choose(
     none and running it is ``worthwhile``, or else what the op has for this call on a ``cpu``, or else the reference;
     ``triton`` never falls back but raises ``RuntimeError`` with all of them.
     """
-    if impl not in IMPLEMENTATIONS:
-        _checked(impl, f"{op}: impl")
+    require_option(IMPLEMENTATION, impl, f"{op}: impl")
     if impl == "auto":
-        impl = _default
+        impl = default()
     if impl == "triton" and refusals:
         raise RuntimeError(f"{op}: impl='triton' {REFUSAL}" + "; ".join(refusals))
     if impl == "auto":
@@ -79,7 +74,7 @@ _asked_for: dict[str, str] = {}
 
 @contextmanager
 def form_of(op: str, name: str) -> Iterator[None]:
-    """Let every call of ``op`` take the form of that name, in all threads, until the block ends."""
+    """Let every call of ``op`` use the form of that name, in all threads, until the block ends."""
     before = _asked_for.get(op)
     _asked_for[op] = name
     try:
@@ -140,6 +135,6 @@ class Forms:
         return [name for name in self.by_name if not self._reasons(name, arguments)]
 
     def _run_able(self, name: str, rule: str, *arguments: Any) -> Any:
-        # What is the fastest for a key may refuse one of its calls, for where a matrix lies or how many rows it has.
+        # The fastest form for a key may refuse one of its calls, for a matrix's alignment or its number of rows.
         able = name == rule or not self._reasons(name, arguments)
         return self.by_name[name if able else rule](*arguments)

@@ -56,7 +56,7 @@ def flop_formula(operator: OpOverloadPacket) -> Callable[[Formula], Formula]:
 
 
 def linear_flops(x: Shape, weight: Shape) -> int:
-    """Of ``x weight^T``, with ``x`` ``(..., I)`` and ``weight`` ``(..., O, I)``; of either gradient too."""
+    """FLOPs of ``x weight^T``, with ``x`` ``(..., I)`` and ``weight`` ``(..., O, I)``; of either gradient too."""
     return 2 * prod(x) * weight[-2]
 
 
@@ -75,7 +75,7 @@ class _RegisterAtImport(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The module as it is found in any case, with the formulas registered behind it; no other module's."""
+        """The counter's module as others find it, with the formulas registered after its import; no other module."""
         spec = PathFinder.find_spec(fullname, path, target) if fullname == COUNTER else None
         if spec is None or spec.loader is None:
             return None

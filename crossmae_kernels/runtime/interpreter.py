@@ -21,7 +21,7 @@ import torch
 
 from crossmae_kernels.extras import MissingPackageError, installed
 
-# None of what is changed here is promised to stay, so each version was read and tested.
+# Nothing that is changed here is a public interface, so each version was read and tested.
 TRITON_VERSIONS = ("3.6", "3.7", "3.8")
 
 
@@ -36,7 +36,7 @@ def refusals(dtypes: Collection[torch.dtype]) -> tuple[str, ...]:
 def teach() -> None:
     """Let the interpreter compute in bfloat16 in this process from now on, and faster, where it is a known one.
 
-    Other kernels that run in it gain the same; what it made of bfloat16 was no use to any.
+    All other kernels that run in it change too; what it computed in bfloat16 was of no use to any.
     """
     if _bfloat16_refusals():
         return
@@ -72,7 +72,7 @@ def _teach_bfloat16(interpreter: Any) -> None:
 
 
 def _prepare_once_a_launch(interpreter: Any) -> None:
-    """Exchange the language's functions for the interpreter's once for each function of a launch, not for each call.
+    """Replace the language's functions by the interpreter's once for each function of a launch, not at each call.
 
     Looking through the language for what is left to exchange took a quarter of the time of kernels of ours.
     """
@@ -108,7 +108,7 @@ def _bfloat16_refusals() -> tuple[str, ...]:
 
 @functools.cache
 def _is_broken() -> bool:
-    """It takes the bounds of loops for scalars in a way that NumPy 2.4 no longer allows."""
+    """It converts bounds of loops to scalars in a way that NumPy 2.4 no longer allows."""
     versions = [_version(name) for name in ("triton", "numpy")]
     if None in versions:
         return False

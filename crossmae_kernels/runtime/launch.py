@@ -20,7 +20,7 @@ class Configuration:
 
     @functools.cached_property
     def constants(self) -> dict[str, int]:
-        """Fields as kernels take them: by their names in capitals, but for what Triton takes; None is left out."""
+        """Fields by the names that kernels have for them: in capitals, except Triton's own. None is left out."""
         of_triton = ("num_warps", "num_stages", "maxnreg")
         values = {name: value for name, value in vars(self).items() if value is not None}
         return {name if name in of_triton else name.upper(): value for name, value in values.items()}
@@ -34,7 +34,7 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def unit_stride(tensor: Tensor) -> Tensor:
-    """The tensor itself if its last dimension lies densely in memory, else a contiguous copy."""
+    """The tensor itself if its last dimension is dense, else a contiguous copy."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
@@ -44,7 +44,7 @@ def unit_stride_optional(tensor: Tensor | None) -> Tensor | None:
 
 
 def alike(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The tensors themselves where all lie in memory alike, with unit stride, as parameters do; else copies."""
+    """The tensors themselves if all have the same strides, the last one 1, as parameters do; else copies."""
     strides = {tensor.stride() for tensor in tensors}
     if len(strides) == 1 and unit_stride(tensors[0]) is tensors[0]:
         return tuple(tensors)
@@ -58,7 +58,7 @@ def needs_wide_offsets(*tensors: Tensor, dims: int = 2) -> bool:
     """
     for tensor in tensors:
         if tensor.is_contiguous() and tensor.numel() <= LARGEST_NARROW_OFFSET:
-            continue  # as nearly all are, seen in a tenth of the time
+            continue  # the usual case, recognised in a tenth of the time
         offset = 0
         for size, stride in zip(tensor.shape[-dims:], tensor.stride()[-dims:], strict=True):
             offset += (size - 1) * stride
@@ -75,7 +75,7 @@ def flat_rows(tensor: Tensor) -> Tensor:
     width = tensor.shape[-1]
     rows = tensor if tensor.dim() == 2 else tensor.reshape(tensor.numel() // max(width, 1), width)
     if rows.is_contiguous() and width * MOST_TILE_ROWS <= LARGEST_NARROW_OFFSET:
-        return rows  # as nearly all are, seen in a tenth of the time
+        return rows  # the usual case, recognised in a tenth of the time
     if rows.stride(0) * MOST_TILE_ROWS > LARGEST_NARROW_OFFSET:
         return rows.contiguous()
     return unit_stride(rows)
@@ -97,10 +97,10 @@ def blocks(count: int, block: int) -> int:
 
 
 def input_precision(dtype: torch.dtype) -> Literal["ieee", "tf32"]:
-    """What kernels tell ``tl.dot`` for operands of ``dtype``; to be asked in every launch, as cuBLAS asks.
+    """What kernels tell ``tl.dot`` for operands of ``dtype``; asked at every launch, as cuBLAS does.
 
-    ``torch.set_float32_matmul_precision``, ``torch.backends.cuda.matmul.allow_tf32`` and every ``fp32_precision`` end
-    in the one that is read here. The two older ones raise where they are read after a newer one was set.
+    ``torch.set_float32_matmul_precision``, ``torch.backends.cuda.matmul.allow_tf32`` and every ``fp32_precision``
+    set the one that is read here. The two older ones raise when they are read after a newer one was set.
     """
     allowed = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if allowed else "ieee"

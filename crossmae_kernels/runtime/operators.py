@@ -4,9 +4,9 @@ An operator runs its launcher on CPU and CUDA tensors. The launcher's module, wh
 operator first runs. Operators are defined through ``torch.library.Library``, not ``torch.library.custom_op``, which
 wraps every call once more to look for aliases that cannot be here. Who serves a call was chosen before.
 
-Through PyTorch's dispatcher a call with gradients takes 33 us of Python, a third of attention's. Where nobody looks
-on, no compiler, mode, transform, profiler or class of tensors of its own, ``Operator`` calls the launcher itself, at
-half of that.
+Through PyTorch's dispatcher a call with gradients takes 33 us of Python, a third of attention's. Where nothing observes
+the call, no compiler, mode, transform, profiler or tensor subclass, ``Operator`` calls the launcher itself, at half of
+that.
 """
 
 import importlib
@@ -118,8 +118,8 @@ class Operator:
                 inputs, of a list's tensors stacked or as a list. The mask says for each input whether its gradient is
                 asked for, and for a list whether any is. What nobody asked for may be anything and is dropped. Autograd
                 casts a gradient of another dtype than its input's.
-            inputs: how many arguments, the first ones, have a gradient.
-            results: how many results, the first ones, have an upstream gradient.
+            inputs: the number of leading arguments that have a gradient.
+            results: the number of leading results that have an upstream gradient.
         """
         others = (None,) * (len(self._dispatched._schema.arguments) - inputs)
         self._results = results
@@ -166,7 +166,7 @@ class Operator:
         self._derivative = type(self._dispatched._name, (torch.autograd.Function,), methods)
 
     def not_differentiable(self, why: str) -> None:
-        """Refuse the derivative, which would else be silently missing: of a backward pass, the second one."""
+        """Refuse the derivative, which would otherwise be silently missing; of a backward operator, the second one."""
 
         def refuse(ctx: Any, *upstream: Tensor) -> None:
             raise NotImplementedError(why)
@@ -180,7 +180,7 @@ def made(result: Tensor | None) -> bool:
 
 
 def unstacked(stack: Tensor | None, output_mask: Sequence[bool]) -> list[Tensor | None]:
-    """Gradients that lie in one tensor, since an operator may not return its parts: in the place of those asked for."""
+    """Gradients stacked in one tensor, as an operator may not return views of it, each where the mask asks for it."""
     if stack is None or not any(output_mask):
         return [None] * len(output_mask)
     parts = iter(stack.unbind())
@@ -193,7 +193,7 @@ def need_gradient(*tensors: Tensor | None) -> bool:
 
 
 def _watched() -> bool:
-    """Whether anybody but autograd wants to see which operators are called."""
+    """Whether anything but autograd observes which operators are called."""
     return (
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()

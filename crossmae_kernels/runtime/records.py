@@ -1,4 +1,4 @@
-"""What was measured, on disk: one small JSON file per kernel, device, versions and key.
+"""Measurements on disk: one small JSON file per kernel, device, versions and key.
 
 They lie in ``$CROSSMAE_KERNELS_CACHE`` (``~/.cache/crossmae_kernels`` unless set). What the user's folder does not have
 may come with the package, in ``crossmae_kernels/tuned``.
@@ -27,7 +27,7 @@ SHIPPED = Path(__file__).parents[1] / "tuned"
 
 @functools.cache
 def versions() -> str:
-    """Of all that decides how fast a configuration is, or whether it runs at all."""
+    """Versions of all that decides how fast a configuration is, or whether it runs at all."""
     packages = {name: version(name) for name in ("torch", "triton", "crossmae-kernels")}
     return ", ".join(f"{name} {number}" for name, number in {**packages, "CUDA": torch.version.cuda}.items())
 
@@ -44,7 +44,7 @@ def present(pattern: str) -> bool:
 
 
 def name_of(kernel: str, key: tuple[object, ...]) -> str:
-    """Of a record's file."""
+    """The name of a record's file."""
     return f"{kernel}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.json"
 
 
@@ -53,8 +53,8 @@ def recall(
 ) -> dict[Configuration, float]:
     """Milliseconds of candidates, the fastest first, by the user's record or else the package's.
 
-    Nothing if there is no record, with ``thorough`` none that ``remember`` was told is, or, with a warning, none of
-    this key or of any candidate.
+    Empty if there is no record, or none that is ``thorough`` where this is asked for, or, with a warning, if it is of
+    another key or of no candidate.
     """
     for file in (cache_directory() / name, SHIPPED / name):
         try:
@@ -97,7 +97,7 @@ def remember(name: str, key: tuple[object, ...], milliseconds: Mapping[Configura
 
 
 def forget(name: str) -> None:
-    """Remove the user's record, unless the folder may only be read."""
+    """Remove the user's record, unless the folder is read-only."""
     with contextlib.suppress(OSError):
         (cache_directory() / name).unlink()
 
@@ -108,5 +108,5 @@ def _plain(configuration: object) -> object:
 
 
 def warn(what: str) -> None:
-    """In one line, whatever others put into their messages."""
+    """Warn in one line, whatever a message holds."""
     warnings.warn(f"crossmae_kernels tuning: {' '.join(what.split())}", RuntimeWarning, stacklevel=2)

@@ -3,7 +3,7 @@
 The first call of an op at a width, a dtype and an order of magnitude of rows times the op's forms, cuBLAS's products
 always among them, and takes the fastest from then on: no choice of ours is slower than PyTorch's products. The first
 calls of a process take ``BUDGET_SECONDS`` for that; what was not measured by then is chosen by the rule. Tiles follow
-their rule until ``crossmae tune`` timed them. ``CROSSMAE_KERNELS_TUNE``, or ``tuning_mode``, says otherwise:
+their rule until ``crossmae tune`` has timed them. ``CROSSMAE_KERNELS_TUNE``, or ``tuning_mode``, says otherwise:
 
 - ``off``: rules decide, and the disk is not touched;
 - ``recall``: what was measured before is used, and nothing is timed;
@@ -11,11 +11,11 @@ their rule until ``crossmae tune`` timed them. ``CROSSMAE_KERNELS_TUNE``, or ``t
 - ``all``: both are timed, however long it takes.
 
 Nothing is timed while a CUDA graph is captured on the call's stream or a compiler traces. Forms round differently, so
-rules alone decide in PyTorch's deterministic mode. Of several ranks each measures for itself and may choose otherwise
-than the next; they choose alike if they find the same record, which ``crossmae tune`` leaves before.
+rules alone decide in PyTorch's deterministic mode. Each of several ranks measures for itself and may choose
+differently; they choose alike if they find the same record, which ``crossmae tune`` writes beforehand.
 
-A key holds widths and dtype, and of the batch its order of magnitude: whether launches or bytes decide is another
-question for 2 images than for 1,024, and a last short batch shall not answer for both.
+A key holds widths and dtype, and of the batch its order of magnitude: launches decide for 2 images and bytes for 1,024,
+and a short last batch must not choose for both.
 """
 
 import functools
@@ -26,42 +26,34 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from crossmae_kernels.environment import TUNING, Mode, require_option
 from crossmae_kernels.runtime import records
 from crossmae_kernels.runtime.device import assumed
 
 Configuration = TypeVar("Configuration")
 Result = TypeVar("Result")
-Mode = Literal["off", "recall", "forms", "all"]
 Kind = Literal["forms", "tiles"]
 
-ENVIRONMENT_VARIABLE = "CROSSMAE_KERNELS_TUNE"
-
 # The forms of a model, some ten ops of two or three, take a few seconds where their kernels were compiled before, and
-# up to a minute where none was, by a guess of 2 s a kernel. A measurement begun is brought to its end.
+# up to a minute where none was, by a guess of 2 s a kernel. A measurement that has begun is finished.
 BUDGET_SECONDS = 30.0
 
-# Forms that ran on no GPU yet. Only who asks for all measurements gets them, which `crossmae tune` does.
+# Forms that have not run on a GPU yet. Only the mode `all`, that of `crossmae tune`, tries them.
 UNPROVEN = ("persistent",)
 
 
-def _checked(mode: str, where: str) -> Mode:
-    if mode not in get_args(Mode):
-        raise ValueError(f"{where} must be one of {', '.join(get_args(Mode))}, got {mode!r}")
-    return cast(Mode, mode)
-
-
-_mode: Mode = _checked(os.environ.get(ENVIRONMENT_VARIABLE, "forms"), ENVIRONMENT_VARIABLE)
-_spent = 0.0  # seconds of the budget
+_mode = os.environ.get(TUNING, "forms")
+_spent = 0.0  # seconds of the budget so far
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is known of a kernel, or of an op, for one key, and chosen."""
+    """What is known, and what was chosen, for one key of a kernel or of an op."""
 
     kind: Kind
     kernel: str
@@ -82,8 +74,13 @@ _known: dict[tuple[object, ...], Finding] = {}
 
 
 def mode() -> Mode:
-    """Who decides in this process."""
-    return _mode
+    """Who decides in this process.
+
+    Raises:
+        ValueError: if the environment names no mode.
+    """
+    require_option(TUNING, _mode)
+    return cast(Mode, _mode)
 
 
 @contextmanager
@@ -94,7 +91,8 @@ def tuning_mode(mode: Mode) -> Iterator[None]:
         ValueError: if there is no such mode.
     """
     global _mode
-    before, _mode = _mode, _checked(mode, "tuning_mode: mode")
+    require_option(TUNING, mode, "tuning_mode: mode")
+    before, _mode = _mode, mode
     _forget_rules()
     try:
         yield
@@ -110,12 +108,13 @@ def findings() -> list[Finding]:
 
 def tunes_forms(tensor: Tensor) -> bool:
     """Whether measurements decide which form serves a call on this tensor's device."""
-    return _mode != "off" and _on_gpu(tensor) and not torch.are_deterministic_algorithms_enabled() and not assumed()
+    return mode() != "off" and _on_gpu(tensor) and not torch.are_deterministic_algorithms_enabled() and not assumed()
 
 
 def tunes_tiles(tensor: Tensor) -> bool:
-    """Whether measurements may decide in which tiles kernels run there; where there are none, a launch asks no more."""
-    return _mode != "off" and tunes_forms(tensor) and (_mode == "all" or _tiles_recorded())
+    """Whether measurements may decide in which tiles kernels run there; where there are none, a launch looks no
+    further."""
+    return tunes_forms(tensor) and (_mode == "all" or _tiles_recorded())
 
 
 def run_tuned(
@@ -196,9 +195,9 @@ def timed(
     run: Callable[[Configuration], object],
     milliseconds: Callable[[Callable[[], object]], float],
 ) -> tuple[dict[Configuration, float], bool]:
-    """Milliseconds of each candidate, the fastest first, and whether that will be so another time.
+    """Milliseconds of each candidate, the fastest first, and whether another time would give the same candidates.
 
-    Candidates that are refused are passed over, and so are those for which memory does not suffice now.
+    Skips candidates that are refused, and those for which there is not enough memory now.
     """
     times: dict[Configuration, float] = {}
     whole = True
@@ -219,7 +218,8 @@ def refused(error: Exception) -> bool:
 
     if isinstance(error, TritonError):
         return True
-    # What LLVM refuses, Triton (3.6 to 3.8) passes on without a class. Errors of the device have classes, or others do.
+    # Triton (3.6 to 3.8) passes LLVM's failures on as plain RuntimeErrors. Those of the device are of a class of their
+    # own.
     return type(error) is RuntimeError and any(failure in str(error) for failure in LLVM_FAILURES)
 
 
@@ -227,7 +227,7 @@ LLVM_FAILURES = "PassManager::run failed", "failed to translate module to LLVM I
 
 
 def _on_gpu(tensor: Tensor) -> bool:
-    """A stand-in's place in tests."""
+    """Replaced in tests."""
     return tensor.is_cuda
 
 
@@ -237,7 +237,7 @@ def _tiles_recorded() -> bool:
 
 
 def _forget_rules() -> None:
-    """What was not measured in another mode may be in this one."""
+    """Drop what rules chose: another mode may measure it."""
     for place in [place for place, finding in _known.items() if not finding.milliseconds]:
         del _known[place]
     _tiles_recorded.cache_clear()
@@ -246,7 +246,7 @@ def _forget_rules() -> None:
 def _milliseconds(run: Callable[[], object]) -> float:
     """Median time of a launch by CUDA events, after the first ones that compile and warm up.
 
-    Nothing waits in between, as in training: where Python is slower than the device, that is what is measured.
+    Nothing is waited for in between, as in training: where Python is slower than the device, that is what is measured.
     """
     for _ in range(3):
         run()

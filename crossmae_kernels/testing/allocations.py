@@ -10,7 +10,7 @@ import torch
 def poisoned_allocations() -> Iterator[None]:
     """Fill every fresh allocation (``torch.empty`` and its relatives) with NaN, integers with their maximum.
 
-    What a kernel forgets to write, or reads before it was written, then shows. PyTorch does the filling: it is part
+    What a kernel forgets to write, or reads before it was written, then shows up. PyTorch does the filling: it is part
     of its deterministic mode.
     """
     deterministic = torch.are_deterministic_algorithms_enabled()

@@ -8,7 +8,7 @@ arguments in the dtype under test. A kernel may err, in the maximum and in the r
 where ``|exact|`` is the maximum or the root mean square of the exact result and ``u`` the dtype's unit roundoff
 (2^-24, 2^-11, 2^-8 for float32, float16, bfloat16).
 
-*Why not eager's error as it is?* It is one number that chance made, and made anew by every CPU and library: what one
+*Why not eager's error as it is?* It is a single draw, and a new one for every CPU and library: what one
 accumulates in 16 bits, another does in float32 and a third in another order. A tensor of one number may be met exactly;
 so may the few that make up the norms of a larger one, whose errors all come from the same roundings before. So every
 operator of eager is computed in float64 and its result rounded to the dtype at random (``testing.rounding``): the
@@ -45,7 +45,7 @@ Results = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Error:
-    """Absolute error of a tensor, or what it may be."""
+    """Absolute error of a tensor, or the largest one allowed."""
 
     maximum: float
     rms: float
@@ -53,7 +53,7 @@ class Error:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a result may err, and its dtype."""
+    """How far a result may err, and its dtype."""
 
     dtype: torch.dtype
     error: Error
@@ -77,7 +77,7 @@ def error(actual: Tensor, exact: Tensor) -> Error:
 
 
 def budgets(eager: Callable[[], Results], exact: Results) -> dict[str, Budget]:
-    """What a kernel may err in each result.
+    """How far a kernel may err in each result.
 
     Args:
         eager: solves the problem with PyTorch's operators in the dtype under test, anew in each of its calls. Arguments
@@ -96,7 +96,7 @@ def _budget(draws: list[Tensor], exact: Tensor) -> Budget:
     roundoff = torch.finfo(dtype).eps / 2
 
     def allowed(norm: str) -> float:
-        # A tensor's maximum is not finite where one of them is not.
+        # The maximum of a tensor is not finite if one of its values is not.
         largest = torch.tensor([getattr(e, norm) for e in errors], dtype=torch.float64).max().item()
         return 2 * largest + roundoff * getattr(size, norm)
 

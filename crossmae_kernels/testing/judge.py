@@ -24,7 +24,7 @@ class Verdict:
 
     @property
     def share(self) -> float:
-        """Of what is allowed; infinite where either is not a finite number."""
+        """Share of what is allowed; infinite where either is not a finite number."""
         if self.error == 0:
             return 0.0
         share = self.error / self.allowed if 0 < self.allowed < float("inf") else float("inf")
@@ -53,7 +53,7 @@ def assert_within_budget(found: Results, exact: Results, allowed: Mapping[str, B
 
 
 def outputs_of(result: Tensor | Sequence[Tensor | None]) -> dict[str, Tensor]:
-    """What a call returns by name: ``out``, or of several those that are there."""
+    """Results of a call by name: ``out``, or, of several, those that are not None."""
     return dict(named({"out": result}))
 
 
@@ -117,7 +117,7 @@ class Judge:
         eager: Callable[..., Any] | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
-        """Find out what is right and what it may be off by.
+        """Find the right results and how far off they may be.
 
         Args:
             problem: what is to be solved.
@@ -134,7 +134,7 @@ class Judge:
         self.allowed = budgets(lambda: solve(rounded, eager, dtype, autocast=autocast), self.exact)
 
     def solve(self, call: Callable[..., Any]) -> dict[str, Tensor]:
-        """What ``call`` makes of the problem, with fresh allocations poisoned."""
+        """Results of ``call`` on the problem, with fresh allocations poisoned."""
         with poisoned_allocations():
             return solve(self.problem, call, self.dtype, autocast=self.autocast)
 

@@ -18,7 +18,7 @@ Argument = Tensor | Sequence[Tensor] | None
 
 
 def named(arguments: Mapping[str, Argument | Sequence[Tensor | None]]) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that is there by name, those of a sequence as ``maps[0]`` and so on."""
+    """Every tensor that is not None by name, those of a sequence as ``maps[0]`` and so on."""
     for name, argument in arguments.items():
         if isinstance(argument, Tensor):
             yield name, argument
@@ -125,11 +125,11 @@ class Draw:
         return torch.rand(shape, generator=self._generator, device=self.device) + 0.5
 
     def bytes(self, *shape: int) -> Tensor:
-        """uint8."""
+        """uint8 from 0 to 255."""
         return torch.randint(256, shape, generator=self._generator, device=self.device, dtype=torch.uint8)
 
     def ids(self, batch: int, count: int, rows: int) -> Tensor:
-        """int64 ``(batch, count)`` below ``rows``, in any order; of an image each once before any comes again."""
+        """int64 ``(batch, count)`` below ``rows``, in any order; in an image none repeats before all have come."""
         rounds = -(-count // rows)
         noise = torch.rand(batch, rounds, rows, generator=self._generator, device=self.device)
         return noise.argsort(-1).flatten(1)[:, :count].contiguous()

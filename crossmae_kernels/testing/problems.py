@@ -1,4 +1,4 @@
-"""The one place that poses problems: every public op with its arguments, at whatever shapes one asks for.
+"""The one place that poses problems: every public op with its arguments, at any shapes.
 
 Checks, benchmarks and tests draw their arguments here. ``tiny`` and ``vit_base`` list problems of every op: the first
 take each path of the kernels at the least cost, also in Triton's interpreter; the second are those of ViT-B's decoder.
@@ -295,7 +295,7 @@ def _images(
     shape = batch, channels, grid[0] * height, grid[1] * width
     if pixels == torch.uint8:
         return {"images": draw.bytes(*shape), "mean": draw.uniform(channels) / 2, "std": draw.uniform(channels) / 4}
-    # Neither mean 0 nor deviation 1.
+    # Neither of mean 0 nor of standard deviation 1.
     images = draw.normal(*shape, scale=1.7).add_(0.3)
     return {"images": images if pixels is None else images.to(pixels), "mean": None, "std": None}
 

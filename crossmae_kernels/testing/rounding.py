@@ -1,7 +1,7 @@
 """PyTorch's operators with results rounded at random: draws of the errors that computing in a dtype forces.
 
 An operator's result is found in float64 and rounded to the dtype up or down at random, by how near either number is
-(stochastic rounding). What needs no rounding gets none, and so a copy stays a copy. What a 16-bit operator adds up
+(stochastic rounding). What needs no rounding is not rounded, so a copy stays a copy. What a 16-bit operator adds up
 inside is not rounded: hardware and kernels do this in float32, in which it is exact beside the rounding of the result.
 In float32 it is not, so there an operator's own error is kept, in PyTorch's order of summation and with a random sign.
 """

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import crossmae_kernels as ck
+from crossmae_kernels.environment import Implementation
 from crossmae_kernels.mlp.config import Hidden
 from crossmae_kernels.patches.config import Reduction
 from crossmae_kernels.projection import Activation
-from crossmae_kernels.runtime.dispatch import Implementation
 
 X = torch.randn(2, 3, 8)
 IDS = torch.zeros(2, 3, dtype=torch.int64)
@@ -43,6 +43,10 @@ WRONG = {
     "implementation": (lambda: ck.cross_attention(X, X, X, 2, impl="fast"), ValueError, r"impl must be one of"),
     "no maps": (lambda: ck.mix_feature_maps([], W), ValueError, r"maps must hold at least one tensor, got none"),
     "maps differ": (lambda: ck.mix_feature_maps([X, X[:, :1]], W[:, :2]), ValueError, r"maps\[1\].*\(2, 1, 8\)"),
+    "one fault of two maps": (
+        lambda: ck.mix_feature_maps([X.int(), X.int()], W[:, :2]), TypeError,
+        r"maps: maps\[0\] must be floating[^;]*int32$",
+    ),
     "weights per map": (lambda: ck.mix_feature_maps([X], W), ValueError, r"weight must have shape \(n, 1\)"),
     "affine unused": (lambda: ck.mix_feature_maps([X], W[:, :1], W, None, normalize=False), ValueError, r"None where"),
     "activation": (lambda: ck.norm_linear(X, W, activation="relu"), ValueError, r"'gelu' or None, got 'relu'"),

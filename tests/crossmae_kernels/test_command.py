@@ -94,6 +94,19 @@ def test_a_full_disk_under_standard_output_is_one_line():
     assert (done.returncode, done.stderr) == (1, "it: No space left on device\n")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "options"),
+    [
+        ("CROSSMAE_KERNELS_TUNE", "1", "off, recall, forms, all"),
+        ("CROSSMAE_KERNELS_IMPL", "", "auto, triton, reference"),
+    ],
+)
+def test_a_wrong_environment_is_one_line_and_nothing_is_run(variable, value, options, monkeypatch, capsys):
+    monkeypatch.setenv(variable, value)
+    assert run_command("it", raising(KeyError("run"))) == 2
+    assert capsys.readouterr().err == f"it: {variable} must be one of {options}, got {value!r}\n"
+
+
 def test_closed_streams_are_no_reason_to_fail():
     code = "sys.exit(run_command('it', lambda: sys.stdout.write('x') + sys.stderr.write('y') + 5))"
     assert fresh(code, ">&- 2>&-").returncode == 7

@@ -51,6 +51,12 @@ except RuntimeError as error:
     assert "Triton is not installed" in done.stdout
 
 
+def test_a_wrong_environment_ends_a_command_in_one_line():
+    done = run("-m", "crossmae_kernels.info", CROSSMAE_KERNELS_TUNE="1")
+    line = "python -m crossmae_kernels.info: CROSSMAE_KERNELS_TUNE must be one of off, recall, forms, all, got '1'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
 def test_import_loads_neither_triton_nor_the_compiler_and_asks_no_device():
     code = """
 import sys, torch

@@ -32,6 +32,24 @@ def test_a_16_bit_residual_of_another_dtype_than_autocasts_goes_to_the_reference
         problem.by("triton")(**leaves)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_second_bias_of_16_bits_gets_the_sum_of_float32_gradients(device, dtype):
+    draw = Draw(device=device, dtype=torch.float32)
+    problem = mlp(Draw(device=device), ROWS, WIDTH, HIDDEN)
+    leaves = problem.leaves(dtype) | {"x": draw.normal(*ROWS, WIDTH)}
+    # Rows of some thousands nearly cancel: each, rounded to 16 bits, would be off by as much as is left of their sum.
+    upstream = draw.normal(*ROWS, WIDTH, scale=3000)
+    upstream[-1, -1] -= upstream.sum((0, 1)) - draw.normal(WIDTH)
+    with torch.autocast(device, dtype):
+        problem.by("triton")(**leaves).backward(upstream)
+    rows = upstream.double().flatten(0, 1)
+    exact, found = rows.sum(0), leaves["fc2_bias"].grad
+    # Ten float32 additions, and one rounding.
+    allowed = 10 * 2**-24 * rows.abs().sum(0) + torch.finfo(dtype).eps / 2 * exact.abs()
+    assert found.dtype == dtype
+    assert ((found.double() - exact).abs() <= allowed).all()
+
+
 @pytest.mark.parametrize("form", ["single", "tiled", "library"])
 @pytest.mark.parametrize(("policy", "hidden_layers"), [("save", 1), ("recompute", 0)])
 def test_saved_bytes(device, form, policy, hidden_layers):

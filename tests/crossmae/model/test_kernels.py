@@ -98,6 +98,19 @@ def test_every_form_of_the_mlp_keeps_to_the_budget_in_a_model(problem, device, f
         judge(problem, device)
 
 
+@pytest.mark.budget
+def test_habits_of_other_models_keep_to_the_budget(device):
+    """Of birder's, stable-pretraining's and Pixio's, all in one."""
+    habits = {"final_norm": True, "last_mix_norm": False, "pixel_order": "chw", "decoder_norm_eps": 1e-5}
+    habits |= {"class_tokens": 8, "no_embed_class": False, "pos_embed": "learn", "decoder_pos_embed": "learn"}
+    model = small_model(patch_size=(4, 8), encoder_depth=1, **habits).to(device)
+    images, noise = images_and_noise(device)
+    noise = torch.cat([noise, 1 - noise], dim=1)
+    exact = gradients(copy.deepcopy(model).double(), images.double(), noise, "reference")
+    limits = budgets(lambda: gradients(model, images, noise, "reference", torch.bfloat16), exact)
+    assert_within_budget(gradients(model, images, noise, "triton", torch.bfloat16), exact, limits)
+
+
 @pytest.mark.parametrize(
     ("depth", "sums"),
     [

@@ -59,7 +59,10 @@ def test_refusals_come_before_images_are_looked_for(vit, tmp_path, capsys):
     ]
     out = ["--out", str(tmp_path / "run")]
     for more, message in (
-        ([], r"does not fit the model's encoder: missing blocks.2.norm1.weight"),
+        (
+            [],
+            "fit the model's encoder (encoder_depth 2, here 4, channels 1, here 3): missing blocks.2.norm1.weight",
+        ),
         (["--resume", str(path)], "both say what to start from; give one"),
     ):
         assert main([*words, *out, *more]) == 1

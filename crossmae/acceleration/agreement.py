@@ -75,7 +75,8 @@ def compare_outputs(own: Any, ours: Any, where: str) -> None:
     """
     (theirs, structure), (found, other) = tree_flatten(own), tree_flatten(ours)
     if structure != other or len(theirs) != len(found):
-        raise ValueError(f"accelerate: {where} returns {structure}, would return {other}")
+        kinds = [f"{type(output).__name__} of {len(tree_leaves(output))}" for output in (own, ours)]
+        raise ValueError(f"accelerate: {where} returns a {kinds[0]}, would return a {kinds[1]}")
     for expected, leaf in zip(theirs, found, strict=True):
         if not isinstance(expected, Tensor) or not isinstance(leaf, Tensor):
             if type(expected) is not type(leaf) or expected != leaf:

@@ -86,7 +86,9 @@ class BlockForward(ModuleForward):
         super().__init__(block, prefix, layers.roles, proven=proven)
         self.layers: Any = layers
         self.heads = heads
-        self.parameters = list(inspect.signature(type(block).forward).parameters)[1:]
+        parameters = list(inspect.signature(type(block).forward).parameters.values())[1:]
+        self.parameters = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        self.open_ended = len(self.parameters) < len(parameters)
 
     def layer(self, path: str) -> Any:
         """The layer that stands there now."""
@@ -96,12 +98,15 @@ class BlockForward(ModuleForward):
         """The first ``tensors`` arguments; others, such as masks, must be the nothing that they are by default."""
         values = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
         names = self.parameters[:tensors]
-        unserved = [
-            name
-            for name, value in values.items()
-            if not (name in (*names, *_RECORDED) or value is None or value is False)
+        unknown = [] if self.open_ended else [name for name in kwargs if name not in self.parameters]
+        if len(args) > len(self.parameters) or unknown or any(name not in values for name in names):
+            got = ", ".join([f"{len(args)} arguments", *(f"{name}=" for name in kwargs)])
+            raise TypeError(f"{self.prefix}forward takes ({', '.join(self.parameters)}), got {got}")
+        served = (*names, *_RECORDED)
+        others = [
+            name for name, value in values.items() if name not in served and not (value is None or value is False)
         ]
-        self.refuse([f"{self.prefix}{name} is served at its default only" for name in unserved])
+        self.refuse([f"{self.prefix}{name} is served at its default only" for name in others])
         return [values[name] for name in names]
 
 
@@ -167,8 +172,6 @@ class CrossAttentionForward(BlockForward):
 def noise(layer: Any, tokens: int, seed: int = 0) -> Tensor:
     """``(2, tokens, width)`` as a layer takes it; its rows span four orders of magnitude, so that an epsilon shows."""
     width = layer.in_features if isinstance(layer, nn.Linear) else layer.normalized_shape[-1]
-    if layer.weight.is_meta:
-        raise ValueError("accelerate: the model's tensors are on the meta device; load its weights first")
     generator = torch.Generator().manual_seed(seed)
     x, scale = (
         torch.randn(2, tokens, width, generator=generator, device="cpu"),

@@ -138,7 +138,7 @@ def _more_than_nothing(name: str, module: nn.Module, known: Any) -> Iterator[str
     # Stochastic depth, wherever it comes from, has drop_prob or p.
     rate = getattr(module, "drop_prob", getattr(module, "p", None))
     if isinstance(rate, float | int) and rate:
-        yield f"{name} drops with probability {rate}, only 0 is served"
+        yield f"{name} drops with probability {rate:g}, only 0 is served"
     elif isinstance(module, nn.GELU) and module.approximate != "none":
         yield f"{name} must be exact GELU, got approximate={module.approximate!r}"
     elif type(module).forward not in (*_NOTHING, known) and not (rate == 0 and not isinstance(module, _DropoutNd)):
@@ -156,7 +156,7 @@ def _odd_attention(name: str, attention: nn.Module) -> Iterator[str]:
     for key in ("attn_drop", "attention_dropout"):
         rate = getattr(attention, key, None)
         if isinstance(rate, float) and rate:
-            yield f"{name}.{key} drops with probability {rate}, only 0 is served"
+            yield f"{name}.{key} drops with probability {rate:g}, only 0 is served"
     if getattr(getattr(attention, "config", None), "output_attentions", False):
         yield f"{name} must return no weights, got config.output_attentions=True"
     # Scores are divided by the root of a head's width, whatever a module may say.

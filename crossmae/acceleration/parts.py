@@ -43,6 +43,10 @@ def find_parts(model: nn.Module) -> list[ModuleForward]:
     """A forward for every part that is known, blocks first, none of them in its place yet."""
     blocks: list[ModuleForward] = []
     around: list[ModuleForward] = []
+    if any(
+        tensor is not None and tensor.is_meta for module in model.modules() for tensor in module._parameters.values()
+    ):
+        raise ValueError("accelerate: the model's tensors are on the meta device; load its weights first")
     for path, module in model.named_modules():
         if has_release_blocks(module):
             raise ValueError(f"accelerate: give {type(model).__name__}.{path}, a model under a release's names")

@@ -21,7 +21,7 @@ class Projection(NamedTuple):
     bias: Tensor | None
 
 
-def self_attention(x: Tensor, norm: nn.LayerNorm, qkv: nn.Linear, proj: nn.Linear, heads: int) -> Tensor:
+def self_attention(x: Tensor, norm: nn.LayerNorm, qkv: nn.Linear | Projection, proj: nn.Linear, heads: int) -> Tensor:
     """``x + proj(attention(qkv(norm(x))))``, ``(B, T, D)`` -> ``(B, T, D)``."""
     packed = ck.norm_linear(x, qkv.weight, qkv.bias, norm.weight, norm.bias, norm.eps)
     attended = ck.self_attention_qkvpacked(packed, heads)

@@ -32,7 +32,10 @@ os.environ.setdefault(tuning.ENVIRONMENT_VARIABLE, "off")
 # Poisoned allocations come with PyTorch's deterministic mode, in which cuBLAS wants to be told so before it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-TRAINING = ("lightning_fabric", "torchvision", "tensorboard", "sklearn", "skimage", "tifffile", "webdataset", "yaml")
+TRAINING = (
+    *("lightning_fabric", "torchvision", "tensorboard", "sklearn", "skimage", "tifffile"),
+    *("timm", "webdataset", "yaml"),
+)
 # A machine to check kernels on may have PyTorch, Triton and pytest alone; what needs more is left out there.
 NEEDED = {
     "crossmae/acceleration": ("safetensors",),
@@ -57,14 +60,19 @@ collect_ignore = [
 ]
 
 
+def _seeds(text):
+    first, separator, end = text.partition(":")
+    return range(int(first), int(end)) if separator else range(int(first))
+
+
 def pytest_addoption(parser):
-    parser.addoption("--seeds", type=int, default=1, help="run each test that judges by the budget with so many seeds")
+    parser.addoption("--seeds", type=_seeds, help="run tests that judge by the budget with seeds 0 to N-1, or A:B")
     parser.addoption("--verdicts", type=Path, help="append every verdict by the budget to this file, one JSON a line")
 
 
 def pytest_generate_tests(metafunc):
-    if metafunc.definition.get_closest_marker("budget") and (count := metafunc.config.option.seeds) > 1:
-        metafunc.parametrize("_seeded", range(count), indirect=True)
+    if metafunc.definition.get_closest_marker("budget") and (chosen := metafunc.config.option.seeds):
+        metafunc.parametrize("_seeded", chosen, indirect=True)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,13 +4,15 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from crossmae.model.config import Config
 from crossmae.training.data.config import DataConfig
 from crossmae.training.data.factory import open_images
 from crossmae.training.devices import make_fabric, processes
 from crossmae.training.finetuning.classifier import Classifier, starting_point
 from crossmae.training.finetuning.labels import Classes, classes_of
-from crossmae.training.finetuning.recipe import FinetuningOptions, FinetuningRecipe
+from crossmae.training.finetuning.recipe import SCRATCH, FinetuningOptions, FinetuningRecipe
 from crossmae.training.finetuning.task import Finetuning, FinetuningPlan, describe
 from crossmae.training.loop import Run, check_folder
 from crossmae.training.run import IMAGENET_IMAGES
@@ -43,7 +45,9 @@ def prepare(recipe: FinetuningRecipe, options: FinetuningOptions) -> Run | None:
     """A run that is ready to train, see ``finetune``; None after a dry run."""
     if options.strategy == "fsdp" and recipe.ema is not None:
         raise ValueError("ema keeps a whole copy of the model, which strategy fsdp shards; take ddp, or leave ema out")
-    model = starting_point(recipe)
+    planned = options.dry_run and recipe.checkpoint == SCRATCH
+    with torch.device("meta" if planned else "cpu"):  # a plan needs no weights
+        model = starting_point(recipe)
     if options.dry_run and not recipe.data.source:
         print(f"No images are given: planned for the {IMAGENET_IMAGES:,} of ImageNet-1k.")
         plan = FinetuningPlan(recipe, model.config, IMAGENET_IMAGES, processes(options))

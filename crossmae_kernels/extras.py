@@ -11,7 +11,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "figures": ("matplotlib", "PIL"),
     "train": (
         *("lightning_fabric", "torchvision", "tensorboard", "sklearn", "skimage", "tqdm", "PIL", "tifffile"),
-        *("braceexpand", "matplotlib"),
+        *("braceexpand", "matplotlib", "timm"),
     ),
     "baselines": ("flash_attn", "xformers"),
     "interpreter": ("ml_dtypes",),

@@ -33,7 +33,10 @@ os.environ.setdefault(environment.TUNING, "off")
 # Poisoned allocations come with PyTorch's deterministic mode, in which cuBLAS wants to be told so before it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-TRAINING = ("lightning_fabric", "torchvision", "tensorboard", "sklearn", "skimage", "tifffile", "webdataset", "yaml")
+TRAINING = (
+    *("lightning_fabric", "torchvision", "tensorboard", "sklearn", "skimage", "tifffile"),
+    *("timm", "webdataset", "yaml"),
+)
 # A machine to check kernels on may have PyTorch, Triton and pytest alone; what needs more is left out there.
 NEEDED = {
     "crossmae/acceleration": ("safetensors",),

@@ -180,8 +180,8 @@ class Run:
     def _evaluate(self) -> None:
         with self._pause(), self._fabric.autocast():
             found = self._task.evaluate(self._stepper)
+        self._report(tuple(self._task.unreadable))
         if self._monitor is not None and found is not None:
-            self._report(tuple(self._task.unreadable))
             self._evaluated = found[self._task.score]
             self._monitor.evaluation(self._stepper.step, found)
 

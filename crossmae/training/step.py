@@ -19,7 +19,8 @@ from crossmae.training.task import Task
 class Stepper:
     """Model and optimizer on their devices, and the number of the next step, counted from 0.
 
-    ``module`` has the parameters as they lie on this device, ``loss`` is the same module, wrapped, to call.
+    ``module`` has the parameters as they lie on this device, ``loss`` is the same module, wrapped, to call;
+    ``averaged`` holds another with averages of them, if the task wants it.
     """
 
     def __init__(self, task: Task, fabric: Fabric) -> None:
@@ -47,6 +48,11 @@ class Stepper:
         assert isinstance(steps, _FabricOptimizer)  # of one optimizer, one
         self._steps = steps
         self.loss.train()
+        self.averaged = None
+        if task.average is not None:
+            from timm.utils import ModelEmaV3
+
+            self.averaged = ModelEmaV3(self.module, task.average)
 
     def train_step(self, batches: Iterator[Batch]) -> Tensor:
         """Take one optimizer step on as many batches as gradients are accumulated over; return this device's loss."""
@@ -73,6 +79,8 @@ class Stepper:
         self._steps.step()
         self._steps.zero_grad()
         self.step += 1
+        if self.averaged is not None:
+            self.averaged.update(self.module, self.step)
         return torch.stack(losses).mean()
 
     def _own_gradients(self) -> None:

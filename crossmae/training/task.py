@@ -34,6 +34,7 @@ class Task(ABC):
         evaluates: whether there is something to evaluate on.
         evaluate_every: epochs between evaluations.
         metadata: words about what the module holds beside its model, to be kept with it.
+        average: decay of an average of the weights that is kept beside them, or None.
         unreadable: names and reasons of images that an evaluation did without.
     """
 
@@ -43,6 +44,7 @@ class Task(ABC):
         self.name, self.plan, self.images, self.evaluate_every = name, plan, images, evaluate_every
         self.evaluates = True
         self.metadata: dict[str, str] = {}
+        self.average: float | None = None
         self.unreadable: dict[str, None] = {}
 
     @abstractmethod

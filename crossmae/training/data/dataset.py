@@ -43,7 +43,7 @@ class Images(Dataset[Sample]):
     """Images of a source by index, all of one size, nothing random about them.
 
     An image that cannot be read is replaced by the next one that can, or raises UnreadableImage if ``strict``. For
-    ``dtype``, ``numbers``, ``nodata`` and ``fill`` see ``decoding.decode``.
+    ``dtype``, ``numbers``, ``nodata`` and ``fill`` see ``decoding.decode``, for ``share`` see ``augmentation.centred``.
     """
 
     source: Source
@@ -54,13 +54,14 @@ class Images(Dataset[Sample]):
     numbers: Numbers | None = None
     nodata: float | None = None
     fill: tuple[float, ...] | None = None
+    share: float = 1.0
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Sample:
         image, label, unreadable = self.read(index, self.image_size)
-        return Sample(centred(image, self.image_size), torch.empty(0), label, unreadable)
+        return Sample(centred(image, self.image_size, self.share), torch.empty(0), label, unreadable)
 
     def read(self, index: int, at_least: tuple[int, int]) -> tuple[Tensor, int, tuple[str, ...]]:
         """The first readable image from ``index`` on, in its own size, its label, and what was unreadable before it."""

@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+from crossmae.detection.recipe import DetectionOptions, DetectionRecipe
 from crossmae.masking import MaskShape
 from crossmae.training.recipe import Recipe, RunOptions
 from crossmae_kernels.command import reason, run_command
@@ -71,6 +73,30 @@ def pretrain(recipe: Recipe, options: RunOptions) -> int:
         return 0
     run.fit()
     print(f"The model: {options.out}/model.safetensors, for crossmae.load.")
+    return 0 if run.stopped_by is None else 128 + run.stopped_by
+
+
+def detect(recipe: DetectionRecipe, options: DetectionOptions) -> int:
+    """Train a detector on a pretrained encoder, or evaluate one: instance segmentation by ViTDet and Mask R-CNN.
+
+    Takes annotations in COCO's format, trains torchvision's Mask R-CNN with the encoder as ViTDet's backbone, and
+    writes checkpoints to resume from, curves, COCO's average precision and pictures of what is found into a folder.
+    With --evaluate it judges a checkpoint and stops. Runs and stops as crossmae pretrain does.
+    """
+    require("train")
+    require("detect")
+    if options.evaluate is not None:
+        from crossmae.detection.standalone import evaluate
+
+        evaluate(Path(options.evaluate), recipe, options)
+        return 0
+    from crossmae.detection.run import prepare
+
+    run = prepare(recipe, options)
+    if run is None:
+        return 0
+    run.fit()
+    print(f"The detector: {options.out}, for crossmae detect --evaluate.")
     return 0 if run.stopped_by is None else 128 + run.stopped_by
 
 
@@ -153,6 +179,7 @@ def tune(
 _COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
     "check": (check, "crossmae check --interpret"),
     "demo": (demo, "crossmae demo --out demo"),
+    "detect": (detect, "crossmae detect --recipe vitdet_base --checkpoint run --data.train train.json --out detector"),
     "flops": (flops, "crossmae flops --figure flops.png"),
     "pretrain": (pretrain, "crossmae pretrain --recipe vit_base+gamma25 --data.source my_pictures --out run"),
     "reconstruct": (reconstruct, "crossmae reconstruct cat.jpg --checkpoint model.safetensors"),

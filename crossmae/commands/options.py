@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from crossmae.training.recipe import Recipe, read_recipes
+from crossmae.training.recipe import TrainingRecipe, read_recipes
 
 _HELP = {
     "blocks": "also draw the reconstruction as it stands behind each decoder block",
@@ -55,7 +55,7 @@ def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -
     A list of files is given without the name of an option.
     """
     kinds: list[Any] = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
-    if Recipe in kinds:
+    if any(issubclass(kind, TrainingRecipe) for kind in kinds):
         command.add_argument("--recipe", action=_RecipeFiles, help="recipes by name, or files of settings, joined by +")
     flags = [
         p.name for part in kinds or [function] for p in signature(part).parameters.values() if p.annotation is bool

@@ -104,7 +104,9 @@ class ObjectImages(Dataset[ObjectSample]):
         return ObjectSample(
             image,
             {
-                "boxes": torch.tensor([within(one["bbox"], record) for one in objects]).reshape(-1, 4),
+                "boxes": torch.tensor([within(one["bbox"], record) for one in objects], dtype=torch.float32).view(
+                    -1, 4
+                ),
                 "labels": torch.tensor([label[one["category_id"]] for one in objects], dtype=torch.int64),
                 "masks": torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size), np.uint8)),
             },

@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         *("lightning_fabric", "torchvision", "tensorboard", "sklearn", "skimage", "tqdm", "PIL", "tifffile"),
         *("braceexpand", "matplotlib", "timm"),
     ),
+    "detect": ("pycocotools",),
     "baselines": ("flash_attn", "xformers"),
     "interpreter": ("ml_dtypes",),
     "test": ("pytest", "pytest_benchmark", "xdist", "webdataset"),

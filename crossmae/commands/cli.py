@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+from crossmae.detection.recipe import DetectionOptions, DetectionRecipe
 from crossmae.export import Target
 from crossmae.masking import MaskShape
 from crossmae.training.finetuning.recipe import FinetuningOptions, FinetuningRecipe
@@ -91,6 +93,30 @@ def finetune(recipe: FinetuningRecipe, options: FinetuningOptions) -> int:
         return 0
     run.fit()
     print(f"The encoder: {options.out}/model.safetensors, for crossmae.load; classifiers: {options.out}/checkpoints.")
+    return 0 if run.stopped_by is None else 128 + run.stopped_by
+
+
+def detect(recipe: DetectionRecipe, options: DetectionOptions) -> int:
+    """Train a detector on a pretrained encoder, or evaluate one: instance segmentation by ViTDet and Mask R-CNN.
+
+    Takes annotations in COCO's format, trains torchvision's Mask R-CNN with the encoder as ViTDet's backbone, and
+    writes checkpoints to resume from, curves, COCO's average precision and pictures of what is found into a folder.
+    With --evaluate it judges a checkpoint and stops. Runs and stops as crossmae pretrain does.
+    """
+    require("train")
+    require("detect")
+    if options.evaluate is not None:
+        from crossmae.detection.standalone import evaluate
+
+        evaluate(Path(options.evaluate), recipe, options)
+        return 0
+    from crossmae.detection.run import prepare
+
+    run = prepare(recipe, options)
+    if run is None:
+        return 0
+    run.fit()
+    print(f"The detector: {options.out}, for crossmae detect --evaluate.")
     return 0 if run.stopped_by is None else 128 + run.stopped_by
 
 
@@ -191,6 +217,7 @@ _COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
     "check": (check, "crossmae check --interpret"),
     "convert": (convert, "crossmae convert model.safetensors vit_timm --to timm"),
     "demo": (demo, "crossmae demo --out demo"),
+    "detect": (detect, "crossmae detect --recipe vitdet_base --checkpoint run --data.train train.json --out detector"),
     "finetune": (
         finetune,
         "crossmae finetune --recipe finetune_base --checkpoint model.safetensors --data.source imagenet --out tuned",

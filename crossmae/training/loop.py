@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 
 from crossmae.files import make_folder, replacing
-from crossmae.training.data.batches import Batch, loader
+from crossmae.training.data.batches import AnyBatch, loader
 from crossmae.training.data.sampling import GlobalBatches
 from crossmae.training.losses import Losses, LossReader
 from crossmae.training.monitor import Monitor
@@ -119,11 +119,11 @@ class Run:
         if self._monitor is not None and self.stopped_by is not None:
             self._monitor.say(f"Stopped after step {stepper.step:,}, as asked; resume=auto goes on from there.")
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[AnyBatch]:
         """This device's batches from the next step on."""
         plan, data = self._plan, self._plan.recipe.data
         order = GlobalBatches(
-            len(self._task.images),
+            plan.images,
             plan.recipe.batch_size,
             seed=plan.recipe.seed,
             start_step=self._stepper.step,
@@ -131,7 +131,7 @@ class Run:
             world=self._fabric.world_size,
             accumulation=plan.accumulation,
         )
-        for batch in loader(self._task.images, order, data.workers, self._fabric.device):
+        for batch in loader(self._task.images, order, data.workers, self._fabric.device, self._task.collate):
             self._report(batch.unreadable)
             yield batch
 

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 
 from crossmae.model import MaskedAutoencoder
-from crossmae.training.data.batches import Batch
+from crossmae.training.data.batches import AnyBatch
 from crossmae.training.devices import execution_on, over_devices
 from crossmae.training.task import Task
 
@@ -54,7 +54,7 @@ class Stepper:
 
             self.averaged = ModelEmaV3(self.module, task.average)
 
-    def train_step(self, batches: Iterator[Batch]) -> Tensor:
+    def train_step(self, batches: Iterator[AnyBatch]) -> Tensor:
         """Take one optimizer step on as many batches as gradients are accumulated over; return this device's loss."""
         plan, fabric = self.plan, self.fabric
         for group in self.optimizer.param_groups:

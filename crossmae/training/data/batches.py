@@ -6,13 +6,27 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from crossmae.training.data.dataset import Sample
+
+
+class AnyBatch(Protocol):
+    """What the loop asks of a batch."""
+
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        """Names and reasons of images in whose place others came."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """On another device."""
+
+
+B = TypeVar("B", bound=AnyBatch)
 
 
 @dataclass(frozen=True)
@@ -47,11 +61,15 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def loader(
-    dataset: Dataset[Sample], batches: Sampler[Any] | Sequence[Any], workers: int, device: torch.device | str = "cpu"
-) -> "DataLoader[Batch]":
+    dataset: Dataset[Any],
+    batches: Sampler[Any] | Sequence[Any],
+    workers: int,
+    device: torch.device | str = "cpu",
+    collate: Callable[[Sequence[Any]], B] = collate,  # type: ignore[assignment]
+) -> "DataLoader[B]":
     """Batches as ``batches`` lists them, loaded by ``workers`` processes (0: by this one), pinned for a CUDA device."""
     return DataLoader(
-        dataset,  # type: ignore[arg-type]
+        dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,

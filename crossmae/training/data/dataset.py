@@ -20,6 +20,24 @@ T = TypeVar("T")
 MAX_UNREADABLE = 100  # in a row, after which it is the data set that is at fault
 
 
+def first_readable(index: int, read: Callable[[int], T], images: int, strict: bool) -> tuple[T, tuple[str, ...]]:
+    """``read`` at the first of ``images`` places, from ``index`` on, where it succeeds, and what was unreadable before.
+
+    Raises UnreadableImage at the first that cannot be read if ``strict``, else after ``MAX_UNREADABLE``.
+    """
+    unreadable: list[str] = []
+    for step in range(min(MAX_UNREADABLE, images)):
+        try:
+            return read((index + step) % images), tuple(unreadable)
+        except UnreadableImage as error:
+            if strict:
+                raise
+            unreadable.append(str(error))
+    if len(unreadable) == 1:
+        raise UnreadableImage(f"the only image cannot be read: {unreadable[0]}")
+    raise UnreadableImage(f"{len(unreadable)} images in a row cannot be read; the first: {unreadable[0]}")
+
+
 @dataclass(frozen=True)
 class Sample:
     """One image as the model takes it.
@@ -75,17 +93,7 @@ class Images(Dataset[Sample]):
 
     def first_readable(self, index: int, read: Callable[[int], T]) -> tuple[T, tuple[str, ...]]:
         """``read`` at the first place from ``index`` on where it succeeds, and what was unreadable before."""
-        unreadable: list[str] = []
-        for step in range(min(MAX_UNREADABLE, len(self.source))):
-            try:
-                return read((index + step) % len(self.source)), tuple(unreadable)
-            except UnreadableImage as error:
-                if self.strict:
-                    raise
-                unreadable.append(str(error))
-        if len(unreadable) == 1:
-            raise UnreadableImage(f"the only image cannot be read: {unreadable[0]}")
-        raise UnreadableImage(f"{len(unreadable)} images in a row cannot be read; the first: {unreadable[0]}")
+        return first_readable(index, read, len(self.source), self.strict)
 
 
 @dataclass(frozen=True)

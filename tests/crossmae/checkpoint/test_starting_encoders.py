@@ -125,7 +125,7 @@ def test_hugging_faces_folder_and_another_size(size, tmp_path):
     [
         (
             {"encoder_width": 48},
-            r"encoder \(encoder_width 24, here 48\): blocks.0.attn.proj.bias must .* got \(24,\); (.*; ){4}and 37 more$",
+            r"encoder \(encoder_width 24, here 48\): blocks.0.attn.proj.bias must .* \(24,\); (.*; ){4}and 37 more$",
         ),
         (
             {"encoder_depth": 4},

@@ -27,10 +27,11 @@ def check_folder(folder: Path, recipe: TrainingRecipe, options: Options) -> None
     make_folder(folder)
     there = sorted((folder / "checkpoints").glob("step-*"))
     if there and options.resume == "never":
-        raise ValueError(f"{folder} holds checkpoints of a run; take another folder, or resume=auto to go on with it")
+        raise ValueError(f"{folder} holds checkpoints of a run; take another folder, or resume=auto to continue it")
     if Path(options.resume).resolve().parent == (folder / "checkpoints").resolve():
         raise ValueError(
-            f"{options.resume} is one of this run, which goes on from its newest; remove the later ones and resume=auto"
+            f"{options.resume} is one of this run, which continues from its newest; "
+            "remove the later ones and resume=auto"
         )
     refused, _ = changes(recipe, folder / RECIPE) if there else ([], [])
     if refused:
@@ -210,7 +211,7 @@ class Run:
                     warnings.warn(f"not going on from it: {why}", stacklevel=2)
                 return checkpoint.path
         if refused:
-            raise RuntimeError(f"no checkpoint of {self._folder} can be gone on from; the newest: {refused[0]}")
+            raise RuntimeError(f"no checkpoint of {self._folder} can be resumed from; the newest: {refused[0]}")
         if self._options.resume in ("auto", "never"):
             return None
         verify(Path(self._options.resume), self._plan.config)

@@ -143,7 +143,7 @@ def verify(path: Path, config: Config) -> None:
         expected = manifest["files"]
         found = _files(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no checkpoint of a run, or is damaged: {reason(error)}") from error
+        raise ValueError(f"{path} is not a checkpoint of a run, or is damaged: {reason(error)}") from error
     changed = sorted(name for name in {MODEL, TRAINING, *expected} if found.get(name) != expected.get(name))
     if changed:
         raise ValueError(f"{path} is damaged: {', '.join(changed)} differs from what was written")
@@ -153,7 +153,7 @@ def verify(path: Path, config: Config) -> None:
             written = json.loads(opened.metadata()[CONFIG_KEY])
             theirs = Config.from_dict(written).to_dict()
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path / MODEL} is no model of this package: {reason(error)}") from error
+        raise ValueError(f"{path / MODEL} is not a model of this package: {reason(error)}") from error
     ours = Config.from_dict(config.to_dict()).to_dict()
     # What an older file does not say is no contradiction.
     told = [name for name, value in theirs.items() if name in written or value is not None]

@@ -115,7 +115,7 @@ def shards(paths: Sequence[Path]) -> Shards:
     """Find all samples of some tar files.
 
     Raises:
-        ValueError: if a shard is damaged or compressed, a label is no integer, or there is no image at all.
+        ValueError: if a shard is damaged or compressed, a label is not an integer, or there is no image at all.
     """
     with ThreadPoolExecutor(8) as pool:  # a file system far away answers several at a time
         samples = list(pool.map(_samples, paths))

@@ -11,7 +11,9 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from crossmae.training.recipe import TrainingRecipe, read_recipes
 
 _HELP = {
+    "attentive": "also train a probe on what a learned query reads from all tokens, of which all are kept",
     "blocks": "also draw the reconstruction as it stands behind each decoder block",
+    "checkpoints": "what crossmae.load takes: files, or folders that hold one",
     "dry_run": "print the plan and do nothing",
     "strict": "stop at the first image that cannot be read, instead of taking the next one and logging its name",
     "images": "pictures, TIFF files or .npy arrays",

@@ -47,6 +47,7 @@ NEEDED = {
     "crossmae/commands/test_reconstruct.py": ("numpy", "PIL", "matplotlib", "jsonargparse"),
     "crossmae/commands/test_convert.py": ("jsonargparse", "safetensors", *TRAINING),
     "crossmae/commands/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
+    "crossmae/commands/test_probe.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
     "crossmae/commands/test_tune.py": ("jsonargparse", "tabulate", *TRAINING),
     "crossmae/test_imports.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
     "crossmae_kernels/test_precision.py": ("numpy",),

@@ -171,7 +171,7 @@ def reconstruct(
     run(images, checkpoint, masking, mask_ratio, seed, out, statistics, mixing, blocks, norm_pix_loss, options)
 
 
-def convert(source: str, destination: str, to: Target, load_options: dict[str, Any] | None = None) -> None:
+def convert(path: str, destination: str, to: Target, load_options: dict[str, Any] | None = None) -> None:
     """Write a checkpoint in another library's format.
 
     Prints what is left out and what the library has to be told to give the model's own features. timm's and Hugging
@@ -185,7 +185,58 @@ def convert(source: str, destination: str, to: Target, load_options: dict[str, A
     """
     from crossmae.commands.convert import run
 
-    run(source, destination, to, load_options or {})
+    run(path, destination, to, load_options or {})
+
+
+def probe(
+    checkpoints: list[str],
+    source: str,
+    evaluation: str | None = None,
+    out: str = "probe",
+    image_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    share: float = 1.0,
+    workers: int = 4,
+    pooling: Literal["average", "class"] = "average",
+    attentive: bool = False,
+    epochs: int | None = None,
+    batch_size: int = 16384,
+    base_learning_rate: float = 0.1,
+    seed: int = 0,
+    load_options: dict[str, Any] | None = None,
+) -> None:
+    """What frozen features of checkpoints tell of images.
+
+    Classifies held-out images by the five nearest training images and by a linear probe as the papers train it: batch
+    normalisation without affine parameters and a linear layer, LARS, no weight decay. Features are computed once, of
+    centred images, and kept in the folder. Prints a table of all checkpoints and draws confusion matrices.
+
+    Args:
+        source: images with labels: a folder with train/ and val/ and a subfolder for each class in both, WebDataset
+            shards, or a bundled set, "digits" or "photographs".
+        evaluation: held-out images, where the source has none itself.
+        out: folder for table, pictures and features; created if missing.
+        image_size: side of the images in pixels; positions are interpolated.
+        mean: of each channel of the pixels, where a checkpoint does not tell; found in the images unless given.
+        std: standard deviation, likewise.
+        share: how much of the height and width of the largest centred part is looked at; 0.875 is usual at 224 pixels.
+        workers: processes that load images.
+        pooling: the average of the patch tokens, or the class token.
+        epochs: passes over the features; by default 90, or more where these are less than 1,000 steps.
+        batch_size: features of a step; all of them where there are fewer.
+        base_learning_rate: peak for 256 features, in proportion to batch_size.
+        seed: of the probes' initialisation and order.
+        load_options: arguments of crossmae.load that a checkpoint does not contain, such as --load_options.num_heads 3.
+    """
+    require("train")
+    from crossmae.commands.probe import run
+    from crossmae.training.data.config import DataConfig
+    from crossmae.training.linear_probe import ProbeRecipe
+
+    data = DataConfig(source, evaluation, mean=mean, std=std, evaluation_share=share, workers=workers)
+    recipe = ProbeRecipe(epochs, batch_size, base_learning_rate, seed)
+    run(checkpoints, data, out, image_size, pooling, attentive, recipe, load_options or {})
 
 
 def tune(
@@ -224,6 +275,7 @@ _COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
     ),
     "flops": (flops, "crossmae flops --figure flops.png"),
     "pretrain": (pretrain, "crossmae pretrain --recipe vit_base+gamma25 --data.source my_pictures --out run"),
+    "probe": (probe, "crossmae probe crossmae.pth mae.pth --source imagenet --share 0.875"),
     "reconstruct": (reconstruct, "crossmae reconstruct cat.jpg --checkpoint model.safetensors"),
     "tune": (tune, "crossmae tune --model crossmae_vit_large_patch16 --batch 512"),
 }

@@ -11,19 +11,21 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from crossmae.training.recipe import TrainingRecipe, read_recipes
 
 _HELP = {
+    "attentive": "also train a probe on what a learned query reads from all tokens, of which all are kept",
     "blocks": "also draw the reconstruction as it stands behind each decoder block",
     "destination": "file or new folder to write",
+    "checkpoints": "what crossmae.load takes: files, or folders that hold one",
     "dry_run": "print the plan and do nothing",
-    "source": "a checkpoint that crossmae.load reads, file or folder",
     "strict": "stop at the first image that cannot be read, instead of taking the next one and logging its name",
     "images": "pictures, TIFF files or .npy arrays",
     "interpret": "run the kernels on the CPU, in Triton's interpreter",
     "json": "one list of records instead of a table",
+    "path": "a checkpoint that crossmae.load reads, file or folder",
     "norm_pix_loss": "the model was trained on normalised pixels, for a release's checkpoint that does not tell",
 }
 
 
-_FILES = ("source", "destination")
+_FILES = ("path", "destination")
 
 
 class _Parser(ArgumentParser):

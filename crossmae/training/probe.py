@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.data.batches import Batch
+
+Pooling = Literal["average", "class", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -18,16 +21,25 @@ class LabelledFeatures:
     labels: Tensor
 
 
-def encoder_features(model: MaskedAutoencoder, batches: Iterable[Batch]) -> LabelledFeatures:
-    """Average over patch tokens of the encoder's output, with nothing masked. Does not change the model's mode."""
+def encoder_features(
+    model: MaskedAutoencoder, batches: Iterable[Batch], pooling: Pooling = "average"
+) -> LabelledFeatures:
+    """The encoder's output, with nothing masked: the average over patch tokens, the class token, or
+    all tokens ``(N, L + 1, E)``.
+
+    Does not change the model's mode.
+    """
     device, training = next(model.parameters()).device, model.training
 
-    def average(images: Tensor) -> Tensor:
-        return model.encode(model.normalized(images.to(device)))[:, 1:].mean(dim=1)
+    def pooled(images: Tensor) -> Tensor:
+        tokens = model.encode(model.normalized(images.to(device)))
+        if pooling == "average":
+            return tokens[:, 1:].mean(dim=1)
+        return tokens[:, 0] if pooling == "class" else tokens
 
     model.eval()
     try:
-        return _features(average, batches)
+        return _features(pooled, batches)
     finally:
         model.train(training)
 
@@ -50,13 +62,18 @@ def accuracies(train: LabelledFeatures, test: LabelledFeatures) -> dict[str, flo
 
 
 def knn_accuracy(train: LabelledFeatures, test: LabelledFeatures, neighbours: int = 5) -> float:
-    """By the majority of the nearest training features, by cosine after standardising each dimension."""
+    """Share of test features that ``knn_predictions`` classify correctly."""
+    return float((knn_predictions(train, test, neighbours) == test.labels).double().mean())
+
+
+def knn_predictions(train: LabelledFeatures, test: LabelledFeatures, neighbours: int = 5) -> Tensor:
+    """By the majority of the nearest training features, by cosine after standardising each dimension: ``(N,)``."""
     from sklearn.neighbors import KNeighborsClassifier
 
     scale, shift = torch.std_mean(train.values, dim=0)
     known, asked = (((part.values - shift) / (scale + 1e-6)).numpy() for part in (train, test))
     classifier = KNeighborsClassifier(min(neighbours, len(known)), metric="cosine").fit(known, train.labels.numpy())
-    return float(classifier.score(asked, test.labels.numpy()))
+    return torch.from_numpy(classifier.predict(asked))
 
 
 def linear_accuracy(train: LabelledFeatures, test: LabelledFeatures) -> float:

@@ -63,6 +63,8 @@ def test_drawing_without_matplotlib_says_what_to_install(tmp_path, monkeypatch, 
 PICTURES = {"torchvision", "PIL", "tifffile"}
 COMMANDS = {
     "pretrain": (["pretrain", "--dry-run"], EXTRAS["train"]),
+    "finetune": (["finetune", "--dry-run"], EXTRAS["train"]),
+    "probe": (["probe", "a", "--source", "digits"], EXTRAS["train"]),
     "demo": (["demo", "--out", "there"], EXTRAS["train"]),
     "detect": (["detect", "--dry-run"], EXTRAS["train"]),
     "reconstruct": (["reconstruct", "a.png", "--checkpoint", "b"], PICTURES),

@@ -29,7 +29,7 @@ class Found:
         return {"top1": int(self.confusion.trace()) / images, "top5": self.in_top5 / images}
 
 
-class _Judged(Dataset[Sample]):
+class Judged(Dataset[Sample]):
     """Held-out images, of which those that cannot be read, and places beyond the last, have no label."""
 
     def __init__(self, images: Images) -> None:
@@ -78,6 +78,6 @@ class HeldOut:
         rank, world = fabric.global_rank, fabric.world_size
         places = range(rank, -(-len(self._images) // world) * world, world)
         parts = [places[first : first + BATCH] for first in range(0, len(places), BATCH)]
-        for batch in loader(_Judged(self._images), parts, self._workers, fabric.device):
+        for batch in loader(Judged(self._images), parts, self._workers, fabric.device):
             self.unreadable.update(dict.fromkeys(batch.unreadable))
             yield batch.to(fabric.device)

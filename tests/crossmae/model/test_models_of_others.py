@@ -26,7 +26,8 @@ BIRDER = [
 ]
 WORDS = {
     "class_token": "cls_token", "decoder_pos_embed": "positions", "pos_embedding": "positions",
-    "pos_embed": "positions", "patch_embed.proj": "patch_embed", "mlp.0.": "mlp.fc1.", "mlp.3.": "mlp.fc2.", "decoder.transformer": "decoder",
+    "pos_embed": "positions", "patch_embed.proj": "patch_embed", "mlp.0.": "mlp.fc1.", "mlp.3.": "mlp.fc2.",
+    "decoder.transformer": "decoder",
     "encoder.vit": "encoder", "context_proj": "embed", "output_proj": "head", "final_norm": "norm",
     "feature_mixer.linear": "mixing", "context_norms": "mixing.norms", "decoder.pred": "decoder.head",
 }  # fmt: skip

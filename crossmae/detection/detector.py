@@ -18,6 +18,7 @@ from crossmae.detection.backbone import ViTDet, last_map, use_windows
 from crossmae.detection.jitter import Target
 from crossmae.detection.pyramid import channel_norm
 from crossmae.model import MaskedAutoencoder
+from crossmae.model.values import pair
 from crossmae.training.task import TrainedModule
 
 
@@ -50,15 +51,18 @@ class Detector(TrainedModule):
     def __init__(self, model: MaskedAutoencoder, head: HeadConfig) -> None:
         super().__init__()
         self.model, self.head = model, head
-        config, width, classes = model.config, head.width, 1 + len(head.categories)
+        config, width, classes, patch = (
+            model.config,
+            head.width,
+            1 + len(head.categories),
+            pair(model.config.patch_size)[0],
+        )
         assert config.pixel_mean is not None  # and so
         assert config.pixel_std is not None
-        model.encoder.cls_token.requires_grad_(False)  # it is not used
+        model.encoder.cls_token.requires_grad_(False)  # there is none
         use_windows(model.encoder, head.window)
         # For five maps, of strides from a quarter patch to 4: 8 strides each, 32 to 512 pixels with patches of 16.
-        anchors = AnchorGenerator(
-            tuple((2 * config.patch_size * 2**level,) for level in range(5)), ((0.5, 1.0, 2.0),) * 5
-        )
+        anchors = AnchorGenerator(tuple((2 * patch * 2**level,) for level in range(5)), ((0.5, 1.0, 2.0),) * 5)
         self.rcnn = MaskRCNN(
             ViTDet(self.features, config.encoder_width, width),
             rpn_anchor_generator=anchors,

@@ -38,9 +38,10 @@ def describe(plan: DetectionPlan, head: HeadConfig) -> str:
     side, seeing_all = config.grid[0], ", ".join(map(str, global_blocks(config.encoder_depth)))
     within = f"{min(head.window, side)} x {min(head.window, side)}"
     jitter = " to ".join(f"{scale:g}" for scale in recipe.data.scale)
+    shape = f"{config.encoder_depth} blocks of width {config.encoder_width}"
     rows = [
-        ("model", f"{recipe.model}, Mask R-CNN, {parameters / 1e6:,.1f} M parameters"),
-        ("encoder", recipe.checkpoint or "from noise: no checkpoint is given"),
+        ("model", f"Mask R-CNN, {parameters / 1e6:,.1f} M parameters"),
+        ("encoder", f"{shape}, {recipe.model or 'model not named'}, of {recipe.checkpoint or 'no checkpoint yet'}"),
         *(("annotations", line) for line in plan.found.splitlines()),
         (
             "images",
@@ -64,7 +65,7 @@ def first_layer_scale(plan: DetectionPlan) -> float:
 
 
 def parameter_groups(detector: nn.Module, plan: DetectionPlan) -> list[dict[str, object]]:
-    """Layer-wise decay of the learning rate (arXiv 2003.10555), and weight decay for all but biases and norms.
+    """Layer-wise decay of the learning rate (arXiv 2003.10555), and weight decay for all but biases, norms, positions.
 
     The embedding of the patches is layer 0, the encoder's i-th block layer i, counted from 1, and all that follows the
     last. The learning rate of layer l is ``layer_decay ** (depth + 1 - l)`` times that of the heads.
@@ -73,7 +74,8 @@ def parameter_groups(detector: nn.Module, plan: DetectionPlan) -> list[dict[str,
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((layer_of(name, depth), parameter.ndim > 1), []).append(parameter)
+            decayed = parameter.ndim > 1 and not name.endswith("positions")
+            groups.setdefault((layer_of(name, depth), decayed), []).append(parameter)
     return [
         {
             "params": parameters,

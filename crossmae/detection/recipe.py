@@ -5,6 +5,7 @@ from typing import Any
 
 from crossmae.training.recipe import Options, TrainingRecipe
 
+SCRATCH = "scratch"
 SHAPES = "shapes"
 """Of ``DetectionData``, images that are generated."""
 
@@ -52,11 +53,10 @@ class DetectionRecipe(TrainingRecipe):
 
     Args:
         data: the images.
-        checkpoint: of the pretrained encoder, as ``crossmae.load`` takes it; without one it starts from noise.
-        load_options: arguments of ``crossmae.load`` that the checkpoint does not contain.
-        model: name of the model whose encoder it is; a checkpoint of another is refused.
-        model_options: other fields of ``crossmae.Config``: those of an encoder that starts from noise, and
-            ``drop_path`` and ``gradient_checkpointing`` of any.
+        checkpoint: what ``crossmae.load`` takes, whose encoder becomes the backbone; or "scratch", random weights.
+        model: name of the model that the encoder is one of; see ``crossmae.list_models``. Its checkpoint's if null.
+        model_options: arguments of ``crossmae.load`` that the checkpoint does not tell, such as ``num_heads``, or how
+            the model runs, such as ``gradient_checkpointing``; from scratch any field of ``crossmae.Config``.
         image_size: side in pixels of the square that images are scaled to.
         window: side of the attention windows, in patches.
         width: channels of the feature maps and of the heads' convolutions.
@@ -65,6 +65,7 @@ class DetectionRecipe(TrainingRecipe):
         batch_size: images of an optimizer step, over all devices and micro-batches.
         base_learning_rate: of the heads, for 256 images; that of a run is this x batch size / 256, 1e-4 for ViTDet's
             64. It falls to a tenth after 8/9 and after 26/27 of the run.
+        drop_path: rate at which an image skips a residual branch of the last block, falling to 0 at the first.
         layer_decay: factor on the learning rate from each block to the one before it.
         warmup: share of the run over which the learning rate rises from 0; ViTDet's 250 steps.
         weight_decay: AdamW's, for all parameters but biases and norms.
@@ -73,8 +74,7 @@ class DetectionRecipe(TrainingRecipe):
 
     data: DetectionData = field(default_factory=DetectionData)  # type: ignore[assignment]  # the loop asks for workers
     checkpoint: str | None = None
-    load_options: dict[str, Any] = field(default_factory=dict)
-    model: str = "crossmae_vit_base_patch16"
+    model: str | None = None
     model_options: dict[str, Any] = field(default_factory=dict)
     image_size: int = 1024
     window: int = 14
@@ -83,6 +83,7 @@ class DetectionRecipe(TrainingRecipe):
     epochs: float = 100
     batch_size: int = 64
     base_learning_rate: float = 4e-4
+    drop_path: float = 0.1
     layer_decay: float = 0.7
     warmup: float = 250 / 184_375
     weight_decay: float = 0.1
@@ -90,6 +91,10 @@ class DetectionRecipe(TrainingRecipe):
 
     def _wrong(self) -> list[str]:
         wrong = super()._wrong()
+        if self.checkpoint == SCRATCH and self.model is None:
+            wrong.append("model must be named to start from scratch")
+        if not 0 <= self.drop_path < 1:
+            wrong.append(f"drop_path must lie in [0, 1), got {self.drop_path}")
         for name in ("window", "width", "image_size"):
             if getattr(self, name) < 1:
                 wrong.append(f"{name} must be positive, got {getattr(self, name)}")

@@ -10,7 +10,7 @@ from crossmae.detection.dataset import TrainingImages
 from crossmae.detection.detector import HeadConfig
 from crossmae.detection.opening import open_evaluation, open_images
 from crossmae.detection.plan import DetectionPlan, describe
-from crossmae.detection.recipe import DetectionOptions, DetectionRecipe
+from crossmae.detection.recipe import SCRATCH, DetectionOptions, DetectionRecipe
 from crossmae.detection.task import Detection
 from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config, named_config
@@ -20,9 +20,8 @@ from crossmae.training.loop import Run, check_folder
 COCO_IMAGES = 117_266
 """Of train2017, those with objects."""
 
-# What an encoder is told by, and must have in common with the recipe's model.
-_SHAPE = ("encoder_width", "encoder_depth", "encoder_heads", "mlp_ratio", "patch_size", "channels")
-_RUNNING = ("drop_path", "gradient_checkpointing", "hidden_layer", "residual")
+# What models of a name have in common.
+_SHAPE = ("encoder_width", "encoder_depth", "encoder_heads", "patch_size", "mlp_ratio")
 
 
 def prepare(recipe: DetectionRecipe, options: DetectionOptions) -> Run | None:
@@ -34,6 +33,8 @@ def prepare(recipe: DetectionRecipe, options: DetectionOptions) -> Run | None:
     if options.strategy == "fsdp":
         raise ValueError("strategy fsdp shards pretraining alone; a detector fits on a device, take ddp")
     pretrained, config = encoder_of(recipe)
+    if recipe.checkpoint is None and not options.dry_run:
+        raise ValueError(f"checkpoint must name what crossmae.load takes, or be {SCRATCH!r}")
     if options.dry_run and recipe.data.train is None:
         print(
             f"No annotations are given: planned for the {COCO_IMAGES:,} images of COCO's train2017 that hold objects."
@@ -71,29 +72,34 @@ def _found(annotations: Annotations, evaluation: Annotations | None) -> str:
 
 
 def encoder_of(recipe: DetectionRecipe) -> tuple[MaskedAutoencoder | None, Config]:
-    """The pretrained model of a recipe, None if it names none, and the configuration of its encoder as a backbone.
+    """The pretrained model of a recipe, None from scratch, and the configuration of its encoder as a backbone.
 
     Raises:
-        ValueError: if the checkpoint's encoder is not that of the recipe's model, or takes other images.
+        ValueError: if the checkpoint's encoder is not that of the recipe's model, or was trained on other numbers.
     """
-    expected = named_config(recipe.model, **recipe.model_options)
-    model = None
-    if recipe.checkpoint is not None:
-        running = {name: value for name, value in recipe.model_options.items() if name in _RUNNING}
-        model = load(recipe.checkpoint, **recipe.load_options, **running)
-        there = model.config
-        other = [
-            f"{name} {getattr(there, name)}, expected {getattr(expected, name)}"
-            for name in _SHAPE
-            if getattr(there, name) != getattr(expected, name)
-        ]
-        if other:
-            raise ValueError(f"{recipe.checkpoint} holds no encoder of {recipe.model}: {'; '.join(other)}")
-        if there.pixel_numbers == "values":
-            raise ValueError(
-                f"{recipe.checkpoint} was trained on numbers without a full scale, images here are of 8 bits"
-            )
-        expected = there
-    if expected.pixel_mean is None:
-        expected = replace(expected, pixel_mean=recipe.data.mean, pixel_std=recipe.data.std)
-    return model, backbone_config(expected, recipe.image_size)
+    model, config = None, None
+    if recipe.model is not None:
+        config = named_config(recipe.model, **(recipe.model_options if recipe.checkpoint == SCRATCH else {}))
+    if recipe.checkpoint not in (None, SCRATCH):
+        model = load(recipe.checkpoint, **recipe.model_options)
+        if config is not None:
+            _refuse_another(recipe, config, model.config)
+        config = model.config
+    if config is None:
+        raise ValueError(f"checkpoint must name what crossmae.load takes, or be {SCRATCH!r} beside the name of a model")
+    if config.pixel_numbers == "values":
+        raise ValueError(f"{recipe.checkpoint} was trained on numbers without a full scale, images here are of 8 bits")
+    if config.pixel_mean is None:
+        config = replace(config, pixel_mean=recipe.data.mean, pixel_std=recipe.data.std)
+    return model, backbone_config(replace(config, drop_path=recipe.drop_path), recipe.image_size)
+
+
+def _refuse_another(recipe: DetectionRecipe, named: Config, found: Config) -> None:
+    """Raise ValueError if a checkpoint's encoder has another shape than that of the model which the recipe names."""
+    other = [
+        f"{name} {getattr(found, name)} and not {getattr(named, name)}"
+        for name in _SHAPE
+        if getattr(found, name) != getattr(named, name)
+    ]
+    if other:
+        raise ValueError(f"{recipe.checkpoint} is no {recipe.model}: it has {', '.join(other)}; model=null takes it")

@@ -44,7 +44,7 @@ class Detection(Task):
         evaluation: Evaluation | None,
         options: DetectionOptions,
     ) -> None:
-        super().__init__(f"{plan.recipe.model}, Mask R-CNN", plan, images, options.evaluate_every)
+        super().__init__("Mask R-CNN", plan, images, options.evaluate_every)
         self._head, self._pretrained, self._evaluation = head, pretrained, evaluation
         self.collate = collate
         self.evaluates = evaluation is not None

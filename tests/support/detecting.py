@@ -13,8 +13,10 @@ from crossmae.training.monitor import LOG, read_log
 TRAINING, EVALUATION = 32, 4
 FEW = ("rpn_pre_nms_top_n", "rpn_post_nms_top_n")
 RECIPE = DetectionRecipe(
+    checkpoint="scratch",
     model="crossmae_vit_tiny_patch4",
-    model_options={"patch_size": 16, "encoder_width": 32, "encoder_heads": 2, "encoder_depth": 5, "drop_path": 0.2},
+    model_options={"patch_size": 16, "encoder_width": 32, "encoder_heads": 2, "encoder_depth": 5},
+    drop_path=0.2,
     data=DetectionData(train="shapes", evaluation="shapes", scale=(0.5, 1.5), workers=0),
     image_size=64,
     window=3,

@@ -26,7 +26,7 @@ def last_map(weights, images, heads, grid, window, seeing_all, eps=1e-6):
 
     side = w["patch_embed.weight"].shape[-1]
     x = F.conv2d(images, w["patch_embed.weight"], w["patch_embed.bias"], stride=side).flatten(2).transpose(1, 2)
-    x = (x + w["positions"][:, 1:]).unflatten(1, grid)
+    x = (x + w["positions"]).unflatten(1, grid)
     for i in range(sum(name.endswith(".norm1.weight") for name in w)):
         block = f"blocks.{i}"
         normed = norm(x, f"{block}.norm1")

@@ -41,7 +41,7 @@ def with_gradients(function, weights, images):
     images = images.clone().requires_grad_()
     out = function(images)
     upstream = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    used = {name: tensor for name, tensor in weights.items() if tensor.requires_grad and name != "cls_token"}
+    used = {name: tensor for name, tensor in weights.items() if tensor.requires_grad and tensor.numel()}
     return out, dict(zip([*used, "images"], torch.autograd.grad(out, [*used.values(), images], upstream), strict=True))
 
 
@@ -101,17 +101,23 @@ def test_a_block_is_skipped_for_an_image_and_not_for_a_window():
 
 
 def test_the_pretrained_encoder_is_taken_over():
+    """But for class token, norm and decoder, of which there may be more kinds than the releases have."""
     torch.manual_seed(0)
-    pretrained = MaskedAutoencoder(named_config("mae_vit_tiny_patch4", encoder_depth=2))  # has a final norm
-    config = backbone_config(pretrained.config, 32)
-    model = backbone_model(pretrained, config)
-    images = torch.randn(2, 3, 32, 32)
-    same = {**pretrained.encoder.state_dict()}
-    for name, tensor in model.encoder.state_dict().items():
-        assert torch.equal(tensor, same[name]), name
-    assert "norm.weight" not in model.encoder.state_dict()
-    larger = backbone_model(pretrained, backbone_config(pretrained.config, 48))
-    assert last_map(larger.encoder, F.interpolate(images, size=48)).shape == (2, 96, 12, 12)
+    kinds = [
+        named_config(
+            "crossmae_vit_tiny_patch4", encoder_depth=2, last_mix_norm=False, class_tokens=3, pos_embed="learn"
+        ),
+        named_config("mae_vit_tiny_patch4", encoder_depth=2, decoder_class_token=False),
+    ]
+    for pretrained in map(MaskedAutoencoder, kinds):
+        config = backbone_config(pretrained.config, 32)
+        model, theirs = backbone_model(pretrained, config), pretrained.encoder.state_dict()
+        theirs["positions"] = theirs["positions"][:, pretrained.config.class_tokens :]
+        for name, tensor in model.encoder.state_dict().items():
+            assert tensor.numel() == 0 if name == "cls_token" else torch.equal(tensor, theirs[name]), name
+        assert "norm.weight" not in model.encoder.state_dict()
+        larger = backbone_model(pretrained, backbone_config(pretrained.config, 48))
+        assert last_map(larger.encoder, torch.randn(2, 3, 48, 48)).shape == (2, 96, 12, 12)
 
 
 def test_patches_of_14_pixels_become_16_and_embed_one_colour_as_before():
@@ -127,6 +133,11 @@ def test_patches_of_14_pixels_become_16_and_embed_one_colour_as_before():
     before = pretrained.encoder.patch_embed(colour.expand(-1, -1, 28, 28), ids, None, None)
     after = model.encoder.patch_embed(colour.expand(-1, -1, 64, 64), ids, None, None)
     assert_close(after, before, rtol=1e-5, atol=1e-5)  # sums of 768 products in float32
+
+
+def test_patches_that_are_not_square_are_refused():
+    with pytest.raises(ValueError, match="patches must be square for a feature pyramid, got 32 x 2"):
+        backbone_config(named_config("crossmae_vit_tiny_patch4", patch_size=(32, 2)), 64)
 
 
 @pytest.mark.parametrize("side", [0, 20, 31])

@@ -105,17 +105,25 @@ def test_padding_is_the_mean_and_images_are_normalised():
     torch.testing.assert_close(batch.tensors[1], (-mean / std).expand(-1, 64, 64))
 
 
-def test_a_pretrained_encoder_is_where_a_run_starts(tmp_path):
+@pytest.fixture
+def pretrained(tmp_path):
     torch.manual_seed(3)
-    options = {name: value for name, value in small().model_options.items() if name != "drop_path"}
-    pretrained = create_model(
-        "crossmae_vit_tiny_patch4", 64, **options, pixel_mean=(0.1, 0.2, 0.3), pixel_std=(1, 2, 3)
+    model = create_model(
+        "crossmae_vit_tiny_patch4", 64, **small().model_options, pixel_mean=(0.1, 0.2, 0.3), pixel_std=(1, 2, 3)
     )
-    crossmae.save(pretrained, tmp_path / "encoder.safetensors")
-    train(small(checkpoint=str(tmp_path / "encoder.safetensors"), steps=1), into(tmp_path / "run", keep_last=9))
+    crossmae.save(model, tmp_path / "encoder.safetensors")
+    return model
+
+
+def test_a_pretrained_encoder_is_where_a_run_starts(pretrained, tmp_path):
+    recipe = small(checkpoint=str(tmp_path / "encoder.safetensors"), model=None, model_options={}, steps=1)
+    train(recipe, into(tmp_path / "run", keep_last=9))
     first = load_file(tmp_path / "run" / "checkpoints" / "step-00000000" / "model.safetensors")
     last = state(tmp_path / "run")
-    for name, tensor in pretrained.encoder.state_dict().items():
+    theirs = pretrained.encoder.state_dict()
+    theirs |= {"positions": theirs["positions"][:, 1:], "cls_token": torch.empty(1, 0, 32)}
+    assert {f"encoder.{name}" for name in theirs} == set(first)
+    for name, tensor in theirs.items():
         assert torch.equal(first[f"encoder.{name}"], tensor), name
     assert not torch.equal(last["encoder.patch_embed.weight"], first["encoder.patch_embed.weight"])
     config = load_detector(tmp_path / "run").model.config
@@ -123,17 +131,19 @@ def test_a_pretrained_encoder_is_where_a_run_starts(tmp_path):
     assert config.drop_path == 0.2
 
 
-def test_a_checkpoint_of_another_encoder_is_refused_by_name(tmp_path, capsys):
-    crossmae.save(create_model("crossmae_vit_tiny_patch4", encoder_width=48), tmp_path / "m.safetensors")
-    arguments = ["detect", "--recipe", "shapes_trial", "--checkpoint", str(tmp_path / "m.safetensors"), "--dry-run"]
-    assert main(arguments) == 1
+def test_a_checkpoint_of_another_encoder_is_refused_by_name(pretrained, tmp_path, capsys):
+    words = ["detect", "--recipe", "shapes_trial", "--checkpoint", str(tmp_path / "encoder.safetensors"), "--dry-run"]
+    assert main([*words, "--model_options", "{}"]) == 1
     message = capsys.readouterr().err
-    assert "encoder_width 48, expected 96; patch_size 4, expected 8" in message
+    assert "encoder.safetensors is no crossmae_vit_tiny_patch4: it has encoder_width 32 and not 96" in message
     assert message.count("\n") == 1
 
 
 def test_what_cannot_be_is_refused_before_work_starts(tmp_path, finished):
     bad = {
+        "checkpoint must name what": {"checkpoint": None},
+        "model must be named to start": {"model": None},
+        "drop_path must lie in": {"drop_path": 1.0},
         "layer_decay must lie in": {"layer_decay": 0.0},
         "precision auto is measured for pretraining": {"precision": "auto"},
         "execution must be eager": {"execution": "compile"},
@@ -203,7 +213,7 @@ def test_layers_learn_slower_the_earlier_they_are():
 
 def test_the_learning_rate_is_vitdets():
     """Its release: 1e-4 for 64 images, 250 of 184,375 steps of warm-up, a tenth from step 163,889 on, then 177,546."""
-    recipe = DetectionRecipe(steps=184_375)
+    recipe = DetectionRecipe(model="crossmae_vit_base_patch16", steps=184_375)
     plan = DetectionPlan(recipe, encoder_of(recipe)[1], images=118_000, devices=1)
     assert plan.warmup_steps == 250
     expected = {0: 1e-4 / 250, 249: 1e-4, 250: 1e-4, 163_888: 1e-4, 163_889: 1e-5, 177_545: 1e-5, 177_546: 1e-6}
@@ -238,9 +248,11 @@ def test_targets_of_a_sample_are_what_the_network_is_asked_for():
     """Its losses fall when it is shown one image again and again: boxes, labels and masks fit each other."""
     annotations, read = shapes("train", 1)
     sample = ObjectImages(annotations, read)[0]
-    _, config = encoder_of(small(model_options={**small().model_options, "drop_path": 0.0}))
+    _, config = encoder_of(small(drop_path=0.0))
     torch.manual_seed(0)
-    detector = Detector(MaskedAutoencoder(config), HeadConfig(annotations.categories, width=16)).train()
+    detector = Detector(
+        MaskedAutoencoder(config), HeadConfig(annotations.categories, width=16, options=small().detector_options)
+    ).train()
     optimizer = torch.optim.AdamW([p for p in detector.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for _ in range(25):

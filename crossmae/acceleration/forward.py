@@ -16,9 +16,9 @@ import crossmae_kernels as ck
 from crossmae.acceleration.autocast import State, observe_autocast, state_of, within
 from crossmae.acceleration.contract import MASK_RATIO, PREDICTION_RATIO, Contract, filled, results_in
 from crossmae.acceleration.obstacles import Roles, forwards, has_hooks, listed, obstacles
-from crossmae.acceleration.structure import BLOCKS, Structure, mixing_obstacles, read_structure
+from crossmae.acceleration.structure import BLOCKS, CROSS_ATTENTION_BLOCK, Structure, mixing_obstacles, read_structure
 from crossmae.masking import Masking, random_masking
-from crossmae.model.blocks import Projection, cross_attention, keys_and_values_of_blocks, mlp, self_attention
+from crossmae.model.blocks import Folded, cross_attention, keys_and_values_of_blocks, mlp, self_attention
 from crossmae_kernels.patches.reference import standardize
 
 
@@ -91,7 +91,7 @@ class CrossAttentionForward(ModuleForward):
         return self.attend(x, nn.functional.linear(y, kv.weight, kv.bias))
 
     def attend(
-        self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None, proj: Projection | None = None
+        self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None, folded: Folded | None = None
     ) -> Tensor:
         """Queries, or table ``(N, D)`` and ids ``(B, Q)``; keys and values ``(B, K, 2 D)`` -> ``(B, Q, D)``."""
         self.require_unchanged()
@@ -102,8 +102,8 @@ class CrossAttentionForward(ModuleForward):
             x = self_attention(x, block.norm0, block.self_attn.qkv, block.self_attn.proj, heads)
         attention = block.cross_attn
         heads = getattr(attention, "num_heads", self.heads)
-        x = cross_attention(x, block.norm1, attention.q, proj or attention.proj, heads, keys_and_values, ids)
-        return mlp(x, block.norm2, block.mlp.fc1, block.mlp.fc2)
+        x = cross_attention(x, block.norm1, attention.q, attention.proj, heads, keys_and_values, ids, folded)
+        return mlp(x, block.norm2, block.mlp.fc1, block.mlp.fc2, folded=folded)
 
 
 class ModelForward(ModuleForward):
@@ -213,16 +213,12 @@ class ModelForward(ModuleForward):
         weight, norms, blocks = model.wfm.linear.weight, list(model.dec_norms), list(model.decoder_blocks)
         self.refuse([*mixing_obstacles(norms)])
         scale, shift = torch.stack([n.weight for n in norms]), torch.stack([n.bias for n in norms])
-        kv, proj = [block.cross_attn.kv for block in blocks], [block.cross_attn.proj for block in blocks]
-        if all(_is_bare(block) for block in blocks) and all(layer.bias is not None for layer in (*kv, *proj)):
+        if all(_is_bare(block) and _has_all_parameters(block) for block in blocks):
             # Nothing else wants to see the features: keys and values of all blocks in one product.
-            projected = keys_and_values_of_blocks(chosen, weight, scale, shift, kv, proj, norms[0].eps)
-            x, places = (
-                table,
-                [ids, *[None] * (len(blocks) - 1)],
-            )  # from the second block on the queries are rows of each image
-            for block, (keys_and_values, layer), place in zip(blocks, projected, places, strict=True):
-                x = block.forward.attend(x, keys_and_values, place, layer)
+            prepared = keys_and_values_of_blocks(chosen, weight, scale, shift, blocks, norms[0].eps)
+            x, places = table, [ids, *[None] * (len(blocks) - 1)]  # then the queries are rows of each image
+            for block, (keys_and_values, folded), place in zip(blocks, prepared, places, strict=True):
+                x = block.forward.attend(x, keys_and_values, place, folded)
         else:
             x = table[ids]
             for block, y in zip(blocks, ck.mix_feature_maps(chosen, weight, scale, shift, norms[0].eps), strict=True):
@@ -267,3 +263,9 @@ def _is_bare(block: nn.Module) -> bool:
         and block._compiled_call_impl is None
         and not nn.modules.module._has_any_global_hook()
     )
+
+
+def _has_all_parameters(block: nn.Module) -> bool:
+    """Whether the norms have an affine to be folded, and the layers a bias to fold it into."""
+    layers = (block.get_submodule(path) for path, kind in CROSS_ATTENTION_BLOCK.items() if kind is not None)
+    return all(layer.bias is not None for layer in layers)

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 import crossmae_kernels as ck
 from crossmae.masking import Masking
 from crossmae.model.blocks import (
-    CrossAttention,
     CrossAttentionBlock,
-    Projection,
+    Folded,
     SelfAttentionBlock,
     initialize,
     keys_and_values_of_blocks,
@@ -35,12 +34,11 @@ class FeatureMixing(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for _ in range(blocks))
         nn.init.xavier_uniform_(self.weight)
 
-    def forward(self, maps: list[Tensor], attentions: list[CrossAttention]) -> list[tuple[Tensor, Projection | None]]:
-        """Maps, each ``(B, K, E)`` -> what each decoder block's attention takes, see ``keys_and_values_of_blocks``."""
+    def forward(self, maps: list[Tensor], blocks: list[CrossAttentionBlock]) -> list[tuple[Tensor, Folded | None]]:
+        """Maps, each ``(B, K, E)`` -> what each decoder block takes, see ``keys_and_values_of_blocks``."""
         norms = [norm for norm in self.norms if isinstance(norm, nn.LayerNorm)]
         scale, shift = torch.stack([norm.weight for norm in norms]), torch.stack([norm.bias for norm in norms])
-        kv, proj = [each.kv for each in attentions], [each.proj for each in attentions]
-        return keys_and_values_of_blocks(maps, self.weight, scale, shift, kv, proj, self.eps)
+        return keys_and_values_of_blocks(maps, self.weight, scale, shift, blocks, self.eps)
 
 
 class CrossMAEDecoder(nn.Module):
@@ -79,8 +77,8 @@ class CrossMAEDecoder(nn.Module):
         """The residual ``(B, Q, D)`` as each block in turn leaves it."""
         x = to_residual((self.mask_token + self.positions[:, 1:])[0], self.config)
         ids: Tensor | None = masking.predicted_ids
-        for block, (keys_and_values, proj) in zip(self.blocks, self.keys_and_values(maps), strict=True):
-            x = run_block(block, self.config.gradient_checkpointing, x, keys_and_values, ids, proj)
+        for block, (keys_and_values, folded) in zip(self.blocks, self.keys_and_values(maps), strict=True):
+            x = run_block(block, self.config.gradient_checkpointing, x, keys_and_values, ids, folded)
             ids = None  # from the second block on the queries are rows of each image, not a table
             yield x
 
@@ -88,12 +86,12 @@ class CrossMAEDecoder(nn.Module):
         """The residual ``(B, Q, D)`` behind any block, of queries ``masking`` names -> patches ``(B, Q, P)``."""
         return ck.norm_linear(x, self.head.weight, self.head.bias, self.norm.weight, self.norm.bias, self.norm.eps)
 
-    def keys_and_values(self, maps: list[Tensor]) -> list[tuple[Tensor, Projection | None]]:
-        """Keys and values ``(B, V + 1, 2 D)`` of every block, which depend on no query, and the layer behind them."""
-        attentions = [block.cross_attn for block in self._blocks()]
+    def keys_and_values(self, maps: list[Tensor]) -> list[tuple[Tensor, Folded | None]]:
+        """Keys and values ``(B, V + 1, 2 D)`` of every block, which depend on no query, and its layers, folded."""
+        blocks = self._blocks()
         if self.mixing is None:
-            return [(attention.kv(maps[-1]), None) for attention in attentions]
-        return self.mixing(maps, attentions)
+            return [(block.cross_attn.kv(maps[-1]), None) for block in blocks]
+        return self.mixing(maps, blocks)
 
     def _blocks(self) -> list[CrossAttentionBlock]:
         return [block for block in self.blocks if isinstance(block, CrossAttentionBlock)]

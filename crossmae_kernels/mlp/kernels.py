@@ -186,11 +186,11 @@ def backward(
     dx = dnorm = dw1 = dw2 = None
     if activated is not None:
         dw2 = (low.t() @ activated).to(fc1_weight.dtype)
-    if wants_w1 or wants_scale or wants_shift:
+    if dhidden is not None and (wants_w1 or wants_scale or wants_shift):
         dfolded = dhidden.t() @ x_hat if wants_w1 or wants_scale else None
         mask = wants_w1, wants_scale, wants_shift
         dw1, dnorm = fold_norm_gradients(dfolded, db1, fc1_weight, norm_weight, norm_bias, mask)
-    if wants_x:
+    if dhidden is not None and wants_x:
         dx = normalize_backward(dhidden @ w1, x_hat, rstd, rows, dout.dtype).view(dout.shape)
     return dx, dnorm, dw1, cast_optional(db1, fc1_weight.dtype) if wants_b1 else None, dw2, db2
 

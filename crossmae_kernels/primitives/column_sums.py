@@ -1,7 +1,7 @@
 """Sums of columns, as gradients of biases are, and on the way the cast of the rows that are summed.
 
-Each tile of rows is summed by itself, by whatever kernel reads it anyway, and one launch adds up the tiles of one tensor
-or of two. There are no atomics, so the order of a sum never changes.
+Each tile of rows is summed by itself, by whatever kernel reads it anyway, and one launch adds up the tiles of one
+tensor or of two. There are no atomics, so the order of a sum never changes.
 """
 
 import torch

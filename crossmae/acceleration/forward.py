@@ -16,7 +16,15 @@ from torch import Tensor, nn
 import crossmae_kernels as ck
 from crossmae.acceleration.layers import CrossAttentionLayers, SelfAttentionLayers
 from crossmae.acceleration.obstacles import Roles, forwards, has_hooks, listed, obstacles
-from crossmae.model.blocks import Projection, cross_attention, keys_and_values_of_blocks, mlp, self_attention
+from crossmae.model.blocks import (
+    DecoderLayers,
+    Folded,
+    Projection,
+    cross_attention,
+    keys_and_values_of_blocks,
+    mlp,
+    self_attention,
+)
 
 # Hugging Face records a block's output by a hook on the block, which is called.
 _RECORDED = ("output_hidden_states",)
@@ -150,7 +158,7 @@ class CrossAttentionForward(BlockForward):
         return nn.functional.linear(y, kv.weight, kv.bias)
 
     def attend(
-        self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None, proj: Projection | None = None
+        self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None, folded: Folded | None = None
     ) -> Tensor:
         """Queries, or table ``(N, D)`` and ids ``(B, Q)``; keys and values ``(B, K, 2 D)`` -> ``(B, Q, D)``."""
         self.require_unchanged()
@@ -161,8 +169,15 @@ class CrossAttentionForward(BlockForward):
             x = self_attention(x, block.norm0, block.self_attn.qkv, block.self_attn.proj, heads)
         attention = block.cross_attn
         heads = getattr(attention, "num_heads", self.heads)
-        x = cross_attention(x, block.norm1, attention.q, proj or attention.proj, heads, keys_and_values, ids)
-        return mlp(x, block.norm2, self.layer(self.layers.fc1), self.layer(self.layers.fc2))
+        x = cross_attention(x, block.norm1, attention.q, attention.proj, heads, keys_and_values, ids, folded)
+        return mlp(x, block.norm2, self.layer(self.layers.fc1), self.layer(self.layers.fc2), folded=folded)
+
+    def folded_layers(self) -> DecoderLayers:
+        """Those that are folded and cast together with other blocks'."""
+        block: Any = self.module
+        q, kv, proj = block.cross_attn.q, block.cross_attn.kv, block.cross_attn.proj
+        fc1, fc2 = self.layer(self.layers.fc1), self.layer(self.layers.fc2)
+        return DecoderLayers(block.norm1, q, kv, proj, block.norm2, fc1, fc2)
 
     def sample(self) -> tuple[Tensor, ...]:
         """Noise that the block can be called with."""
@@ -216,21 +231,16 @@ def decode(
     dtype = functools.reduce(torch.promote_types, (each.dtype for each in maps))
     maps, normed = [each.to(dtype) for each in maps], len(norms)
     scale, shift, eps = torch.stack([n.weight for n in norms]), torch.stack([n.bias for n in norms]), norms[0].eps
-    plain = [*ck.mix_feature_maps(maps, mixing_weight[normed:], normalize=False)] if normed < len(blocks) else []
-    attentions = [block.cross_attn for block in blocks]
-    kv, proj = [attention.kv for attention in attentions], [attention.proj for attention in attentions]
-    if all(_is_bare(block) for block in blocks) and all(layer.bias is not None for layer in (*kv, *proj)):
+    layers = [block.forward.folded_layers() for block in blocks] if all(map(_is_bare, blocks)) else []
+    if layers and all(layer.bias is not None for each in layers for layer in each):
         # Nothing else wants to see the features: keys and values of all normed mixes in one product.
-        projected = keys_and_values_of_blocks(
-            maps, mixing_weight[:normed], scale, shift, kv[:normed], proj[:normed], eps
-        )
-        projected += [(block.forward.project(y), None) for block, y in zip(blocks[normed:], plain, strict=True)]
-        # From the second block on the queries are rows of each image.
-        x, places = table, [ids, *[None] * (len(blocks) - 1)]
-        for block, (keys_and_values, layer), place in zip(blocks, projected, places, strict=True):
-            x = block.forward.attend(x, keys_and_values, place, layer)
+        prepared = keys_and_values_of_blocks(maps, mixing_weight, scale, shift, layers, eps)
+        x, places = table, [ids, *[None] * (len(blocks) - 1)]  # from the second block on queries are rows of each image
+        for block, (keys_and_values, folded), place in zip(blocks, prepared, places, strict=True):
+            x = block.forward.attend(x, keys_and_values, place, folded)
         return x
     x = table[ids]
+    plain = [*ck.mix_feature_maps(maps, mixing_weight[normed:], normalize=False)] if normed < len(blocks) else []
     mixes = [*ck.mix_feature_maps(maps, mixing_weight[:normed], scale, shift, eps), *plain]
     for block, y in zip(blocks, mixes, strict=True):
         x = block(x, y)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from crossmae.checkpoint import load
 from crossmae.figures import draw_confusion
 from crossmae.files import make_folder, replacing
 from crossmae.model import MaskedAutoencoder
-from crossmae.training.data.batches import loader
+from crossmae.training.data.batches import Batch, loader
 from crossmae.training.data.config import DataConfig
 from crossmae.training.data.dataset import ImageDataset, Images
 from crossmae.training.data.factory import open_images
@@ -133,7 +134,7 @@ def _of_part(case: _Case, folder: Path, images: Images, part: str, pooling: Pool
     def made() -> LabelledFeatures:
         unreadable: dict[str, None] = {}
         parts = [range(i, min(i + BATCH, len(images))) for i in range(0, len(images), BATCH)]
-        batches = loader(Judged(images), parts, workers, device_kind())
+        batches: Iterable[Batch] = loader(Judged(images), parts, workers, device_kind())
         with tqdm(batches, desc=f"{part} images of {case.checkpoint}", unit="batch") as line:
             seen = (unreadable.update(dict.fromkeys(batch.unreadable)) or batch for batch in line)
             found = encoder_features(case.model, seen, pooling)

@@ -24,18 +24,21 @@ class LabelledFeatures:
 def encoder_features(
     model: MaskedAutoencoder, batches: Iterable[Batch], pooling: Pooling = "average"
 ) -> LabelledFeatures:
-    """The encoder's output, with nothing masked: the average over patch tokens, the class token, or
-    all tokens ``(N, L + 1, E)``.
+    """The encoder's output, with nothing masked: the average over patch tokens, the class token, or all tokens
+    ``(N, T, E)``; of several class tokens their average.
 
-    Does not change the model's mode.
+    Does not change the model's mode. Raises ValueError if there is no class token to take.
     """
     device, training = next(model.parameters()).device, model.training
+    first = model.config.class_tokens
+    if pooling == "class" and not first:
+        raise ValueError("pooling must be 'average' or 'tokens' for a model without class token, got 'class'")
 
     def pooled(images: Tensor) -> Tensor:
         tokens = model.encode(model.normalized(images.to(device)))
         if pooling == "average":
-            return tokens[:, 1:].mean(dim=1)
-        return tokens[:, 0] if pooling == "class" else tokens
+            return tokens[:, first:].mean(dim=1)
+        return tokens[:, :first].mean(dim=1) if pooling == "class" else tokens
 
     model.eval()
     try:

@@ -116,7 +116,7 @@ def norm_folding(draw: Draw, dtype: str, every_form: bool) -> Iterator[Call]:
 
 
 def patches(draw: Draw, dtype: str, every_form: bool) -> Iterator[Call]:
-    """Patches of ViT-S to ViT-L, the largest that are served, and ViT-H's; in float16 kernels are bfloat16's."""
+    """Patches of ViT-S to ViT-L and the largest that are served; ViT-H's, a spectrogram's; float16's are bfloat16's."""
     if dtype == "fp16":
         return
     for op in (problems.gather_patches, problems.patch_loss):
@@ -125,6 +125,7 @@ def patches(draw: Draw, dtype: str, every_form: bool) -> Iterator[Call]:
         yield Call(posed(64, (4, 4), 4))
         if every_form:
             yield Call(posed(14, (16, 16)))
+            yield Call(posed((128, 2), (1, 196), 1))
             yield Call(posed(16, (14, 14)), far=("images",))
             # Gathered rows and predictions are in bfloat16, as in training.
             for pixels in (torch.float32, torch.uint8):

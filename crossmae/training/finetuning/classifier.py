@@ -43,7 +43,7 @@ class Classifier(TrainedModule):
         The loss is the mean cross-entropy, float32 at least.
         """
         tokens = self.model.encode(images)
-        logits = self.head(self.norm(tokens[:, 1:].mean(dim=1)))
+        logits = self.head(self.norm(tokens[:, self.model.config.class_tokens :].mean(dim=1)))
         if targets is None:
             return logits
         dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -52,7 +52,7 @@ class Classifier(TrainedModule):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layers by depth, as timm asks for them: embedding, blocks, and norm and head, which nothing here matches."""
         return {
-            "stem": r"^model\.encoder\.(?:cls_token|patch_embed)",
+            "stem": r"^model\.encoder\.(?:cls_token|positions|patch_embed)",
             "blocks": [(r"^model\.encoder\.blocks\.(\d+)", None)],
         }
 
@@ -60,13 +60,12 @@ class Classifier(TrainedModule):
 def parameter_groups(classifier: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
     """Parameters by depth, with ``lr_scale``: 1 for the head, and ``layer_decay`` times less from block to block.
 
-    No weight decay for biases, norms and the class token.
+    No weight decay for biases, norms, class tokens and positions.
     """
     from timm.optim import param_groups_layer_decay
 
-    return param_groups_layer_decay(
-        classifier, weight_decay, no_weight_decay_list=["model.encoder.cls_token"], layer_decay=layer_decay
-    )
+    undecayed = ["model.encoder.cls_token", "model.encoder.positions"]
+    return param_groups_layer_decay(classifier, weight_decay, no_weight_decay_list=undecayed, layer_decay=layer_decay)
 
 
 def starting_point(recipe: FinetuningRecipe) -> MaskedAutoencoder:
@@ -111,13 +110,15 @@ def encoder_alone(model: MaskedAutoencoder, drop_path: float = 0.0) -> MaskedAut
             config,
             decoder=None,
             feature_maps=(config.encoder_depth,),
+            final_norm=False,
             decoder_self_attention=False,
             drop_path=drop_path,
         )
     )
     state = model.encoder.state_dict()
-    if config.decoder == "crossmae":  # whose class token has no position
-        state["positions"] = torch.cat([torch.zeros_like(state["positions"][:, :1]), state["positions"][:, 1:]], dim=1)
+    if not config.embeds_class:  # as CrossMAE; an encoder alone adds all rows
+        state["positions"] = state["positions"].clone()
+        state["positions"][:, : config.class_tokens] = 0
     alone.encoder.load_state_dict({name: state[name] for name in alone.encoder.state_dict()})
     return alone
 

@@ -68,6 +68,24 @@ def test_an_encoder_alone_is_a_crossmaes_encoder():
     assert torch.equal(encoder_alone(model).eval().encode(images), model.encode(images))
 
 
+OTHERS = {"class_tokens": 3, "no_embed_class": False, "pos_embed": "learn", "last_mix_norm": False}
+
+
+@pytest.mark.parametrize("others", [OTHERS, {**OTHERS, "final_norm": True}, {**OTHERS, "no_embed_class": None}])
+def test_class_tokens_positions_and_norms_of_other_models(others):
+    model = crossmae.create_model("crossmae_vit_tiny_patch4", encoder_depth=2, **others).eval()
+    classifier, images = Classifier(encoder_alone(model), "abc").eval(), torch.randn(2, 3, 32, 32)
+    tokens = classifier.model.encode(images)
+    assert torch.equal(model.encoder.norm(tokens), model.encode(images))
+    assert torch.equal(classifier(images), classifier.head(classifier.norm(tokens[:, 3:].mean(dim=1))))
+    (group,) = [
+        group
+        for group in parameter_groups(classifier, 0.05, 0.5)
+        if any(p is classifier.model.encoder.positions for p in group["params"])
+    ]
+    assert (group["lr_scale"], group["weight_decay"]) == (0.5**3, 0.0)
+
+
 def test_layers_learn_the_slower_the_deeper_they_lie_and_as_in_timm():
     ours, theirs = twins("crossmae")
     scales, decays = {}, {}

@@ -141,12 +141,13 @@ def _agree_on_the_norm(tensors: dict[str, Tensor], names: dict[str, str], said: 
     """Leave a final norm out that only one of checkpoint and model has."""
     theirs, ours = ([name for name in of if name.startswith("norm.")] for of in (tensors, names))
     if theirs and not ours:
-        said.append(f"left out, as a model that mixes maps has no final norm: {', '.join(theirs)}")
-    if ours and not theirs:
+        said.append(f"left out, as the model has no final norm: {', '.join(theirs)}")
+        for name in theirs:
+            del tensors[name]
+    elif ours and not theirs:
         said.append("it has no final norm, and the model's stays as it is")
-    for name in {*theirs} ^ {*ours}:
-        tensors.pop(name, None)
-        names.pop(name, None)
+        for name in ours:
+            del names[name]
 
 
 def _for_the_grid(

@@ -11,6 +11,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -133,7 +134,7 @@ def main() -> None:
     rows, missing = [], []
     for name in chosen.client or CLIENTS:
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), redirect_stdout(sys.stderr):  # where some of them log
                 warnings.simplefilter("ignore")  # they warn of each other's deprecations
                 plain = CLIENTS[name](chosen.size)
         except ModuleNotFoundError as error:

@@ -12,7 +12,7 @@ export GOMP_SPINCOUNT ?= 1000
 demo: $(VENV)/.ready
 	$(BIN)/crossmae demo
 
-test: lint
+test: lint $(VENV)/.clients
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.ready
@@ -61,6 +61,11 @@ $(VENV)/.ready: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --editable '.[test]'
+	@touch $@
+
+# Libraries whose models are served, for the tests of that; without what else they require, which could move PyTorch.
+$(VENV)/.clients: $(VENV)/.ready tests/clients.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/clients.txt
 	@touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""Training code written for a release's model, on this package's operations: two lines, and one to undo it."""
+"""Training code written around somebody else's model, on this package's operations: two lines, and one to undo it."""
 
 from typing import Any
 
@@ -15,19 +15,26 @@ __all__ = ["accelerate", "restore"]
 
 
 def accelerate(model: nn.Module, **arguments: Any) -> nn.Module:
-    """Let a model with a release's names, CrossMAE's or MAE's, compute with this package's operations, in place.
+    """Let a model compute with this package's operations, in place.
 
     It remains the model it is: its parameters and state dict, its forward's arguments, defaults and results, and the
     autocast that its forward opens. Layers are looked up at every call, so the model may be copied, pickled, sharded
-    by ``fully_shard`` before or after, wrapped, compiled, exported, or given other parameters or layers. Hooks on the
-    model and on its blocks, and activation checkpointing of blocks, work as ever; with hooks on decoder blocks, or
-    sharded ones, keys and values are projected block by block instead of all at once. Other submodules are not called.
+    by ``fully_shard``, wrapped, compiled, exported, or given other parameters or layers. Hooks on the model and on its
+    blocks, and activation checkpointing of blocks, work as ever; with hooks on decoder blocks, or sharded ones, keys
+    and values are projected block by block instead of all at once.
 
-    The model's own forward runs once for each value of its Boolean arguments, on two images of noise: what it returns
-    is what will be returned, and where it does not agree with what would be computed, it is refused.
+    What is replaced depends on what the model is made of, whatever its class is called:
+
+    - Under a release's names, CrossMAE's or MAE's, its whole forward; other submodules than blocks are not called.
+      It may be sharded before too. The model's own forward runs once for each value of its Boolean arguments, on two
+      images of noise: what it returns is what will be returned, and where it does not agree with what would be
+      computed, it is refused.
+    - Else every transformer block under the names of timm, birder or Hugging Face, every CrossMAE decoder under those
+      of stable-pretraining and every CrossMAE under those of birder, wherever they stand in it. All else is called as
+      ever. Each part's own forward runs twice on noise, and is compared in the same way.
 
     Args:
-        model: any module with those submodules and parameters, for example the release's own.
+        model: any module with such submodules and parameters.
         arguments: constructor arguments of the release (see ``from_release``) that cannot be read off the model, such
             as ``num_heads`` where its attention has no such attribute.
 
@@ -35,7 +42,7 @@ def accelerate(model: nn.Module, **arguments: Any) -> nn.Module:
         The model.
 
     Raises:
-        TypeError: on an argument that the release does not have.
+        TypeError: on an argument that the release does not have, or any where the model is none.
         ValueError: before anything is changed, naming what cannot be honoured (a hook on a layer, dropout, a submodule
             that is not known), what the model does not tell, or which argument contradicts it. A hook on a layer, or
             dropout, that comes later is refused at the next call, with a RuntimeError.

@@ -134,7 +134,7 @@ def _template(output: Any, results: Mapping[str, Tensor], where: str, dtype: tor
 def _other(what: str, distance: float, allowed: float) -> str:
     return (
         f"{what} is another than would be computed: {distance:.1e} apart in the root mean square, {allowed:.0e} is "
-        "allowed. Something in the model's own forward is not as in the releases"
+        "allowed. Something in the model's own forward is not as in the models that are served"
     )
 
 

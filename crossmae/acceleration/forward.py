@@ -102,6 +102,13 @@ class BlockForward(ModuleForward):
         """The layer that stands there now."""
         return self.module.get_submodule(path)
 
+    @property
+    def told_heads(self) -> tuple[str, str]:
+        """Where attention stands, and what it calls its number of heads."""
+        if isinstance(self.layers, SelfAttentionLayers):
+            return self.layers.attention, self.layers.heads
+        return "cross_attn", "num_heads"
+
     def only(self, tensors: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         """The first ``tensors`` arguments; others, such as masks, must be the nothing that they are by default."""
         values = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
@@ -134,7 +141,8 @@ class SelfAttentionForward(BlockForward):
     def compute(self, x: Tensor) -> Tensor:
         """``(B, T, D)`` -> ``(B, T, D)``."""
         layers: SelfAttentionLayers = self.layers
-        heads = getattr(self.layer(layers.attention), layers.heads, self.heads)
+        attention, key = self.told_heads
+        heads = getattr(self.layer(attention), key, self.heads)
         qkv = _joint([self.layer(path) for path in layers.qkv])
         x = self_attention(x, self.layer(layers.norm1), qkv, self.layer(layers.proj), heads)
         return mlp(x, self.layer(layers.norm2), self.layer(layers.fc1), self.layer(layers.fc2))

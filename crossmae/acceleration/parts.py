@@ -73,7 +73,10 @@ def accelerate_parts(model: nn.Module, parts: list[ModuleForward], restore: Call
     if problems:
         raise ValueError(f"accelerate: {name} cannot be served: {listed(problems)}")
     inputs = [part.sample() for part in parts]
-    own = [observe_part(part.module, sample) for part, sample in zip(parts, inputs, strict=True)]
+    try:
+        own = [observe_part(part.module, sample) for part, sample in zip(parts, inputs, strict=True)]
+    except TypeError as error:
+        raise ValueError(f"accelerate: {name} has a part that needs other arguments: {error}") from error
     for part in parts:
         part.module.forward = part  # type: ignore[assignment]
     try:
@@ -97,6 +100,9 @@ def _own_obstacles(part: ModuleForward) -> Iterator[str]:
         yield f"{name} has a forward of its own"
     if isinstance(part, BlockForward):
         yield from (f"{name} has a parameter that is not known, {own}" for own in part.module._parameters)
+        attention, key = part.told_heads
+        if not isinstance(getattr(part.layer(attention), key, None), int):
+            yield f"{name}.{attention} does not tell its {key}"
 
 
 def _other_siblings(model: nn.Module, served: set[int]) -> list[str]:

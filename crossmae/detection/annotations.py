@@ -200,4 +200,4 @@ def coco_of(images: list[Any], annotations: list[Any], categories: tuple[tuple[i
 
 
 def _reasons(left_out: Mapping[str, list[str]]) -> list[str]:
-    return [f"left out: {len(names):,} {reason}: {first_few(names)}" for reason, names in left_out.items()]
+    return [f"left out: {reason}: {len(names):,} ({first_few(names)})" for reason, names in left_out.items()]

@@ -41,7 +41,7 @@ def describe(plan: DetectionPlan, head: HeadConfig) -> str:
     shape = f"{config.encoder_depth} blocks of width {config.encoder_width}"
     rows = [
         ("model", f"Mask R-CNN, {parameters / 1e6:,.1f} M parameters"),
-        ("encoder", f"{shape}, {recipe.model or 'model not named'}, of {recipe.checkpoint or 'no checkpoint yet'}"),
+        ("encoder", f"{shape}, {recipe.model or 'model not named'}, from {recipe.checkpoint or 'no checkpoint yet'}"),
         *(("annotations", line) for line in plan.found.splitlines()),
         (
             "images",

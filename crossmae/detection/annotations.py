@@ -90,11 +90,12 @@ def checked(content: Any, name: str, folder: Path | None = None, training: bool 
             number = one.get("id", f"number {place}") if isinstance(one, dict) else f"number {place}"
             left_out.setdefault(f"objects {why}", []).append(f"annotation {number}")
         else:
-            if "area" not in one:
-                image = images[one["image_id"]]
-                one["area"] = float(rle.area(rle_of(one["segmentation"], image["height"], image["width"])))
             # To pycocotools a match with number 0 is none.
-            objects[one["image_id"]].append({"iscrowd": 0, **one, "id": place + 1})
+            kept = {"iscrowd": 0, **one, "id": place + 1}
+            if "area" not in kept:
+                image = images[one["image_id"]]
+                kept["area"] = float(rle.area(rle_of(one["segmentation"], image["height"], image["width"])))
+            objects[one["image_id"]].append(kept)
     missing = [i for i in images.values() if folder is not None and not (folder / i["file_name"]).is_file()]
     if len(missing) == len(images) or (missing and not training):
         what = f"{len(missing):,} of {len(images):,} images of {name} are not in {folder}"
@@ -200,4 +201,4 @@ def coco_of(images: list[Any], annotations: list[Any], categories: tuple[tuple[i
 
 
 def _reasons(left_out: Mapping[str, list[str]]) -> list[str]:
-    return [f"left out: {len(names):,} {reason}: {first_few(names)}" for reason, names in left_out.items()]
+    return [f"left out: {reason}: {len(names):,} ({first_few(names)})" for reason, names in left_out.items()]

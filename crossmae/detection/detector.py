@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class HeadConfig:
         categories: id in the annotations and name of each; the i-th is label i + 1 of the network, 0 is background.
         window: side of the attention windows, in patches.
         width: channels of feature maps and of the heads' convolutions; 4 times as many in the box head's linear layer.
-        options: further arguments of torchvision's ``MaskRCNN``.
+        options: numbers among the arguments of torchvision's ``MaskRCNN``, such as ``box_score_thresh``.
     """
 
     categories: tuple[tuple[int, str], ...]
@@ -39,17 +40,26 @@ class HeadConfig:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+# What ``HeadConfig.options`` may hold: numbers, not parts.
+_PARTS = ("_generator", "_head", "_pool", "_predictor")
+_OPTIONS = [
+    n for n in signature(MaskRCNN).parameters if n.startswith(("rpn_", "box_", "bbox_")) and not n.endswith(_PARTS)
+]
+
+
 class Detector(TrainedModule):
     """Mask R-CNN with ViTDet's heads (its appendix A.2): more convolutions than usual, each with a LayerNorm.
 
     ``model`` is the encoder alone, of a ``backbone_config`` with pixel statistics; its attention is windowed in place.
 
     Raises:
-        TypeError: if ``head.options`` has what torchvision does not take.
+        ValueError: if ``head.options`` has what torchvision's ``MaskRCNN`` does not take.
     """
 
     def __init__(self, model: MaskedAutoencoder, head: HeadConfig) -> None:
         super().__init__()
+        if unknown := sorted(head.options.keys() - set(_OPTIONS)):
+            raise ValueError(f"detector_options: no such option: {', '.join(unknown)}; there are {', '.join(_OPTIONS)}")
         self.model, self.head = model, head
         config, width, classes, patch = (
             model.config,

@@ -56,7 +56,7 @@ def _drawn(image: Tensor, objects: dict[str, Tensor], categories: Sequence[tuple
     masks = F.interpolate(masks, size=picture.shape[-2:], mode="nearest")[:, 0] > 0.5
     picture = draw_segmentation_masks(picture, masks.cpu(), alpha=0.5, colors=colours)
     boxes = objects["boxes"][kept].cpu() * torch.tensor(ratio).repeat(2)
-    return draw_bounding_boxes(picture, boxes, names, colours, width=2) / 255
+    return draw_bounding_boxes(picture, boxes, names, colours, width=2, label_colors="white", fill_labels=True) / 255
 
 
 def _enlarged(image: Tensor) -> Tensor:

@@ -41,12 +41,9 @@ def describe(plan: DetectionPlan, head: HeadConfig) -> str:
     shape = f"{config.encoder_depth} blocks of width {config.encoder_width}"
     rows = [
         ("model", f"Mask R-CNN, {parameters / 1e6:,.1f} M parameters"),
-        ("encoder", f"{shape}, {recipe.model or 'model not named'}, of {recipe.checkpoint or 'no checkpoint yet'}"),
+        ("encoder", f"{shape}, {recipe.model or 'model not named'}, from {recipe.checkpoint or 'no checkpoint yet'}"),
         *(("annotations", line) for line in plan.found.splitlines()),
-        (
-            "images",
-            f"{config.image_size[0]} x {config.image_size[1]}, jitter {jitter}",
-        ),
+        ("images", f"{config.image_size[0]} x {config.image_size[1]}, jitter {jitter}"),
         ("patches", f"{side} x {side} of {config.patch_size} px"),
         ("attention", f"within {within} patches; over all in blocks {seeing_all}, counted from 0"),
         *rows_of_the_optimizer(plan),

@@ -60,7 +60,7 @@ class DetectionRecipe(TrainingRecipe):
         image_size: side in pixels of the square that images are scaled to.
         window: side of the attention windows, in patches.
         width: channels of the feature maps and of the heads' convolutions.
-        detector_options: further arguments of torchvision's ``MaskRCNN``.
+        detector_options: numbers among the arguments of torchvision's ``MaskRCNN``, such as ``box_score_thresh``.
         epochs: passes over the images.
         batch_size: images of an optimizer step, over all devices and micro-batches.
         base_learning_rate: of the heads, for 256 images; that of a run is this x batch size / 256, 1e-4 for ViTDet's

@@ -1,6 +1,7 @@
 """The evaluation of a detector's checkpoint alone."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,13 @@ def evaluate(checkpoint: Path, recipe: DetectionRecipe, options: DetectionOption
     config = detector.model.config
     recipe = _as_the_run(recipe, checkpoint_in(checkpoint).parent.parent / RECIPE)
     evaluation = open_evaluation(recipe.data, config.channels, detector.head.categories)
-    print("\n".join(evaluation.annotations.describe()))
     folder, devices = Path(options.out), processes(options)
     make_folder(folder)
     # Only precision and devices of the plan count: nothing is trained.
     fabric = make_fabric(DetectionPlan(replace(recipe, batch_size=devices), config, devices, devices), options)
     fabric.launch()
+    if fabric.is_global_zero:
+        print("\n".join(evaluation.annotations.describe()))
     detector.to(fabric.device)
     with fabric.autocast():
         found = evaluation.detections(detector, fabric)
@@ -49,7 +51,9 @@ def evaluate(checkpoint: Path, recipe: DetectionRecipe, options: DetectionOption
             first = next(iter(evaluation.unreadable))
             print(f"Nothing is found in {len(evaluation.unreadable):,} images that could not be read: {first}")
         print(table(metrics))
-        _write(metrics, folder / "evaluation.json")
+        _write(
+            {name: None if math.isnan(value) else value for name, value in metrics.items()}, folder / "evaluation.json"
+        )
         _write(found, folder / "detections.json")
         evaluation.draw(detector, folder / "detections.png")
         print(f"Written: {folder}/evaluation.json, detections.json, detections.png")
@@ -75,7 +79,7 @@ def table(metrics: dict[str, float]) -> str:
 
 
 def _percent(value: float) -> str:
-    return "-" if value != value else f"{100 * value:.1f}"
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def _write(content: Any, path: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ class AnyBatch(Protocol):
 
 
 B = TypeVar("B", bound=AnyBatch)
+Collate = Callable[[Sequence[Any]], B]
+Batches = Sampler[Any] | Sequence[Any]
+"""Indices of the samples of each batch."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,21 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
+@overload
+def loader(
+    dataset: Dataset[Sample], batches: Batches, workers: int, device: torch.device | str = "cpu"
+) -> "DataLoader[Batch]": ...
+@overload
+def loader(
+    dataset: Dataset[Any], batches: Batches, workers: int, device: torch.device | str, collate: Collate[B]
+) -> "DataLoader[B]": ...
 def loader(
     dataset: Dataset[Any],
-    batches: Sampler[Any] | Sequence[Any],
+    batches: Batches,
     workers: int,
     device: torch.device | str = "cpu",
-    collate: Callable[[Sequence[Any]], B] = collate,  # type: ignore[assignment]
-) -> "DataLoader[B]":
+    collate: Collate[Any] = collate,
+) -> "DataLoader[Any]":
     """Batches as ``batches`` lists them, loaded by ``workers`` processes (0: by this one), pinned for a CUDA device."""
     return DataLoader(
         dataset,

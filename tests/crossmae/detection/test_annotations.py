@@ -59,7 +59,7 @@ def test_ids_may_skip_numbers_and_come_in_any_order():
     assert found.describe() == [
         "2 images, 2 objects of 2 categories, ids 2 to 9",
         "categories with fewer than two objects: two (1), nine (1)",
-        "left out: 1 images without an object: empty.png",
+        "left out: images without an object: 1 (empty.png)",
     ]
     [only] = found.objects[5]
     assert only["id"] > 0  # 0 is no number to pycocotools
@@ -75,7 +75,7 @@ def test_an_object_that_cannot_be_used_is_left_out_and_counted(reason, change, t
     found = checked(with_(annotations=[*CONTENT["annotations"], *bad]), "a.json", training=training)
     assert found.left_out[f"objects {reason}"] == ["annotation 40", "annotation 41"]
     assert sum(map(len, found.objects.values())) == 2
-    assert f"left out: 2 objects {reason}: annotation 40, annotation 41" in found.describe()
+    assert f"left out: objects {reason}: 2 (annotation 40, annotation 41)" in found.describe()
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_missing_images_are_left_out_of_training_and_refused_for_evaluation(fold
     (images / "b.png").unlink()
     found = read_annotations(written, images)
     assert [image["file_name"] for image in found.images] == ["a.png"]
-    assert f"left out: 1 images that are not in {images}: b.png" in found.describe()
+    assert f"left out: images that are not in {images}: 1 (b.png)" in found.describe()
     with pytest.raises(FileNotFoundError, match=rf"1 of 3 images of .* are not in {images}: b\.png"):
         read_annotations(written, images, training=False)
     with pytest.raises(FileNotFoundError, match=r"3 of 3 images of .*: b\.png, a\.png, empty\.png"):

@@ -2,12 +2,15 @@
 
 import functools
 
+import exports
 import pytest
 import torch
 import torch.nn.functional as F
 from plain_vitdet import last_map as plain_last_map
 from torch.testing import assert_close
+from vitdet import ViT
 
+import crossmae
 from crossmae.detection.backbone import backbone_config, backbone_model, global_blocks, last_map, use_windows
 from crossmae.detection.pyramid import SimpleFeaturePyramid
 from crossmae.model import MaskedAutoencoder
@@ -78,6 +81,18 @@ def test_windows_that_cover_the_image_are_global_attention_alone_and_smaller_one
         for name, gradient in found[window][1].items():
             close(gradient, found[None][1][name], msg=lambda text, name=name: f"{name}: {text}")
     assert (found[3][0] - found[None][0]).abs().max() > 0.01
+
+
+def test_the_layout_that_is_exported_to_detectron2_has_the_same_features():
+    pretrained = exports.model_of("mixing", image_size=(32, 32)).double()
+    exported = crossmae.export(pretrained, "detectron2")
+    client = ViT(**exported.config).double()
+    client.load_state_dict(exported.state)
+    model = backbone_model(pretrained, backbone_config(pretrained.config, 48)).double()
+    use_windows(model.encoder, 14)  # which the image, resized, does not fill: the stand-in knows global attention alone
+    images = torch.randn(2, model.config.channels, 48, 48, dtype=torch.float64)
+    # Ours are of float32 when they are interpolated, which rounds positions by 6e-8 of their size, about 1.
+    assert_close(last_map(model.encoder, images), client(images), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,8 @@ def test_what_cannot_be_is_refused_before_work_starts(tmp_path, finished):
     for message, changes in bad.items():
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             prepare(small(**changes), into(tmp_path / "new"))
+    with pytest.raises(ValueError, match=r"no such option: fly; there are .*box_batch_size_per_image"):
+        prepare(small(detector_options={"fly": 3}), into(tmp_path / "new", dry_run=True))
     with pytest.raises(ValueError, match="fsdp"):
         prepare(small(), into(tmp_path / "new", strategy="fsdp"))
     with pytest.raises(ValueError, match="scale must be a range"):

@@ -13,8 +13,8 @@ from crossmae.figures import new_figure, write_figure
 def table(record: Mapping[str, Any]) -> str:
     """Accuracies at the end of fine-tuning, with their spread, as Markdown."""
     text = (
-        f"{record['tuning_steps']} steps of fine-tuning after {record['steps']} of pretraining, {record['batch']} images "
-        f"a step, {record['seeds']} seeds, mean and standard deviation in percent on held-out images; PyTorch "
+        f"{record['tuning_steps']} steps of fine-tuning after {record['steps']} of pretraining, {record['batch']} "
+        f"images a step, {record['seeds']} seeds, mean and standard deviation in percent on held-out images; PyTorch "
         f"{record['torch']} on a CPU.\n"
     )
     for task in _names(record, "task"):

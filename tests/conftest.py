@@ -58,6 +58,7 @@ NEEDED = {
     "crossmae/training": TRAINING,
     "benchmarks/test_report.py": ("matplotlib", "tabulate"),
     "benchmarks/test_study.py": ("matplotlib", "tabulate", *TRAINING),
+    "benchmarks/test_transfer.py": ("matplotlib", "tabulate", *TRAINING),
 }
 collect_ignore = [
     path for path, modules in NEEDED.items() if not all(importlib.util.find_spec(module) for module in modules)

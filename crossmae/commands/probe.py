@@ -53,6 +53,9 @@ def run(
     cases = [_case(checkpoint, data, image_size, load_options) for checkpoint in dict.fromkeys(checkpoints)]
     if remark := cases[0].classes.remark:
         print(f"Classes: {remark}.")
+    if attentive:
+        numbers = sum(map(_tokens, cases))
+        print(f"All tokens of all images take {4 * numbers / 2**30:,.1f} GiB on disk, and of one checkpoint in memory.")
     make_folder(folder)
     results = [_probed(case, folder, pooling, attentive, recipe) for case in cases]
     table = tabulate(
@@ -84,6 +87,13 @@ def _case(checkpoint: str, data: DataConfig, image_size: int | None, load_option
     model.config = replace(model.config, **statistics)
     model.register_pixel_statistics()
     return _Case(checkpoint, model.to(device_kind()), images, classes_of(images))
+
+
+def _tokens(case: _Case) -> int:
+    """Numbers that the tokens of all images are."""
+    config, held_out = case.model.config, case.images.evaluation
+    images = len(case.images) + (0 if held_out is None else len(held_out))
+    return images * (1 + config.patches) * config.encoder_width
 
 
 def _probed(case: _Case, folder: Path, pooling: Pooling, attentive: bool, recipe: ProbeRecipe) -> dict[str, Any]:
@@ -122,7 +132,7 @@ def _features(case: _Case, folder: Path, pooling: Pooling) -> tuple[LabelledFeat
     images = case.images
     assert images.evaluation is not None  # classes_of refuses it
     return (
-        _of_part(case, folder, replace(images.images, share=images.data.evaluation_share), "training", pooling),
+        _of_part(case, folder, images.images, "training", pooling),
         _of_part(case, folder, images.evaluation, "held-out", pooling),
     )
 

@@ -6,10 +6,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.data.batches import Batch
 
+ASKED = 1000  # features whose neighbours are found at a time
 Pooling = Literal["average", "class", "tokens"]
 
 
@@ -76,7 +78,9 @@ def knn_predictions(train: LabelledFeatures, test: LabelledFeatures, neighbours:
     scale, shift = torch.std_mean(train.values, dim=0)
     known, asked = (((part.values - shift) / (scale + 1e-6)).numpy() for part in (train, test))
     classifier = KNeighborsClassifier(min(neighbours, len(known)), metric="cosine").fit(known, train.labels.numpy())
-    return torch.from_numpy(classifier.predict(asked))
+    parts = [asked[first : first + ASKED] for first in range(0, len(asked), ASKED)]
+    line = tqdm(parts, desc="nearest neighbours", disable=len(parts) < 10)
+    return torch.cat([torch.from_numpy(classifier.predict(part)) for part in line])
 
 
 def linear_accuracy(train: LabelledFeatures, test: LabelledFeatures) -> float:

@@ -24,6 +24,7 @@ from crossmae.training.data.source import PackedNames, Source
 from crossmae.training.data.values import Picture, UnreadableImage
 
 LABELS = (".cls", ".json")
+SPAN = 10_000  # labels that a thread reads in one go
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,13 @@ class Shards(Source):
 
     @override
     def all_labels(self) -> "npt.NDArray[np.int64]":
+        from tqdm import tqdm
+
+        spans = [range(first, min(first + SPAN, len(self))) for first in range(0, len(self), SPAN)]
         with ThreadPoolExecutor(8) as pool:  # a file system far away answers several at a time
-            return np.fromiter(pool.map(self.label, range(len(self)), chunksize=1024), np.int64, len(self))
+            read = pool.map(lambda span: list(map(self.label, span)), spans)
+            parts = list(tqdm(read, desc=f"labels, {SPAN:,} at a time", total=len(spans), disable=len(spans) < 2))
+        return np.array([label for part in parts for label in part], np.int64)
 
     def _content(self, index: int, table: "npt.NDArray[np.int64]", name: str) -> bytes:
         offset, size = map(int, table[index])

@@ -7,12 +7,13 @@ import pytest
 import torch
 from finetuning import into, tuned
 from pictures import encoded, random_pixels
+from pretraining import losses
 
 from crossmae.training.data.bundled import ImagesInMemory
 from crossmae.training.data.config import DataConfig
 from crossmae.training.data.dataset import ImageDataset, Images
 from crossmae.training.finetuning.labels import classes_of
-from crossmae.training.finetuning.run import prepare
+from crossmae.training.finetuning.run import finetune, prepare
 
 
 def dataset(labels, held_out=(0, 1), names=None):
@@ -45,10 +46,11 @@ def test_a_class_of_a_single_image_is_told():
     assert classes_of(dataset([0, 0, 1, 1])).names == ("0", "1")
 
 
-def test_shards_whose_labels_skip_a_number(tmp_path, capsys):
-    for part, labels in (("train", [0, 0, 2, 2]), ("val", [0, 2])):
-        (tmp_path / part).mkdir()
-        with tarfile.open(tmp_path / part / "0.tar", "w") as tar:
+def write_shards(folder, other):
+    """Images of labels 0 and ``other``."""
+    for part, labels in (("train", [0, 0, other, other]), ("val", [0, other])):
+        (folder / part).mkdir(exist_ok=True)
+        with tarfile.open(folder / part / "0.tar", "w") as tar:
             for number, label in enumerate(labels):
                 for name, content in (
                     (f"{number}.png", encoded(random_pixels(number, 12, 12, 3), "PNG")),
@@ -57,10 +59,18 @@ def test_shards_whose_labels_skip_a_number(tmp_path, capsys):
                     member = tarfile.TarInfo(name)
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
-    recipe = tuned(data=DataConfig(str(tmp_path), workers=0), batch_size=2)
+
+
+def test_shards_train_unless_their_labels_skip_a_number(tmp_path, monkeypatch):
+    monkeypatch.setattr("crossmae.training.data.shards.SPAN", 3)
+    recipe = tuned(data=DataConfig(str(tmp_path), workers=0), batch_size=2, steps=1)
+    write_shards(tmp_path, other=2)
     with pytest.raises(ValueError, match=r"labels skip 1: 1 of 3 classes have no image"):
         prepare(recipe, into(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+    write_shards(tmp_path, other=1)
+    assert finetune(recipe, into(tmp_path / "run")).classes == ("0", "1")
+    assert list(losses(tmp_path / "run")) == [0]
 
 
 def test_folders_without_classes_are_refused(tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from crossmae_kernels.audit.calls import CALLS, DTYPES
-from crossmae_kernels.audit.compilation import Assembly, CompilationError, compile_launch
+from crossmae_kernels.audit.compilation import Assembly, CompilationError, assembly_of, compile_launch
 from crossmae_kernels.audit.recording import Launch, record
 from crossmae_kernels.runtime.device import Limits
 from crossmae_kernels.testing import Draw
@@ -131,7 +131,7 @@ def report(case: Case) -> dict[str, object]:
     """Case, assembly and shortcomings as one flat record."""
     known = {"kernel": case.launch.name, "label": case.label, "arch": case.arch, "dtype": case.dtype}
     try:
-        assembly = compile_launch(case.launch, case.arch)
+        assembly = assembly_of(compile_launch(case.launch, case.arch))
     except CompilationError as error:
         return {**known, "shortcomings": [str(error)]}
     return {**known, **vars(assembly), "shortcomings": shortcomings(case, assembly)}

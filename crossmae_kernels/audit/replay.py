@@ -235,9 +235,9 @@ class _Multiprocessor:
 
     def _multiply(self, warp, step, instruction, time):  # type: ignore[no-untyped-def]
         cost = self.costs[self.trace.steps[step]]
-        begin = self._take("tensor cores", warp.scheduler, max(time, warp.product), cost.cycles)
-        begin = max(begin, self._take("shared memory", 0, begin, cost.shared))
-        warp.product = begin
+        # What it reads is counted now, when it waits in line: reads of who comes in between would else wait behind it.
+        self._take("shared memory", 0, time, cost.shared)
+        begin = self._take("tensor cores", warp.scheduler, time, cost.cycles)
         if "gsb0" in instruction.operands:
             warp.products.append(begin + cost.latency)
         return time

@@ -234,9 +234,11 @@ def _shuffle(state: Operands, instruction: Instruction, guard: Predicate | None)
 
 def _arrived(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
     """What is waited for has come (``replay.py`` tells when), and room in tensor memory was there."""
-    state.forget(instruction, guard)
-    if is_predicate(instruction.operands[0]):
-        state.set_predicate(instruction.operands[0], np.ones(1, bool), guard)
+    first, *others = instruction.operands
+    if is_predicate(first):
+        state.set_predicate(first, np.ones(1, bool), guard)
+    if others and others[0].startswith("UR"):
+        state.set_value(others[0], None, guard)
 
 
 def _to_float(modifiers: frozenset[str], a: Value) -> Value:
@@ -290,6 +292,7 @@ _SEMANTICS: dict[str, Callable[[Operands, Instruction, Predicate | None], None]]
     "HFMA2": _packed_constant,
     "ELECT": _elect,
     "VOTE": _vote,
+    "VOTEU": _vote,
     "SHFL": _shuffle,
     "SYNCS": _arrived,
     "UTCATOMSWS": _arrived,

@@ -46,17 +46,17 @@ class Device:
     """Microseconds from the end of one launch to the first instruction of the next."""
 
 
-def _hopper(name: str, bandwidth: float, bandwidth_share: float) -> Device:
+def _hopper(name: str, bandwidth: float) -> Device:
     return Device(
         name, Limits(90, 227 * 1024, 132), 1.83, bandwidth, 50 << 20, 4096, warps=64, blocks=32, shared=228 * 1024,
-        mma_sync=0.63, bandwidth_share=bandwidth_share,
+        mma_sync=0.63, clock_share=0.97,
     )  # fmt: skip
 
 
 def _a100(name: str, bandwidth: float) -> Device:
     return Device(
         name, Limits(80, 163 * 1024, 108), 1.41, bandwidth, 40 << 20, 2048, warps=64, blocks=32, shared=164 * 1024,
-        fp32_lanes=64,
+        fp32_lanes=64, bandwidth_share=0.92, clock_share=0.82,
     )  # fmt: skip
 
 
@@ -67,11 +67,11 @@ DEVICES = {
         _a100("a100_40g", 1555),
         Device("a40", Limits(86, 99 * 1024, 84), 1.74, 696, 6 << 20, 1024, blocks=16),
         Device("a10g", Limits(86, 99 * 1024, 80), 1.71, 600, 6 << 20, 512, blocks=16),
-        Device("rtx3090", Limits(86, 99 * 1024, 82), 1.695, 936, 6 << 20, 512, blocks=16),
+        Device("rtx3090", Limits(86, 99 * 1024, 82), 1.695, 936, 6 << 20, 512, blocks=16, clock_share=1.05),
         Device("rtx4090", Limits(89, 99 * 1024, 128), 2.52, 1008, 72 << 20, 512),
         Device("l4", Limits(89, 99 * 1024, 58), 2.04, 300, 48 << 20, 1024),
-        _hopper("h100", 3350, 0.90),
-        _hopper("h200", 4800, 0.90),
+        _hopper("h100", 3350),
+        _hopper("h200", 4800),
         Device(
             "b200", Limits(100, 227 * 1024, 148), 1.85, 8000, 126 << 20, 8192, warps=64, blocks=32, shared=228 * 1024
         ),
@@ -80,6 +80,9 @@ DEVICES = {
         ),
     )
 }
+
+# The one that stands for its architecture where nobody names another.
+USUAL = {DEVICES[name].limits.capability: DEVICES[name] for name in ("a100", "a40", "rtx4090", "h100", "b200", "rtx5090")}
 
 # Cycles from issue to result of what has no fixed latency, alike within a few on all of these architectures.
 SHARED_LATENCY, L2_LATENCY, DRAM_LATENCY, SHUFFLE_LATENCY, SPECIAL_LATENCY = 29, 262, 480, 24, 23

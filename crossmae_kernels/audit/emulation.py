@@ -132,7 +132,7 @@ class _Emulator:
             if not part.all():
                 trace.running[step] = frozenset(np.flatnonzero(part).tolist())
         guard = operands.predicate(instruction.guard) if instruction.guard else np.ones(1, bool)
-        if instruction.name in ("BRA", "EXIT"):
+        if instruction.name in ("BRA", "EXIT") or instruction.name == "CALL" and instruction.operands[-1].startswith("0x"):
             return self._jump(place, instruction, guard)
         if guard is None or guard.any():
             if instruction.name in GLOBAL:

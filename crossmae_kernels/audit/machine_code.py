@@ -53,7 +53,7 @@ class Instruction:
 
 
 _LINE = re.compile(r'//## File "([^"]*)", line (\d+)')
-_LABEL = re.compile(r"^(\S+):\s*$")
+_LABEL = re.compile(r"^(\.L_x_\d+):")
 _FIRST_HALF = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?(\S+?)\s*(\s.*?)?;?\s*/\* 0x[0-9a-f]{16} \*/")
 _SECOND_HALF = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/")
 
@@ -105,6 +105,6 @@ def _split(operands: str) -> tuple[str, ...]:
 
 
 def _resolved(operand: str, labels: dict[str, int]) -> str:
-    """An address in place of a label."""
+    """An address in place of a label; names of subroutines stay."""
     found = re.search(r"`\((\S+?)\)", operand)
     return hex(labels[found[1]]) if found and found[1] in labels else operand

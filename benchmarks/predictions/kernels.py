@@ -30,7 +30,7 @@ def product_of_tile(
     a_tile = a + rows[:, None] * a_row + inner[None, :]
     b_tile = b + inner[:, None] * b_inner + columns[None, :] * b_outer
     total = tl.zeros((M, N), dtype=tl.float32)
-    for step in range(0, tl.cdiv(k, K)):
+    for step in range(tl.cdiv(k, K)):
         left = k - step * K
         total = tl.dot(
             tl.load(a_tile, mask=inner[None, :] < left, other=0.0),

@@ -152,7 +152,7 @@ PUBLISHED = (
     _thin("a100_40g", 167.2, _A100_09),
     _thin("a100_40g", 168.2, _A100_09, persistent=True),
     _thin("h100", 449.9, _H100_09, fitted=True),
-    _thin("h100", 490.2, _H100_09, persistent=True),
+    _thin("h100", 490.2, _H100_09, persistent=True, fitted=True),
     Published(
         "matmul of 8192 x 8192 x 512, persistent, TMA", "h100", _H100_09, 527.4, 2 * 8192 * 8192 * 512, "TFLOPS",
         partial(_descriptors, 8192, 8192, 512), ((128, 256, 64, 3, 8),),

@@ -12,20 +12,19 @@ from crossmae_kernels.audit.prediction import SPREAD
 
 HEAD = """# Predicted times beside published ones
 
-Written by `python -m benchmarks.predictions`. Every kernel is written in `benchmarks/predictions/kernels.py` with the tiles
-that were published, compiled by the Triton of this installation for the GPU named, and predicted from its machine code as
-`python -m crossmae_kernels.audit` predicts this package's kernels. Published times come from other versions of Triton.
-Of a kernel that was autotuned the fastest prediction counts.
+Written by `python -m benchmarks.predictions`. Every kernel is written in `benchmarks/predictions/kernels.py` with the
+tiles that were published, compiled by the Triton of this installation for the GPU named, and predicted from its machine
+code as `crossmae audit` predicts this package's kernels. Published times come from other versions of Triton. Of a
+kernel that was autotuned the fastest prediction counts. No GPU was at hand: this package measured nothing here.
 
 """
 
 TAIL = """
-Rows in *italics* are those that a device's sustained clock or share of bandwidth was set by; they are left out of the errors.
-No GPU was at hand, so nothing here was measured by this package.
-
-What is not here: layer norm (Triton's tutorial 05 publishes only the backward pass, whose times are launch overheads
-for most sizes), FlashAttention 2 and 3 and cuBLAS (other compilers' code), attention on A100 (no table was found that names
-the GPU; the model is likely too fast there, since it lets tensor cores and exponentials overlap as well as on Hopper).
+Rows in *italics* are those that a device's sustained clock or share of bandwidth was set by, and left out of errors.
+Not here are layer norm (of Triton's tutorial 05 only the backward pass is published, whose times are overhead for most
+sizes), FlashAttention 2 and 3 and cuBLAS (other compilers' code), and attention on A100, of which no table was found
+that names the GPU; the model is likely too fast there, since it lets exponentials hide behind tensor cores as well as
+on Hopper.
 """
 
 
@@ -35,10 +34,11 @@ def summary(rows: Sequence[Row]) -> str:
     errors = [abs(row.microseconds / known.microseconds - 1) for known, row in compared if not known.fitted]
     within = sum(error <= SPREAD for error in errors)
     orders = []
-    for device in dict.fromkeys(known.device for known, _ in compared):
-        pairs = [(known.rate, known.work / row.microseconds) for known, row in compared if known.device == device]
-        if len(pairs) > 2:
-            orders.append(f"{kendalltau(*zip(*pairs, strict=True)).statistic:.2f} on {device} ({len(pairs)})")
+    for device, unit in dict.fromkeys((known.device, known.unit) for known, _ in compared):
+        same = [(known, row) for known, row in compared if (known.device, known.unit) == (device, unit)]
+        if len(same) > 2:
+            tau = kendalltau([known.rate for known, _ in same], [known.work / row.microseconds for known, row in same])
+            orders.append(f"{tau.statistic:.2f} on {device} ({len(same)} in {unit})")
     return (
         f"Of {len(errors)} times that nothing was fitted to: median error {statistics.median(errors):.0%}, worst "
         f"{max(errors):.0%}; {within} lie within ±{SPREAD:.0%}, the interval that predictions are printed with. "

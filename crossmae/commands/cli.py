@@ -85,7 +85,7 @@ def audit(
 ) -> int:
     """Compile every kernel for GPUs that are not there, and predict its time.
 
-    Prints registers, spills, shared memory, programs on a multiprocessor, bytes moved over the least that there are, and
+    Prints registers, spills, shared memory, programs on a multiprocessor, bytes moved over those of its tensors, and
     an interval for the time with what limits it, from the machine code alone. Exit code 1 if a kernel spills, does not
     fit, or leaves tensor cores or wide loads unused.
 

@@ -69,7 +69,9 @@ def _devices(names: Sequence[str] | None, architectures: Sequence[str] | None) -
     usual = {str(architecture): device for architecture, device in USUAL.items()}
     asked = [(name, DEVICES.get(name.lower()), "device", DEVICES) for name in names or ()]
     asked += [(name, usual.get(name.removeprefix("sm_")), "architecture", usual) for name in architectures or ()]
-    lines = [f"no {kind} {name} is known, of {', '.join(known)}" for name, device, kind, known in asked if device is None]
+    lines = [
+        f"no {kind} {name} is known, of {', '.join(known)}" for name, device, kind, known in asked if device is None
+    ]
     return [device for _, device, _, _ in asked if device is not None], lines
 
 

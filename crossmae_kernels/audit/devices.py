@@ -75,14 +75,14 @@ DEVICES = {
         Device(
             "b200", Limits(100, 227 * 1024, 148), 1.85, 8000, 126 << 20, 8192, warps=64, blocks=32, shared=228 * 1024
         ),
-        Device(
-            "rtx5090", Limits(120, 99 * 1024, 170), 2.407, 1792, 96 << 20, 512, int32_lanes=128
-        ),
+        Device("rtx5090", Limits(120, 99 * 1024, 170), 2.407, 1792, 96 << 20, 512, int32_lanes=128),
     )
 }
 
 # The one that stands for its architecture where nobody names another.
-USUAL = {DEVICES[name].limits.capability: DEVICES[name] for name in ("a100", "a40", "rtx4090", "h100", "b200", "rtx5090")}
+USUAL = {
+    DEVICES[name].limits.capability: DEVICES[name] for name in ("a100", "a40", "rtx4090", "h100", "b200", "rtx5090")
+}
 
 # Cycles from issue to result of what has no fixed latency, alike within a few on all of these architectures.
 SHARED_LATENCY, L2_LATENCY, DRAM_LATENCY, SHUFFLE_LATENCY, SPECIAL_LATENCY = 29, 262, 480, 24, 23

@@ -3,8 +3,8 @@
 All threads of a program go through its machine code together. Integers, predicates and addresses are computed
 (``integers.py``); everything else is unknown, since no tensor has data here. So loops run as often as on a device, and
 every access has its addresses, but for what depends on loaded values. A branch that does is not taken if it leads
-forward, so that more is counted rather than less, and a loop that does is left; the trace tells where. Subroutines, which
-the assembler adds for operands that rarely come (square roots of subnormal numbers), are not entered.
+forward, so that more is counted rather than less, and a loop that does is left; the trace tells where. Subroutines,
+which the assembler adds for operands that rarely come (square roots of subnormal numbers), are not entered.
 """
 
 from collections.abc import Mapping, Sequence
@@ -132,7 +132,9 @@ class _Emulator:
             if not part.all():
                 trace.running[step] = frozenset(np.flatnonzero(part).tolist())
         guard = operands.predicate(instruction.guard) if instruction.guard else np.ones(1, bool)
-        if instruction.name in ("BRA", "EXIT") or instruction.name == "CALL" and instruction.operands[-1].startswith("0x"):
+        # A call of what is no subroutine is a jump.
+        jumps = instruction.name == "CALL" and instruction.operands[-1].startswith("0x")
+        if jumps or instruction.name in ("BRA", "EXIT"):
             return self._jump(place, instruction, guard)
         if guard is None or guard.any():
             if instruction.name in GLOBAL:
@@ -152,10 +154,8 @@ class _Emulator:
         if condition is None:
             self.trace.unknown.add(place)
             return place + 1, None, 0
-        if instruction.name == "EXIT":
-            target = len(self.code)
-        else:
-            target = self.place_of[int(instruction.operands[-1], 16)]
+        leaves = instruction.name == "EXIT"
+        target = len(self.code) if leaves else self.place_of[int(instruction.operands[-1], 16)]
         if not condition.any():
             return place + 1, None, 0
         active = self.operands.active
@@ -232,7 +232,7 @@ class _Emulator:
                 self.trace.accesses[step] = Access(TMA, sectors, sectors)
 
     def _shape(self, instruction: Instruction) -> int:
-        """Multiplications of a UTCHMMA, by its descriptor: N / 8 in bits 17 to 22, M / 16 in bits 24 to 28 (PTX ISA)."""
+        """Multiplications of a UTCHMMA, by its descriptor (PTX ISA): N / 8 from bit 17 on, M / 16 from bit 24 on."""
         known = self.operands.value(next(o for o in instruction.operands if o.startswith("idesc"))[6:-1])
         if known is None:
             raise ValueError("a UTCHMMA of unknown shape")

@@ -1,7 +1,7 @@
 """Registers of all threads of a program, and the instructions that change what is known of them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -53,15 +53,23 @@ class Operands:
             known = np.abs(integers.signed(known)) & MASK
         return -known & MASK if sign == "-" else ~known & MASK if sign == "~" else known
 
+    def values(self, operands: Sequence[str]) -> list[Value] | None:
+        """Of several, if all are known."""
+        known = [value for value in map(self.value, operands) if value is not None]
+        return known if len(known) == len(operands) else None
+
+    def predicates(self, operands: Sequence[str]) -> list[Predicate] | None:
+        """The same of predicates."""
+        known = [value for value in map(self.predicate, operands) if value is not None]
+        return known if len(known) == len(operands) else None
+
     def wide(self, operand: str) -> Value | None:
         """64 bits, as a signed number: of two registers or parameters side by side, or of a number as written."""
         sign, _, text = _taken_apart(operand.replace(".64", ""))
         if text in ("RZ", "URZ") or text.startswith("0x"):
             low, high = self._plain(text), _ZERO
-        elif found := _CONSTANT.match(text):
-            low, high = self._parameter(int(found[1], 16)), self._parameter(int(found[1], 16) + 4)
         else:
-            low, high = self._plain(text), self._plain(_next(text))
+            low, high = self._plain(text), self._plain(further(text, 4 if text.startswith("c") else 1))
         if low is None or high is None:
             return None
         known = integers.joined(low, high)
@@ -70,7 +78,7 @@ class Operands:
     def address(self, operand: str) -> Value | None:
         """Of ``[R1+UR2+0x10]``, ``desc[UR4][R2.64+0x10]`` and the like."""
         inside = operand[operand.rindex("[") + 1 : operand.rindex("]")]
-        total = _ZERO
+        total: Value = _ZERO
         for part in inside.replace("+-", "+~-").split("+"):
             part = part.lstrip("~")
             if part.startswith(("0x", "-0x")):
@@ -102,7 +110,7 @@ class Operands:
         """The same of two registers side by side."""
         low, high = (None, None) if value is None else integers.pair(value)
         self.set_value(operand, low, guard)
-        self.set_value(_next(operand), high, guard)
+        self.set_value(further(operand), high, guard)
 
     def forget(self, instruction: Instruction, guard: Predicate | None) -> None:
         """What the instruction writes is not known any more."""
@@ -112,7 +120,7 @@ class Operands:
                 continue
             if _REGISTER.match(operand):
                 for place in range(_written(instruction)):
-                    self.set_value(_next(operand, place), None, guard)
+                    self.set_value(further(operand, place), None, guard)
             return
 
     def _set(self, known: dict[str, Any], name: str, new: Any, guard: Predicate | None) -> None:
@@ -159,12 +167,14 @@ def _number(text: str) -> int | None:
 
 
 @cache
-def _next(register: str, distance: int = 1) -> str:
-    """The register so much further on."""
-    found = _REGISTER.match(register)
-    if found is None:
-        raise ValueError(f"{register} is no register")
-    return register if found[2] == "Z" else f"{found[1]}{int(found[2]) + distance}"
+def further(operand: str, distance: int = 1) -> str:
+    """The register so many further on, or the parameter so many bytes."""
+    if found := _CONSTANT.match(operand):
+        return f"c[0x0][{int(found[1], 16) + distance:#x}]"
+    register = _REGISTER.match(operand)
+    if register is None:
+        raise ValueError(f"{operand} is no register")
+    return operand if register[2] == "Z" else f"{register[1]}{int(register[2]) + distance}"
 
 
 def is_predicate(operand: str) -> bool:

@@ -21,8 +21,9 @@ PIPES = (*OWN_PIPES, "shared memory", "all tensor cores", "L2", "DRAM")
 
 _FMA = ("FFMA", "FMUL", "FADD", "FFMA2", "FMUL2", "FADD2", "HFMA2", "HADD2", "HMUL2", "FHADD", "FHFMA")
 _SPECIAL = ("MUFU", "I2F", "F2I", "F2F", "FRND", "POPC", "FLO", "BREV")
-_ALU = ("IADD3", "IADD", "VIADD", "LOP3", "SHF", "LEA", "ISETP", "FSETP", "SEL", "FSEL", "FMNMX", "FMNMX3", "PRMT", "SGXT", "IABS",
-        "VIMNMX", "IMNMX", "F2FP", "I2FP", "PLOP3", "HSETP2", "HMNMX2", "P2R", "R2P", "BMSK", "VIMNMX3", "LOP", "MOV")  # fmt: skip
+_ALU = ("IADD3", "IADD", "VIADD", "LOP3", "SHF", "LEA", "ISETP", "FSETP", "SEL", "FSEL", "FMNMX", "FMNMX3", "PRMT",
+        "SGXT", "IABS", "VIMNMX", "VIMNMX3", "IMNMX", "F2FP", "I2FP", "PLOP3", "HSETP2", "HMNMX2", "P2R", "R2P", "BMSK",
+        "MOV")  # fmt: skip
 
 
 @dataclass(frozen=True)

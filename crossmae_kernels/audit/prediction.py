@@ -1,8 +1,9 @@
 """How long a launch takes on a GPU that is not there, from its machine code: an interval, and what limits it.
 
-Three programs of the grid are computed (``emulation.py``), since under a causal mask they differ, one multiprocessor runs as many as fit (``replay.py``), and the time follows
-for as many as there are. Bytes: a program asks L2 for the sectors of 32 bytes that its warps touch, and DRAM serves
-each tensor once, however often L2 is asked. How far such times were from published ones is in ``docs/predictions.md``.
+Three programs of the grid are computed (``emulation.py``), since under a causal mask they differ; one multiprocessor
+runs as many as fit (``replay.py``), and the time follows for as many as there are. Bytes: a program asks L2 for the
+sectors of 32 bytes that its warps touch, and DRAM serves each tensor once, however often L2 is asked. How far such
+times were from published ones is in ``docs/predictions.md``.
 """
 
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ class Prediction:
     busy: dict[str, float]
     """Share of the time that each pipe works."""
     unknown: tuple[str, ...]
-    """Branches that depend on what was loaded, as ``opcode at file:line``; the less is known of the time."""
+    """``file:line`` of branches that depend on what was loaded, of which both ways are not followed."""
 
 
 def predict(launch: Launch, kernel: Kernel, device: Device) -> Prediction:
@@ -56,7 +57,8 @@ def predict(launch: Launch, kernel: Kernel, device: Device) -> Prediction:
     Raises:
         ValueError: where a program's end is not found, or it does not fit.
     """
-    grid = (*launch.grid, 1, 1)[:3]
+    x, y, z = (*launch.grid, 1, 1)[:3]
+    grid = (x, y, z)
     programs = grid[0] * grid[1] * grid[2]
     if not programs:
         raise ValueError(f"{launch.name} has no programs")
@@ -68,8 +70,8 @@ def predict(launch: Launch, kernel: Kernel, device: Device) -> Prediction:
     for sample in (1, 0, 2):
         if traces and programs <= device.limits.multiprocessors:
             break  # programs that stay share the work evenly
-        ids = _ids(programs * (2 * sample + 1) // 6, grid)
-        traces.append(emulate(kernel.code, kernel.file.threads, words, ids, grid))
+        place = [count * (2 * sample + 1) // 6 for count in grid]
+        traces.append(emulate(kernel.code, kernel.file.threads, words, (place[0], place[1], place[2]), grid))
     trace = sorted(traces, key=lambda trace: len(trace.steps))[len(traces) // 2]
     mean = sum(len(each.steps) for each in traces) / len(traces) / len(trace.steps)
     requested, moved = _bytes(traces, programs, extents)
@@ -96,7 +98,7 @@ def predict(launch: Launch, kernel: Kernel, device: Device) -> Prediction:
         moved=sum(moved.values()),
         floor=sum(sum(each) for each in launch.extents.values()),
         busy=busy,
-        unknown=tuple(sorted({f"{kernel.code[place].opcode} at {kernel.code[place].line}" for place in trace.unknown})),
+        unknown=tuple(sorted({kernel.code[place].line for place in trace.unknown})),
     )
 
 
@@ -112,14 +114,9 @@ def occupancy(kernel: Kernel, device: Device) -> int:
     by_shared = device.shared // (kernel.shared + 1024)
     fits = min(by_registers, by_shared, device.warps // warps, device.blocks)
     if fits < 1:
-        raise ValueError(f"a program of {warps} warps, {kernel.registers} registers and {kernel.shared} bytes of shared "
-                         f"memory does not fit {device.name}")  # fmt: skip
+        needs = f"{warps} warps, {kernel.registers} registers and {kernel.shared} bytes of shared memory"
+        raise ValueError(f"a program of {needs} does not fit {device.name}")
     return fits
-
-
-def _ids(number: int, grid: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Of the program at ``number``, in the order that programs start in."""
-    return number % grid[0], number // grid[0] % grid[1], number // (grid[0] * grid[1])
 
 
 def _parameters(launch: Launch, kernel: Kernel) -> tuple[dict[int, int], dict[int, int]]:
@@ -154,7 +151,7 @@ def _parameters(launch: Launch, kernel: Kernel) -> tuple[dict[int, int], dict[in
 
 
 def _bytes(traces: list[Trace], programs: int, extents: Mapping[int, int]) -> tuple[dict[int, int], dict[int, int]]:
-    """Bytes that L2 is asked for and that DRAM moves, by region; of unknown addresses it moves all that is asked for."""
+    """Bytes that L2 is asked for and that DRAM moves, by region; of unknown addresses all that is asked for."""
     requested: dict[int, float] = {}
     for trace in traces:
         for access in trace.accesses.values():

@@ -65,7 +65,7 @@ def replay(
     resident: int,
     programs: int,
     from_dram: Mapping[int, float],
-    multiprocessors: int,
+    multiprocessors: float,
 ) -> Replay:
     """Run ``programs`` equal programs on one multiprocessor, of which so many are resident at a time.
 
@@ -76,7 +76,7 @@ def replay(
         resident: programs that fit at once.
         programs: to be run.
         from_dram: share of a region's bytes that L2 does not have, by region.
-        multiprocessors: that run at the same time and share L2 and DRAM.
+        multiprocessors: that share L2 and DRAM, on average while this one runs.
     """
     return _Multiprocessor(code, trace, device, from_dram, multiprocessors).run(resident, programs)
 
@@ -87,8 +87,10 @@ class _Multiprocessor:
     ) -> None:
         self.code: Sequence[Instruction] = code
         self.trace: Trace = trace
-        self.costs = [cost_of(instruction, device, trace.passes.get(place, 1)) if instruction.name != "UTCHMMA" else None
-                      for place, instruction in enumerate(code)]  # fmt: skip
+        self.all = frozenset(range(trace.warps))
+        self.costs = [
+            cost_of(instruction, device, trace.passes.get(place, 1)) for place, instruction in enumerate(code)
+        ]
         self.device: Device = device
         self.from_dram: Mapping[int, float] = from_dram
         l2 = min(device.l2_bytes * device.limits.multiprocessors / multiprocessors, 64.0)
@@ -173,8 +175,8 @@ class _Multiprocessor:
             return special(self, warp, step, instruction, time)
         cost = self.costs[self.trace.steps[step]]
         begin = time
-        doing = self.trace.doing.get(step)
-        if cost.cycles and (doing is None or warp.number in doing):
+        doing = self.trace.doing.get(step, self.all)
+        if cost.cycles and warp.number in doing:
             scheduler = warp.scheduler if cost.pipe in OWN_PIPES else 0
             begin = self._take(cost.pipe, scheduler, time, cost.cycles)
         done = begin + cost.latency

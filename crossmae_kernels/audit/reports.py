@@ -49,7 +49,7 @@ def _report(case: Case) -> dict[str, Any]:
 
 
 def _key(case: Case) -> str:
-    """Of all that decides a report: the kernel with what it calls, its launch, the device, versions, and this package."""
+    """Of all that decides a report: the kernel with what it calls, its launch, device, versions, and the model."""
     module, name = case.launch.kernel.split(":")
     source = getattr(importlib.import_module(module), name).cache_key
     model = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]

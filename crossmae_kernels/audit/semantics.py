@@ -1,13 +1,13 @@
 """What instructions do to registers and predicates: those that loops, addresses and predicates are made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from crossmae_kernels.audit import integers
 from crossmae_kernels.audit.integers import MASK, Predicate, Value
 from crossmae_kernels.audit.machine_code import Instruction
-from crossmae_kernels.audit.operands import Operands, is_predicate
+from crossmae_kernels.audit.operands import Operands, further, is_predicate
 
 
 def execute(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
@@ -19,66 +19,55 @@ def execute(state: Operands, instruction: Instruction, guard: Predicate | None) 
         run(state, instruction, guard)
 
 
-def _carried(state: Operands, operands: list[str]) -> tuple[list[str], list[str], list[str]]:
-    """Operands as (predicates behind the destination, sources, predicates at the end)."""
-    first = 0
-    while first < len(operands) and is_predicate(operands[first]):
+_NO_CARRY = np.zeros(1, np.int64)
+
+
+def _taken_apart(operands: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Operands behind the destination as (predicates that are written, sources, predicates that are read)."""
+    first, last = 0, len(operands)
+    while first < last and is_predicate(operands[first]):
         first += 1
-    last = len(operands)
     while last > first and is_predicate(operands[last - 1]):
         last -= 1
-    return operands[:first], operands[first:last], operands[last:]
+    return list(operands[:first]), list(operands[first:last]), list(operands[last:])
 
 
-def _as_numbers(predicates: list[Predicate | None]) -> Value | None:
-    """Their sum, of carries."""
-    total = np.zeros(1, np.int64)
-    for predicate in predicates:
-        if predicate is None:
-            return None
-        total = total + predicate
-    return total
+def _carry(state: Operands, instruction: Instruction, predicates: list[str]) -> Value | None:
+    """What an instruction with X adds."""
+    if "X" not in instruction.modifiers:
+        return _NO_CARRY
+    known = state.predicates(predicates)
+    return None if known is None else sum((predicate.astype(np.int64) for predicate in known), _NO_CARRY)
 
 
 def _add(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
     destination, *others = instruction.operands
-    out, sources, into = _carried(state, others)
+    out, sources, into = _taken_apart(others)
     if "64" in instruction.modifiers:
-        wide = [state.wide(source) for source in sources]
-        state.set_wide(destination, None if None in map(type_or_none, wide) else sum(wide), guard)
+        wide = [value for value in map(state.wide, sources) if value is not None]
+        state.set_wide(destination, sum(wide, _NO_CARRY) if len(wide) == len(sources) else None, guard)
         return
-    values = [state.value(source) for source in sources]
-    # Minus b is ~b + 1, whose carry says that nothing was borrowed.
-    ones = sum(source.startswith("-") for source in sources)
-    carry = _as_numbers([state.predicate(p) for p in into]) if "X" in instruction.modifiers else np.zeros(1, np.int64)
-    total = None
-    if carry is not None and all(value is not None for value in values):
-        total = carry
+    values, total = state.values(sources), _carry(state, instruction, into)
+    if values is None or total is None:
+        total = None
+    else:
         for source, value in zip(sources, values, strict=True):
-            total = total + (((value - 1) & MASK) if source.startswith("-") else value)
-        total = total + ones
+            # Minus b is ~b + 1, whose carry says that nothing was borrowed.
+            total = total + ((value - 1 & MASK) + 1 if source.startswith("-") else value)
     state.set_value(destination, None if total is None else total & MASK, guard)
     for place, predicate in enumerate(out):
         state.set_predicate(predicate, None if total is None else total >> 32 > place, guard)
 
 
-def type_or_none(value: object) -> object:
-    """None for None."""
-    return None if value is None else type(value)
-
-
 def _multiply(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
     destination, *others = instruction.operands
-    out, (first, second, third), into = _carried(state, others)
-    a, b = state.value(first), state.value(second)
+    out, (first, second, third), into = _taken_apart(others)
     modifiers = instruction.modifiers
     wide = "WIDE" in modifiers or "HI" in modifiers
-    c = state.wide(third) if wide else state.value(third)
-    carry = _as_numbers([state.predicate(p) for p in into]) if "X" in modifiers else np.zeros(1, np.int64)
-    result = None
-    if a is not None and b is not None and c is not None and carry is not None:
-        if wide and "U32" not in modifiers:
-            a, b = integers.signed(a), integers.signed(b)
+    factors, c = state.values([first, second]), state.wide(third) if wide else state.value(third)
+    carry, result = _carry(state, instruction, into), None
+    if factors is not None and c is not None and carry is not None:
+        a, b = map(integers.signed, factors) if wide and "U32" not in modifiers else factors
         result = a * b + c + carry
     for predicate in out:
         state.set_predicate(predicate, None, guard)
@@ -91,26 +80,21 @@ def _multiply(state: Operands, instruction: Instruction, guard: Predicate | None
 
 def _scaled_sum(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
     destination, *others = instruction.operands
-    out, sources, into = _carried(state, others)
-    shift = int(sources[-1], 16)
-    a, b = state.value(sources[0]), state.value(sources[1])
-    upper = "HI" in instruction.modifiers and "SX32" not in instruction.modifiers
-    c = state.value(sources[2]) if upper else np.zeros(1, np.int64)
-    carry = _as_numbers([state.predicate(p) for p in into]) if "X" in instruction.modifiers else np.zeros(1, np.int64)
+    out, (*sources, shift), into = _taken_apart(others)
+    values, carry = state.values([*sources, "RZ"][:3]), _carry(state, instruction, into)
     total, over = None, None
-    if a is not None and b is not None and c is not None and carry is not None:
-        total, over = integers.scaled_sum(instruction.modifiers, a, b, c, shift, carry)
+    if values is not None and carry is not None:
+        a, b, c = values
+        total, over = integers.scaled_sum(instruction.modifiers, a, b, c, int(shift, 16), carry)
     state.set_value(destination, total, guard)
     for predicate in out:
         state.set_predicate(predicate, over, guard)
 
 
 def _logic(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
-    out, (destination, *sources), _ = _carried(state, list(instruction.operands))
-    values = [state.value(source) for source in sources[:3]]
-    table, result = int(sources[3], 16), None
-    if all(value is not None for value in values):
-        result = integers.logic(table, *values)
+    out, (destination, *sources, table), _ = _taken_apart(instruction.operands)
+    values = state.values(sources)
+    result = None if values is None else integers.logic(int(table, 16), *values)
     state.set_value(destination, result, guard)
     for predicate in out:
         state.set_predicate(predicate, None if result is None else result != 0, guard)
@@ -118,25 +102,26 @@ def _logic(state: Operands, instruction: Instruction, guard: Predicate | None) -
 
 def _logic_of_predicates(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
     first, second, *sources = instruction.operands
-    values = [state.predicate(source) for source in sources[:3]]
+    known = state.predicates(sources[:3])
     for destination, table in zip((first, second), sources[3:5], strict=True):
         result = None
-        if all(value is not None for value in values):
-            bits = [value.astype(np.int64) for value in values]
+        if known is not None:
+            bits = [predicate.astype(np.int64) for predicate in known]
             result = integers.logic(int(table, 16), *bits) & 1 != 0
         state.set_predicate(destination, result, guard)
 
 
 def _compare(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
     first, second, left, right, also, *below = instruction.operands
-    a, b, other = state.value(left), state.value(right), state.predicate(also)
-    lower = state.predicate(below[0]) if below else np.ones(1, bool)
+    values, lower, other = state.values([left, right]), state.predicate([*below, "PT"][0]), state.predicate(also)
     outcome = opposite = None
-    if a is not None and b is not None and lower is not None:
+    if {"S64", "U64"} & instruction.modifiers:
+        pass  # of pairs of registers; no loop of this package has such a bound
+    elif values is not None and lower is not None and other is not None:
+        a, b = values
         plain = integers.compared(instruction.modifiers, a, b, lower)
-        if other is not None:
-            outcome = integers.combined(instruction.modifiers, plain, other)
-            opposite = integers.combined(instruction.modifiers, ~plain, other)
+        outcome = integers.combined(instruction.modifiers, plain, other)
+        opposite = integers.combined(instruction.modifiers, ~plain, other)
     elif other is not None and not other.any() and "AND" in instruction.modifiers:
         outcome = opposite = other
     state.set_predicate(first, outcome, guard)
@@ -148,38 +133,39 @@ def _of(function: Callable[..., Value]) -> Callable[[Operands, Instruction, Pred
 
     def run(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
         destination, *sources = instruction.operands
-        values = [state.value(source) for source in sources]
-        known = all(value is not None for value in values)
-        state.set_value(destination, function(instruction.modifiers, *values) if known else None, guard)
+        values = state.values(sources)
+        state.set_value(destination, None if values is None else function(instruction.modifiers, *values), guard)
 
     return run
 
 
 def _select(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
     destination, first, second, chooser = instruction.operands
-    a, b, choice = state.value(first), state.value(second), state.predicate(chooser)
-    known = a is not None and b is not None and choice is not None
-    state.set_value(destination, np.where(choice, a, b) if known else None, guard)
+    values, choice = state.values([first, second]), state.predicate(chooser)
+    known = None if values is None or choice is None else np.asarray(np.where(choice, *values), np.int64)
+    state.set_value(destination, known, guard)
 
 
 def _extremum(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
     destination, *others = instruction.operands
-    _, sources, choosers = _carried(state, others)
-    values, least = [state.value(source) for source in sources], state.predicate(choosers[-1]) if choosers else None
-    if least is None or len(values) != 2 or any(value is None for value in values):
+    _, sources, choosers = _taken_apart(others)
+    values, least = state.values(sources), state.predicate(choosers[-1]) if choosers else None
+    if least is None or values is None or len(values) != 2:
         state.forget(instruction, guard)
         return
-    a, b = values
-    ordered = (a, b) if "U32" in instruction.modifiers else (integers.signed(a), integers.signed(b))
-    state.set_value(destination, np.where((ordered[0] < ordered[1]) == least, a, b), guard)
+    a, b = values if "U32" in instruction.modifiers else map(integers.signed, values)
+    state.set_value(destination, np.asarray(np.where((a < b) == least, *values), np.int64), guard)
 
 
 def _move(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
     destination, source = instruction.operands[0], instruction.operands[-1 if instruction.name == "R2UR" else 1]
-    if instruction.modifiers & {"64", "128"}:
+    if "128" in instruction.modifiers:
+        state.forget(instruction, guard)
+        for low in (0, 2):
+            part = state.wide(further(source, 4 * low))
+            state.set_wide(further(destination, low), part, guard)
+    elif "64" in instruction.modifiers:
         state.set_wide(destination, state.wide(source), guard)
-        if "128" in instruction.modifiers:
-            state.forget(instruction, guard)
     else:
         state.set_value(destination, state.value(source), guard)
 
@@ -224,8 +210,7 @@ def _shuffle(state: Operands, instruction: Instruction, guard: Predicate | None)
     """Of lane 0 to all, as a warp learns its own number; what else is shuffled are no addresses."""
     _, destination, source, lane, *_ = instruction.operands
     value = state.value(source)
-    known = value is not None and "IDX" in instruction.modifiers and lane in ("RZ", "0x0")
-    if not known:
+    if value is None or "IDX" not in instruction.modifiers or lane not in ("RZ", "0x0"):
         state.set_value(destination, None, guard)
         return
     every = np.broadcast_to(value, (state.threads.count,))

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # two cores take 2 to 6 s; with spin counts of 300 and 3000 it takes 0.18 and 0.26 s, and 0.11 s when alone, as ever.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint margins bench record gpu packages readme clean
+.PHONY: demo test lint margins bench record gpu packages audit-accept readme clean
 
 demo: $(VENV)/.ready
 	$(BIN)/crossmae demo
@@ -49,6 +49,10 @@ gpu:
 # What a machine with a GPU may lack, where there is a network; it goes along with the tree. Pure Python, all of it.
 packages:
 	$(PYTHON) -m pip install --quiet --upgrade --target .packages pytest-benchmark
+
+# What each kernel may need of registers, instructions, bytes and time, written anew: look at what grew before.
+audit-accept: $(VENV)/.ready
+	$(BIN)/python -m crossmae_kernels.audit.budgets --accept
 
 # The tables and the picture of README.md, from the records under benchmarks/results and from nowhere else.
 readme: $(VENV)/.ready

@@ -120,6 +120,36 @@ def detect(recipe: DetectionRecipe, options: DetectionOptions) -> int:
     return 0 if run.stopped_by is None else 128 + run.stopped_by
 
 
+def audit(
+    devices: str = "",
+    ops: str = "",
+    kernels: str = "",
+    dtypes: str = "",
+    images: int = 256,
+    short: bool = False,
+    json: bool = False,
+) -> int:
+    """Compile every kernel for GPUs that are not there, and predict its time.
+
+    Prints registers, spills, shared memory, programs on a multiprocessor, bytes moved over those of its tensors, and
+    an interval for the time with what limits it, from the machine code alone. Exit code 1 if a kernel spills, does not
+    fit, or leaves tensor cores or wide loads unused.
+
+    Args:
+        devices: names joined by commas, such as h100,l4; a usual one of each architecture unless given.
+        ops: names joined by commas; all unless given.
+        kernels: the same.
+        dtypes: of bf16, fp16, fp32 and tf32, joined by commas; all unless given.
+        images: of a batch.
+    """
+    from crossmae_kernels.audit.__main__ import main as run
+
+    words = [f"--images={images}", *["--short"] * short, *["--json"] * json]
+    for name, given in (("devices", devices), ("ops", ops), ("kernels", kernels), ("dtypes", dtypes)):
+        words += [f"--{name}", *given.split(",")] if given else []
+    return run(words, "crossmae audit")
+
+
 def check(json: bool = False, interpret: bool = False) -> int:
     """Check every op on this machine against float64.
 
@@ -265,6 +295,7 @@ def tune(
 
 
 _COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
+    "audit": (audit, "crossmae audit --short --devices h100"),
     "check": (check, "crossmae check --interpret"),
     "convert": (convert, "crossmae convert model.safetensors vit_timm --to timm"),
     "demo": (demo, "crossmae demo --out demo"),

@@ -21,6 +21,7 @@ _HELP = {
     "interpret": "run the kernels on the CPU, in Triton's interpreter",
     "json": "one list of records instead of a table",
     "path": "a checkpoint that crossmae.load reads, file or folder",
+    "short": "each kernel once, in bfloat16",
     "norm_pix_loss": "the model was trained on normalised pixels, for a release's checkpoint that does not tell",
 }
 

@@ -13,13 +13,13 @@ FIRST_OF_EACH_KERNEL = """
 import json, sys
 from crossmae_kernels.audit.cases import cases
 from crossmae_kernels.audit.devices import USUAL
-from crossmae_kernels.audit.reports import report
+from crossmae_kernels.audit.reports import judged
 found = {}
 for op, arch, dtype, kernels in json.loads(sys.argv[1]):
     for case in cases([op], [USUAL[arch]], [dtype]):
         if case.launch.name in (kernels or [case.launch.name]):
             found.setdefault((case.launch.name, dtype), case)
-json.dump([report(case) for case in found.values()], sys.stdout)
+json.dump([judged(case)[0] for case in found.values()], sys.stdout)
 """
 
 
@@ -81,9 +81,9 @@ PRODUCT_OF_200 = """
 import json, sys
 from crossmae_kernels.audit.cases import cases
 from crossmae_kernels.audit.devices import USUAL
-from crossmae_kernels.audit.reports import report
+from crossmae_kernels.audit.reports import judged
 found = [c for c in cases(["projection"], [USUAL[100]], ["bf16"]) if c.launch.named_constants.get("INNER") == 200]
-json.dump([report(case) for case in found], sys.stdout)
+json.dump([judged(case)[0] for case in found], sys.stdout)
 """
 
 

@@ -8,7 +8,7 @@ from crossmae.commands.cli import main
 from crossmae.training.data import bundled
 
 
-@pytest.mark.parametrize("command", ["check", "demo", "flops", "reconstruct", "tune"])
+@pytest.mark.parametrize("command", ["audit", "check", "demo", "flops", "reconstruct", "tune"])
 def test_help_tells_what_a_command_does_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -22,7 +22,7 @@ def test_help_lists_the_commands(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert {"check", "demo", "flops", "reconstruct", "tune"} <= set(text.split())
+    assert {"audit", "check", "demo", "flops", "reconstruct", "tune"} <= set(text.split())
 
 
 def test_flops_prints_the_table_and_draws_it(tmp_path, capsys):

@@ -10,7 +10,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from benchmarks import records
-from benchmarks.report import decode, study, tables
+from benchmarks.report import decode, study, tables, transfer
 from crossmae.files import replacing
 from crossmae_kernels.command import run_command
 
@@ -48,6 +48,13 @@ def fill(readme: Path, folder: Path, run: records.Run) -> None:
     studied = json.loads((folder / "study.json").read_text("utf-8"))
     insert(readme, "study", study.table(studied))
     study.draw(studied, docs / "study.png")
+    if (folder / "transfer.json").is_file():
+        transferred = json.loads((folder / "transfer.json").read_text("utf-8"))
+        picture = "\n![Accuracy on held-out images over the steps of fine-tuning](docs/transfer.png)\n"
+        insert(readme, "transfer", transfer.table(transferred) + picture)
+        transfer.draw(transferred, docs / "transfer.png")
+    else:
+        insert(readme, "transfer", NOTHING)
     newest = newest_of_gpus(folder)
     if newest is None:
         insert(readme, "gpu", NOTHING)

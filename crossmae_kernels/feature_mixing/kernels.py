@@ -24,7 +24,7 @@ of pointers, are multiplied ``BLOCK`` at a time, and are never stacked. Nor are 
 own, which is free again as soon as the encoder's backward pass has used it.
 """
 
-# mypy: disable-error-code="assignment"
+# mypy: disable-error-code="assignment, unreachable, var-annotated"
 
 from collections.abc import Sequence
 from typing import Any
@@ -280,10 +280,7 @@ def mixing_backward_kernel(
             weights = weights + (load_weights(weight, first, num_mixes, MAPS, BLOCK_MIXES, SLICES),)
             by_dout = by_dout + (dweights[first // BLOCK] / rstd,)
             by_x_hat = by_x_hat + (no_sums,)
-            if BY_PRODUCTS:
-                sums = sums + (no_sums,)
-            else:
-                sums = sums + (tl.zeros((SLICES, BLOCK), dtype=tl.float32),)
+            sums = sums + (no_sums if BY_PRODUCTS else tl.zeros((SLICES, BLOCK), dtype=tl.float32),)
         for panel in tl.range(PANELS, disable_licm=True, loop_unroll_factor=UNROLL):
             columns = columns_of(panel, SLICES, CHANNELS)
             d = tl.load(dout_rows + columns, mask=known & (columns < width), other=0.0)

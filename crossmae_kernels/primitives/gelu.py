@@ -91,10 +91,17 @@ def store_hidden_gradients(
     dh = dactivated * gradient
     mask = inside[:, None] & (columns < WIDTH)[None, :]
     offsets = tl.arange(0, BLOCK_M)[:, None] * WIDTH + columns[None, :]
-    tl.store(dhidden + first_row * WIDTH + offsets, dh.to(dhidden.dtype.element_ty), mask=mask)
+    dtype: tl.constexpr = dhidden.dtype.element_ty
+    low = dh.to(dtype)
     if activated is not None:
-        activation = activation.to(activated.dtype.element_ty)
+        activation = activation.to(dtype)
+        if dtype.primitive_bitwidth == 16:
+            # Two in a word go to the layout of the stores together. By itself one would be computed once more, in it.
+            words = activation.to(tl.uint16, bitcast=True).to(tl.uint32) << 16 | low.to(tl.uint16, bitcast=True)
+            low = words.to(tl.uint16).to(dtype, bitcast=True)
+            activation = (words >> 16).to(tl.uint16).to(dtype, bitcast=True)
         tl.store(activated + first_row * WIDTH + offsets, activation, mask=mask)
+    tl.store(dhidden + first_row * WIDTH + offsets, low, mask=mask)
     # Rows outside of the tensor have no gradient, so they add 0.
     tl.store(sums + row_tile.to(tl.int64) * WIDTH + columns, tl.sum(dh, axis=0), mask=columns < WIDTH)
 

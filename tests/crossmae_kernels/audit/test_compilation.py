@@ -62,12 +62,14 @@ def test_kernels_stay_in_registers_and_use_tensor_cores_and_wide_loads():
     }
     others = {
         "add_residual_kernel",
+        "column_sums_kernel",
         "fold_backward_kernel",
         "fold_forward_kernel",
         "gelu_backward_kernel",
         "normalize_backward_kernel",
         "normalize_kernel",
         "segmented_sum_kernel",
+        "totals_kernel",
     }
     on_tensor_cores = {(record["kernel"], record["dtype"]): bool(record["tensor_core"]) for record in records}
     assert on_tensor_cores == {

@@ -51,9 +51,14 @@ def figures(kernel: "Kernel", prediction: "Prediction") -> dict[str, Any]:
 
 
 def _text(line: str) -> str:
-    """``file: text`` of a source line, which stays when lines above it come and go."""
+    """``file: text`` of a source line, which stays when lines above it come and go.
+
+    Its number where there is no such file: Triton's cache keeps the paths that it saw first.
+    """
     file, _, number = line.rpartition(":")
-    return f"{Path(file).name}: {linecache.getline(file, int(number)).strip()}" if file else "no line is known"
+    if not file:
+        return "no line is known"
+    return f"{Path(file).name}: {linecache.getline(file, int(number)).strip() or number}"
 
 
 def growth(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -79,6 +79,8 @@ def line_of(record: dict[str, Any]) -> str:
     """A row of the table."""
     head = f"{record['device']:9}{record['dtype']:5}{record['kernel']:29}{record['label']:52}"
     verdict = "; ".join(record["shortcomings"]) or "ok"
+    if record.get("unknown"):
+        verdict += f", data decide at {', '.join(line.rpartition('/')[2] for line in record['unknown'])}"
     if "registers" not in record:
         return f"{head}{verdict}"
     tensor_core = "+".join(record["tensor_core"]) or "-"

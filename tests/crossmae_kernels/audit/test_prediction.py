@@ -8,7 +8,10 @@ from uninterpreted import run
 # In a file, since Triton reads the source of its kernels.
 PROGRAM = """
 import json
-import sys
+import os
+
+# Code from a cache would know the path of another test's program.
+os.environ["TRITON_CACHE_DIR"] = os.path.dirname(__file__)
 
 import torch
 import triton

@@ -9,7 +9,7 @@ from crossmae.training.data import bundled
 
 
 @pytest.mark.parametrize(
-    "command", ["check", "convert", "demo", "detect", "finetune", "flops", "probe", "reconstruct", "tune"]
+    "command", ["bench", "check", "convert", "demo", "detect", "finetune", "flops", "probe", "reconstruct", "tune"]
 )
 def test_help_tells_what_a_command_does_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -24,7 +24,7 @@ def test_help_lists_the_commands(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert {"check", "convert", "demo", "detect", "finetune", "flops", "probe", "reconstruct", "tune"} <= set(
+    assert {"bench", "check", "convert", "demo", "detect", "finetune", "flops", "probe", "reconstruct", "tune"} <= set(
         text.split()
     )
 

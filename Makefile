@@ -25,9 +25,13 @@ SEEDS ?= 20
 margins: $(VENV)/.ready
 	$(BIN)/python tests/margins.py --seeds $(SEEDS)
 
+# Decoders on a CPU are timed by `crossmae bench`, every operation and whole models by these suites.
+SUITES := ceilings mixing attention mlp step projection patches launch
 bench: $(VENV)/.ready
 	mkdir -p bench
-	$(BIN)/python -m pytest benchmarks/bench_suites.py --benchmark-json=bench/suites.json --benchmark-quiet -v
+	$(BIN)/crossmae bench --out bench/decode --depths 12 8 4 1
+	$(BIN)/python -m pytest benchmarks/bench_suites.py $(SUITES:%=--suite %) \
+		--benchmark-json=bench/suites.json --benchmark-quiet -v
 	$(BIN)/python -m pytest benchmarks/bench_training.py --benchmark-json=bench/training.json -q
 	$(BIN)/python -m benchmarks.report bench
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks.contest import FORMS
-from benchmarks.records import machine
 from benchmarks.suites import SUITES
+from crossmae.benchmark.machine import machine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -28,6 +28,7 @@ from benchmarks import records
 from benchmarks.contest import FORMS
 from benchmarks.records import DONE, FAILED, NOT_REACHED, ROOT, TIMED_OUT, Journal, Run, Stage, missing
 from benchmarks.suites import SUITES, cases, planned
+from crossmae.benchmark.machine import machine
 from crossmae.files import make_folder
 from crossmae_kernels.command import run_command
 
@@ -119,7 +120,7 @@ class Session:
         """Open the folder's record, or refuse one of another commit, device or form."""
         make_folder(self.folder)
         form = FORMS[self.form]
-        now = records.machine(form.device) | {"form": self.form, "interpreted": self.interpret}
+        now = machine(form.device) | {"form": self.form, "interpreted": self.interpret}
         now |= {"commit": records.commit(), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         before = records.read(self.folder) if (self.folder / records.FILE).is_file() else Run(now)
         for what in ("commit", "device", "form"):
@@ -231,7 +232,7 @@ def default_folder(form: str) -> Path:
     """``$OUT`` where it is set, else a folder of this device and commit."""
     if os.environ.get("OUT"):
         return Path(os.environ["OUT"])
-    name = records.machine(FORMS[form].device)["device"]
+    name = machine(FORMS[form].device)["device"]
     return ROOT / "benchmarks" / "results" / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{records.commit()[:10]}"
 
 

@@ -11,17 +11,11 @@ import collections
 import contextlib
 import hashlib
 import json
-import os
-import platform
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
-
-from crossmae_kernels.extras import version
 
 FILE = "records.jsonl"
 ROOT = Path(__file__).parent.parent
@@ -246,20 +240,6 @@ def read(path: Path) -> Run:
     return run
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on: device, driver, versions."""
-    on_cuda = device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(device) if on_cuda else f"CPU, {torch.get_num_threads()} threads",
-        "driver": _driver() if on_cuda else "",
-        "cuda": torch.version.cuda if on_cuda else "",
-        "torch": torch.__version__,
-        "triton": version("triton"),
-        "interpreted": os.environ.get("TRITON_INTERPRET") == "1",
-        "python": platform.python_version(),
-    }
-
-
 def commit() -> str:
     """The commit of the working tree, marked if it was changed; a digest of the sources where there is no git."""
     try:
@@ -271,13 +251,6 @@ def commit() -> str:
             for file in sorted((ROOT / package).rglob("*.py")):
                 digest.update(file.read_bytes())
         return f"tree-{digest.hexdigest()[:12]}"
-
-
-def _driver() -> str:
-    try:
-        return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        return ""
 
 
 def _output(*command: str) -> str:

@@ -1,7 +1,7 @@
 """CUDA graphs: a training step's forward and backward pass, captured once and replayed without launching anything."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from crossmae.model import MaskedAutoencoder, Output
 
 # Runs before the capture: kernels are compiled, and libraries choose and allocate what they need.
 WARM_UP_STEPS = 3
+
+Result = TypeVar("Result")
 
 
 def graphed(model: MaskedAutoencoder, sample: Tensor, **arguments: Any) -> Callable[[Tensor], Output]:
@@ -44,20 +46,8 @@ def graphed(model: MaskedAutoencoder, sample: Tensor, **arguments: Any) -> Calla
         output.loss.backward()
         return output
 
-    # Capturing asks for a warm-up on another stream than the current one.
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP_STEPS):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    if generator is not None:
-        # PyTorch does so by itself for the device's default generator alone, and raises where another one draws.
-        graph.register_generator_state(generator)
-    with torch.cuda.graph(graph):
-        captured = step()
-    output = Output(captured.loss.detach(), captured.prediction.detach(), captured.masking)
+    graph, result = captured(step, generator)
+    output = Output(result.loss.detach(), result.prediction.detach(), result.masking)
 
     def replay(batch: Tensor) -> Output:
         if batch.shape != images.shape or batch.dtype != images.dtype:
@@ -70,3 +60,26 @@ def graphed(model: MaskedAutoencoder, sample: Tensor, **arguments: Any) -> Calla
         return output
 
     return replay
+
+
+def captured(
+    run: Callable[[], Result], generator: torch.Generator | None = None
+) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """A CUDA graph of what ``run`` launches, and what it returned, which every replay overwrites.
+
+    ``run`` is called four times; a generator that it draws from, other than the device's default one, is named.
+    """
+    # Capturing asks for a warm-up on another stream than the current one.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP_STEPS):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    if generator is not None:
+        # PyTorch does so by itself for the device's default generator alone, and raises where another one draws.
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        result = run()
+    return graph, result

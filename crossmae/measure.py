@@ -8,15 +8,21 @@ import torch
 from torch import Tensor, nn
 
 
-def interleaved_medians(contenders: Mapping[str, Callable[[], object]], rounds: int = 5) -> dict[str, float]:
+def interleaved_medians(
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int = 5,
+    progress: Callable[[str, int], object] = lambda name, turn: None,
+) -> dict[str, float]:
     """Median seconds of each contender.
 
     Every round runs all of them in turn, after one round of warm-up, so that a machine that slows down or has other
-    work slows all alike. Waits for the accelerator where there is one.
+    work slows all alike. Waits for the accelerator where there is one. ``progress`` is told whose turn it is, and in
+    which round (0: the warm-up), while no clock runs.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds + 1):
+    for turn in range(rounds + 1):
         for name, run in contenders.items():
+            progress(name, turn)
             wait_for_device()
             begun = time.perf_counter()
             run()

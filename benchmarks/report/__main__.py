@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.readme:
         fill(options.readme, options.folder, run)
         return
-    text = tables.report(run)
+    text, decoders = tables.report(run), options.folder / "decode" / "decode.md"
+    if decoders.is_file():  # of `crossmae bench`
+        text += f"\n### CrossMAE and MAE\n\n{decoders.read_text('utf-8')}"
     print(text)
     _write(options.folder / "report.md", text)
     if decode.decoders(run):

@@ -25,7 +25,7 @@ from benchmarks.contest import (
     Work,
     model_name,
 )
-from benchmarks.release import SYNCHRONIZES, release_decode, release_model_loss
+from crossmae.benchmark.release import SYNCHRONIZES, release_decode, release_model_loss
 from crossmae.flops import decoder_macs
 from crossmae.masking import Masking, mask_counts
 from crossmae.model import MaskedAutoencoder

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import crossmae_kernels as ck
 from benchmarks.contest import BOTH, FORWARD, Contest, Direction, Form, MissingError, Solver, Work, model_name
-from benchmarks.release import SYNCHRONIZES, release_gather, release_loss, release_mixing, release_projections
+from crossmae.benchmark.release import SYNCHRONIZES, release_gather, release_loss, release_mixing, release_projections
 from crossmae_kernels.check.contenders import Attention, attend, attentions
 from crossmae_kernels.runtime.dispatch import form_of
 from crossmae_kernels.testing import Draw, Problem, problems

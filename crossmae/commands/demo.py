@@ -1,21 +1,19 @@
 """The comparison in small: CrossMAE against MAE on real pictures, with the same encoder and the same images."""
 
-import functools
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from crossmae.benchmark.decode import Row, Setting, measure
 from crossmae.checkpoint import load
 from crossmae.figures import draw_learning, draw_reconstructions
 from crossmae.files import make_folder, replacing
-from crossmae.flops import decoder_macs
-from crossmae.masking import Masking, random_masking
-from crossmae.measure import interleaved_medians
-from crossmae.model import MaskedAutoencoder, create_model
+from crossmae.masking import random_masking
+from crossmae.model import MaskedAutoencoder
+from crossmae.model.config import Config, named_config
 from crossmae.reconstruction import denormalized, reconstruct, visible_part
 from crossmae.training.data.dataset import ImageDataset
 from crossmae.training.evaluation import baseline_accuracies
@@ -51,12 +49,9 @@ def run(out: str, steps: int) -> None:
         models[name] = load(folder / name / "model.safetensors")
     print("Comparing with raw pixels and an untrained encoder, measuring the decoders ...")
     levels = baseline_accuracies(images, models["CrossMAE"].config, recipe.seed)
-    decode = _decode_cost(models, BATCH, precision)
-    decode_base = _decode_cost(
-        {"MAE": create_model("mae_vit_base_patch16"), "CrossMAE": create_model("crossmae_vit_base_patch16")},
-        BASE_BATCH,
-        precision,
-    )
+    decode = _decode_cost({name: model.config for name, model in models.items()}, BATCH, precision)
+    base = {"MAE": named_config("mae_vit_base_patch16"), "CrossMAE": named_config("crossmae_vit_base_patch16")}
+    decode_base = _decode_cost(base, BASE_BATCH, precision)
 
     draw_learning(
         {name: [entry["loss"] for entry in log if "loss" in entry] for name, log in logs.items()},
@@ -80,27 +75,11 @@ def run(out: str, steps: int) -> None:
     print(f"Pictures and table: {folder}/reconstructions.png, {folder}/learning.png, {folder}/results.md")
 
 
-def _decode_cost(
-    models: dict[str, MaskedAutoencoder], batch: int, precision: Precision
-) -> dict[str, tuple[int, float]]:
-    """Per model: MACs per image of the decoder's forward pass, and seconds for a batch forward and backward."""
-    steps: dict[str, Callable[[], None]] = {}
-    macs: dict[str, int] = {}
-    for name, model in models.items():
-        config = model.config
-        masking = random_masking(batch, config.patches, MASK_RATIO, VARIANTS[name].prediction_ratio)
-        with torch.no_grad():
-            maps = model.encoder(torch.randn(batch, config.channels, *config.image_size), masking.visible_ids)
-        steps[name] = functools.partial(_decode_step, model, [m.requires_grad_() for m in maps], masking, precision)
-        macs[name] = decoder_macs(config, VARIANTS[name].prediction_ratio, MASK_RATIO)
-    seconds = interleaved_medians(steps, rounds=3)
-    return {name: (macs[name], seconds[name]) for name in models}
-
-
-def _decode_step(model: MaskedAutoencoder, maps: list[Tensor], masking: Masking, precision: Precision) -> None:
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-        loss = model.decoder(maps, masking).float().square().mean()
-    loss.backward()
+def _decode_cost(models: dict[str, Config], batch: int, precision: Precision) -> list[Row]:
+    """MAE's decoder and CrossMAE's, as ``crossmae bench`` measures them."""
+    ratio = VARIANTS["CrossMAE"].prediction_ratio
+    dtype = getattr(torch, precision)
+    return measure(Setting(models["CrossMAE"], models["MAE"], (ratio,), (), MASK_RATIO, batch, dtype, rounds=3))
 
 
 @torch.no_grad()
@@ -123,7 +102,7 @@ def _reconstructions(models: dict[str, MaskedAutoencoder], images: ImageDataset)
 
 def _report(
     quality: list[tuple[str, float, float, float | None]],
-    costs: list[tuple[str, dict[str, tuple[int, float]]]],
+    costs: list[tuple[str, list[Row]]],
     steps: int,
     precision: Precision,
 ) -> str:
@@ -131,12 +110,18 @@ def _report(
     rows = [(name, f"{knn:.1%}", f"{linear:.1%}", s and f"{s:.0f} s") for name, knn, linear, s in quality]
     text = f"Frozen features on held-out digits, after {steps} steps of 128 images:\n\n"
     text += tabulate(rows, headers=["features", "kNN", "linear probe", "pretraining"], tablefmt="github")
-    cost_rows = []
-    for title, cost in costs:
-        for name, (macs, seconds) in cost.items():
-            mae_macs, mae_seconds = cost["MAE"]
-            ratios = (f"{mae_macs / macs:.2f}", f"{mae_seconds / seconds:.2f}")
-            cost_rows.append((title, name, f"{macs / 1e6:,.1f}", f"{seconds * 1e3:,.0f}", *ratios))
+    cost_rows = [
+        (
+            title,
+            row.decoder,
+            f"{row.macs / 1e6:,.1f}",
+            row.both and f"{row.both * 1e3:,.0f}",
+            f"{row.fewer:.2f}",
+            row.both_speedup and f"{row.both_speedup:.2f}",
+        )
+        for title, rows in costs
+        for row in rows
+    ]
     predicts = VARIANTS["CrossMAE"].prediction_ratio
     text += f"\n\nDecoder alone in {precision}, prediction ratio {predicts} (MAE decodes everything):\n\n"
     headers = [

@@ -1,16 +1,21 @@
 """Options of the command line, from the signatures and docstrings of functions."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from inspect import signature
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from crossmae.training.recipe import TrainingRecipe, read_recipes
 
 _HELP = {
+    "depths": "decoder blocks of CrossMAE; the model's own unless given",
+    "executions": "called as they are, compiled by torch.compile, or replayed from a CUDA graph",
+    "formulations": "this package as it serves a call here, its operations in plain PyTorch, or the formulation of "
+    "CrossMAE's release",
+    "prediction_ratios": "shares of all patches that CrossMAE predicts",
     "attentive": "also train a probe on what a learned query reads from all tokens, of which all are kept",
     "blocks": "also draw the reconstruction as it stands behind each decoder block",
     "destination": "file or new folder to write",
@@ -60,7 +65,8 @@ def parser_of(commands: Mapping[str, tuple[Callable[..., int | None], str]]) -> 
 def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -> None:
     """One option for each parameter of a function; of a parameter that is a dataclass, one for each field.
 
-    A list of files, and what a command converts, is given without the name of an option.
+    A list of files, and what a command converts, is given without the name of an option; other sequences are options
+    that take several values.
     """
     kinds: list[Any] = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
     if any(issubclass(kind, TrainingRecipe) for kind in kinds):
@@ -75,7 +81,11 @@ def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -
         files = [name for name in signature(function).parameters if name in (*several, *_FILES)]
         for name in files:
             command.add_argument(name, nargs="+" if name in several else None, help=_HELP[name])
-        command.add_function_arguments(function, as_group=False, skip={*flags, *files})
+        sequences = [p for p in signature(function).parameters.values() if get_origin(p.annotation) is Sequence]
+        command.add_function_arguments(function, as_group=False, skip={*flags, *files, *(p.name for p in sequences)})
+        for p in sequences:
+            (kind,) = get_args(p.annotation)
+            command.add_argument(f"--{p.name}", nargs="+", type=kind, default=list(p.default), help=_HELP[p.name])
     for flag in flags:
         command.add_argument(f"--{flag}", action="store_true", help=_HELP[flag])
 

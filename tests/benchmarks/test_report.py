@@ -150,6 +150,14 @@ def test_decoders_are_set_beside_maes(tmp_path, capsys):
     assert (tmp_path / "decode.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_table_of_the_command_joins_the_report(tmp_path, capsys):
+    decoders_of_a_cpu(tmp_path)
+    (tmp_path / "decode").mkdir()
+    (tmp_path / "decode" / "decode.md").write_text("a table of crossmae bench\n")
+    main([str(tmp_path)])
+    assert (tmp_path / "report.md").read_text().endswith("### CrossMAE and MAE\n\na table of crossmae bench\n")
+
+
 def training_record():
     rates = {"test_loader[1]": 520.0, "test_loader[2]": 1000.0, "test_loop_and_loader[1]": 500.0}
     rates["test_loop_and_loader[2]"] = 900.0

@@ -7,7 +7,7 @@ import pytest
 from crossmae.commands.cli import main
 from crossmae.training.data import bundled
 
-COMMANDS = ["audit", "check", "convert", "demo", "detect", "finetune", "flops", "probe", "reconstruct", "tune"]
+COMMANDS = ["audit", "bench", "check", "convert", "demo", "detect", "finetune", "flops", "probe", "reconstruct", "tune"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

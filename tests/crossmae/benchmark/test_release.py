@@ -3,7 +3,7 @@
 import torch
 
 import crossmae
-from benchmarks.release import release_decode, release_model_loss
+from crossmae.benchmark.release import release_decode, release_model_loss
 from crossmae.masking import random_masking
 
 

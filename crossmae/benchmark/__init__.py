@@ -1,0 +1,1 @@
+"""Decoders of CrossMAE and MAE, timed in turn on this machine beside what their arithmetic predicts."""

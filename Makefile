@@ -7,12 +7,12 @@ BIN := $(VENV)/bin
 # two cores take 2 to 6 s; with spin counts of 300 and 3000 it takes 0.18 and 0.26 s, and 0.11 s when alone, as ever.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint margins bench record gpu packages readme clean
+.PHONY: demo test lint margins bench record gpu packages audit-accept readme clean
 
 demo: $(VENV)/.ready
 	$(BIN)/crossmae demo
 
-test: lint
+test: lint $(VENV)/.clients
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.ready
@@ -50,6 +50,10 @@ gpu:
 packages:
 	$(PYTHON) -m pip install --quiet --upgrade --target .packages pytest-benchmark
 
+# What each kernel may need of registers, instructions, bytes and time, written anew: look at what grew before.
+audit-accept: $(VENV)/.ready
+	$(BIN)/python -m crossmae_kernels.audit.budgets --accept
+
 # The tables and the picture of README.md, from the records under benchmarks/results and from nowhere else.
 readme: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.report benchmarks/results --readme README.md
@@ -61,6 +65,11 @@ $(VENV)/.ready: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --editable '.[test]'
+	@touch $@
+
+# Libraries whose models are served, for the tests of that; without what else they require, which could move PyTorch.
+$(VENV)/.clients: $(VENV)/.ready tests/clients.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/clients.txt
 	@touch $@
 
 clean:

@@ -19,6 +19,7 @@ GAP = 4
 TITLE = 24
 FONT = 13
 HALF_LEVEL = 0.5 / 255
+NAMED_CLASSES = 40
 DARK = 1 / 8  # the brightest pixel of 12 bits that lie in 16, and no photograph's
 
 
@@ -106,8 +107,10 @@ def draw_learning(
     accuracies: Mapping[str, Mapping[int, float]],
     levels: Mapping[str, float],
     path: str | os.PathLike[str],
+    titles: tuple[str, str] = ("pretraining loss", "frozen features, held-out images"),
+    accuracy: str = "kNN accuracy, %",
 ) -> None:
-    """Loss by step, smoothed, and kNN accuracy of frozen features by step, with reference levels."""
+    """Loss by step, smoothed, and accuracy by step, of frozen features unless said otherwise, with reference levels."""
     figure, axes = new_figure(1, 2, 10, 3.8)
     left, right = axes[0]
     for name, values in losses.items():
@@ -116,14 +119,36 @@ def draw_learning(
             average += 0.1 * (value - average)
             smooth.append(average)
         left.plot(range(1, len(values) + 1), smooth, label=name)
-    left.set(xlabel="step", ylabel="loss (moving average)", title="pretraining loss")
+    left.set(xlabel="step", ylabel="loss (moving average)", title=titles[0])
     left.legend()
     for name, points in accuracies.items():
         right.plot(list(points), [100 * value for value in points.values()], marker="o", label=name)
     for style, (name, value) in zip(("--", ":"), levels.items(), strict=False):
         right.axhline(100 * value, color="grey", linestyle=style, label=name)
-    right.set(xlabel="step", ylabel="kNN accuracy, %", title="frozen features, held-out images")
+    right.set(xlabel="step", ylabel=accuracy, title=titles[1])
     right.legend()
+    write_figure(figure, path)
+
+
+def draw_confusion(counts: Tensor, classes: Sequence[str], path: str | os.PathLike[str]) -> None:
+    """A confusion matrix: of the images of each class, a row, the share that is taken for each class, a column.
+
+    Args:
+        counts: ``(classes, classes)``, by label and prediction.
+        classes: what they are called; written beside up to 40.
+        path: where to write the PNG.
+    """
+    shares = counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    side = 3.5 + min(6.0, 0.18 * len(classes))
+    figure, axes = new_figure(1, 1, side + 1, side)
+    axis = axes[0, 0]
+    heat = axis.imshow(100 * shares.numpy(), cmap="viridis", vmin=0, vmax=100, interpolation="nearest")
+    if len(classes) <= NAMED_CLASSES:
+        axis.set_xticks(range(len(classes)), classes, fontsize=7, rotation=90)
+        axis.set_yticks(range(len(classes)), classes, fontsize=7)
+    correct = int(counts.trace()) / max(1, int(counts.sum()))
+    axis.set(xlabel="predicted", ylabel="label", title=f"{correct:.1%} of {int(counts.sum()):,} images")
+    figure.colorbar(heat, ax=axis).set_label("% of a label's images")
     write_figure(figure, path)
 
 

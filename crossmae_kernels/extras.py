@@ -11,8 +11,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "figures": ("matplotlib", "PIL"),
     "train": (
         *("lightning_fabric", "torchvision", "tensorboard", "sklearn", "skimage", "tqdm", "PIL", "tifffile"),
-        *("braceexpand", "matplotlib"),
+        *("braceexpand", "matplotlib", "timm"),
     ),
+    "detect": ("pycocotools",),
     "baselines": ("flash_attn", "xformers"),
     "interpreter": ("ml_dtypes",),
     "test": ("pytest", "pytest_benchmark", "xdist", "webdataset"),

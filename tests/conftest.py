@@ -33,7 +33,10 @@ os.environ.setdefault(environment.TUNING, "off")
 # Poisoned allocations come with PyTorch's deterministic mode, in which cuBLAS wants to be told so before it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-TRAINING = ("lightning_fabric", "torchvision", "tensorboard", "sklearn", "skimage", "tifffile", "webdataset", "yaml")
+TRAINING = (
+    *("lightning_fabric", "torchvision", "tensorboard", "sklearn", "skimage", "tifffile"),
+    *("timm", "webdataset", "yaml"),
+)
 # A machine to check kernels on may have PyTorch, Triton and pytest alone; what needs more is left out there.
 NEEDED = {
     "crossmae/acceleration": ("safetensors",),
@@ -44,6 +47,7 @@ NEEDED = {
     "crossmae/commands/test_reconstruct.py": ("numpy", "PIL", "matplotlib", "jsonargparse"),
     "crossmae/commands/test_convert.py": ("jsonargparse", "safetensors", *TRAINING),
     "crossmae/commands/test_cli.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
+    "crossmae/commands/test_probe.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
     "crossmae/commands/test_tune.py": ("jsonargparse", "tabulate", *TRAINING),
     "crossmae/test_imports.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
     "crossmae_kernels/test_precision.py": ("numpy",),
@@ -54,6 +58,7 @@ NEEDED = {
     "crossmae/training": TRAINING,
     "benchmarks/test_report.py": ("matplotlib", "tabulate"),
     "benchmarks/test_study.py": ("matplotlib", "tabulate", *TRAINING),
+    "benchmarks/test_transfer.py": ("matplotlib", "tabulate", *TRAINING),
 }
 collect_ignore = [
     path for path, modules in NEEDED.items() if not all(importlib.util.find_spec(module) for module in modules)

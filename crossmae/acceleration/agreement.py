@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from crossmae.acceleration.contract import Result, Setting, Template
 from crossmae.acceleration.observation import Observation
@@ -65,6 +65,32 @@ def compare_steps(own: Observation, ours: Observation) -> None:
                 raise ValueError(f"accelerate: {_other(f'the gradient of {name}', distance, allowed)}")
 
 
+def compare_outputs(own: Any, ours: Any, where: str) -> None:
+    """Raise ValueError where two outputs differ: tensors and what holds them, by more than rounding.
+
+    Args:
+        own: what a module returned with its own forward.
+        ours: what it returned with ours.
+        where: names the module in messages.
+    """
+    (theirs, structure), (found, other) = tree_flatten(own), tree_flatten(ours)
+    if structure != other or len(theirs) != len(found):
+        kinds = [f"{type(output).__name__} of {len(tree_leaves(output))}" for output in (own, ours)]
+        raise ValueError(f"accelerate: {where} returns a {kinds[0]}, would return a {kinds[1]}")
+    for expected, leaf in zip(theirs, found, strict=True):
+        if not isinstance(expected, Tensor) or not isinstance(leaf, Tensor):
+            if type(expected) is not type(leaf) or expected != leaf:
+                raise ValueError(f"accelerate: {where} returns {expected!r}, would return {leaf!r}")
+            continue
+        if (expected.shape, expected.dtype) != (leaf.shape, leaf.dtype):
+            shapes = [f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in (expected, leaf)]
+            raise ValueError(f"accelerate: {where} returns {shapes[0]}, would return {shapes[1]}")
+        dtype = expected.dtype if expected.is_floating_point() else torch.float32
+        distance, allowed = _distance(leaf, expected), _tolerance(expected, dtype)
+        if not distance <= allowed:
+            raise ValueError(f"accelerate: {_other(f'the output of {where}', distance, allowed)}")
+
+
 def _compare_blocks(theirs: Observation, ours: Observation, dtype: torch.dtype) -> None:
     if len(theirs.blocks) != len(ours.blocks):
         raise ValueError(
@@ -108,7 +134,7 @@ def _template(output: Any, results: Mapping[str, Tensor], where: str, dtype: tor
 def _other(what: str, distance: float, allowed: float) -> str:
     return (
         f"{what} is another than would be computed: {distance:.1e} apart in the root mean square, {allowed:.0e} is "
-        "allowed. Something in the model's own forward is not as in the releases"
+        "allowed. Something in the model's own forward is not as in the models that are served"
     )
 
 

@@ -1,4 +1,4 @@
-"""Forwards that take the place of a model's own and of its blocks', on this package's operations.
+"""Forwards that take the place of blocks' own, on this package's operations, and what models around them share.
 
 They hold the module they belong to and look up its layers at every call, so that whatever replaces a parameter or a
 layer is used; copied or pickled with the module, they belong to the copy.
@@ -6,6 +6,7 @@ layer is used; copied or pickled with the module, they belong to the copy.
 
 import functools
 import inspect
+from collections.abc import Mapping, Sequence
 from types import CodeType
 from typing import Any
 
@@ -13,31 +14,42 @@ import torch
 from torch import Tensor, nn
 
 import crossmae_kernels as ck
-from crossmae.acceleration.autocast import State, observe_autocast, state_of, within
-from crossmae.acceleration.contract import MASK_RATIO, PREDICTION_RATIO, Contract, filled, results_in
+from crossmae.acceleration.layers import CrossAttentionLayers, SelfAttentionLayers
 from crossmae.acceleration.obstacles import Roles, forwards, has_hooks, listed, obstacles
-from crossmae.acceleration.structure import BLOCKS, Structure, mixing_obstacles, read_structure
-from crossmae.masking import Masking, random_masking
-from crossmae.model.blocks import Projection, cross_attention, keys_and_values_of_blocks, mlp, self_attention
-from crossmae_kernels.patches.reference import standardize
+from crossmae.model.blocks import (
+    DecoderLayers,
+    Folded,
+    Projection,
+    cross_attention,
+    keys_and_values_of_blocks,
+    mlp,
+    self_attention,
+)
 
-
-def result_names(structure: Structure) -> tuple[str, ...]:
-    """What a model can return: masks are 1 where a patch is predicted, or where it is hidden from the encoder."""
-    names = ("loss", "prediction", "target", "all targets", "mask", "hidden")
-    return (*names, "all predictions") if structure.maps is None else names
+# Hugging Face records a block's output by a hook on the block, which is called.
+_RECORDED = ("output_hidden_states",)
 
 
 class ModuleForward:
     """The forward of one module, in whose place it stands."""
 
-    def __init__(self, module: nn.Module, prefix: str, roles: Roles, called: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        prefix: str,
+        roles: Roles,
+        called: tuple[str, ...] = (),
+        tables: tuple[str, ...] = (),
+        proven: Mapping[str, Any] | None = None,
+    ) -> None:
         """``prefix`` names the module in messages; the others are as ``obstacles`` takes them."""
         self.module = module
         self.prefix = prefix
         self.roles = roles
         self.called = called
-        self.holders = {p: f for p, f in forwards(module, called).items() if roles.get(p, module) is None}
+        self.tables = tables
+        self.known = {p: f for p, f in forwards(module, called).items() if roles.get(p, module) is None}
+        self.known |= proven or {}
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -50,9 +62,17 @@ class ModuleForward:
         """``torch.export`` asks every forward for its place in the source."""
         return type(self).__call__.__code__
 
+    def sample(self) -> tuple[Any, ...]:
+        """Noise that the module can be called with."""
+        raise NotImplementedError
+
+    def obstacles(self) -> list[str]:
+        """Every reason why the module's layers could not be honoured as they are now."""
+        return [*obstacles(self.module, self.roles, self.known, self.prefix, self.called, self.tables)]
+
     def require_unchanged(self) -> None:
         """Refuse hooks and layers that came after acceleration and would not be honoured."""
-        self.refuse([*obstacles(self.module, self.roles, self.holders, self.prefix, self.called)])
+        self.refuse(self.obstacles())
 
     def refuse(self, problems: list[str]) -> None:
         """Raise RuntimeError if there are problems."""
@@ -60,203 +80,198 @@ class ModuleForward:
             raise RuntimeError(f"an accelerated model cannot honour this: {listed(problems)}; see crossmae.restore")
 
 
-class SelfAttentionForward(ModuleForward):
-    """The forward of a block of the encoder or of MAE's decoder."""
+class BlockForward(ModuleForward):
+    """The forward of a transformer block. ``heads`` are those of attention that does not tell its own."""
 
-    def __init__(self, block: nn.Module, prefix: str, roles: Roles, heads: int) -> None:
-        """``heads`` of attention that does not tell its own."""
-        super().__init__(block, prefix, roles)
+    def __init__(
+        self,
+        block: nn.Module,
+        prefix: str,
+        layers: SelfAttentionLayers | CrossAttentionLayers,
+        heads: int = 0,
+        proven: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(block, prefix, layers.roles, proven=proven)
+        self.layers: Any = layers
         self.heads = heads
+        parameters = list(inspect.signature(type(block).forward).parameters.values())[1:]
+        self.parameters = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        self.open_ended = len(self.parameters) < len(parameters)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def layer(self, path: str) -> Any:
+        """The layer that stands there now."""
+        return self.module.get_submodule(path)
+
+    @property
+    def told_heads(self) -> tuple[str, str]:
+        """Where attention stands, and what it calls its number of heads."""
+        if isinstance(self.layers, SelfAttentionLayers):
+            return self.layers.attention, self.layers.heads
+        return "cross_attn", "num_heads"
+
+    def only(self, tensors: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The first ``tensors`` arguments; others, such as masks, must be the nothing that they are by default."""
+        values = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
+        names = self.parameters[:tensors]
+        unknown = [] if self.open_ended else [name for name in kwargs if name not in self.parameters]
+        if len(args) > len(self.parameters) or unknown or any(name not in values for name in names):
+            got = ", ".join([f"{len(args)} arguments", *(f"{name}=" for name in kwargs)])
+            raise TypeError(f"{self.prefix}forward takes ({', '.join(self.parameters)}), got {got}")
+        served = (*names, *_RECORDED)
+        others = [
+            name for name, value in values.items() if name not in served and not (value is None or value is False)
+        ]
+        self.refuse([f"{self.prefix}{name} is served at its default only" for name in others])
+        return [values[name] for name in names]
+
+
+class SelfAttentionForward(BlockForward):
+    """The forward of a block of an encoder or of MAE's decoder."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """``(B, T, D)`` -> ``(B, T, D)``."""
         self.require_unchanged()
+        (x,) = args if len(args) == 1 and not kwargs else self.only(1, args, kwargs)
         block: Any = self.module
-        heads = getattr(block.attn, "num_heads", self.heads)
-        x = self_attention(x, block.norm1, block.attn.qkv, block.attn.proj, heads)
-        return mlp(x, block.norm2, block.mlp.fc1, block.mlp.fc2)
+        # Hugging Face's checkpointing belongs to the forward that was replaced.
+        if getattr(block, "gradient_checkpointing", False) and block.training and torch.is_grad_enabled():
+            return block._gradient_checkpointing_func(self.compute, x)
+        return self.compute(x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """``(B, T, D)`` -> ``(B, T, D)``."""
+        layers: SelfAttentionLayers = self.layers
+        attention, key = self.told_heads
+        heads = getattr(self.layer(attention), key, self.heads)
+        qkv = _joint([self.layer(path) for path in layers.qkv])
+        x = self_attention(x, self.layer(layers.norm1), qkv, self.layer(layers.proj), heads)
+        return mlp(x, self.layer(layers.norm2), self.layer(layers.fc1), self.layer(layers.fc2))
+
+    def sample(self) -> tuple[Tensor, ...]:
+        """Noise that the block can be called with."""
+        return (noise(self.layer(self.layers.norm1), 5),)
 
 
-class CrossAttentionForward(ModuleForward):
+class CrossAttentionForward(BlockForward):
     """The forward of a block of CrossMAE's decoder."""
 
-    def __init__(self, block: nn.Module, prefix: str, roles: Roles, heads: int) -> None:
-        """``heads`` of attention that does not tell its own."""
-        super().__init__(block, prefix, roles)
-        self.heads = heads
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Queries ``(B, Q, D)`` and normalised features ``(B, K, E)`` -> ``(B, Q, D)``."""
-        kv: nn.Linear = self.module.get_submodule("cross_attn.kv")  # type: ignore[assignment]
-        return self.attend(x, nn.functional.linear(y, kv.weight, kv.bias))
+        x, y = args if len(args) == 2 and not kwargs else self.only(2, args, kwargs)
+        return self.attend(x, self.project(y))
+
+    def project(self, y: Tensor) -> Tensor:
+        """Keys and values ``(B, K, 2 D)`` of features ``(B, K, E)``."""
+        kv = self.layer("cross_attn.kv")
+        return nn.functional.linear(y, kv.weight, kv.bias)
 
     def attend(
-        self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None, proj: Projection | None = None
+        self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None, folded: Folded | None = None
     ) -> Tensor:
         """Queries, or table ``(N, D)`` and ids ``(B, Q)``; keys and values ``(B, K, 2 D)`` -> ``(B, Q, D)``."""
         self.require_unchanged()
         block: Any = self.module
-        if "self_attn" in self.roles:
+        if self.layers.attends_to_itself:
             x, ids = (x if ids is None else x[ids]), None
             heads = getattr(block.self_attn, "num_heads", self.heads)
             x = self_attention(x, block.norm0, block.self_attn.qkv, block.self_attn.proj, heads)
         attention = block.cross_attn
         heads = getattr(attention, "num_heads", self.heads)
-        x = cross_attention(x, block.norm1, attention.q, proj or attention.proj, heads, keys_and_values, ids)
-        return mlp(x, block.norm2, block.mlp.fc1, block.mlp.fc2)
+        x = cross_attention(x, block.norm1, attention.q, attention.proj, heads, keys_and_values, ids, folded)
+        return mlp(x, block.norm2, self.layer(self.layers.fc1), self.layer(self.layers.fc2), folded=folded)
+
+    def folded_layers(self) -> DecoderLayers:
+        """Those that are folded and cast together with other blocks'."""
+        block: Any = self.module
+        q, kv, proj = block.cross_attn.q, block.cross_attn.kv, block.cross_attn.proj
+        fc1, fc2 = self.layer(self.layers.fc1), self.layer(self.layers.fc2)
+        return DecoderLayers(block.norm1, q, kv, proj, block.norm2, fc1, fc2)
+
+    def sample(self) -> tuple[Tensor, ...]:
+        """Noise that the block can be called with."""
+        return noise(self.layer("norm1"), 3), noise(self.layer("cross_attn.kv"), 5)
 
 
-class ModelForward(ModuleForward):
-    """The forward of a whole model. ``arguments`` are the release's, as they were given to ``accelerate``."""
-
-    def __init__(
-        self, model: nn.Module, structure: Structure, roles: Roles, arguments: dict[str, Any], contract: Contract
-    ) -> None:
-        super().__init__(model, "", roles, called=BLOCKS)
-        self.structure = structure
-        self.arguments = arguments
-        self.contract = contract
-        self.autocast: dict[str, dict[State, State]] = {}
-        self.overridden = self._overridden()
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the model's own forward."""
-        self.require_unchanged()
-        self.refuse([f"{name} was replaced in this instance" for name in self._overridden() - self.overridden])
-        self.structure = read_structure(self.module, self.arguments)
-        values = self.contract.bind(args, kwargs)
-        template = self.contract.template(self.module.training, values)
-        images = next(iter(values.values()))
-        self._check(images)
-        mask_ratio, prediction_ratio = self._ratios(values)
-        outer, device_type = state_of(images.device.type), images.device.type
-        if device_type not in self.autocast:
-            self.autocast[device_type] = observe_autocast(self.module, images)
-        with within(device_type, self.autocast[device_type].get(outer, outer)):
-            results = self._results(images, mask_ratio, prediction_ratio, results_in(template))
-        return filled(template, results)
-
-    def _overridden(self) -> set[str]:
-        """Methods of the class that the instance has of its own."""
-        model = self.module
-        return {n for n, value in model.__dict__.items() if callable(value) and hasattr(type(model), n)} - {"forward"}
-
-    def _check(self, images: object) -> None:
-        expected = (self.structure.channels, *self.structure.image_size)
-        if not isinstance(images, Tensor) or images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise ValueError(f"images must have shape (batch, {', '.join(map(str, expected))}), got {got}")
-        if not images.is_floating_point():
-            raise TypeError(f"images must be floating point, got {images.dtype}")
-
-    def _ratios(self, values: dict[str, Any]) -> tuple[float, float]:
-        names = [name for name in (MASK_RATIO, PREDICTION_RATIO) if name in values]
-        ratios = [values[name] for name in names]
-        if not all(isinstance(ratio, (int, float)) for ratio in ratios) or not 0 < ratios[-1] <= ratios[0] < 1:
-            got = ", ".join(f"{name}={ratio!r}" for name, ratio in zip(names, ratios, strict=True))
-            raise ValueError(f"ratios must be 0 < {' <= '.join(reversed(names))} < 1, got {got}")
-        return ratios[0], ratios[-1]
-
-    def _results(
-        self, images: Tensor, mask_ratio: float, prediction_ratio: float, requested: set[str]
-    ) -> dict[str, Tensor]:
-        """What a call may return, by name, if it is ``requested``."""
-        structure, batch = self.structure, images.shape[0]
-        masking = random_masking(
-            batch, structure.patches, mask_ratio, prediction_ratio, device=images.device, rounding="release"
-        )
-        ids, patch = masking.predicted_ids, structure.patch_size
-        maps = self._encode(images, masking.visible_ids)
-        results: dict[str, Tensor] = {}
-        if structure.maps is None:
-            results["all predictions"] = everything = self._decode_all(maps[-1], masking)
-            results["prediction"] = prediction = _rows(everything, ids)
-        else:
-            results["prediction"] = prediction = self._decode(maps, ids)
-        if "loss" in requested:
-            loss = ck.patch_loss(prediction, images, ids, patch, structure.normalize_targets)
-            if structure.maps is not None:
-                # A mean over what is predicted. MAE's is weighted by the mask, which is float32.
-                loss = loss.to(torch.promote_types(prediction.dtype, images.dtype))
-            results["loss"] = loss
-        if requested & {"target", "all targets"}:
-            results["all targets"] = targets = self._targets(images)
-            results["target"] = _rows(targets, ids)
-        empty = torch.zeros(batch, structure.patches, device=images.device)
-        if "mask" in requested:
-            results["mask"] = empty.scatter(1, ids, 1)
-        if "hidden" in requested:
-            results["hidden"] = (1 - empty).scatter(1, masking.visible_ids, 0)
-        return results
-
-    def _encode(self, images: Tensor, visible_ids: Tensor) -> list[Tensor]:
-        """The encoder's input and the output of each of its blocks, each ``(B, V + 1, E)``."""
-        model: Any = self.module
-        projection: nn.Conv2d = model.patch_embed.proj
-        patches = ck.gather_patches(images, visible_ids, self.structure.patch_size)
-        x = nn.functional.linear(patches, projection.weight.permute(0, 2, 3, 1).flatten(1), projection.bias)
-        x = x + model.pos_embed[0, 1:][visible_ids]
-        # MAE gives its class token a row of the table, which is zero while the table is the fixed one; CrossMAE none.
-        token = model.cls_token + model.pos_embed[:, :1] if self.structure.maps is None else model.cls_token
-        maps = [torch.cat([token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)]
-        for block in model.blocks:
-            maps.append(block(maps[-1]))
-        return maps
-
-    def _decode(self, maps: list[Tensor], ids: Tensor) -> Tensor:
-        """CrossMAE's decoder: predicted patches ``(B, Q, P)``."""
-        model: Any = self.module
-        table = (model.mask_token + model.decoder_pos_embed[:, 1:])[0]
-        # Shards of a model may compute in other dtypes than the whole.
-        dtype = functools.reduce(torch.promote_types, (each.dtype for each in maps))
-        chosen = [maps[index].to(dtype) for index in self.structure.maps or ()]
-        weight, norms, blocks = model.wfm.linear.weight, list(model.dec_norms), list(model.decoder_blocks)
-        self.refuse([*mixing_obstacles(norms)])
-        scale, shift = torch.stack([n.weight for n in norms]), torch.stack([n.bias for n in norms])
-        kv, proj = [block.cross_attn.kv for block in blocks], [block.cross_attn.proj for block in blocks]
-        if all(_is_bare(block) for block in blocks) and all(layer.bias is not None for layer in (*kv, *proj)):
-            # Nothing else wants to see the features: keys and values of all blocks in one product.
-            projected = keys_and_values_of_blocks(chosen, weight, scale, shift, kv, proj, norms[0].eps)
-            x, places = (
-                table,
-                [ids, *[None] * (len(blocks) - 1)],
-            )  # from the second block on the queries are rows of each image
-            for block, (keys_and_values, layer), place in zip(blocks, projected, places, strict=True):
-                x = block.forward.attend(x, keys_and_values, place, layer)
-        else:
-            x = table[ids]
-            for block, y in zip(blocks, ck.mix_feature_maps(chosen, weight, scale, shift, norms[0].eps), strict=True):
-                x = block(x, y)
-        return self._pixels(x)
-
-    def _decode_all(self, features: Tensor, masking: Masking) -> Tensor:
-        """MAE's decoder: predictions of all patches ``(B, L, P)``."""
-        model: Any = self.module
-        norm, embed = model.norm, model.decoder_embed
-        visible = ck.norm_linear(features, embed.weight, embed.bias, norm.weight, norm.bias, norm.eps)
-        ids = masking.visible_ids
-        tokens = model.mask_token.to(visible.dtype).expand(visible.shape[0], self.structure.patches, -1)
-        tokens = tokens.scatter(1, ids[:, :, None].expand(-1, -1, tokens.shape[-1]), visible[:, 1:])
-        x = torch.cat([visible[:, :1], tokens], dim=1) + model.decoder_pos_embed
-        for block in model.decoder_blocks:
-            x = block(x)
-        return self._pixels(x)[:, 1:]
-
-    def _pixels(self, x: Tensor) -> Tensor:
-        model: Any = self.module
-        norm, head = model.decoder_norm, model.decoder_pred
-        return ck.norm_linear(x, head.weight, head.bias, norm.weight, norm.bias, norm.eps)
-
-    def _targets(self, images: Tensor) -> Tensor:
-        """What all patches are to be predicted as, ``(B, L, P)``."""
-        every = torch.arange(self.structure.patches, device=images.device).expand(images.shape[0], -1)
-        patches = ck.gather_patches(images, every, self.structure.patch_size)
-        return standardize(patches) if self.structure.normalize_targets else patches
+def noise(layer: Any, tokens: int, seed: int = 0) -> Tensor:
+    """``(2, tokens, width)`` as a layer takes it; its rows span four orders of magnitude, so that an epsilon shows."""
+    width = layer.in_features if isinstance(layer, nn.Linear) else layer.normalized_shape[-1]
+    generator = torch.Generator().manual_seed(seed)
+    x, scale = (
+        torch.randn(2, tokens, width, generator=generator, device="cpu"),
+        torch.rand(2, tokens, 1, generator=generator, device="cpu"),
+    )
+    return (x * 10 ** (4 * scale - 3)).to(layer.weight.device, layer.weight.dtype).requires_grad_()
 
 
-def _rows(x: Tensor, ids: Tensor) -> Tensor:
-    """Rows ``(B, T, P)`` of ``(B, L, P)``."""
-    return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[-1]))
+def embed(images: Tensor, ids: Tensor, projection: nn.Conv2d, positions: Tensor, token: Tensor) -> Tensor:
+    """An encoder's input ``(B, V + 1, E)``: a class token ``(1, 1, E)``, and the visible patches of ``ids`` ``(B, V)``.
+
+    ``positions`` are those of all patches, ``(L, E)``.
+    """
+    patches = ck.gather_patches(images, ids, projection.kernel_size[0])
+    x = nn.functional.linear(patches, projection.weight.permute(0, 2, 3, 1).flatten(1), projection.bias)
+    x = x + positions[ids]
+    return torch.cat([token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
+
+
+def decode(
+    maps: Sequence[Tensor],
+    ids: Tensor,
+    table: Tensor,
+    mixing_weight: Tensor,
+    norms: Sequence[Any],
+    blocks: Sequence[Any],
+) -> Tensor:
+    """CrossMAE's decoder (section 3.3) but for its head: ``(B, Q, D)``.
+
+    Args:
+        maps: k feature maps ``(B, K, E)``.
+        ids: of the patches to predict, ``(B, Q)``.
+        table: queries of all patches ``(L, D)``.
+        mixing_weight: ``(n, k)``.
+        norms: of the n mixes, LayerNorms; the last ones may be left out, and their mixes stay as they are.
+        blocks: n blocks, wrapped or not.
+
+    Raises:
+        RuntimeError: if the norms cannot be applied together.
+    """
+    # Shards of a model may compute in other dtypes than the whole.
+    dtype = functools.reduce(torch.promote_types, (each.dtype for each in maps))
+    maps, normed = [each.to(dtype) for each in maps], len(norms)
+    scale, shift, eps = torch.stack([n.weight for n in norms]), torch.stack([n.bias for n in norms]), norms[0].eps
+    layers = [block.forward.folded_layers() for block in blocks] if all(map(_is_bare, blocks)) else []
+    if layers and all(layer.bias is not None for each in layers for layer in each):
+        # Nothing else wants to see the features: keys and values of all normed mixes in one product.
+        prepared = keys_and_values_of_blocks(maps, mixing_weight, scale, shift, layers, eps)
+        x, places = table, [ids, *[None] * (len(blocks) - 1)]  # from the second block on queries are rows of each image
+        for block, (keys_and_values, folded), place in zip(blocks, prepared, places, strict=True):
+            x = block.forward.attend(x, keys_and_values, place, folded)
+        return x
+    x = table[ids]
+    plain = [*ck.mix_feature_maps(maps, mixing_weight[normed:], normalize=False)] if normed < len(blocks) else []
+    mixes = [*ck.mix_feature_maps(maps, mixing_weight[:normed], scale, shift, eps), *plain]
+    for block, y in zip(blocks, mixes, strict=True):
+        x = block(x, y)
+    return x
+
+
+def pixels(x: Tensor, norm: Any, head: Any) -> Tensor:
+    """The decoder's head: ``(B, Q, D)`` -> ``(B, Q, P)``."""
+    return ck.norm_linear(x, head.weight, head.bias, norm.weight, norm.bias, norm.eps)
+
+
+def overridden(module: nn.Module) -> set[str]:
+    """Methods of the class that the instance has of its own, ``forward`` aside."""
+    return {n for n, value in module.__dict__.items() if callable(value) and hasattr(type(module), n)} - {"forward"}
+
+
+def _joint(layers: list[nn.Linear]) -> nn.Linear | Projection:
+    """Projections side by side as one."""
+    if len(layers) == 1:
+        return layers[0]
+    weights: list[Tensor] = [layer.weight for layer in layers]
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+    return Projection(torch.cat(weights), torch.cat(biases) if biases else None)
 
 
 def _is_bare(block: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """What a model does when it is called: results, outputs of its blocks, gradients; and the model left as it was."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import product
@@ -29,13 +29,12 @@ class Observation:
     gradients: dict[str, Tensor | None] = field(default_factory=dict)
 
 
-def sample_images(model: nn.Module, channels: int, size: tuple[int, int], patch: int) -> Tensor:
-    """Two images of noise, where and as the model takes them, from a generator of its own.
+def noise_images(token: Any, channels: int, size: tuple[int, int], patch: int) -> Tensor:
+    """Two images of noise, where and as a model with that class or mask token takes them, from a generator of its own.
 
     Brightness and contrast of their patches span four orders of magnitude, as dark and bright pictures do, so that
     formulas show which differ only for some of them.
     """
-    token: Any = model.cls_token
     if token.is_meta:
         raise ValueError("accelerate: the model's tensors are on the meta device; load its weights first")
     generator = torch.Generator().manual_seed(0)
@@ -80,6 +79,23 @@ def observe_step(model: nn.Module, images: Tensor, defaults: Mapping[str, Any], 
     """The same of one training step, with the gradients of all parameters; they are not kept in ``grad``."""
     setting = (True, *[False] * len(flags))
     return _observe(model, images, _arguments(defaults, flags, setting), setting, exactly=True, step=True)
+
+
+def observe_part(module: nn.Module, inputs: tuple[Any, ...]) -> dict[Setting, Observation]:
+    """One module by itself in training and in evaluation, on the same randoms: its output and all gradients."""
+    seen: dict[Setting, Observation] = {}
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    for training in (True, False):
+        with (
+            _left_as_it_was(module, tensors[0]),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(tensors[0].device.type, enabled=False),
+        ):
+            module.train(training)
+            output = module.forward(*inputs)
+            seen[training,] = Observation(output=output, gradients=_gradients(module, output, tensors))
+    return seen
 
 
 def _arguments(defaults: Mapping[str, Any], flags: tuple[str, ...], setting: Setting) -> dict[str, Any]:
@@ -131,9 +147,10 @@ def _observe(
     return seen
 
 
-def _gradients(model: nn.Module, output: Any) -> dict[str, Tensor | None]:
+def _gradients(model: nn.Module, output: Any, inputs: Sequence[Tensor] = ()) -> dict[str, Tensor | None]:
     leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters |= {f"input {index}": x for index, x in enumerate(inputs) if x.requires_grad}  # type: ignore[misc]
     if not leaves or not parameters:
         return {}
     # A slope, which tells the elements of a result from one another.

@@ -11,6 +11,9 @@ Roles = Mapping[str, type[nn.Module] | None]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
+# Where Hugging Face's hooks come from that stay on a model once something was recorded in it.
+_RECORDER = "transformers.utils.output_capturing"
+
 # Wrappers that do nothing but call the module they hold: activation checkpointing's, FSDP1's, torch.compile's.
 WRAPPED = ("_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod")
 
@@ -45,73 +48,100 @@ def below(module: nn.Module, called: tuple[str, ...] = (), prefix: str = "") -> 
     for name, child in module._modules.items():
         if child is not None and name != "parametrizations":
             yield prefix + name, child
-            if name not in called:
-                yield from below(child, (), f"{prefix}{name}.")
+            if prefix + name not in called:
+                yield from below(child, called, f"{prefix}{name}.")
+
+
+def has_roles(module: nn.Module, roles: Roles) -> bool:
+    """Whether the submodules are there, whatever they compute; those on the way may be wrapped."""
+    return all(_find(module, path.split(".")) is not None for path in roles)
+
+
+def _find(module: nn.Module, names: list[str]) -> nn.Module | None:
+    for name in names:
+        child = module._modules.get(name)
+        if child is None:
+            return None
+        module = unwrapped(child)
+    return module
 
 
 def obstacles(
-    module: nn.Module, roles: Roles, holders: Mapping[str, Any], prefix: str = "", called: tuple[str, ...] = ()
+    module: nn.Module,
+    roles: Roles,
+    known: Mapping[str, Any],
+    prefix: str = "",
+    called: tuple[str, ...] = (),
+    tables: tuple[str, ...] = (),
 ) -> Iterator[str]:
     """Every reason why fused operations cannot stand in for the submodules of ``module``.
 
     Args:
         module: a block, or a model.
         roles: what its submodules must be.
-        holders: forwards, by path, of those that only hold others, as they were when it was accelerated.
+        known: forwards, by path, as they were when it was accelerated, of submodules that only hold others, and of
+            those that were seen to compute what they should.
         prefix: names the module in front of a path.
-        called: lists of children that are called as ever.
+        called: paths of what is called as ever, or not at all.
+        tables: paths of parameters that submodules hold for ``module``, such as tokens and positions.
     """
     seen = set()
     for path, child in below(module, called):
         name = prefix + path
         seen.add(path)
-        if has_hooks(child):
-            yield f"{name} {_hooks_of(child)}"
+        if hooks := _hooks_of(child):
+            yield f"{name} {hooks}"
         if "forward" in child.__dict__ or type(child).__call__ is not nn.Module.__call__:
             yield f"{name} has a forward of its own"
         elif path in called:
             continue
         elif path not in roles:
-            yield from _more_than_nothing(name, child)
+            yield from _more_than_nothing(name, child, known.get(path))
         else:
             kind, forward = roles[path], type(child).forward
-            if kind is not None and forward is not kind.forward:
+            if kind is not None and forward is not kind.forward and forward is not known.get(path):
                 got = f"{type(child).__module__}.{type(child).__qualname__}"
                 yield f"{name} must compute as nn.{kind.__name__} does, got {got}"
-            elif kind is None and child._parameters:
-                yield f"{name} has a parameter that is not known, {next(iter(child._parameters))}"
-            elif kind is None and forward is not holders.get(path, forward):
+            elif kind is None and (unknown := [own for own in child._parameters if f"{path}.{own}" not in tables]):
+                yield f"{name} has a parameter that is not known, {unknown[0]}"
+            elif kind is None and forward is not known.get(path, forward):
                 yield f"{name} was replaced by one with another forward, {type(child).__qualname__}"
+            elif kind is None:
+                yield from _odd_attention(name, child)
             elif kind is nn.Conv2d:
                 yield from _more_than_patches(name, child)
     for path in roles:
         if path not in seen:
             yield f"{prefix}{path} is missing"
-    yield from _odd_scales(module, prefix)
 
 
 def forwards(module: nn.Module, called: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Classes' forwards by path, for ``holders``."""
+    """Classes' forwards by path, for ``known``."""
     return {path: type(child).forward for path, child in below(module, called)}
 
 
 def _hooks_of(module: nn.Module) -> str:
+    """What is wrong with the module's hooks, if anything."""
+    hooks = [hook for name in _HOOKS for hook in module.__dict__[name].values()]
+    # One of Hugging Face's records attention's weights or nothing; blocks refuse to be asked for weights.
+    hooks = [hook for hook in hooks if getattr(hook, "__module__", None) != _RECORDER]
+    if not hooks:
+        return ""
     if hasattr(module, "set_reshard_after_forward"):
         return "is sharded by itself; shard the model and its blocks only"
-    hooks = [hook for name in _HOOKS for hook in module.__dict__[name].values()]
     kinds = sorted({getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks})
     return f"has a hook ({', '.join(kinds)}), which would not be called (those of the model and of its blocks are)"
 
 
-def _more_than_nothing(name: str, module: nn.Module) -> Iterator[str]:
-    """Why a module without a role is more than a place in which nothing happens."""
-    # Stochastic depth, wherever it comes from, has drop_prob.
-    rate = module.p if isinstance(module, _DropoutNd) else getattr(module, "drop_prob", None)
-    if rate:
-        yield f"{name} drops with probability {rate}, only 0 is served"
+def _more_than_nothing(name: str, module: nn.Module, known: Any) -> Iterator[str]:
+    """Why a module without a role is more than a place in which nothing happens; ``known`` is a forward that is not."""
+    # Stochastic depth, wherever it comes from, has drop_prob or p.
+    rate = getattr(module, "drop_prob", getattr(module, "p", None))
+    if isinstance(rate, float | int) and rate:
+        yield f"{name} drops with probability {rate:g}, only 0 is served"
     elif isinstance(module, nn.GELU) and module.approximate != "none":
         yield f"{name} must be exact GELU, got approximate={module.approximate!r}"
-    elif type(module).forward not in _NOTHING and not (rate == 0 and not isinstance(module, _DropoutNd)):
+    elif type(module).forward not in (*_NOTHING, known) and not (rate == 0 and not isinstance(module, _DropoutNd)):
         yield f"{name} ({type(module).__name__}) is not known"
 
 
@@ -121,11 +151,26 @@ def _more_than_patches(name: str, convolution: Any) -> Iterator[str]:
         yield f"{name} must take patches side by side, got stride, padding, dilation, groups {layout}"
 
 
-def _odd_scales(block: nn.Module, prefix: str) -> Iterator[str]:
-    """Scores are divided by the root of a head's width, whatever a module may say."""
-    for path, attention in block._modules.items():
-        scale, heads, proj = (getattr(attention, key, None) for key in ("scale", "num_heads", "proj"))
+def _odd_attention(name: str, attention: nn.Module) -> Iterator[str]:
+    """What attention does, by its attributes, that fused attention does not."""
+    for key in ("attn_drop", "attention_dropout"):
+        rate = getattr(attention, key, None)
+        if isinstance(rate, float) and rate:
+            yield f"{name}.{key} drops with probability {rate:g}, only 0 is served"
+    if getattr(getattr(attention, "config", None), "output_attentions", False):
+        yield f"{name} must return no weights, got config.output_attentions=True"
+    # Scores are divided by the root of a head's width, whatever a module may say.
+    for key, heads_key, proj_key in (("scale", "num_heads", "proj"), ("scaling", "num_attention_heads", "o_proj")):
+        scale, heads, proj = (getattr(attention, each, None) for each in (key, heads_key, proj_key))
         if isinstance(scale, float) and isinstance(heads, int) and isinstance(proj, nn.Linear):
             expected = (proj.in_features / heads) ** -0.5
             if abs(scale / expected - 1) > 1e-6:
-                yield f"{prefix}{path}.scale must be {expected:.6g}, got {scale:.6g}"
+                yield f"{name}.{key} must be {expected:.6g}, got {scale:.6g}"
+
+
+def mixing_obstacles(name: str, norms: list[Any]) -> Iterator[str]:
+    """Why the norms of the decoder blocks' mixes, which stand under ``name``, cannot be applied together."""
+    if any(norm.weight is None or norm.bias is None for norm in norms):
+        yield f"{name} must all have a weight and a bias"
+    if len({norm.eps for norm in norms}) > 1:
+        yield f"{name} must have the same eps, got {sorted({norm.eps for norm in norms})}"

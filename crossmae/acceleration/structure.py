@@ -1,36 +1,14 @@
 """What a model under the releases' names is made of, read off the model."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from crossmae.acceleration.obstacles import WRAPPED, Roles, listed, obstacles, unwrapped
+from crossmae.acceleration.layers import CROSS_ATTENTION, SELF_ATTENTION, CrossAttentionLayers, SelfAttentionLayers
+from crossmae.acceleration.obstacles import WRAPPED, Roles, listed, mixing_obstacles, obstacles, unwrapped
 
-_MLP: Roles = {"norm2": nn.LayerNorm, "mlp": None, "mlp.fc1": nn.Linear, "mlp.fc2": nn.Linear}
-SELF_ATTENTION_BLOCK: Roles = {
-    "norm1": nn.LayerNorm,
-    "attn": None,
-    "attn.qkv": nn.Linear,
-    "attn.proj": nn.Linear,
-    **_MLP,
-}
-CROSS_ATTENTION_BLOCK: Roles = {
-    "norm1": nn.LayerNorm,
-    "cross_attn": None,
-    "cross_attn.q": nn.Linear,
-    "cross_attn.kv": nn.Linear,
-    "cross_attn.proj": nn.Linear,
-    **_MLP,
-}
-# In front of the cross-attention, if the decoder's queries see each other.
-DECODER_SELF_ATTENTION: Roles = {
-    "norm0": nn.LayerNorm,
-    "self_attn": None,
-    "self_attn.qkv": nn.Linear,
-    "self_attn.proj": nn.Linear,
-}
 BLOCKS = ("blocks", "decoder_blocks")
 TABLES = ("cls_token", "mask_token", "pos_embed", "decoder_pos_embed")
 
@@ -58,11 +36,11 @@ class Structure:
         return (self.image_size[0] // self.patch_size) * (self.image_size[1] // self.patch_size)
 
     @property
-    def decoder_block(self) -> Roles:
-        """Roles within a block of the decoder."""
+    def decoder_block(self) -> SelfAttentionLayers | CrossAttentionLayers:
+        """Where the layers of a block of the decoder stand."""
         if self.maps is None:
-            return SELF_ATTENTION_BLOCK
-        return {**CROSS_ATTENTION_BLOCK, **(DECODER_SELF_ATTENTION if self.decoder_self_attention else {})}
+            return SELF_ATTENTION
+        return replace(CROSS_ATTENTION, attends_to_itself=self.decoder_self_attention)
 
     def outside_of_blocks(self, decoder_depth: int) -> Roles:
         """Roles within the model but for its blocks."""
@@ -90,7 +68,7 @@ def read_structure(model: nn.Module, given: Mapping[str, Any]) -> Structure:
     Raises:
         ValueError: naming what is missing, is not known, or is given otherwise than the model has it.
     """
-    _require_names(model)
+    require_names(model)
     encoder, decoder = (blocks_of(model, path) for path in BLOCKS)
     is_mae, attends_to_itself = hasattr(model, "decoder_embed"), hasattr(decoder[0], "self_attn")
     attentions = ("attn",) if is_mae else ("cross_attn", "self_attn")[: 1 + attends_to_itself]
@@ -145,11 +123,21 @@ class _Numbers:
         return given if told is None else told
 
 
-def _require_names(model: nn.Module) -> None:
-    kind = type(model).__name__
+def has_release_blocks(model: nn.Module) -> bool:
+    """Whether the encoder's blocks and the decoder's stand where a release's model has them."""
+    return all(path in model._modules for path in BLOCKS)
+
+
+def require_unwrapped(model: nn.Module) -> None:
+    """Raise ValueError if a model is given in one of the usual wrappers."""
     for name in ("module", *WRAPPED):
         if name in model._modules:
+            kind = type(model).__name__
             raise ValueError(f"accelerate: give the model before it is wrapped, got {kind}, which holds it as {name}")
+
+
+def require_names(model: nn.Module) -> None:
+    """Raise ValueError unless a model has a release's names."""
     needed = [*TABLES, "patch_embed.proj", "decoder_norm", "decoder_pred"]
     needed += ["blocks.0.attn.proj", "blocks.0.mlp.fc1", "decoder_blocks.0.mlp.fc1"]
     if hasattr(model, "decoder_embed"):
@@ -158,8 +146,10 @@ def _require_names(model: nn.Module) -> None:
         needed += ["wfm.linear", "dec_norms.0", "decoder_blocks.0.cross_attn.proj"]
     missing = [name for name in needed if not _has(model, name)]
     if missing:
+        blocks = "" if has_release_blocks(model) else ", nor has it a transformer block that is known"
         raise ValueError(
-            f"accelerate: {kind} is no CrossMAE or MAE under the releases' names: it has no {listed(missing)}"
+            f"accelerate: {type(model).__name__} is no CrossMAE or MAE under the releases' names{blocks}: "
+            f"it has no {listed(missing)}"
         )
 
 
@@ -252,7 +242,7 @@ def _all_obstacles(
         if name not in TABLES:
             yield f"{name} is a tensor that is not known"
     for path, blocks, roles in zip(
-        BLOCKS, (encoder, decoder), (SELF_ATTENTION_BLOCK, structure.decoder_block), strict=True
+        BLOCKS, (encoder, decoder), (SELF_ATTENTION.roles, structure.decoder_block.roles), strict=True
     ):
         for index, block in enumerate(blocks):
             name = f"{path}.{index}"
@@ -261,12 +251,4 @@ def _all_obstacles(
                 yield f"{name} has a forward of its own"
             yield from obstacles(block, roles, {}, f"{name}.")
     if structure.maps is not None:
-        yield from mixing_obstacles(list(model.get_submodule("dec_norms").children()))
-
-
-def mixing_obstacles(norms: list[Any]) -> Iterator[str]:
-    """Why the norms of the decoder blocks' mixes cannot be applied together."""
-    if any(norm.weight is None or norm.bias is None for norm in norms):
-        yield "dec_norms must all have a weight and a bias"
-    if len({norm.eps for norm in norms}) > 1:
-        yield f"dec_norms must have the same eps, got {sorted({norm.eps for norm in norms})}"
+        yield from mixing_obstacles("dec_norms", list(model.get_submodule("dec_norms").children()))

@@ -25,6 +25,8 @@ from crossmae.model.encoder import Encoder
 from crossmae.model.positions import interpolate_positions
 from crossmae.model.values import pair
 
+# What shapes of tensors tell.
+_SIZES = ("encoder_width", "encoder_depth", "patch_size", "channels", "class_tokens", "mlp_ratio")
 # What changes features and no tensor tells, beside the grid.
 _BESIDE = ("encoder_heads", "norm_eps")
 
@@ -95,7 +97,9 @@ def starting_encoder(config: Config, path: str | os.PathLike[str], key: str | No
     rows = tensors["pos_embed"].shape[1]  # interpolated below, where they are of another grid
     expected["pos_embed"] = (1, rows, config.encoder_width)
     if wrong := misfits(expected, tensors):
-        raise ValueError(f"{file} does not fit the model's encoder: {first_few(wrong, separator='; ')}")
+        sizes = [(name, told[name], getattr(config, name)) for name in _SIZES if told[name] != getattr(config, name)]
+        why = f" ({', '.join(f'{name} {theirs}, here {ours}' for name, theirs, ours in sizes)})" if sizes else ""
+        raise ValueError(f"{file} does not fit the model's encoder{why}: {first_few(wrong, separator='; ')}")
     beside = {name: getattr(config, name) for name in _BESIDE}
     if missing := [f"{name}={value!r}" for name, value in beside.items() if name not in told]:
         said.append(f"not told and so taken to be as the model's: {', '.join(missing)}")
@@ -117,7 +121,8 @@ def _read_encoder(file: Path, key: str | None) -> tuple[dict[str, Tensor], Told,
         if key is not None:
             raise ValueError(f"{file} holds one model; remove key={key!r}")
         source = filled(own_config(metadata[CONFIG_KEY], file), content, str(file))
-        told.add("its configuration", {name: getattr(source.config, name) for name in (*_BESIDE, "image_size")})
+        of_ours = {name: getattr(source.config, name) for name in (*_SIZES, *_BESIDE, "image_size")}
+        told.add("its configuration", of_ours)
         return encoder_tensors(source), told, []
     state, said = find_state_dict(content, file, key)
     named = named_as_released(state)
@@ -136,12 +141,13 @@ def _agree_on_the_norm(tensors: dict[str, Tensor], names: dict[str, str], said: 
     """Leave a final norm out that only one of checkpoint and model has."""
     theirs, ours = ([name for name in of if name.startswith("norm.")] for of in (tensors, names))
     if theirs and not ours:
-        said.append(f"left out, as a model that mixes maps has no final norm: {', '.join(theirs)}")
-    if ours and not theirs:
+        said.append(f"left out, as the model has no final norm: {', '.join(theirs)}")
+        for name in theirs:
+            del tensors[name]
+    elif ours and not theirs:
         said.append("it has no final norm, and the model's stays as it is")
-    for name in {*theirs} ^ {*ours}:
-        tensors.pop(name, None)
-        names.pop(name, None)
+        for name in ours:
+            del names[name]
 
 
 def _for_the_grid(

@@ -70,7 +70,7 @@ def load(
     Raises:
         FileNotFoundError: if there is no such file.
         TypeError: on arguments that do not exist, or are given for a file of ours that tells its configuration.
-        ValueError: if an argument is of another type, or its two spellings differ; if the file is no checkpoint or
+        ValueError: if an argument is of another type, or its two spellings differ; if the file is not a checkpoint or
             damaged, holds other tensors than the model has, does not tell what cannot be assumed, or tells something
             else than the arguments.
     """

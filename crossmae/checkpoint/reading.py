@@ -89,7 +89,7 @@ def read(path: Path) -> tuple[Any, dict[str, str]]:
     with path.open("rb") as file:
         head = file.read(512)
     if what := looks_like(head):
-        raise ValueError(f"{path} is no checkpoint but {what}")
+        raise ValueError(f"{path} is not a checkpoint but {what}")
     return _read_safetensors(path) if head[8:9] == b"{" else (_read_pickled(path), {})
 
 
@@ -119,7 +119,7 @@ def _read_pickled(path: Path) -> Any:
             first = str(error).strip().partition("\n")[0]
             # PyTorch's advice to unpickle anything is not passed on.
             reason = "" if "weights" in first.lower() else f": {first or type(error).__name__}"
-            why = f"is no checkpoint, or is damaged: neither safetensors nor a file of torch.save{reason}"
+            why = f"is not a checkpoint, or is damaged: neither safetensors nor a file of torch.save{reason}"
         raise ValueError(f"{path} {why}") from error
 
 
@@ -129,10 +129,10 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     try:
         for name, shard in json.loads(index.read_text("utf-8"))["weight_map"].items():
             if Path(shard).name != shard or shard.endswith(_INDEX):
-                raise ValueError(f"{shard!r} is no name of a file beside it")
+                raise ValueError(f"{shard!r} is not the name of a file beside it")
             by_shard.setdefault(shard, set()).add(name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of shards: {error!r}") from error
+        raise ValueError(f"{index} is not an index of shards: {error!r}") from error
     missing = sorted(shard for shard in by_shard if not (index.parent / shard).is_file())
     if missing:
         raise FileNotFoundError(f"{index} names {first_few(missing, len(by_shard), 'shards')}, which are missing")

@@ -1,4 +1,4 @@
-"""What a file that is no checkpoint is instead."""
+"""What a file that is not a checkpoint is instead."""
 
 import pickletools
 import re

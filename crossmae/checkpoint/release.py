@@ -72,7 +72,7 @@ def release_name(name: str) -> str:
     for pattern, replacement in _RENAMES:
         if re.fullmatch(pattern, name):
             return re.sub(pattern, replacement, name)
-    raise ValueError(f"{name!r} is no tensor of this package's models")
+    raise ValueError(f"{name!r} is not a tensor of this package's models")
 
 
 def from_release(state_dict: Mapping[str, Tensor], **arguments: Any) -> MaskedAutoencoder:

@@ -2,10 +2,13 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+from crossmae.detection.recipe import DetectionOptions, DetectionRecipe
 from crossmae.export import Target
 from crossmae.masking import MaskShape
+from crossmae.training.finetuning.recipe import FinetuningOptions, FinetuningRecipe
 from crossmae.training.recipe import Recipe, RunOptions
 from crossmae_kernels.command import reason, run_command
 from crossmae_kernels.extras import MissingPackageError, require
@@ -75,6 +78,78 @@ def pretrain(recipe: Recipe, options: RunOptions) -> int:
     return 0 if run.stopped_by is None else 128 + run.stopped_by
 
 
+def finetune(recipe: FinetuningRecipe, options: FinetuningOptions) -> int:
+    """Fine-tune an encoder to classify images.
+
+    Takes a checkpoint as crossmae.load does, and a folder of images with train/ and val/ and a subfolder for each class
+    in both, WebDataset shards with labels or a bundled set. Measures top-1 and top-5 accuracy on held-out images, draws
+    curves and a confusion matrix, and keeps a folder as pretrain does, in which a run that was stopped goes on.
+    """
+    require("train")
+    from crossmae.training.finetuning.run import prepare
+
+    run = prepare(recipe, options)
+    if run is None:
+        return 0
+    run.fit()
+    print(f"The encoder: {options.out}/model.safetensors, for crossmae.load; classifiers: {options.out}/checkpoints.")
+    return 0 if run.stopped_by is None else 128 + run.stopped_by
+
+
+def detect(recipe: DetectionRecipe, options: DetectionOptions) -> int:
+    """Train a detector on a pretrained encoder, or evaluate one: instance segmentation by ViTDet and Mask R-CNN.
+
+    Takes annotations in COCO's format, trains torchvision's Mask R-CNN with the encoder as ViTDet's backbone, and
+    writes checkpoints to resume from, curves, COCO's average precision and pictures of what is found into a folder.
+    With --evaluate it judges a checkpoint and stops. Runs and stops as crossmae pretrain does.
+    """
+    require("train")
+    require("detect")
+    if options.evaluate is not None:
+        from crossmae.detection.standalone import evaluate
+
+        evaluate(Path(options.evaluate), recipe, options)
+        return 0
+    from crossmae.detection.run import prepare
+
+    run = prepare(recipe, options)
+    if run is None:
+        return 0
+    run.fit()
+    print(f"The detector: {options.out}, for crossmae detect --evaluate.")
+    return 0 if run.stopped_by is None else 128 + run.stopped_by
+
+
+def audit(
+    devices: str = "",
+    ops: str = "",
+    kernels: str = "",
+    dtypes: str = "",
+    images: int = 256,
+    short: bool = False,
+    json: bool = False,
+) -> int:
+    """Compile every kernel for GPUs that are not there, and predict its time.
+
+    Prints registers, spills, shared memory, programs on a multiprocessor, bytes moved over those of its tensors, and
+    an interval for the time with what limits it, from the machine code alone. Exit code 1 if a kernel spills, does not
+    fit, or leaves tensor cores or wide loads unused.
+
+    Args:
+        devices: names joined by commas, such as h100,l4; a usual one of each architecture unless given.
+        ops: names joined by commas; all unless given.
+        kernels: the same.
+        dtypes: of bf16, fp16, fp32 and tf32, joined by commas; all unless given.
+        images: of a batch.
+    """
+    from crossmae_kernels.audit.__main__ import main as run
+
+    words = [f"--images={images}", *["--short"] * short, *["--json"] * json]
+    for name, given in (("devices", devices), ("ops", ops), ("kernels", kernels), ("dtypes", dtypes)):
+        words += [f"--{name}", *given.split(",")] if given else []
+    return run(words, "crossmae audit")
+
+
 def check(json: bool = False, interpret: bool = False) -> int:
     """Check every op on this machine against float64.
 
@@ -126,7 +201,7 @@ def reconstruct(
     run(images, checkpoint, masking, mask_ratio, seed, out, statistics, mixing, blocks, norm_pix_loss, options)
 
 
-def convert(source: str, destination: str, to: Target, load_options: dict[str, Any] | None = None) -> None:
+def convert(path: str, destination: str, to: Target, load_options: dict[str, Any] | None = None) -> None:
     """Write a checkpoint in another library's format.
 
     Prints what is left out and what the library has to be told to give the model's own features. timm's and Hugging
@@ -140,7 +215,58 @@ def convert(source: str, destination: str, to: Target, load_options: dict[str, A
     """
     from crossmae.commands.convert import run
 
-    run(source, destination, to, load_options or {})
+    run(path, destination, to, load_options or {})
+
+
+def probe(
+    checkpoints: list[str],
+    source: str,
+    evaluation: str | None = None,
+    out: str = "probe",
+    image_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    share: float = 1.0,
+    workers: int = 4,
+    pooling: Literal["average", "class"] = "average",
+    attentive: bool = False,
+    epochs: int | None = None,
+    batch_size: int = 16384,
+    base_learning_rate: float = 0.1,
+    seed: int = 0,
+    load_options: dict[str, Any] | None = None,
+) -> None:
+    """What frozen features of checkpoints tell of images.
+
+    Classifies held-out images by the five nearest training images and by a linear probe as the papers train it: batch
+    normalisation without affine parameters and a linear layer, LARS, no weight decay. Features are computed once, of
+    centred images, and kept in the folder. Prints a table of all checkpoints and draws confusion matrices.
+
+    Args:
+        source: images with labels: a folder with train/ and val/ and a subfolder for each class in both, WebDataset
+            shards, or a bundled set, "digits" or "photographs".
+        evaluation: held-out images, where the source has none itself.
+        out: folder for table, pictures and features; created if missing.
+        image_size: side of the images in pixels; positions are interpolated.
+        mean: of each channel of the pixels, where a checkpoint does not tell; found in the images unless given.
+        std: standard deviation, likewise.
+        share: how much of the height and width of the largest centred part is looked at; 0.875 is usual at 224 pixels.
+        workers: processes that load images.
+        pooling: the average of the patch tokens, or the class token.
+        epochs: passes over the features; by default 90, or more where these are less than 1,000 steps.
+        batch_size: features of a step; all of them where there are fewer.
+        base_learning_rate: peak for 256 features, in proportion to batch_size.
+        seed: of the probes' initialisation and order.
+        load_options: arguments of crossmae.load that a checkpoint does not contain, such as --load_options.num_heads 3.
+    """
+    require("train")
+    from crossmae.commands.probe import run
+    from crossmae.training.data.config import DataConfig
+    from crossmae.training.linear_probe import ProbeRecipe
+
+    data = DataConfig(source, evaluation, mean=mean, std=std, evaluation_share=share, workers=workers)
+    recipe = ProbeRecipe(epochs, batch_size, base_learning_rate, seed)
+    run(checkpoints, data, out, image_size, pooling, attentive, recipe, load_options or {})
 
 
 def tune(
@@ -169,11 +295,18 @@ def tune(
 
 
 _COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
+    "audit": (audit, "crossmae audit --short --devices h100"),
     "check": (check, "crossmae check --interpret"),
     "convert": (convert, "crossmae convert model.safetensors vit_timm --to timm"),
     "demo": (demo, "crossmae demo --out demo"),
+    "detect": (detect, "crossmae detect --recipe vitdet_base --checkpoint run --data.train train.json --out detector"),
+    "finetune": (
+        finetune,
+        "crossmae finetune --recipe finetune_base --checkpoint model.safetensors --data.source imagenet --out tuned",
+    ),
     "flops": (flops, "crossmae flops --figure flops.png"),
     "pretrain": (pretrain, "crossmae pretrain --recipe vit_base+gamma25 --data.source my_pictures --out run"),
+    "probe": (probe, "crossmae probe crossmae.pth mae.pth --source imagenet --share 0.875"),
     "reconstruct": (reconstruct, "crossmae reconstruct cat.jpg --checkpoint model.safetensors"),
     "tune": (tune, "crossmae tune --model crossmae_vit_large_patch16 --batch 512"),
 }

@@ -8,22 +8,25 @@ from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from crossmae.training.recipe import Recipe, read_recipes
+from crossmae.training.recipe import TrainingRecipe, read_recipes
 
 _HELP = {
+    "attentive": "also train a probe on what a learned query reads from all tokens, of which all are kept",
     "blocks": "also draw the reconstruction as it stands behind each decoder block",
     "destination": "file or new folder to write",
+    "checkpoints": "what crossmae.load takes: files, or folders that hold one",
     "dry_run": "print the plan and do nothing",
-    "source": "a checkpoint that crossmae.load reads, file or folder",
     "strict": "stop at the first image that cannot be read, instead of taking the next one and logging its name",
     "images": "pictures, TIFF files or .npy arrays",
     "interpret": "run the kernels on the CPU, in Triton's interpreter",
     "json": "one list of records instead of a table",
+    "path": "a checkpoint that crossmae.load reads, file or folder",
+    "short": "each kernel once, in bfloat16",
     "norm_pix_loss": "the model was trained on normalised pixels, for a release's checkpoint that does not tell",
 }
 
 
-_FILES = ("source", "destination")
+_FILES = ("path", "destination")
 
 
 class _Parser(ArgumentParser):
@@ -60,7 +63,7 @@ def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -
     A list of files, and what a command converts, is given without the name of an option.
     """
     kinds: list[Any] = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
-    if Recipe in kinds:
+    if any(issubclass(kind, TrainingRecipe) for kind in kinds):
         command.add_argument("--recipe", action=_RecipeFiles, help="recipes by name, or files of settings, joined by +")
     flags = [
         p.name for part in kinds or [function] for p in signature(part).parameters.values() if p.annotation is bool

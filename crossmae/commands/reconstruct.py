@@ -85,10 +85,10 @@ def _loaded(checkpoint: str, options: dict[str, Any]) -> MaskedAutoencoder:
     if model.config.pixel_mean is None:
         if model.config.channels != 3:
             raise ValueError(
-                f"{checkpoint} does not tell the pixel statistics of its images of {model.config.channels} channels; "
+                f"{checkpoint} does not have the pixel statistics of its images of {model.config.channels} channels; "
                 "without them only 3 channels are read, normalised as ImageNet's"
             )
-        print(f"{checkpoint} does not tell what its images are normalised with; ImageNet's statistics are taken.")
+        print(f"{checkpoint} does not say what its images are normalised with; ImageNet's statistics are taken.")
         if not model.config.normalize_targets:
             print("If it was trained on normalised pixels, which not every checkpoint tells, give --norm_pix_loss.")
         model.config = replace(model.config, pixel_mean=IMAGENET_MEAN, pixel_std=IMAGENET_STD)
@@ -112,7 +112,7 @@ def _read(path: str, config: Config) -> Tensor:
         taken = "as they are" if picture.full is None else f"as shares of {picture.full:,}"
         print(
             f"{path} holds {picture.values.dtype} from {picture.values.min():,.6g} to {picture.values.max():,.6g}, "
-            f"taken {taken}; the checkpoint does not tell what numbers its model was trained on."
+            f"taken {taken}; the checkpoint does not say what numbers its model was trained on."
         )
     low, high = image.aminmax()
     return centred(image, config.image_size).clamp(low, high)[None]  # bicubic resizing overshoots at edges

@@ -29,8 +29,11 @@ def export(model: MaskedAutoencoder, target: Target) -> Exported:
             VisionTransformer; ``detectron2``'s ViT, the backbone of ViTDet; ``release``, that of CrossMAE or MAE.
 
     Raises:
+        TypeError: for a model that is none of this package.
         ValueError: for another target; for a model that the library cannot express, saying why.
     """
+    if not isinstance(model, MaskedAutoencoder):
+        raise TypeError(f"model must be a MaskedAutoencoder, as crossmae.load returns, got {type(model).__name__}")
     if target not in _FORMATS:
         raise ValueError(f"target must be one of {', '.join(get_args(Target))}, got {target!r}")
     state, config, notes = _FORMATS[target](model)

@@ -32,10 +32,10 @@ def exported(model: MaskedAutoencoder) -> tuple[dict[str, Tensor], dict[str, Any
     pretrained = {"input_size": [config.channels, *config.image_size], "fixed_input_size": True, "num_classes": 0}
     pretrained |= {"first_conv": "patch_embed.proj", "classifier": "head", "interpolation": "bicubic"}
     said = notes.of_encoders(model, "timm has no place for it")
-    if config.pixel_mean is None:
-        said[0] += ", and timm takes ImageNet's statistics"
-    else:
+    if config.pixel_mean is not None and config.pixel_numbers != "values":  # timm's are of shares
         pretrained |= {"mean": config.pixel_mean, "std": config.pixel_std}
+    else:
+        said[0] += "; timm takes ImageNet's statistics"
     if not config.norms_last_map:
         said.append(
             "there is no final norm, as in any CrossMAE that mixes maps: final_norm=False makes `norm` and `fc_norm` "

@@ -1,7 +1,7 @@
 """The parts that encoder and decoders are made of: attention and MLP with their norms and residuals."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,40 @@ class Projection(NamedTuple):
     bias: Tensor | None
 
 
-def self_attention(x: Tensor, norm: nn.LayerNorm, qkv: nn.Linear, proj: nn.Linear, heads: int) -> Tensor:
+class Folded(NamedTuple):
+    """What the layers of a decoder block compute with, in place of their own parameters and of the norms' affines."""
+
+    q: Projection
+    proj: Projection
+    fc1: Projection
+    fc2: Projection
+
+
+class DecoderLayers(NamedTuple):
+    """The layers of a decoder block that are folded and cast together with those of the other blocks."""
+
+    norm1: nn.LayerNorm
+    q: nn.Linear
+    kv: nn.Linear
+    proj: nn.Linear
+    norm2: nn.LayerNorm
+    fc1: nn.Linear
+    fc2: nn.Linear
+
+
+class BareNorm(NamedTuple):
+    """A LayerNorm whose affine is folded into the layer behind it."""
+
+    eps: float
+    weight: None = None
+    bias: None = None
+
+
+Norm = nn.LayerNorm | BareNorm
+Layer = nn.Linear | Projection
+
+
+def self_attention(x: Tensor, norm: nn.LayerNorm, qkv: Layer, proj: nn.Linear, heads: int) -> Tensor:
     """``x + proj(attention(qkv(norm(x))))``, ``(B, T, D)`` -> ``(B, T, D)``."""
     packed = ck.norm_linear(x, qkv.weight, qkv.bias, norm.weight, norm.bias, norm.eps)
     attended = ck.self_attention_qkvpacked(packed, heads)
@@ -30,18 +63,21 @@ def self_attention(x: Tensor, norm: nn.LayerNorm, qkv: nn.Linear, proj: nn.Linea
 
 def cross_attention(
     x: Tensor,
-    norm: nn.LayerNorm,
-    q: nn.Linear,
-    proj: nn.Linear | Projection,
+    norm: Norm,
+    q: Layer,
+    proj: Layer,
     heads: int,
     keys_and_values: Tensor,
     ids: Tensor | None = None,
+    folded: Folded | None = None,
 ) -> Tensor:
-    """``x + proj(attention(q(norm(x)), keys_and_values))``, with ``proj`` as ``keys_and_values_of_blocks`` has it.
+    """``x + proj(attention(q(norm(x)), keys_and_values))``, of ``folded`` layers where they are given.
 
     Queries ``(B, Q, D)``, or a table ``(N, D)`` and ids ``(B, Q)``; projected keys and values ``(B, K, 2 D)`` ->
     ``(B, Q, D)``.
     """
+    if folded is not None:
+        norm, q, proj = BareNorm(norm.eps), folded.q, folded.proj
     query = ck.norm_linear(x, q.weight, q.bias, norm.weight, norm.bias, norm.eps)
     attended = ck.cross_attention_kvpacked(query, keys_and_values, heads, query_ids=ids)
     return ck.linear_residual(attended, proj.weight, proj.bias, residual=x, residual_ids=ids)
@@ -52,35 +88,62 @@ def keys_and_values_of_blocks(
     mixing_weight: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
-    kv: Sequence[nn.Linear],
-    proj: Sequence[nn.Linear],
+    blocks: Sequence[DecoderLayers],
     eps: float,
-) -> list[tuple[Tensor, Projection | None]]:
-    """Of every decoder block, from its mix of the maps: keys and values ``(B, K, 2 D)``, and what ``proj`` becomes.
+) -> list[tuple[Tensor, Folded | None]]:
+    """Of every decoder block, from its mix of the maps: keys and values ``(B, K, 2 D)``, and what its layers become.
 
-    It takes up what all values have in common; None where it stays as it is. Arguments are as
-    ``project_feature_maps`` takes them. All blocks' projections are folded and cast at once. Where there are norms for
-    the first blocks alone, the others take their mix as it is.
+    ``proj`` takes up what all values have in common; None where the layers stay as they are. Maps, mixing weights and
+    the mixes' norms are as ``project_feature_maps`` takes them; all layers have biases. All blocks' layers are folded
+    and cast together, kind by kind: block by block it would be three launches for each forward, and six backward. Where
+    there are norms for the first blocks alone, the others take their mix and their layers as they are.
     """
     normed = len(norm_weight)
-    if normed < len(kv):
+    if normed < len(blocks):
         mixes = ck.mix_feature_maps(maps, mixing_weight[normed:], normalize=False)
-        plain = [(layer(mix), None) for layer, mix in zip(kv[normed:], mixes, strict=True)]
+        plain = [(block.kv(mix), None) for block, mix in zip(blocks[normed:], mixes, strict=True)]
         if not normed:
             return [*plain]
-        first = mixing_weight[:normed], norm_weight, norm_bias, kv[:normed], proj[:normed]
+        first = mixing_weight[:normed], norm_weight, norm_bias, blocks[:normed]
         return [*keys_and_values_of_blocks(maps, *first, eps), *plain]
-    weights, biases = [layer.weight for layer in kv], [layer.bias for layer in kv]
-    blocks, of_values = project_keys_and_values(maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps)
+
+    def all_of(layer: str) -> tuple[list[Tensor], list[Tensor]]:
+        layers: list[Any] = [getattr(block, layer) for block in blocks]
+        return [each.weight for each in layers], [each.bias for each in layers]
+
+    def folded(layer: str, norm_weight: Tensor | None, norm_bias: Tensor) -> list[Projection]:
+        weights, biases = all_of(layer)
+        stacks = ck.fold_norm(weights, torch.stack(biases), norm_weight, norm_bias, compute_dtype(weights[0]))
+        return [*map(Projection, *(stack.unbind() for stack in stacks))]
+
+    weights, biases = all_of("kv")
+    projected, of_values = project_keys_and_values(maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps)
     if of_values is None:
-        return [(keys_and_values, None) for keys_and_values in blocks]
-    weights, bias = [layer.weight for layer in proj], torch.stack([layer.bias for layer in proj])
-    folded = ck.fold_norm(weights, bias, None, of_values, compute_dtype(weights[0]))
-    return [*zip(blocks, map(Projection, *(stack.unbind() for stack in folded)), strict=True)]
+        return [(keys_and_values, None) for keys_and_values in projected]
+    # Nothing is folded into the MLP's second layer, which is cast; its bias is read as it is.
+    weights, biases = all_of("fc2")
+    if weights[0].dtype != (dtype := compute_dtype(weights[0])):
+        weights = [*ck.fold_norm(weights, None, None, None, dtype)[0].unbind()]
+    layers = (
+        folded("q", *map(torch.stack, all_of("norm1"))),
+        folded("proj", None, of_values),
+        folded("fc1", *map(torch.stack, all_of("norm2"))),
+        [*map(Projection, weights, biases)],
+    )
+    return [*zip(projected, map(Folded, *layers), strict=True)]
 
 
-def mlp(x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear, hidden: Hidden = "recompute") -> Tensor:
-    """``x + fc2(gelu(fc1(norm(x))))``, ``(..., D)`` -> ``(..., D)``."""
+def mlp(
+    x: Tensor,
+    norm: Norm,
+    fc1: Layer,
+    fc2: Layer,
+    hidden: Hidden = "recompute",
+    folded: Folded | None = None,
+) -> Tensor:
+    """``x + fc2(gelu(fc1(norm(x))))``, ``(..., D)`` -> ``(..., D)``, of ``folded`` layers where they are given."""
+    if folded is not None:
+        norm, fc1, fc2 = BareNorm(norm.eps), folded.fc1, folded.fc2
     return ck.mlp(x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, hidden=hidden)
 
 
@@ -117,10 +180,10 @@ class CrossAttention(nn.Module):
         norm: nn.LayerNorm,
         keys_and_values: Tensor,
         ids: Tensor | None = None,
-        proj: Projection | None = None,
+        folded: Folded | None = None,
     ) -> Tensor:
-        """As ``cross_attention``, with its own ``proj`` unless another is given."""
-        return cross_attention(x, norm, self.q, proj or self.proj, self.heads, keys_and_values, ids)
+        """As ``cross_attention``."""
+        return cross_attention(x, norm, self.q, self.proj, self.heads, keys_and_values, ids, folded)
 
 
 class Mlp(nn.Module):
@@ -132,9 +195,9 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    def forward(self, x: Tensor, norm: nn.LayerNorm, folded: Folded | None = None) -> Tensor:
         """``(..., D)`` -> ``(..., D)``."""
-        return mlp(x, norm, self.fc1, self.fc2, self.policy)
+        return mlp(x, norm, self.fc1, self.fc2, self.policy, folded)
 
 
 class SelfAttentionBlock(nn.Module):
@@ -184,22 +247,27 @@ class CrossAttentionBlock(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio), hidden_layer)
         self.attends_to_itself = attends_to_itself
 
+    def layers(self) -> DecoderLayers:
+        """Those that are folded and cast together with other blocks'."""
+        attention, mlp = self.cross_attn, self.mlp
+        return DecoderLayers(self.norm1, attention.q, attention.kv, attention.proj, self.norm2, mlp.fc1, mlp.fc2)
+
     def forward(
-        self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None, proj: Projection | None = None
+        self, x: Tensor, keys_and_values: Tensor, ids: Tensor | None = None, folded: Folded | None = None
     ) -> Tensor:
         """Queries ``(B, Q, D)``, or table ``(N, D)`` and ids ``(B, Q)``; ``(B, K, 2 D)`` -> ``(B, Q, D)``.
 
-        ``proj`` is as ``keys_and_values_of_blocks`` has it.
+        ``folded`` is as ``keys_and_values_of_blocks`` has it.
         """
         if self.attends_to_itself:
             if ids is not None:
                 # Self-attention depends on who else is predicted, so nothing can be shared between images.
                 x, ids = x[ids], None
             x = self.self_attn(x, self.norm0)
-        return self.mlp(self.cross_attn(x, self.norm1, keys_and_values, ids, proj), self.norm2)
+        return self.mlp(self.cross_attn(x, self.norm1, keys_and_values, ids, folded), self.norm2, folded)
 
 
-def run_block(block: nn.Module, checkpointed: bool, *arguments: Tensor | Projection | None) -> Tensor:
+def run_block(block: nn.Module, checkpointed: bool, *arguments: Tensor | Folded | None) -> Tensor:
     """The block's output; ``checkpointed`` keeps nothing but the arguments and computes the block again in backward."""
     if checkpointed and block.training and torch.is_grad_enabled():
         return checkpoint(block, *arguments, use_reentrant=False)

@@ -173,15 +173,15 @@ class Config:
         return wrong + self._misfits_of_variants()
 
     def _misfits_of_variants(self) -> list[str]:
-        """Of the second group, what would change nothing."""
+        """Of the second group, what would change nothing. Without a decoder its fields lie idle, as its sizes do."""
         wrong = []
         maps, mixes = self.feature_maps, self.decoder == "crossmae" and self.feature_maps is not None
-        if not self.last_mix_norm and not mixes:
+        if not self.last_mix_norm and self.decoder is not None and not mixes:
             wrong.append("last_mix_norm=False needs mixing: decoder='crossmae' and feature_maps")
         if self.final_norm and mixes and self.encoder_depth not in (maps or ()):
             wrong.append(f"final_norm=True norms map {self.encoder_depth}, which feature_maps {maps} leave out")
-        if not self.decoder_class_token and self.decoder != "mae":
-            wrong.append(f"decoder_class_token=False belongs to decoder='mae', got decoder={self.decoder!r}")
+        if not self.decoder_class_token and self.decoder == "crossmae":
+            wrong.append("decoder_class_token=False belongs to decoder='mae', got decoder='crossmae'")
         if self.no_embed_class is not None and not self.class_tokens:
             wrong.append(f"no_embed_class needs class_tokens, got {self.class_tokens}")
         return wrong

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 import crossmae_kernels as ck
 from crossmae.model.blocks import (
-    CrossAttention,
     CrossAttentionBlock,
-    Projection,
+    DecoderLayers,
+    Folded,
     initialize,
     keys_and_values_of_blocks,
     learned_tokens,
@@ -32,16 +32,13 @@ class FeatureMixing(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for _ in range(blocks - (not last_norm)))
         nn.init.xavier_uniform_(self.weight)
 
-    def forward(
-        self, maps: Sequence[Tensor], attentions: list[CrossAttention]
-    ) -> list[tuple[Tensor, Projection | None]]:
-        """Maps, each ``(B, K, E)`` -> what each decoder block's attention takes, see ``keys_and_values_of_blocks``."""
+    def forward(self, maps: Sequence[Tensor], blocks: list[DecoderLayers]) -> list[tuple[Tensor, Folded | None]]:
+        """Maps, each ``(B, K, E)`` -> what each decoder block takes, see ``keys_and_values_of_blocks``."""
         norms = [norm for norm in self.norms if isinstance(norm, nn.LayerNorm)]
         none = self.weight.new_empty(0, maps[0].shape[-1])
         scale = torch.stack([norm.weight for norm in norms]) if norms else none
         shift = torch.stack([norm.bias for norm in norms]) if norms else none
-        kv, proj = [each.kv for each in attentions], [each.proj for each in attentions]
-        return keys_and_values_of_blocks(maps, self.weight, scale, shift, kv, proj, self.eps)
+        return keys_and_values_of_blocks(maps, self.weight, scale, shift, blocks, self.eps)
 
 
 class CrossAttentionDecoder(nn.Module):
@@ -119,8 +116,8 @@ class CrossAttentionDecoder(nn.Module):
         # Queries of a table are normed and projected once for all images, and gathered by id.
         mask_token: Tensor = self.mask_token[0]
         x = to_residual(mask_token + queries, self.residual)
-        for block, (keys_and_values, proj) in zip(self.blocks, self.keys_and_values(maps), strict=True):
-            x = run_block(block, self.gradient_checkpointing, x, keys_and_values, ids, proj)
+        for block, (keys_and_values, folded) in zip(self.blocks, self.keys_and_values(maps), strict=True):
+            x = run_block(block, self.gradient_checkpointing, x, keys_and_values, ids, folded)
             ids = None  # from the second block on queries are rows of each image
             yield x
 
@@ -131,17 +128,19 @@ class CrossAttentionDecoder(nn.Module):
             return normed
         return ck.norm_linear(x, self.head.weight, self.head.bias, self.norm.weight, self.norm.bias, self.norm.eps)
 
-    def keys_and_values(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, Projection | None]]:
-        """Keys and values ``(B, K, 2 D)`` of every block, which depend on no query, and the layer behind them."""
-        attentions = [block.cross_attn for block in self.blocks if isinstance(block, CrossAttentionBlock)]
+    def keys_and_values(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, Folded | None]]:
+        """Keys and values ``(B, K, 2 D)`` of every block, which depend on no query, and its layers, folded."""
+        blocks = [block.layers() for block in self.blocks if isinstance(block, CrossAttentionBlock)]
         if self.mixing is None:
-            return [(attention.kv(maps[0]), None) for attention in attentions]
-        return self.mixing(maps, attentions)
+            return [(block.kv(maps[0]), None) for block in blocks]
+        return self.mixing(maps, blocks)
 
     def _check(self, maps: Sequence[Tensor], queries: Tensor, ids: Tensor | None) -> None:
         count, width = self.maps or 1, self.mask_token.shape[-1]
         shapes = [tuple(each.shape) for each in maps]
-        if len(shapes) != count or len(set(shapes)) != 1 or shapes[0][2:] != (self.feature_width,):
+        # Compared, not put into a set: a compiler fixes a size that is hashed.
+        alike = len(shapes) == count and all(shape == shapes[0] for shape in shapes)
+        if not alike or shapes[0][2:] != (self.feature_width,):
             found = ", ".join(map(str, dict.fromkeys(shapes)))
             raise ValueError(
                 f"{type(self).__name__}: maps must be {count} feature map(s) of one shape (batch, tokens, "

@@ -41,7 +41,7 @@ def make_fabric(plan: Plan, options: Options) -> Fabric:
     kind = device_kind()
     precision, config = plan.recipe.precision, plan.config
     if kind == "mps" and precision == "float64":
-        raise ValueError("precision float64 is not to be had on Apple's GPU (MPS); take float32")
+        raise ValueError("precision float64 is not available on Apple's GPU (MPS); take float32")
     if kind == "mps" and options.strategy != "auto":
         raise ValueError(f"strategy {options.strategy} is for several devices, and Apple's GPU (MPS) is one; take auto")
     if options.strategy == "fsdp" and precision == "float16":
@@ -69,7 +69,7 @@ def _precision(precision: Precision, kind: str) -> list[Any]:
     if precision in ("float32", "float64"):
         return []
     if precision == "float16" and kind == "cpu":
-        raise ValueError("float16 needs an accelerator, there is a CPU only; take bfloat16 or float32")
+        raise ValueError("float16 needs an accelerator, there is only a CPU; take bfloat16 or float32")
     return [Autocast("16-mixed" if precision == "float16" else "bf16-mixed", kind)]
 
 

@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 
 from crossmae.files import make_folder, replacing
-from crossmae.training.data.batches import Batch, loader
+from crossmae.training.data.batches import AnyBatch, loader
 from crossmae.training.data.sampling import GlobalBatches
 from crossmae.training.losses import Losses, LossReader
 from crossmae.training.monitor import Monitor
@@ -27,10 +27,11 @@ def check_folder(folder: Path, recipe: TrainingRecipe, options: Options) -> None
     make_folder(folder)
     there = sorted((folder / "checkpoints").glob("step-*"))
     if there and options.resume == "never":
-        raise ValueError(f"{folder} holds checkpoints of a run; take another folder, or resume=auto to go on with it")
+        raise ValueError(f"{folder} holds checkpoints of a run; take another folder, or resume=auto to continue it")
     if Path(options.resume).resolve().parent == (folder / "checkpoints").resolve():
         raise ValueError(
-            f"{options.resume} is one of this run, which goes on from its newest; remove the later ones and resume=auto"
+            f"{options.resume} is one of this run, which continues from its newest; "
+            "remove the later ones and resume=auto"
         )
     refused, _ = changes(recipe, folder / RECIPE) if there else ([], [])
     if refused:
@@ -119,11 +120,11 @@ class Run:
         if self._monitor is not None and self.stopped_by is not None:
             self._monitor.say(f"Stopped after step {stepper.step:,}, as asked; resume=auto goes on from there.")
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[AnyBatch]:
         """This device's batches from the next step on."""
         plan, data = self._plan, self._plan.recipe.data
         order = GlobalBatches(
-            len(self._task.images),
+            plan.images,
             plan.recipe.batch_size,
             seed=plan.recipe.seed,
             start_step=self._stepper.step,
@@ -131,7 +132,7 @@ class Run:
             world=self._fabric.world_size,
             accumulation=plan.accumulation,
         )
-        for batch in loader(self._task.images, order, data.workers, self._fabric.device):
+        for batch in loader(self._task.images, order, data.workers, self._fabric.device, self._task.collate):
             self._report(batch.unreadable)
             yield batch
 
@@ -180,8 +181,8 @@ class Run:
     def _evaluate(self) -> None:
         with self._pause(), self._fabric.autocast():
             found = self._task.evaluate(self._stepper)
+        self._report(tuple(self._task.unreadable))
         if self._monitor is not None and found is not None:
-            self._report(tuple(self._task.unreadable))
             self._evaluated = found[self._task.score]
             self._monitor.evaluation(self._stepper.step, found)
 
@@ -210,7 +211,7 @@ class Run:
                     warnings.warn(f"not going on from it: {why}", stacklevel=2)
                 return checkpoint.path
         if refused:
-            raise RuntimeError(f"no checkpoint of {self._folder} can be gone on from; the newest: {refused[0]}")
+            raise RuntimeError(f"no checkpoint of {self._folder} can be resumed from; the newest: {refused[0]}")
         if self._options.resume in ("auto", "never"):
             return None
         verify(Path(self._options.resume), self._plan.config)

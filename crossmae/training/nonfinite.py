@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from crossmae.training.data.batches import Batch
+from crossmae.training.data.batches import AnyBatch
 from crossmae.training.devices import over_devices
 from crossmae.training.step import Stepper
 
@@ -21,7 +21,7 @@ class NonFiniteLossError(RuntimeError):
         self.step = step
 
 
-def find_nonfinite(stepper: Stepper, batches: Iterator[Batch], bad_step: int) -> str:
+def find_nonfinite(stepper: Stepper, batches: Iterator[AnyBatch], bad_step: int) -> str:
     """Repeat the steps from where ``stepper`` is up to the bad one, and name the first tensor that is not finite.
 
     Steps depend on recipe and step number alone, so they repeat exactly, on an accelerator up to the order of its

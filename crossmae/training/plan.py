@@ -1,11 +1,13 @@
 """A recipe worked out for given images and devices: counts, learning rates, ratios, and what the run will cost."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from tabulate import tabulate
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from crossmae.flops import decoder_macs, decoder_parts
@@ -143,7 +145,9 @@ def describe(plan: PretrainingPlan) -> str:
     visible, predicted = mask_counts(config.patches, mask_ratio, prediction_ratio)
     height, width = pair(config.patch_size)
     sides = height if height == width else f"{height} x {width}"
-    parameters, kept = _memory(plan)
+    parameters, kept = memory(
+        plan, lambda: MaskedAutoencoder(config), lambda model, images: model(images, *plan.ratios(0))
+    )
     last_ratios = plan.ratios(plan.steps - 1)
     changing = "" if last_ratios == plan.ratios(0) else f", at the end {last_ratios[0]:g} and {last_ratios[1]:g}"
     macs = decoder_macs(config, prediction_ratio, mask_ratio)
@@ -165,8 +169,7 @@ def describe(plan: PretrainingPlan) -> str:
         ("masks", recipe.masking),
         ("ratios", f"mask {mask_ratio:g}, prediction {prediction_ratio:g}{changing}"),
         *rows_of_the_optimizer(plan),
-        ("parameters, gradients, AdamW", f"{16 * parameters / GIB:.2f} GiB, over all devices if sharded"),
-        ("kept for the backward pass", f"{kept / GIB:.2f} GiB on each device (reference operations)"),
+        *rows_of_memory(parameters, kept),
         ("hidden layers", _hidden_layers(plan)),
         ("residual", _residual(plan)),
         (
@@ -212,18 +215,29 @@ def _residual(plan: PretrainingPlan) -> str:
     return f"{'float64' if plan.recipe.precision == 'float64' else 'float32'} between blocks"
 
 
-def _memory(plan: PretrainingPlan) -> tuple[int, int]:
-    """Number of parameters, and bytes that a micro-batch keeps for the backward pass, on tensors without data."""
+def rows_of_memory(parameters: int, kept: int) -> list[tuple[str, str]]:
+    """What a plan says of what ``memory`` counted, as rows of a table."""
+    return [
+        ("parameters, gradients, AdamW", f"{16 * parameters / GIB:.2f} GiB, over all devices if sharded"),
+        ("kept for the backward pass", f"{kept / GIB:.2f} GiB on each device (reference operations)"),
+    ]
+
+
+def memory(plan: Plan, make: Callable[[], nn.Module], call: Callable[[nn.Module, Tensor], object]) -> tuple[int, int]:
+    """Number of parameters, and bytes that a micro-batch keeps for the backward pass, on tensors without data.
+
+    ``make`` makes the module that is trained, ``call`` calls it with images ``(B, C, H, W)``.
+    """
     config = plan.config
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(plan.recipe.precision)
     with FakeTensorMode():
-        model = MaskedAutoencoder(config)
+        module = make()
         images = torch.empty(plan.micro_batch, config.channels, *config.image_size)
 
         def forward() -> object:
             with torch.autocast("cpu", dtype, enabled=dtype is not None):
-                return model(images, *plan.ratios(0))
+                return call(module, images)
 
-        kept = bytes_saved_for_backward(forward, model)
+        kept = bytes_saved_for_backward(forward, module)
     wide = 2 if plan.recipe.precision == "float64" else 1
-    return sum(p.numel() for p in model.parameters()), wide * kept
+    return sum(p.numel() for p in module.parameters()), wide * kept

@@ -40,7 +40,7 @@ def settled(plan: PretrainingPlan, written: Path | None = None) -> Precision:
         return "bfloat16"
     if plan.devices > 1:
         raise ValueError(
-            f"precision auto is measured by one process, here are {plan.devices}; take bfloat16 or float32"
+            f"precision auto is measured by one process, there are {plan.devices} here; take bfloat16 or float32"
         )
     seconds = _seconds_of_a_step(plan)
     chosen: Precision = "bfloat16" if seconds["float32"] >= WORTHWHILE * seconds["bfloat16"] else "float32"

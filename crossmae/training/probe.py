@@ -2,12 +2,17 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.data.batches import Batch
+
+ASKED = 1000  # features whose neighbours are found at a time
+Pooling = Literal["average", "class", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -18,16 +23,28 @@ class LabelledFeatures:
     labels: Tensor
 
 
-def encoder_features(model: MaskedAutoencoder, batches: Iterable[Batch]) -> LabelledFeatures:
-    """Average over patch tokens of the encoder's output, with nothing masked. Does not change the model's mode."""
-    device, training = next(model.parameters()).device, model.training
+def encoder_features(
+    model: MaskedAutoencoder, batches: Iterable[Batch], pooling: Pooling = "average"
+) -> LabelledFeatures:
+    """The encoder's output, with nothing masked: the average over patch tokens, the class token, or all tokens
+    ``(N, T, E)``; of several class tokens their average.
 
-    def average(images: Tensor) -> Tensor:
-        return model.encode(model.normalized(images.to(device)))[:, 1:].mean(dim=1)
+    Does not change the model's mode. Raises ValueError if there is no class token to take.
+    """
+    device, training = next(model.parameters()).device, model.training
+    first = model.config.class_tokens
+    if pooling == "class" and not first:
+        raise ValueError("pooling must be 'average' or 'tokens' for a model without class token, got 'class'")
+
+    def pooled(images: Tensor) -> Tensor:
+        tokens = model.encode(model.normalized(images.to(device)))
+        if pooling == "average":
+            return tokens[:, first:].mean(dim=1)
+        return tokens[:, :first].mean(dim=1) if pooling == "class" else tokens
 
     model.eval()
     try:
-        return _features(average, batches)
+        return _features(pooled, batches)
     finally:
         model.train(training)
 
@@ -50,13 +67,20 @@ def accuracies(train: LabelledFeatures, test: LabelledFeatures) -> dict[str, flo
 
 
 def knn_accuracy(train: LabelledFeatures, test: LabelledFeatures, neighbours: int = 5) -> float:
-    """By the majority of the nearest training features, by cosine after standardising each dimension."""
+    """Share of test features that ``knn_predictions`` classify correctly."""
+    return float((knn_predictions(train, test, neighbours) == test.labels).double().mean())
+
+
+def knn_predictions(train: LabelledFeatures, test: LabelledFeatures, neighbours: int = 5) -> Tensor:
+    """By the majority of the nearest training features, by cosine after standardising each dimension: ``(N,)``."""
     from sklearn.neighbors import KNeighborsClassifier
 
     scale, shift = torch.std_mean(train.values, dim=0)
     known, asked = (((part.values - shift) / (scale + 1e-6)).numpy() for part in (train, test))
     classifier = KNeighborsClassifier(min(neighbours, len(known)), metric="cosine").fit(known, train.labels.numpy())
-    return float(classifier.score(asked, test.labels.numpy()))
+    parts = [asked[first : first + ASKED] for first in range(0, len(asked), ASKED)]
+    line = tqdm(parts, desc="nearest neighbours", disable=len(parts) < 10)
+    return torch.cat([torch.from_numpy(classifier.predict(part)) for part in line])
 
 
 def linear_accuracy(train: LabelledFeatures, test: LabelledFeatures) -> float:

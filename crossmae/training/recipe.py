@@ -154,7 +154,7 @@ def changes(recipe: TrainingRecipe, written: Path) -> tuple[list[str], list[str]
     Settings that did not exist yet when the file was written do not count; without a file there are no differences.
 
     Raises:
-        ValueError: if the file is no recipe.
+        ValueError: if the file is not a recipe.
     """
     if not written.is_file():
         return [], []
@@ -162,7 +162,7 @@ def changes(recipe: TrainingRecipe, written: Path) -> tuple[list[str], list[str]
         # Before there was a choice all masks were random.
         theirs = {"masking": "random", **_by_name(json.loads(written.read_text("utf-8")))}
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{written} is no recipe: {error}") from error
+        raise ValueError(f"{written} is not a recipe: {error}") from error
     ours = _by_name(json.loads(recipe.to_json()))
     told = {
         name: f"{name} {json.dumps(theirs[name])}, here {json.dumps(value)}"
@@ -261,7 +261,7 @@ def read_recipes(names: list[str]) -> dict[str, Any]:
         try:
             read = yaml.safe_load(path.read_bytes())  # which tells its encoding
         except yaml.YAMLError as error:
-            raise ValueError(f"{path} is no YAML file: {error}") from error
+            raise ValueError(f"{path} is not a YAML file: {error}") from error
         if not isinstance(read, dict):
             raise ValueError(f"{path} must hold settings by name, got {type(read).__name__}")
         settings = _merged(settings, read)

@@ -1,8 +1,9 @@
 """The state of a run on disk: checkpoints, folders written whole or not at all and read only if unchanged.
 
 ``checkpoints/step-00001234/`` holds ``model.safetensors``, as ``crossmae.load`` takes it, ``head.safetensors`` (what a
-task trains on top of it, if anything), ``training.pt`` (the optimizer's state and the loss scale) and ``manifest.json``
-(step, score, and size and checksum of the others).
+task trains on top of it, if anything), ``averaged.safetensors`` (averages of both, if the task wants them),
+``training.pt`` (the optimizer's state and the loss scale) and ``manifest.json`` (step, score, and size and checksum of
+the others).
 Everything else that a run depends on is a function of recipe and step: order, augmentation, masks, learning rate.
 States are whole and named by parameter, whatever the number of devices and however they share the model, so a run can
 resume on others.
@@ -32,7 +33,8 @@ from crossmae.model.config import Config
 from crossmae.training.step import Stepper
 from crossmae_kernels.command import reason
 
-MODEL, HEAD, TRAINING, MANIFEST = "model.safetensors", "head.safetensors", "training.pt", "manifest.json"
+MODEL, HEAD, AVERAGED = "model.safetensors", "head.safetensors", "averaged.safetensors"
+TRAINING, MANIFEST = "training.pt", "manifest.json"
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _PREFIX = "model."
 
@@ -111,6 +113,9 @@ def restore(stepper: Stepper, path: Path) -> None:
     state: dict[str, Any] = {_PREFIX + name: tensor for name, tensor in load_file(path / MODEL).items()}
     if (path / HEAD).is_file():
         state |= load_file(path / HEAD)
+    if stepper.averaged is not None:
+        averages = path / AVERAGED  # which a run that had none begins with its weights
+        stepper.averaged.module.load_state_dict(load_file(averages) if averages.is_file() else state)
     training = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
     whole = StateDictOptions(full_state_dict=True)
     set_model_state_dict(stepper.module, state, options=whole)
@@ -138,7 +143,7 @@ def verify(path: Path, config: Config) -> None:
         expected = manifest["files"]
         found = _files(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no checkpoint of a run, or is damaged: {reason(error)}") from error
+        raise ValueError(f"{path} is not a checkpoint of a run, or is damaged: {reason(error)}") from error
     changed = sorted(name for name in {MODEL, TRAINING, *expected} if found.get(name) != expected.get(name))
     if changed:
         raise ValueError(f"{path} is damaged: {', '.join(changed)} differs from what was written")
@@ -148,7 +153,7 @@ def verify(path: Path, config: Config) -> None:
             written = json.loads(opened.metadata()[CONFIG_KEY])
             theirs = Config.from_dict(written).to_dict()
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path / MODEL} is no model of this package: {reason(error)}") from error
+        raise ValueError(f"{path / MODEL} is not a model of this package: {reason(error)}") from error
     ours = Config.from_dict(config.to_dict()).to_dict()
     # What an older file does not say is no contradiction.
     told = [name for name, value in theirs.items() if name in written or value is not None]
@@ -174,6 +179,8 @@ def _save(stepper: Stepper, state: dict[str, Tensor], training: dict[str, Any], 
         save_state(model, stepper.plan.config, folder / MODEL)
         if head:
             save_file(head, folder / HEAD, metadata=stepper.task.metadata)
+        if stepper.averaged is not None:
+            save_file(stepper.averaged.module.state_dict(), folder / AVERAGED)
         torch.save(training, folder / TRAINING)
     except (RuntimeError, SafetensorError) as error:
         raise OSError(f"{folder} could not be written: {reason(error)}") from error
@@ -182,7 +189,8 @@ def _save(stepper: Stepper, state: dict[str, Tensor], training: dict[str, Any], 
 def _files(folder: Path) -> dict[str, list[int]]:
     """Size and CRC-32 of the files of a checkpoint."""
     sums = {}
-    for name in (MODEL, TRAINING, *([HEAD] if (folder / HEAD).is_file() else [])):
+    optional = [name for name in (HEAD, AVERAGED) if (folder / name).is_file()]
+    for name in (MODEL, TRAINING, *optional):
         checksum = size = 0
         with (folder / name).open("rb") as file:
             while part := file.read(1 << 24):

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 
 from crossmae.model import MaskedAutoencoder
-from crossmae.training.data.batches import Batch
+from crossmae.training.data.batches import AnyBatch
 from crossmae.training.devices import execution_on, over_devices
 from crossmae.training.task import Task
 
@@ -19,7 +19,8 @@ from crossmae.training.task import Task
 class Stepper:
     """Model and optimizer on their devices, and the number of the next step, counted from 0.
 
-    ``module`` has the parameters as they lie on this device, ``loss`` is the same module, wrapped, to call.
+    ``module`` has the parameters as they lie on this device, ``loss`` is the same module, wrapped, to call;
+    ``averaged`` holds another with averages of them, if the task wants it.
     """
 
     def __init__(self, task: Task, fabric: Fabric) -> None:
@@ -47,8 +48,13 @@ class Stepper:
         assert isinstance(steps, _FabricOptimizer)  # of one optimizer, one
         self._steps = steps
         self.loss.train()
+        self.averaged = None
+        if task.average is not None:
+            from timm.utils import ModelEmaV3
 
-    def train_step(self, batches: Iterator[Batch]) -> Tensor:
+            self.averaged = ModelEmaV3(self.module, task.average)
+
+    def train_step(self, batches: Iterator[AnyBatch]) -> Tensor:
         """Take one optimizer step on as many batches as gradients are accumulated over; return this device's loss."""
         plan, fabric = self.plan, self.fabric
         for group in self.optimizer.param_groups:
@@ -73,6 +79,8 @@ class Stepper:
         self._steps.step()
         self._steps.zero_grad()
         self.step += 1
+        if self.averaged is not None:
+            self.averaged.update(self.module, self.step)
         return torch.stack(losses).mean()
 
     def _own_gradients(self) -> None:

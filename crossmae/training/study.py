@@ -53,7 +53,7 @@ def recipe_of(variant: Variant, task: str, seed: int, steps: int, precision: Pre
 
 
 def pretrained(recipe: Recipe, folder: Path, probe_every: float | None = None) -> list[dict[str, Any]]:
-    """The log of a run to its end, gone on with where it was and left alone where it is done.
+    """The log of a run to its end, resumed where it stopped, or left alone if it is done.
 
     Args:
         recipe: the run.

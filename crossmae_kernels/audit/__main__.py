@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 
 from crossmae_kernels.command import run_command
 
@@ -9,11 +10,11 @@ from crossmae_kernels.command import run_command
 os.environ.pop("TRITON_INTERPRET", None)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m crossmae_kernels.audit") -> int:
     """See ``crossmae_kernels.audit.command``, which needs Triton to be imported."""
     from crossmae_kernels.audit.command import main as run
 
-    return run()
+    return run(argv, prog)
 
 
 if __name__ == "__main__":

@@ -8,24 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from crossmae_kernels.audit.calls import CALLS, DTYPES
-from crossmae_kernels.audit.compilation import Assembly, CompilationError, compile_launch
+from crossmae_kernels.audit.compilation import Assembly
+from crossmae_kernels.audit.devices import USUAL, Device
 from crossmae_kernels.audit.recording import Launch, record
-from crossmae_kernels.runtime.device import Limits
 from crossmae_kernels.testing import Draw
 
-# By compute capability, 90 for 9.0: shared memory that one program may have (CUDA programming guide, table of compute
-# capabilities), and the multiprocessors of A100, A40, RTX 4090, H100, B200 and RTX 5090.
-DEVICES = {
-    limits.capability: limits
-    for limits in (
-        Limits(80, 163 * 1024, 108),
-        Limits(86, 99 * 1024, 84),
-        Limits(89, 99 * 1024, 128),
-        Limits(90, 227 * 1024, 132),
-        Limits(100, 227 * 1024, 148),
-        Limits(120, 99 * 1024, 170),
-    )
-}
+# A batch on one GPU, as in the recipes. The number of rows is no constant of a kernel, so the code is that of any.
+IMAGES = 256
 
 # Bits of the widest store that the layout allows, where it is looked at.
 STORE_BITS = {
@@ -42,35 +31,41 @@ class Case:
     """A launch, and the problem that it helps to solve. Plain values: it goes to other processes."""
 
     label: str
-    arch: int
+    device: Device
     dtype: str
     launch: Launch
 
 
 def cases(
     ops: Sequence[str] = tuple(CALLS),
-    architectures: Sequence[int] = tuple(DEVICES),
+    devices: Sequence[Device] = tuple(USUAL.values()),
     dtypes: Sequence[str] = tuple(DTYPES),
+    images: int = IMAGES,
 ) -> list[Case]:
-    """Every launch of the given ops, architectures and dtypes, once."""
-    return [case for arch in architectures for dtype in dtypes for case in _recorded(ops, arch, dtype)]
+    """Every launch of the given ops, devices and dtypes, once, on so many images."""
+    return [case for device in devices for dtype in dtypes for case in _recorded(ops, device, dtype, images)]
 
 
-def _recorded(ops: Sequence[str], arch: int, dtype: str) -> list[Case]:
-    """Those of an architecture and a dtype. In TF32 only kernels that multiply differ from float32's."""
+def _recorded(ops: Sequence[str], device: Device, dtype: str, images: int) -> list[Case]:
+    """Those of a device and a dtype. In TF32 only kernels that multiply differ from float32's."""
     found: list[Case] = []
-    with record(DEVICES[arch]) as launches, _multiplied_in(dtype):
+    with record(device.limits) as launches, _multiplied_in(dtype):
         draw = Draw()
         for op in ops:
             # What changes the code a little is asked for where most of the training is done.
-            for call in CALLS[op](draw, dtype, (arch, dtype) == (90, "bf16")):
+            for call in CALLS[op](draw, images, dtype, (device.limits.capability, dtype) == (90, "bf16")):
                 launches.clear()
                 call.run(DTYPES[dtype])
                 for launch in launches:
                     known = any(launch == case.launch for case in found)
                     if not known and (dtype != "tf32" or "PRECISION" in launch.named_constants):
-                        found.append(Case(call.problem.label, arch, dtype, launch))
+                        found.append(Case(call.problem.label, device, dtype, launch))
     return found
+
+
+def first_of_each_kernel(chosen: Sequence[Case]) -> list[Case]:
+    """Of each kernel, device and dtype the first case."""
+    return list({(case.launch.name, case.device.name, case.dtype): case for case in reversed(chosen)}.values())[::-1]
 
 
 @contextmanager
@@ -107,7 +102,7 @@ def _line_bits(length: int, pointer: str) -> int:
 
 def shortcomings(case: Case, assembly: Assembly) -> list[str]:
     """What a compiled kernel lacks: everything in registers, room in shared memory, tensor cores, wide accesses."""
-    limit = DEVICES[case.arch].shared_memory
+    limit = case.device.limits.shared_memory
     load, store = required_bits(case.launch)
     lacking = []
     if assembly.spilled:
@@ -117,7 +112,7 @@ def shortcomings(case: Case, assembly: Assembly) -> list[str]:
     # float32 is not rounded to what tensor cores take, unless as TF32, of which tiles may have fewer rows than Hopper's
     # own instructions ask. Where each warp multiplies on its own, in 3D, Hopper and Blackwell have Ampere's.
     rounded = [product for product in assembly.products if not product.endswith("ieee")]
-    hopper = case.arch == 90 and any(product in ("2D bf16", "2D f16") for product in rounded)
+    hopper = case.device.limits.capability == 90 and any(product in ("2D bf16", "2D f16") for product in rounded)
     if rounded and (not assembly.tensor_core or (hopper and "HGMMA" not in assembly.tensor_core)):
         lacking.append(f"tensor-core instructions are {assembly.tensor_core or 'none'}")
     if assembly.widest_load < load:
@@ -125,13 +120,3 @@ def shortcomings(case: Case, assembly: Assembly) -> list[str]:
     if assembly.widest_store < store:
         lacking.append(f"stores of {assembly.widest_store} bits at most")
     return lacking
-
-
-def report(case: Case) -> dict[str, object]:
-    """Case, assembly and shortcomings as one flat record."""
-    known = {"kernel": case.launch.name, "label": case.label, "arch": case.arch, "dtype": case.dtype}
-    try:
-        assembly = compile_launch(case.launch, case.arch)
-    except CompilationError as error:
-        return {**known, "shortcomings": [str(error)]}
-    return {**known, **vars(assembly), "shortcomings": shortcomings(case, assembly)}

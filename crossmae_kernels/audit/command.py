@@ -1,6 +1,7 @@
-"""Compile every kernel for GPUs that are not there: ``python -m crossmae_kernels.audit [--json]``.
+"""Compile every kernel for GPUs that are not there, and predict its time: ``python -m crossmae_kernels.audit``.
 
-Exit code 1 if any spills, does not fit, or leaves tensor cores or wide loads unused.
+Exit code 1 if any kernel spills, does not fit, or leaves tensor cores or wide loads unused, or if a device is unknown.
+Times are from the machine code alone, and docs/predictions.md says how far they may be off.
 """
 
 import argparse
@@ -10,44 +11,84 @@ import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 from crossmae_kernels.audit.calls import CALLS, DTYPES
-from crossmae_kernels.audit.cases import DEVICES, cases, report
+from crossmae_kernels.audit.cases import IMAGES, cases, first_of_each_kernel
+from crossmae_kernels.audit.devices import DEVICES, USUAL, Device
+from crossmae_kernels.audit.reports import report
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None, prog: str) -> int:
     """Print a line for each case, or all as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m crossmae_kernels.audit", description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("--ops", nargs="+", choices=list(CALLS), default=[*CALLS])
-    parser.add_argument("--architectures", nargs="+", type=int, choices=list(DEVICES), default=[*DEVICES])
+    parser.add_argument("--kernels", nargs="+", help="of these names only")
+    parser.add_argument("--devices", nargs="+", help=f"of {', '.join(DEVICES)}")
+    parser.add_argument("--architectures", nargs="+", help=f"of {', '.join(map(str, USUAL))}, each by its usual device")
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=[*DTYPES])
+    parser.add_argument("--images", type=int, default=IMAGES, help="a batch; %(default)s unless given")
+    parser.add_argument("--short", action="store_true", help="each kernel once, in bfloat16")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="one list of records instead of a table")
     options = parser.parse_args(argv)
-    chosen = cases(options.ops, options.architectures, options.dtypes)
-    failed = False
+    if options.images < 1 or options.processes < 1:
+        parser.error(f"--images and --processes are positive, got {options.images} and {options.processes}")
+    devices, unknown = _devices(options.devices, options.architectures)
+    for line in unknown:
+        print(f"{prog}: {line}", file=sys.stderr)
+    chosen = cases(options.ops, devices, ["bf16"] if options.short else options.dtypes, options.images)
+    if options.kernels:
+        chosen = [case for case in chosen if case.launch.name in options.kernels]
+    if options.short:
+        chosen = first_of_each_kernel(chosen)
+    if not chosen:
+        print(f"{prog}: nothing is launched that was asked for", file=sys.stderr)
+    failed = bool(unknown) or not chosen
     records = []
     # Fresh processes: PyTorch's threads do not survive a fork. This process alone reports Ctrl-C.
     quiet = (signal.SIGINT, signal.SIG_IGN)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, spawn, initializer=signal.signal, initargs=quiet) as pool:
-        for record in pool.map(report, chosen):
+        for done, record in enumerate(pool.map(report, chosen), 1):
             records.append(record)
             failed = failed or bool(record["shortcomings"])
             if not options.json:
-                print(_line(record), flush=True)
+                print(f"{done}/{len(chosen)}".rjust(10), line_of(record), flush=True)
+            elif sys.stderr.isatty():
+                print(f"\r{done} of {len(chosen)}", end="" if done < len(chosen) else "\n", file=sys.stderr, flush=True)
     if options.json:
         json.dump(records, sys.stdout)
     return int(failed)
 
 
-def _line(record: dict[str, object]) -> str:
-    head = f"sm_{record['arch']:<4}{record['dtype']:5}{record['kernel']:23}{record['label']:44}"
+def _devices(names: Sequence[str] | None, architectures: Sequence[str] | None) -> tuple[list[Device], list[str]]:
+    """Those that are known, and a line for each other."""
+    if names is None and architectures is None:
+        return list(USUAL.values()), []
+    usual = {str(architecture): device for architecture, device in USUAL.items()}
+    asked = [(name, DEVICES.get(name.lower()), "device", DEVICES) for name in names or ()]
+    asked += [(name, usual.get(name.removeprefix("sm_")), "architecture", usual) for name in architectures or ()]
+    lines = [
+        f"no {kind} {name} is known, of {', '.join(known)}" for name, device, kind, known in asked if device is None
+    ]
+    return [device for _, device, _, _ in asked if device is not None], lines
+
+
+def line_of(record: dict[str, Any]) -> str:
+    """A row of the table."""
+    head = f"{record['device']:9}{record['dtype']:5}{record['kernel']:29}{record['label']:52}"
+    verdict = "; ".join(record["shortcomings"]) or "ok"
     if "registers" not in record:
-        return f"{head}{record['shortcomings']}"
-    tensor_core = "+".join(record["tensor_core"]) or "-"  # type: ignore[arg-type]
-    verdict = "; ".join(record["shortcomings"]) or "ok"  # type: ignore[arg-type]
-    return (
-        f"{head}registers {record['registers']:<4}spilled {record['spilled']:<3}shared {record['shared']:<7}"
-        f"{tensor_core:12}load {record['widest_load']}  {verdict}"
+        return f"{head}{verdict}"
+    tensor_core = "+".join(record["tensor_core"]) or "-"
+    code = (
+        f"registers {record['registers']:<4}spilled {record['spilled']:<3}shared {record['shared']:<7}"
+        f"{tensor_core:12}load {record['widest_load']}  "
     )
+    if "microseconds" not in record:
+        return f"{head}{code}no time: {record['unpredicted']}  {verdict}"
+    low, high = record["interval"]
+    times = f"{low:,.1f} to {high:,.1f} us"
+    moved = f"{record['moved'] / record['floor']:.2f} of floor" if record["floor"] else "-"
+    return f"{head}{code}{record['occupancy']} a multiprocessor  {moved:15}{times:24}{record['limiter']:17}{verdict}"

@@ -17,6 +17,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from crossmae_kernels.audit.kernel_file import KernelFile, read
+from crossmae_kernels.audit.machine_code import Instruction, parse
 from crossmae_kernels.audit.recording import Launch
 
 TENSOR_CORE_INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA")
@@ -44,7 +46,20 @@ class CompilationError(RuntimeError):
     """The compiler refused; the message is its last line, not the whole program it prints."""
 
 
-def compile_launch(launch: Launch, arch: int) -> Assembly:
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled launch."""
+
+    code: list[Instruction]
+    file: KernelFile
+    registers: int
+    shared: int
+    """Bytes of shared memory."""
+    products: tuple[str, ...]
+    """As in ``Assembly``."""
+
+
+def compile_launch(launch: Launch, arch: int) -> Kernel:
     """Compile what a launch compiles, for an architecture given as 90 for 9.0.
 
     Raises:
@@ -61,29 +76,34 @@ def compile_launch(launch: Launch, arch: int) -> Assembly:
         lines = (str(error) + printed.getvalue()).strip().splitlines()
         reasons = [line for line in lines if "error" in line.lower()] or lines[-1:]
         raise CompilationError(f"{name} for sm_{arch}: {'; '.join(reasons)[:500]}") from None
-    return _read(compiled.asm["cubin"], compiled.metadata.shared, compiled.asm["ttir"])
+    return _disassembled(compiled.asm["cubin"], compiled.metadata.shared, compiled.asm["ttir"])
 
 
-def _read(cubin: bytes, shared: int, ttir: str) -> Assembly:
+def _disassembled(cubin: bytes, shared: int, ttir: str) -> Kernel:
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         usage = _output(tools / "cuobjdump", "--dump-resource-usage", file.name)
-        assembly = _output(tools / "nvdisasm", "-c", file.name)
-    operations = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", assembly, re.MULTILINE)
-    kinds = [operation.split(".")[0] for operation in operations]
+        text = _output(tools / "nvdisasm", "-c", "-hex", "-g", file.name)
     registers = re.search(r"REG:(\d+)", usage)
-    if registers is None or not operations:
+    if registers is None:
         raise CompilationError("the disassembler's output could not be read")
+    return Kernel(parse(text), read(cubin), int(registers[1]), shared, _products(ttir))
+
+
+def assembly_of(kernel: Kernel) -> Assembly:
+    """What a kernel needs and issues, counted."""
+    names = [instruction.name for instruction in kernel.code]
+    bits = [(instruction.name, _bits(instruction)) for instruction in kernel.code]
     return Assembly(
-        registers=int(registers[1]),
-        spilled=kinds.count("STL") + kinds.count("LDL"),
-        shared=shared,
-        products=_products(ttir),
-        tensor_core=tuple(kind for kind in TENSOR_CORE_INSTRUCTIONS if kind in kinds),
-        widest_load=max((_bits(o) for o, kind in zip(operations, kinds, strict=True) if kind in LOADS), default=0),
-        widest_store=max((_bits(o) for o, kind in zip(operations, kinds, strict=True) if kind == "STG"), default=0),
+        registers=kernel.registers,
+        spilled=names.count("STL") + names.count("LDL"),
+        shared=kernel.shared,
+        products=kernel.products,
+        tensor_core=tuple(name for name in TENSOR_CORE_INSTRUCTIONS if name in names),
+        widest_load=max((width for name, width in bits if name in LOADS), default=0),
+        widest_store=max((width for name, width in bits if name == "STG"), default=0),
     )
 
 
@@ -100,11 +120,8 @@ def _products(ttir: str) -> tuple[str, ...]:
 LOADS = ("LDG", "LDGSTS", "UTMALDG")
 
 
-def _bits(operation: str) -> int:
-    if operation.startswith("UTMALDG"):
-        return 128  # what moves a box moves lines
-    width = re.search(r"\.(64|128|256)(?:\.|$)", operation)
-    return int(width[1]) if width else 32
+def _bits(instruction: Instruction) -> int:
+    return 128 if instruction.name == "UTMALDG" else 8 * instruction.bytes  # what moves a box moves lines
 
 
 def _output(*command: object) -> str:

@@ -39,6 +39,8 @@ class Launch:
     """Programs; they leave the code as it is, and so do the numbers."""
     numbers: dict[str, int | float] = field(compare=False)
     """Values of the arguments that are neither pointers nor constants."""
+    extents: dict[str, list[int]] = field(compare=False)
+    """Bytes of the tensors of each argument that is one, is a tuple of some, or describes one."""
 
     @property
     def name(self) -> str:
@@ -92,7 +94,16 @@ def _launch(kernel: JITFunction[Any], grid: Any, arguments: Sequence[Any], optio
         others,
         tuple(grid),
         {name: value for name, value in numbers.items() if signature[name] != "constexpr"},
+        {name: extents for name, value in bound.items() if (extents := _extents(value))},
     )
+
+
+def _extents(value: Any) -> list[int]:
+    """Bytes of a tensor, or of each of several."""
+    if isinstance(value, tuple):
+        return [extent for each in value for extent in _extents(each)]
+    tensor = getattr(value, "base", value)  # of a descriptor
+    return [tensor.numel() * tensor.element_size()] if isinstance(tensor, torch.Tensor) else []
 
 
 def _bytes_into_storage(tensor: FakeTensor) -> int:

@@ -13,6 +13,10 @@ gradient: ``d m^T = rstd (dy m^T - mean(dy) 1 m^T - mean(dy x_hat) x_hat m^T)``.
 one to the other ``x_hat`` stays on chip, rounded as products ask, and so do the upstream gradients where there is room
 (``HOLD_DOUT``); else these are read a second time, soon after the first.
 
+``BY_PRODUCTS`` leaves as much as it can to tensor cores, which are idle otherwise. Sums over channels are products with
+ones, and those of ``dy x_hat`` the diagonal of a product. ``w^T d`` is the sum of ``(rstd w)^T dy``,
+``-(rstd mean(dy x_hat) w)^T x_hat`` and what is the same for all channels, so that no channel is looked at alone.
+
 *Not normalised*, panels have nothing to do with each other, and each is a program's own.
 
 Gradients of the weights are summed by each program over its tokens: partial sums, no atomics. The maps come as a tuple
@@ -41,6 +45,7 @@ from crossmae_kernels.feature_mixing.config import (
     forward_tiles,
     held,
     holds_upstream_gradients,
+    sums_by_products,
 )
 from crossmae_kernels.primitives import normalization
 from crossmae_kernels.runtime.device import limits
@@ -162,11 +167,11 @@ def packed(tile):
 
 @triton.jit
 def unpacked(words, DTYPE: tl.constexpr):
-    """The tile that was ``packed``, in float32."""
+    """The tile that was ``packed``."""
     tile = words
     if DTYPE.primitive_bitwidth == 16:
         pairs = tl.join((words & 0xFFFF).to(tl.uint16), (words >> 16).to(tl.uint16)).to(DTYPE, bitcast=True)
-        tile = tl.reshape(pairs, (words.shape[0], words.shape[1], words.shape[2] * 2)).to(tl.float32)
+        tile = tl.reshape(pairs, (words.shape[0], words.shape[1], words.shape[2] * 2))
     return tile
 
 
@@ -192,14 +197,9 @@ def panel_of(panels, panel, PANELS: tl.constexpr):
 
 
 @triton.jit
-def store_dmaps(
-    dmaps, weight, d, token, first, columns, tokens, num_mixes, width,
-    MAPS: tl.constexpr, BLOCK_MIXES: tl.constexpr, SLICES: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Write ``w^T d`` of a panel: one token's rows of the gradients of the maps from ``first`` on."""
+def store_dmaps(dmaps, tile, token, first, columns, width, MAPS: tl.constexpr):
+    """Write a panel of one token's rows of the gradients of the maps from ``first`` on."""
     rows = first + tl.arange(0, BLOCK)
-    weights = load_weights(weight, first, num_mixes, MAPS, BLOCK_MIXES, SLICES)
-    tile = tl.dot(tl.permute(weights, (0, 2, 1)), d, input_precision=PRECISION)
     # They begin where an allocator places them, which is aligned.
     pointers = (starts_of(dmaps, rows, MAPS, True) + token * width)[None, :, None] + columns
     tl.store(pointers, tile.to(dmaps[0].dtype.element_ty), mask=(rows < MAPS)[None, :, None] & (columns < width))
@@ -213,12 +213,32 @@ def store_dweight(dweight, sums, program, first, num_mixes, MAPS: tl.constexpr, 
     tl.store(pointers, tl.sum(sums, axis=0), mask=(mixes < num_mixes) & (rows < MAPS))
 
 
+@triton.jit
+def plus_sums_of_rows(total, tile):
+    """``total`` and, in each of its columns, the sums of the tile's rows, by a product with ones."""
+    return tl.dot(tile, tl.full((tile.shape[0], tile.shape[2], total.shape[2]), 1, dtype=tile.dtype), total)
+
+
+@triton.jit
+def plus_sums_of_columns(total, tile):
+    """``total`` and, in each of its rows, the sums of the tile's columns."""
+    return tl.dot(tl.full((tile.shape[0], total.shape[1], tile.shape[1]), 1, dtype=tile.dtype), tile, total)
+
+
+@triton.jit
+def diagonal(tile):
+    """What lies on the diagonal of each slice, (slices, mixes)."""
+    places = tl.arange(0, tile.shape[1])
+    return tl.sum(tl.where((places[:, None] == places[None, :])[None, :, :], tile, 0.0), axis=2)
+
+
 @triton.jit(do_not_specialize=COUNTS)
 def mixing_backward_kernel(
     maps, weight, means, rstds, dout, dmaps, dweight,
     map_image, map_row, dout_mix, dout_image, dout_row, tokens, tokens_per_image, num_mixes, width,
     MAPS: tl.constexpr, BLOCK_MIXES: tl.constexpr, SLICES: tl.constexpr, CHANNELS: tl.constexpr,
-    PANELS: tl.constexpr, HOLD_DOUT: tl.constexpr, ALIGNED: tl.constexpr, PRECISION: tl.constexpr,
+    PANELS: tl.constexpr, HOLD_DOUT: tl.constexpr, BY_PRODUCTS: tl.constexpr,
+    ALIGNED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Normalised mixes. Program: a share of the tokens. ``dmaps`` or ``dweight`` may be None.
 
@@ -230,19 +250,25 @@ def mixing_backward_kernel(
     known = mixes < num_mixes
     nothing_held = packed(tl.zeros((SLICES, BLOCK_MIXES, CHANNELS), dtype=dtype))
     no_sums = tl.zeros((SLICES, BLOCK_MIXES, BLOCK), dtype=tl.float32)
+    UNROLL: tl.constexpr = PANELS if BY_PRODUCTS else 1
     dweights = ()
     for _ in tl.static_range(0, MAPS, BLOCK):
         dweights = dweights + (no_sums,)
     for step in tl.range(tl.program_id(0), tokens, tl.num_programs(0), disable_licm=True):
-        token = step + tl.full((), 0, dtype=tl.int64)
-        image, place = token // tokens_per_image, token % tokens_per_image
+        # Divided in 32 bits, as counts are: in 64, it is a hundred instructions more.
+        wide = tl.full((), 0, dtype=tl.int64)
+        token, image, place = step + wide, step // tokens_per_image + wide, step % tokens_per_image
         offset = image * map_image + place * map_row
         dout_rows = dout + mixes.to(tl.int64) * dout_mix + image * dout_image + place * dout_row
         places = mixes.to(tl.int64) * tokens + token
         mean = tl.load(means + places, mask=known, other=0.0)
         rstd = tl.load(rstds + places, mask=known, other=1.0)
-        shift = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
-        slope = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
+        if BY_PRODUCTS:
+            shift = tl.zeros((SLICES, BLOCK_MIXES, BLOCK_MIXES), dtype=tl.float32)
+            slope = tl.zeros((SLICES, BLOCK_MIXES, BLOCK_MIXES), dtype=tl.float32)
+        else:
+            shift = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
+            slope = tl.zeros((SLICES, BLOCK_MIXES), dtype=tl.float32)
         douts, x_hats = (), ()
         for _ in tl.static_range(PANELS):
             x_hats = x_hats + (nothing_held,)
@@ -254,8 +280,11 @@ def mixing_backward_kernel(
             weights = weights + (load_weights(weight, first, num_mixes, MAPS, BLOCK_MIXES, SLICES),)
             by_dout = by_dout + (dweights[first // BLOCK] / rstd,)
             by_x_hat = by_x_hat + (no_sums,)
-            sums = sums + (tl.zeros((SLICES, BLOCK), dtype=tl.float32),)
-        for panel in tl.range(PANELS, disable_licm=True):
+            if BY_PRODUCTS:
+                sums = sums + (no_sums,)
+            else:
+                sums = sums + (tl.zeros((SLICES, BLOCK), dtype=tl.float32),)
+        for panel in tl.range(PANELS, disable_licm=True, loop_unroll_factor=UNROLL):
             columns = columns_of(panel, SLICES, CHANNELS)
             d = tl.load(dout_rows + columns, mask=known & (columns < width), other=0.0)
             mixed = tl.zeros((SLICES, BLOCK_MIXES, CHANNELS), dtype=tl.float32)
@@ -263,10 +292,15 @@ def mixing_backward_kernel(
             for first in tl.static_range(0, MAPS, BLOCK):
                 rows = rows + (load_maps(maps, offset, first, columns, width, MAPS, ALIGNED).to(dtype),)
                 mixed = tl.dot(weights[first // BLOCK], rows[first // BLOCK], mixed, input_precision=PRECISION)
-            x_hat = (mixed - mean) * rstd
-            shift += tl.sum(d.to(tl.float32), axis=2)
-            slope += tl.sum(d.to(tl.float32) * x_hat, axis=2)
-            x_hat = x_hat.to(dtype)
+            x_hat = mixed * rstd - mean * rstd
+            if BY_PRODUCTS:
+                x_hat = x_hat.to(dtype)
+                shift = plus_sums_of_rows(shift, d)
+                slope = tl.dot(d, tl.permute(x_hat, (0, 2, 1)), slope)
+            else:
+                shift += tl.sum(d.to(tl.float32), axis=2)
+                slope += tl.sum(d.to(tl.float32) * x_hat, axis=2)
+                x_hat = x_hat.to(dtype)
             x_hats = with_panel(x_hats, panel, packed(x_hat), PANELS)
             if HOLD_DOUT:
                 douts = with_panel(douts, panel, packed(d), PANELS)
@@ -279,26 +313,45 @@ def mixing_backward_kernel(
                     by_x_hat = by_x_hat + (
                         tl.dot(x_hat, columns_first, by_x_hat_before[block], input_precision=PRECISION),
                     )
-                    sums = sums + (sums_before[block] + tl.sum(rows[block].to(tl.float32), axis=2),)
+                    if BY_PRODUCTS:
+                        sums = sums + (plus_sums_of_columns(sums_before[block], columns_first),)
+                    else:
+                        sums = sums + (sums_before[block] + tl.sum(rows[block].to(tl.float32), axis=2),)
+        if BY_PRODUCTS:
+            shift, slope = diagonal(shift), diagonal(slope)
         shift, slope = mean_of_slices(shift, width), mean_of_slices(slope, width)
         dweights = ()
         for block in tl.static_range((MAPS + BLOCK - 1) // BLOCK):
-            along = shift * sums[block][:, None, :] + slope * by_x_hat[block]
+            sum_of_maps = sums[block] if BY_PRODUCTS else sums[block][:, None, :]
+            along = shift * sum_of_maps + slope * by_x_hat[block]
             dweights = dweights + (rstd * (by_dout[block] - along),)
         if dmaps is not None:
-            for panel in tl.range(PANELS, num_stages=1, disable_licm=True):
+            if BY_PRODUCTS:
+                of_dout, of_x_hat, rest = (), (), ()
+                for block in tl.static_range((MAPS + BLOCK - 1) // BLOCK):
+                    scaled = weights[block].to(tl.float32) * rstd
+                    of_dout = of_dout + (tl.permute(scaled.to(dtype), (0, 2, 1)),)
+                    of_x_hat = of_x_hat + (tl.permute((-slope * scaled).to(dtype), (0, 2, 1)),)
+                    rest = rest + (-tl.sum(shift * scaled, axis=1),)
+            for panel in tl.range(PANELS, num_stages=1, disable_licm=True, loop_unroll_factor=UNROLL):
                 columns = columns_of(panel, SLICES, CHANNELS)
                 if HOLD_DOUT:
                     d = unpacked(panel_of(douts, panel, PANELS), dtype)
                 else:
-                    d = tl.load(dout_rows + columns, mask=known & (columns < width), other=0.0).to(tl.float32)
-                d = d - shift - slope * unpacked(panel_of(x_hats, panel, PANELS), dtype)
-                d = tl.where(columns < width, rstd * d, 0.0).to(dtype)
+                    d = tl.load(dout_rows + columns, mask=known & (columns < width), other=0.0)
+                x_hat = unpacked(panel_of(x_hats, panel, PANELS), dtype)
+                if not BY_PRODUCTS:
+                    d = d.to(tl.float32) - shift - slope * x_hat.to(tl.float32)
+                    d = tl.where(columns < width, rstd * d, 0.0).to(dtype)
                 for first in tl.static_range(0, MAPS, BLOCK):
-                    store_dmaps(
-                        dmaps, weight, d, token, first, columns, tokens, num_mixes, width,
-                        MAPS, BLOCK_MIXES, SLICES, PRECISION,
-                    )  # fmt: skip
+                    if BY_PRODUCTS:
+                        tile = tl.broadcast_to(rest[first // BLOCK][:, :, None], (SLICES, BLOCK, CHANNELS))
+                        tile = tl.dot(of_dout[first // BLOCK], d, tile)
+                        tile = tl.dot(of_x_hat[first // BLOCK], x_hat, tile)
+                    else:
+                        again = load_weights(weight, first, num_mixes, MAPS, BLOCK_MIXES, SLICES)
+                        tile = tl.dot(tl.permute(again, (0, 2, 1)), d, input_precision=PRECISION)
+                    store_dmaps(dmaps, tile, token, first, columns, width, MAPS)
     if dweight is not None:
         for first in tl.static_range(0, MAPS, BLOCK):
             store_dweight(dweight, dweights[first // BLOCK], tl.program_id(0), first, num_mixes, MAPS, BLOCK_MIXES)
@@ -329,10 +382,9 @@ def sums_backward_kernel(
         for block in tl.range((MAPS + BLOCK - 1) // BLOCK, disable_licm=True):
             first = block * BLOCK
             if dmaps is not None:
-                store_dmaps(
-                    dmaps, weight, d, token, first, columns, tokens, num_mixes, width,
-                    MAPS, BLOCK_MIXES, SLICES, PRECISION,
-                )  # fmt: skip
+                weights = load_weights(weight, first, num_mixes, MAPS, BLOCK_MIXES, SLICES)
+                tile = tl.dot(tl.permute(weights, (0, 2, 1)), d, input_precision=PRECISION)
+                store_dmaps(dmaps, tile, token, first, columns, width, MAPS)
             if dweight is not None:
                 rows = load_maps(maps, offset, first, columns, width, MAPS, ALIGNED).to(d.dtype)
                 sums = panel_of(dweights, block, len(dweights))
@@ -411,6 +463,7 @@ def backward(
             mixing_backward_kernel[call.grid](
                 *call.inputs(), means, rstds, *gradients, PANELS=call.panels,
                 HOLD_DOUT=holds_upstream_gradients(count, width, weight.element_size()),
+                BY_PRODUCTS=sums_by_products(maps, weight, limits(weight.device)),
                 num_stages=backward_stages(weight.element_size(), limits(weight.device)), **options,
             )  # fmt: skip
         else:

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from crossmae_kernels.mlp.config import backward_form, form_rule, hidden_tiles, single_refusals, single_tiles
+from crossmae_kernels.primitives.column_sums import column_sums, totals
 from crossmae_kernels.primitives.gelu import gelu, gelu_backward, store_hidden_gradients
 from crossmae_kernels.primitives.gemm import PIECE, Product, gemm, pieces, place_of_tile, product
 from crossmae_kernels.primitives.norm_folding import fold_norm, fold_norm_gradients
@@ -125,7 +126,7 @@ def hidden_backward_kernel(
 # Output; normalised rows; the statistic of each; GELU's input. The last three are None where nothing is saved.
 Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
-# Gradient of the hidden layer ``(R, H)``, the layer activated if asked for, and the gradient's sum, float32.
+# Gradient of the hidden layer ``(R, H)``, the layer activated if asked for, and for ``totals`` the gradient's sums.
 HiddenGradients = tuple[Tensor, Tensor | None, Tensor]
 
 
@@ -168,31 +169,29 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, the norm's parameters in one, fc1's weight and bias, fc2's weight and bias where asked for.
 
-    ``w1`` and ``b1`` are fc1's, folded.
+    ``w1`` and ``b1`` are fc1's, folded. The last bias's gradient is float32.
     """
     wants_x, wants_scale, wants_shift, wants_w1, wants_b1, wants_w2, wants_b2 = output_mask
     rows = flat_rows(dout)
-    low = cast(rows, w1.dtype)
-    dx = dnorm = dw1 = db1 = dw2 = db2 = None
+    # Sums over rows are in float32; so is fc1's own, unless nothing but its bias asks for it.
+    summed_in = fc1_weight.dtype if norm_bias is None else torch.float32
+    low, sums_of_rows = column_sums(rows, w1.dtype) if wants_b2 else (cast(rows, w1.dtype), None)
+    dhidden = activated = sums = None
     if any(output_mask[:6]):
         dhidden, activated, sums = _BACKWARD_FORMS.run(
             backward_form(w1.dtype), low, w1, b1, w2, x_hat, hidden, wants_w2
         )
-        if activated is not None:
-            dw2 = cast(low.t() @ activated, fc1_weight.dtype)
-        if wants_b1:
-            db1 = cast(sums, fc1_weight.dtype)
-        if wants_w1 or wants_scale or wants_shift:
-            dfolded = dhidden.t() @ x_hat if wants_w1 or wants_scale else None
-            mask = wants_w1, wants_scale, wants_shift
-            dw1, dnorm = fold_norm_gradients(dfolded, sums, fc1_weight, norm_weight, norm_bias, mask)
-        if wants_x:
-            dx = normalize_backward(dhidden @ w1, x_hat, rstd, rows, dout.dtype).view_as(dout)
-    if wants_b2:
-        # In the wider dtype of the two: told the narrower one, PyTorch casts all rows to it first.
-        wider = torch.promote_types(rows.dtype, fc1_weight.dtype)
-        db2 = cast(rows.sum(0, dtype=wider), fc1_weight.dtype)
-    return dx, dnorm, dw1, db1, dw2, db2
+    db1, db2 = totals((sums, summed_in), (sums_of_rows, torch.float32))
+    dx = dnorm = dw1 = dw2 = None
+    if activated is not None:
+        dw2 = cast(low.t() @ activated, fc1_weight.dtype)
+    if dhidden is not None and (wants_w1 or wants_scale or wants_shift):
+        dfolded = dhidden.t() @ x_hat if wants_w1 or wants_scale else None
+        mask = wants_w1, wants_scale, wants_shift
+        dw1, dnorm = fold_norm_gradients(dfolded, db1, fc1_weight, norm_weight, norm_bias, mask)
+    if dhidden is not None and wants_x:
+        dx = normalize_backward(dhidden @ w1, x_hat, rstd, rows, dout.dtype).view_as(dout)
+    return dx, dnorm, dw1, cast(db1, fc1_weight.dtype) if wants_b1 else None, dw2, db2
 
 
 def _single(
@@ -283,7 +282,7 @@ def _tiled_hidden_backward(
                 dout.stride(0), w2.stride(0), w1.stride(0), rows,
                 WIDTH=width, HIDDEN=hidden_width, GROUP=GROUP, PRECISION=input_precision(w1.dtype), **choice.constants,
             )  # fmt: skip
-    return dhidden, activated, sums.sum(0)
+    return dhidden, activated, sums
 
 
 def _library_hidden_backward(

@@ -82,11 +82,13 @@ def _backward_fake(
 ) -> tuple[Tensor | None, ...]:
     hidden_width, width = fc1_weight.shape
     wants_x, *wants_norm = output_mask[:3]
-    shapes = (hidden_width, width), (hidden_width,), (width, hidden_width), (width,)
+    shapes = (hidden_width, width), (hidden_width,), (width, hidden_width)
+    of_weights = zip(shapes, output_mask[3:6], strict=True)
     return (
         dout.new_empty(dout.shape) if wants_x else None,
         dout.new_empty(sum(wants_norm), width, dtype=torch.float32) if any(wants_norm) else None,
-        *(fc1_weight.new_empty(shape) if asked else None for shape, asked in zip(shapes, output_mask[3:], strict=True)),
+        *(fc1_weight.new_empty(shape) if asked else None for shape, asked in of_weights),
+        dout.new_empty(width, dtype=torch.float32) if output_mask[6] else None,
     )
 
 

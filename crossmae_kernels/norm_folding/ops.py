@@ -35,9 +35,7 @@ def fold_norms(
     norm_bias: Tensor | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    """The same of several, stacked: ``(n, O, I)`` and ``(n, O)``, in one launch."""
-    if norm_weight is None and norm_bias is None:
-        return torch.stack(list(weights)).to(dtype), cast(bias, dtype)
+    """The same of several, stacked: ``(n, O, I)`` and ``(n, O)``, in one launch, be it for the cast alone."""
     folded, folded_bias = _forward_of_several(list(weights), bias, norm_weight, norm_bias, dtype)
     return folded, None if bias is None and norm_bias is None else folded_bias
 

@@ -123,7 +123,7 @@ BLOCK_M, BLOCK_N, NUM_WARPS = 32, 128, 8
 
 
 def gelu_backward(dactivated: Tensor, hidden: Tensor, wants_activated: bool) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Rows ``(R, H)`` -> gradient of ``hidden``, GELU of it if asked for, the sum ``(H,)`` of that gradient, float32.
+    """Rows ``(R, H)`` -> gradient of ``hidden``, GELU of it if asked for, and for ``totals`` that gradient's sums.
 
     The gradient may have any row stride; ``hidden`` is contiguous.
     """
@@ -138,4 +138,4 @@ def gelu_backward(dactivated: Tensor, hidden: Tensor, wants_activated: bool) -> 
                 dactivated, hidden, dhidden, activated, sums, dactivated.stride(0), rows,
                 WIDTH=width, BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, num_warps=NUM_WARPS,
             )  # fmt: skip
-    return dhidden, activated, sums.sum(0)
+    return dhidden, activated, sums

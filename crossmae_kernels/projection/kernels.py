@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from crossmae_kernels.primitives.column_sums import column_sums, totals
 from crossmae_kernels.primitives.gelu import gelu_backward
 from crossmae_kernels.primitives.gemm import Product, gemm
 from crossmae_kernels.primitives.norm_folding import fold_norm, fold_norm_gradients
@@ -83,11 +84,13 @@ def norm_linear_backward(
     wants_x, wants_weight, wants_bias, wants_scale, wants_shift = output_mask
     rows = flat_rows(dout)
     dx = dweight = dbias = dnorm = None
+    # In float32, unless nothing else reads it.
+    summed_in = weight.dtype if norm_bias is None else torch.float32
     if hidden is not None:
-        rows, _, dbias = gelu_backward(rows, hidden, wants_activated=False)
+        rows, _, sums = gelu_backward(rows, hidden, wants_activated=False)
+        (dbias,) = totals((sums, summed_in))
     elif wants_bias or wants_shift or (wants_weight and norm_bias is not None):
-        # In float32, unless nothing else reads it.
-        dbias = rows.sum(0, dtype=weight.dtype if norm_bias is None else torch.float32)
+        dbias = rows.sum(0, dtype=summed_in)
     if wants_x:
         dx = normalize_backward(rows @ folded, x_hat, rstd, None, x_dtype).view(*dout.shape[:-1], weight.shape[1])
     if wants_weight or wants_scale or wants_shift:
@@ -122,11 +125,10 @@ def linear_residual_backward(
     ``dtype`` is that of the parameters; ``weight`` has been cast.
     """
     rows = flat_rows(dout)
-    low = cast(rows, weight.dtype)
+    low, sums = column_sums(rows, weight.dtype) if output_mask[2] else (cast(rows, weight.dtype), None)
+    (dbias,) = totals((sums, dtype))
     dx = (low @ weight).view_as(x) if output_mask[0] else None
     dweight = cast(low.t() @ flat_rows(x), dtype) if output_mask[1] else None
-    # In the wider dtype of the two: told the narrower one, PyTorch casts all rows to it first.
-    dbias = cast(rows.sum(0, dtype=torch.promote_types(rows.dtype, dtype)), dtype) if output_mask[2] else None
     dtable = None
     if output_mask[3] and residual_ids is not None:
         dtable = segmented_sum(rows.contiguous(), residual_ids.reshape(-1), table_rows)

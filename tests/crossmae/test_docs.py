@@ -3,9 +3,12 @@
 import doc_blocks
 import pytest
 
+BLOCKS = [block for document in ("docs/decoder.md", "docs/porting.md") for block in doc_blocks.blocks_of(document)]
 
-@pytest.mark.parametrize(("code", "document"), doc_blocks.blocks_of("docs/decoder.md"))
-def test_a_block_runs(code, document):
+
+@pytest.mark.parametrize(("code", "document"), BLOCKS)
+def test_a_block_runs(code, document, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     doc_blocks.run(code, document)
 
 

@@ -39,13 +39,13 @@ def test_imports_nothing_heavy_beyond_torch():
 
 
 def test_commands_but_training_need_none_of_its_packages():
-    code = BLOCK.format(blocked=[*EXTRAS["train"], "triton"]) + (
+    code = BLOCK.format(blocked=[*EXTRAS["train"], *EXTRAS["detect"], "triton"]) + (
         "from crossmae.commands.cli import main\n"
-        "for words in (['--help'], ['pretrain', '--help'], ['check', '--help'], ['flops', '--help']):\n"
-        "    try: main(words)\n"
+        "for words in ([], ['pretrain'], ['detect'], ['check'], ['flops']):\n"
+        "    try: main([*words, '--help'])\n"
         "    except SystemExit as stop: print(stop.code)\n"
     )
-    assert fresh(code).splitlines().count("0") == 4
+    assert fresh(code).splitlines().count("0") == 5
 
 
 def test_drawing_without_matplotlib_says_what_to_install(tmp_path, monkeypatch, capsys):
@@ -63,7 +63,10 @@ def test_drawing_without_matplotlib_says_what_to_install(tmp_path, monkeypatch, 
 PICTURES = {"torchvision", "PIL", "tifffile"}
 COMMANDS = {
     "pretrain": (["pretrain", "--dry-run"], EXTRAS["train"]),
+    "finetune": (["finetune", "--dry-run"], EXTRAS["train"]),
+    "probe": (["probe", "a", "--source", "digits"], EXTRAS["train"]),
     "demo": (["demo", "--out", "there"], EXTRAS["train"]),
+    "detect": (["detect", "--dry-run"], EXTRAS["train"]),
     "reconstruct": (["reconstruct", "a.png", "--checkpoint", "b"], PICTURES),
     "mixing": (["reconstruct", "a.png", "--checkpoint", "b", "--mixing", "c.png"], PICTURES | {"matplotlib"}),
 }
@@ -83,6 +86,13 @@ def test_a_command_says_what_to_install_before_it_does_anything(command, missing
         assert main(words) == 1
         assert capsys.readouterr().err == "crossmae reconstruct: there is no image a.png\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_detection_says_what_it_needs_beyond_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    assert main(["detect", "--dry-run"]) == 1
+    assert capsys.readouterr().err == "crossmae detect needs pycocotools: pip install 'crossmae-kernels[detect]'\n"
 
 
 @pytest.mark.parametrize(

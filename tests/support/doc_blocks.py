@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OPTIONAL = ("timm",)  # blocks that import one of these are skipped without it
+OPTIONAL = ("timm", "torchvision", "transformers")  # blocks that import one of these are skipped without it
 
 
 def blocks_of(document):

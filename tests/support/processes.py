@@ -9,7 +9,18 @@ from typing import Any
 import torch
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["crossmae.training.run", "sklearn.datasets", "sklearn.model_selection"])
+_context.set_forkserver_preload(
+    [
+        *(
+            "crossmae.training.finetuning.run",
+            "timm.data.mixup",
+            "timm.data.random_erasing",
+            "timm.optim",
+            "timm.utils",
+        ),
+        *("crossmae.training.run", "sklearn.datasets", "sklearn.model_selection"),
+    ]
+)
 
 
 def start(function: Callable[..., Any], *arguments: Any, environment: dict[str, str] | None = None) -> Any:

@@ -6,13 +6,30 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar, overload
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from crossmae.training.data.dataset import Sample
+
+
+class AnyBatch(Protocol):
+    """What the loop asks of a batch."""
+
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        """Names and reasons of images in whose place others came."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """On another device."""
+
+
+B = TypeVar("B", bound=AnyBatch)
+Collate = Callable[[Sequence[Any]], B]
+Batches = Sampler[Any] | Sequence[Any]
+"""Indices of the samples of each batch."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +63,24 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
+@overload
 def loader(
-    dataset: Dataset[Sample], batches: Sampler[Any] | Sequence[Any], workers: int, device: torch.device | str = "cpu"
-) -> "DataLoader[Batch]":
+    dataset: Dataset[Sample], batches: Batches, workers: int, device: torch.device | str = "cpu"
+) -> "DataLoader[Batch]": ...
+@overload
+def loader(
+    dataset: Dataset[Any], batches: Batches, workers: int, device: torch.device | str, collate: Collate[B]
+) -> "DataLoader[B]": ...
+def loader(
+    dataset: Dataset[Any],
+    batches: Batches,
+    workers: int,
+    device: torch.device | str = "cpu",
+    collate: Collate[Any] = collate,
+) -> "DataLoader[Any]":
     """Batches as ``batches`` lists them, loaded by ``workers`` processes (0: by this one), pinned for a CUDA device."""
     return DataLoader(
-        dataset,  # type: ignore[arg-type]
+        dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,

@@ -18,6 +18,9 @@ class DataConfig:
         evaluation: held-out images for the online evaluation, in the same forms, where the source has none itself.
         crop_scale: range of the share of an image that a random crop takes; null takes the largest centred part.
         flip: whether to mirror images at random.
+        randaugment: timm's description of RandAugment for images to train on, such as "rand-m9-mstd0.5-inc1", of RGB
+            pictures of 8 bits; null for none.
+        evaluation_share: how much of the height and width of the largest centred part an evaluation looks at.
         dtype: of images until they are normalised on the device: "uint8", which refuses images that 8 bits cannot hold,
             "float32", or "auto", which chooses by what 1,000 images hold.
         numbers: "shares": of full scale, which unsigned integers of 8 and 16 bits have, so that 255 and 65,535 are as
@@ -35,6 +38,8 @@ class DataConfig:
     evaluation: str | None = None
     crop_scale: tuple[float, float] | None = (0.2, 1.0)
     flip: bool = True
+    randaugment: str | None = None
+    evaluation_share: float = 1.0
     dtype: Literal["auto", "uint8", "float32"] = "auto"
     numbers: Numbers | None = None
     nodata: float | Literal["nan"] | None = None
@@ -45,6 +50,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale must be a range within (0, 1], got {self.crop_scale}")
+        if not 0 < self.evaluation_share <= 1:
+            raise ValueError(f"evaluation_share must lie in (0, 1], got {self.evaluation_share}")
         if self.dtype not in ("auto", "uint8", "float32"):
             raise ValueError(f"dtype must be 'auto', 'uint8' or 'float32', got {self.dtype!r}")
         if self.numbers not in (None, "shares", "values"):

@@ -20,6 +20,24 @@ T = TypeVar("T")
 MAX_UNREADABLE = 100  # in a row, after which it is the data set that is at fault
 
 
+def first_readable(index: int, read: Callable[[int], T], images: int, strict: bool) -> tuple[T, tuple[str, ...]]:
+    """``read`` at the first of ``images`` places, from ``index`` on, where it succeeds, and what was unreadable before.
+
+    Raises UnreadableImage at the first that cannot be read if ``strict``, else after ``MAX_UNREADABLE``.
+    """
+    unreadable: list[str] = []
+    for step in range(min(MAX_UNREADABLE, images)):
+        try:
+            return read((index + step) % images), tuple(unreadable)
+        except UnreadableImage as error:
+            if strict:
+                raise
+            unreadable.append(str(error))
+    if len(unreadable) == 1:
+        raise UnreadableImage(f"the only image cannot be read: {unreadable[0]}")
+    raise UnreadableImage(f"{len(unreadable)} images in a row cannot be read; the first: {unreadable[0]}")
+
+
 @dataclass(frozen=True)
 class Sample:
     """One image as the model takes it.
@@ -43,7 +61,7 @@ class Images(Dataset[Sample]):
     """Images of a source by index, all of one size, nothing random about them.
 
     An image that cannot be read is replaced by the next one that can, or raises UnreadableImage if ``strict``. For
-    ``dtype``, ``numbers``, ``nodata`` and ``fill`` see ``decoding.decode``.
+    ``dtype``, ``numbers``, ``nodata`` and ``fill`` see ``decoding.decode``, for ``share`` see ``augmentation.centred``.
     """
 
     source: Source
@@ -54,13 +72,14 @@ class Images(Dataset[Sample]):
     numbers: Numbers | None = None
     nodata: float | None = None
     fill: tuple[float, ...] | None = None
+    share: float = 1.0
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Sample:
         image, label, unreadable = self.read(index, self.image_size)
-        return Sample(centred(image, self.image_size), torch.empty(0), label, unreadable)
+        return Sample(centred(image, self.image_size, self.share), torch.empty(0), label, unreadable)
 
     def read(self, index: int, at_least: tuple[int, int]) -> tuple[Tensor, int, tuple[str, ...]]:
         """The first readable image from ``index`` on, in its own size, its label, and what was unreadable before it."""
@@ -74,17 +93,7 @@ class Images(Dataset[Sample]):
 
     def first_readable(self, index: int, read: Callable[[int], T]) -> tuple[T, tuple[str, ...]]:
         """``read`` at the first place from ``index`` on where it succeeds, and what was unreadable before."""
-        unreadable: list[str] = []
-        for step in range(min(MAX_UNREADABLE, len(self.source))):
-            try:
-                return read((index + step) % len(self.source)), tuple(unreadable)
-            except UnreadableImage as error:
-                if self.strict:
-                    raise
-                unreadable.append(str(error))
-        if len(unreadable) == 1:
-            raise UnreadableImage(f"the only image cannot be read: {unreadable[0]}")
-        raise UnreadableImage(f"{len(unreadable)} images in a row cannot be read; the first: {unreadable[0]}")
+        return first_readable(index, read, len(self.source), self.strict)
 
 
 @dataclass(frozen=True)

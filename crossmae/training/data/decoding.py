@@ -248,7 +248,7 @@ def _named_by(tag: Any) -> tuple[float, ...]:
     try:
         return (float(str(tag.value).strip("\0 ").replace(",", ".")),)
     except ValueError:
-        raise ValueError(f"its tag of no data, GDAL_NODATA, is no number: {tag.value!r}") from None
+        raise ValueError(f"its tag of no data, GDAL_NODATA, is not a number: {tag.value!r}") from None
 
 
 def _numpy(data: bytes, channels: int) -> Array:

@@ -53,12 +53,18 @@ def open_images(
         config, found = _completed(config, seen), seen.text
     config = replace(config, numbers=config.numbers or "shares")
     images = replace(images, dtype=getattr(torch, config.dtype), numbers=config.numbers, fill=config.mean)
+    images = replace(images, share=config.evaluation_share)
+    if config.randaugment is not None and (channels, config.dtype) != (3, "uint8"):
+        raise ValueError(
+            f"data.randaugment is for RGB pictures of 8 bits, these are {config.dtype} of {channels} channel(s); "
+            "data.randaugment=null leaves it out"
+        )
     held_out = None if sources.evaluation is None else replace(images, source=sources.evaluation)
     if held_out is not None:
         held_out.read(0, image_size)  # raises if none is like those to train on
     return ImageDataset(
         images=images,
-        augmentation=Augmentation(image_size, config.crop_scale, config.flip),
+        augmentation=Augmentation(image_size, config.crop_scale, config.flip, config.randaugment),
         mask_noise=mask_noise,
         seed=seed,
         evaluation=held_out,

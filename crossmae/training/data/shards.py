@@ -24,6 +24,7 @@ from crossmae.training.data.source import PackedNames, Source
 from crossmae.training.data.values import Picture, UnreadableImage
 
 LABELS = (".cls", ".json")
+SPAN = 10_000  # labels that a thread reads in one go
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,16 @@ class Shards(Source):
         except (ValueError, TypeError, AttributeError):  # a caption, for example
             return -1
 
+    @override
+    def all_labels(self) -> "npt.NDArray[np.int64]":
+        from tqdm import tqdm
+
+        spans = [range(first, min(first + SPAN, len(self))) for first in range(0, len(self), SPAN)]
+        with ThreadPoolExecutor(8) as pool:  # a file system far away answers several at a time
+            read = pool.map(lambda span: list(map(self.label, span)), spans)
+            parts = list(tqdm(read, desc=f"labels, {SPAN:,} at a time", total=len(spans), disable=len(spans) < 2))
+        return np.array([label for part in parts for label in part], np.int64)
+
     def _content(self, index: int, table: "npt.NDArray[np.int64]", name: str) -> bytes:
         offset, size = map(int, table[index])
         try:
@@ -110,7 +121,7 @@ def shards(paths: Sequence[Path]) -> Shards:
     """Find all samples of some tar files.
 
     Raises:
-        ValueError: if a shard is damaged or compressed, a label is no integer, or there is no image at all.
+        ValueError: if a shard is damaged or compressed, a label is not an integer, or there is no image at all.
     """
     with ThreadPoolExecutor(8) as pool:  # a file system far away answers several at a time
         samples = list(pool.map(_samples, paths))

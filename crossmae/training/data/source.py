@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import overload
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -49,6 +50,10 @@ class Source(ABC):
     def label(self, index: int) -> int:
         """Class of an image, -1 if it has none; raises UnreadableImage."""
         return -1
+
+    def all_labels(self) -> npt.NDArray[np.int64]:
+        """Classes of all images ``(N,)``, see ``label``."""
+        return np.array([self.label(index) for index in range(len(self))], np.int64)
 
 
 class PackedNames(Sequence[str]):

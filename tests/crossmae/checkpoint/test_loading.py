@@ -81,7 +81,7 @@ def test_to_release_inverts_from_release(name):
 
 
 def test_to_release_refuses_foreign_names():
-    with pytest.raises(ValueError, match=r"'fc.weight' is no tensor"):
+    with pytest.raises(ValueError, match=r"'fc.weight' is not a tensor"):
         crossmae.to_release({"fc.weight": torch.zeros(1)})
 
 
@@ -151,10 +151,10 @@ def damaged_files(folder):
     [
         ("torn.safetensors", "damaged safetensors"),
         ("head.safetensors", "damaged safetensors"),
-        ("torn.pth", "is no checkpoint, or is damaged"),
-        ("empty.pth", "is no checkpoint but empty"),
-        ("text.pth", "is no checkpoint, or is damaged"),
-        ("archive.pth", "is no checkpoint, or is damaged"),
+        ("torn.pth", "is not a checkpoint, or is damaged"),
+        ("empty.pth", "is not a checkpoint but empty"),
+        ("text.pth", "is not a checkpoint, or is damaged"),
+        ("archive.pth", "is not a checkpoint, or is damaged"),
         ("evil.pth", r"holds objects of \S*print, which are never unpickled"),
         ("list.pth", "must hold a state dict .* got list"),
         ("foreign.pth", "neither a checkpoint of ours nor of CrossMAE's or MAE's release: it has no cls_token"),

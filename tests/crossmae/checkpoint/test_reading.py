@@ -146,7 +146,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123
 )
 def test_what_a_file_is_instead_is_said(content, what, name, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name} is no checkpoint,? {what}") as caught:
+    with pytest.raises(ValueError, match=rf"{name} is not a checkpoint,? {what}") as caught:
         crossmae.load(tmp_path / name)
     assert "\n" not in str(caught.value)
     assert "weights_only" not in str(caught.value)
@@ -156,7 +156,7 @@ def test_what_a_file_is_instead_is_said(content, what, name, tmp_path):
 def test_plain_pickles_run_no_code(protocol, tmp_path, capfd):
     path = tmp_path / "file.pkl"
     path.write_bytes(pickle.dumps({"model": Made(os.system, "echo code was run")}, protocol))
-    message = r"holds objects of \w+.system, which are never unpickled" if protocol else "is no checkpoint"
+    message = r"holds objects of \w+.system, which are never unpickled" if protocol else "is not a checkpoint"
     with pytest.raises(ValueError, match=f"file.pkl {message}") as caught:
         crossmae.load(path)
     assert "weights_only" not in str(caught.value)
@@ -243,15 +243,15 @@ def damage(index, how):
     [
         ("missing", r"index.json names model-00001-of-00003.safetensors \(1 of 3 shards\), which are missing"),
         ("torn", r"model-00001-of-00003.safetensors is a damaged safetensors file"),
-        ("empty", r"model-00001-of-00003.safetensors is no checkpoint but empty"),
+        ("empty", r"model-00001-of-00003.safetensors is not a checkpoint but empty"),
         ("twice", r"model-00002-of-00003.safetensors holds as well, unlike model.safetensors.index.json: blocks.0"),
         ("less", r"model-00001-of-00003.safetensors lacks, unlike model.safetensors.index.json: blocks.0"),
-        ("outside", r"no index of shards: .*'../model.safetensors' is no name of a file beside it"),
-        ("itself", r"no index of shards: .*is no name of a file beside it"),
-        ("no map", "no index of shards: KeyError"),
-        ("numbers", "no index of shards: TypeError"),
-        ("list", "no index of shards: TypeError"),
-        ("no JSON", "no index of shards: JSONDecodeError"),
+        ("outside", r"an index of shards: .*'../model.safetensors' is not the name of a file beside it"),
+        ("itself", r"an index of shards: .*is not the name of a file beside it"),
+        ("no map", "an index of shards: KeyError"),
+        ("numbers", "an index of shards: TypeError"),
+        ("list", "an index of shards: TypeError"),
+        ("no JSON", "an index of shards: JSONDecodeError"),
     ],
 )
 def test_damaged_shards_are_one_line(how, message, tmp_path):

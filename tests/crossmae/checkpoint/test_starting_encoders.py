@@ -51,7 +51,7 @@ def test_features_are_those_of_the_checkpoint(fields, norm, tmp_path):
     assert close(model, {name: tensor for name, tensor in VIT.items() if norm or not name.startswith("norm.")})
     assert len(said) == 1
     assert "left out, as built on top of the encoder: head.weight" in said[0]
-    assert ("model that mixes maps has no final norm: norm.bias, norm.weight" in said[0]) == (not norm)
+    assert ("as the model has no final norm: norm.bias, norm.weight" in said[0]) == (not norm)
     assert "not told and so taken to be as the model's: encoder_heads=3, norm_eps=1e-06" in said[0]
     assert "not told and so assumed: image_size=(32, 32)" in said[0]
     model(IMAGES, generator=torch.Generator().manual_seed(0)).loss.backward()
@@ -96,7 +96,9 @@ def test_eight_class_tokens_and_other_patches(fields, tmp_path):
     assert not said
     with torch.no_grad():
         assert torch.equal(model.encode(IMAGES), source.encode(IMAGES))
-    with pytest.raises(ValueError, match=r"cls_token must have shape \(1, 1, 24\), got \(1, 8, 24\)$"):
+    with pytest.raises(
+        ValueError, match=r"\(class_tokens 8, here 1\): cls_token must have shape \(1, 1, 24\), got \(1, 8, 24\)$"
+    ):
         started(tmp_path / "pixio.safetensors", **fields)
 
 
@@ -121,15 +123,30 @@ def test_hugging_faces_folder_and_another_size(size, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"encoder_width": 48}, r"blocks.0.attn.proj.bias must have shape \(48,\), got \(24,\); (.*; ){4}and 37 more$"),
-        ({"encoder_depth": 4}, r"missing blocks.3.norm1.weight \(24,\); (.*; ){4}and 7 more$"),
-        ({"encoder_depth": 2}, r"unexpected blocks.2.attn.proj.bias \(24,\); (.*; ){4}and 7 more$"),
+        (
+            {"encoder_width": 48},
+            r"encoder \(encoder_width 24, here 48\): blocks.0.attn.proj.bias must .* \(24,\); (.*; ){4}and 37 more$",
+        ),
+        (
+            {"encoder_depth": 4},
+            r"\(encoder_depth 3, here 4\): missing blocks.3.norm1.weight \(24,\); (.*; ){4}and 7 more$",
+        ),
+        (
+            {"encoder_depth": 2},
+            r"\(encoder_depth 3, here 2\): unexpected blocks.2.attn.proj.bias \(24,\); (.*; ){4}and 7 more$",
+        ),
         (
             {"patch_size": 16},
-            r"encoder: patch_embed.proj.weight must have shape \(24, 3, 16, 16\), got \(24, 3, 8, 8\)$",
+            r"\(patch_size 8, here 16\): patch_embed.proj.weight must .* \(24, 3, 16, 16\), got \(24, 3, 8, 8\)$",
         ),
-        ({"channels": 1}, r"patch_embed.proj.weight must have shape \(24, 1, 8, 8\), got \(24, 3, 8, 8\)$"),
-        ({"mlp_ratio": 2.0}, r"blocks.0.mlp.fc1.weight must have shape \(48, 24\), got \(96, 24\)"),
+        (
+            {"channels": 1},
+            r"\(channels 3, here 1\): patch_embed.proj.weight must have shape \(24, 1, 8, 8\), got \(24, 3, 8, 8\)$",
+        ),
+        (
+            {"mlp_ratio": 2.0},
+            r"\(mlp_ratio 4.0, here 2.0\): .*blocks.0.mlp.fc1.weight must have shape \(48, 24\), got \(96, 24\)",
+        ),
     ],
 )
 def test_another_model_is_refused_and_nothing_changes(fields, message, tmp_path):
@@ -144,6 +161,7 @@ def test_another_model_is_refused_and_nothing_changes(fields, message, tmp_path)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"norm.bias": None}, r"does not fit the model's encoder: missing norm.bias \(24,\)$"),
         ({"reg_token": torch.ones(1, 4, 24)}, "beside the class token it has reg_token"),
         ({"blocks.0.ls1.gamma": torch.ones(24)}, "with layer scale: blocks.0.ls1.gamma"),
         ({"blocks.0.attn.q_norm.weight": torch.ones(8)}, "with norms of queries and keys: blocks.0.attn.q_norm.weight"),
@@ -154,8 +172,9 @@ def test_another_model_is_refused_and_nothing_changes(fields, message, tmp_path)
     ],
 )
 def test_what_cannot_be_expressed_is_refused(change, message, tmp_path):
+    weights = {name: tensor for name, tensor in {**VIT, **change}.items() if tensor is not None}
     with pytest.raises(ValueError, match=message):
-        started(saved({**VIT, **change}, tmp_path / "vit.pth"))
+        started(saved(weights, tmp_path / "vit.pth"))
 
 
 def test_a_config_that_lies_about_the_grid(tmp_path):

@@ -8,7 +8,9 @@ from crossmae.commands.cli import main
 from crossmae.training.data import bundled
 
 
-@pytest.mark.parametrize("command", ["check", "convert", "demo", "flops", "reconstruct", "tune"])
+@pytest.mark.parametrize(
+    "command", ["check", "convert", "demo", "detect", "finetune", "flops", "probe", "reconstruct", "tune"]
+)
 def test_help_tells_what_a_command_does_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -22,7 +24,9 @@ def test_help_lists_the_commands(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert {"check", "convert", "demo", "flops", "reconstruct", "tune"} <= set(text.split())
+    assert {"check", "convert", "demo", "detect", "finetune", "flops", "probe", "reconstruct", "tune"} <= set(
+        text.split()
+    )
 
 
 def test_flops_prints_the_table_and_draws_it(tmp_path, capsys):

@@ -70,6 +70,11 @@ def test_another_target():
         crossmae.export(model_of("MAE"), "keras")
 
 
+def test_another_model():
+    with pytest.raises(TypeError, match=r"model must be a MaskedAutoencoder, as crossmae.load returns, got Linear"):
+        crossmae.export(torch.nn.Linear(2, 2), "timm")
+
+
 @pytest.mark.parametrize("target", FOLDERS)
 def test_nothing_is_written_over_or_half(target, tmp_path, monkeypatch):
     exported = crossmae.export(model_of("MAE"), target)

@@ -44,6 +44,14 @@ def test_images_of_another_shape_and_other_settings(tmp_path):
     assert any("mean (0.25,) and standard deviation (0.5,)" in note for note in exported.notes)
 
 
+def test_statistics_of_values_are_none_of_shares():
+    statistics = {"pixel_mean": (900.0,), "pixel_std": (300.0,), "pixel_numbers": "values"}
+    exported = crossmae.export(model_of("MAE", channels=1, **statistics), "timm")
+    assert not {"mean", "std"} & exported.config["pretrained_cfg"].keys()
+    assert exported.notes[0].startswith("images are values as they are, normalised with mean (900.0,)")
+    assert exported.notes[0].endswith("timm takes ImageNet's statistics")
+
+
 @pytest.mark.parametrize("kind", ["mixing", "MAE"])
 def test_pooling_puts_no_untrained_norm_anywhere(kind, tmp_path):
     model = model_of(kind)

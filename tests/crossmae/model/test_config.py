@@ -83,6 +83,7 @@ def test_integers_are_numbers_and_lists_are_tuples_in_files():
         ({"class_tokens": -1}, "class_tokens must not be negative, got -1"),
         ({"class_tokens": 0, "no_embed_class": True}, "no_embed_class needs class_tokens, got 0"),
         ({"decoder_norm_eps": 0.0}, "decoder_norm_eps must be positive, got 0.0"),
+        ({"last_mix_norm": False, "decoder": "mae"}, "last_mix_norm=False needs mixing"),
         ({"last_mix_norm": False}, "last_mix_norm=False needs mixing: decoder='crossmae' and feature_maps"),
         ({"final_norm": True, "feature_maps": (0, 3)}, "final_norm=True norms map 12, which feature_maps (0, 3) leave"),
         ({"decoder_class_token": False}, "decoder_class_token=False belongs to decoder='mae', got decoder='crossmae'"),

@@ -82,7 +82,7 @@ def a_host_with(monkeypatch, kind, count=1):
 @pytest.mark.parametrize(
     ("settings", "options", "message"),
     [
-        ({"precision": "float64"}, {}, "precision float64 is not to be had on Apple's GPU"),
+        ({"precision": "float64"}, {}, "precision float64 is not available on Apple's GPU"),
         ({}, {"strategy": "ddp"}, "strategy ddp is for several devices"),
         ({}, {"strategy": "fsdp"}, "strategy fsdp is for several devices"),
         ({}, {"devices": 2}, "2 devices are asked for, and this host has 1"),

@@ -26,9 +26,7 @@ def test_a_run_starts_from_an_encoder_and_resumes_without_it(vit, tmp_path, caps
     recipe = small(steps=2, init=str(path))
     pretrain(recipe, into(tmp_path / "run", save_every=1e-9, keep_every=1e-9))
     printed = capsys.readouterr().out
-    assert (
-        f"starts from {path}: left out, as a model that mixes maps has no final norm: norm.weight, norm.bias" in printed
-    )
+    assert f"starts from {path}: left out, as the model has no final norm: norm.weight, norm.bias" in printed
     first = tmp_path / "run" / "checkpoints" / "step-00000000"
     begun = crossmae.load(first / "model.safetensors")
     source.encoder.norm = torch.nn.Identity()
@@ -59,7 +57,10 @@ def test_refusals_come_before_images_are_looked_for(vit, tmp_path, capsys):
     ]
     out = ["--out", str(tmp_path / "run")]
     for more, message in (
-        ([], r"does not fit the model's encoder: missing blocks.2.norm1.weight"),
+        (
+            [],
+            "fit the model's encoder (encoder_depth 2, here 4, channels 1, here 3): missing blocks.2.norm1.weight",
+        ),
         (["--resume", str(path)], "both say what to start from; give one"),
     ):
         assert main([*words, *out, *more]) == 1

@@ -62,7 +62,7 @@ def test_an_accelerator_takes_bfloat16(monkeypatch):
 
 def test_processes_on_a_cpu_do_not_measure_each_for_itself(monkeypatch):
     monkeypatch.setattr(precision, "device_kind", lambda: "cpu")
-    with pytest.raises(ValueError, match="measured by one process, here are 2; take bfloat16 or float32"):
+    with pytest.raises(ValueError, match="measured by one process, there are 2 here; take bfloat16 or float32"):
         precision.settled(plan_of(devices=2))
 
 

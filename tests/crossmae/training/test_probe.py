@@ -1,5 +1,7 @@
 """Features and what they tell."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pretraining import into, small
@@ -24,9 +26,10 @@ def test_probes_tell_signal_from_noise():
         assert accuracy(*parts(noise)) < 0.55
 
 
-def test_features_do_not_depend_on_the_batch_and_leave_the_model_alone():
+@pytest.mark.parametrize("class_tokens", [1, 3])
+def test_features_do_not_depend_on_the_batch_and_leave_the_model_alone(class_tokens):
     recipe, images = open_dataset(small())
-    model = crossmae.MaskedAutoencoder(recipe.config()).train()
+    model = crossmae.MaskedAutoencoder(replace(recipe.config(), class_tokens=class_tokens)).train()
     part = labelled(images, 14).training
     whole, parts = (encoder_features(model, evaluation_loader(part, size, 0)) for size in (14, 3))
     torch.testing.assert_close(whole.values, parts.values)
@@ -35,9 +38,17 @@ def test_features_do_not_depend_on_the_batch_and_leave_the_model_alone():
     assert not whole.values.requires_grad
     assert model.training
     raw = torch.stack([part[i].image for i in range(14)])
-    expected = model.eval().encode(raw)[:, 1:].mean(dim=1)
+    expected = model.eval().encode(raw)[:, class_tokens:].mean(dim=1)
     torch.testing.assert_close(whole.values, expected)
     assert len(set(map(tuple, whole.values.tolist()))) == 14
+    of_class = encoder_features(model, evaluation_loader(part, 14, 0), "class")
+    torch.testing.assert_close(of_class.values, model.encode(raw)[:, :class_tokens].mean(dim=1))
+
+
+def test_a_class_token_that_is_not_there_is_refused():
+    model = crossmae.create_model("crossmae_vit_tiny_patch4", encoder_depth=1, class_tokens=0)
+    with pytest.raises(ValueError, match="pooling must be 'average' or 'tokens' for a model without class token"):
+        encoder_features(model, [], "class")
 
 
 def test_baselines():

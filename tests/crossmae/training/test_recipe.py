@@ -146,7 +146,7 @@ def test_masks_have_the_shape_of_the_recipe(capsys):
 
 
 def test_choices_that_there_are_not_are_named():
-    message = "masking must be one of random, grid, block, got 'blocks'; precision must be one of .*, got 'bf16'"
+    message = "masking must be one of random, .*, furthest, got 'blocks'; precision must be one of .*, got 'bf16'"
     with pytest.raises(ValueError, match=message):
         small(masking="blocks", precision="bf16")
 

@@ -80,7 +80,7 @@ def test_a_recipe_that_was_written_is_read_as_far_as_it_tells(tmp_path):
     written.write_text(json.dumps(settings))
     assert changes(small(seed=4, masking="grid"), written)[0] == ['masking "random", here "grid"']
     written.write_text("[")
-    with pytest.raises(ValueError, match=r"recipe.json is no recipe"):
+    with pytest.raises(ValueError, match=r"recipe.json is not a recipe"):
         changes(small(), written)
 
 

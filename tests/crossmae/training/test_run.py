@@ -128,7 +128,7 @@ def test_a_damaged_checkpoint_is_passed_over(uninterrupted, tmp_path):
         (path / "model.safetensors").write_bytes(b"torn")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # what an error says is not said before
-        with pytest.raises(RuntimeError, match=r"can be gone on from; the newest: .*step-00000006.* damaged"):
+        with pytest.raises(RuntimeError, match=r"can be resumed from; the newest: .*step-00000006.* damaged"):
             pretrain(small(), into(tmp_path))
 
 
@@ -138,7 +138,7 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
     checkpoint = tmp_path / "one" / "checkpoints" / "step-00000002"
     with pytest.raises(ValueError, match=r"belongs to another model: decoder_depth 2, here 1"):
         pretrain(other, into(tmp_path / "two", resume=str(checkpoint)))
-    with pytest.raises(ValueError, match="is no checkpoint of a run"):
+    with pytest.raises(ValueError, match="is not a checkpoint of a run"):
         pretrain(other, into(tmp_path / "two", resume=str(tmp_path)))
     with pytest.raises(ValueError, match="holds checkpoints of a run"):
         pretrain(small(), into(tmp_path / "one", resume="never"))
@@ -212,7 +212,7 @@ def test_a_run_that_starts_from_another_ones_checkpoint_goes_on_with_its_own(uni
 
 def test_going_back_to_an_own_checkpoint_needs_the_later_ones_out_of_the_way(tmp_path):
     pretrain(small(steps=4), into(tmp_path))
-    with pytest.raises(ValueError, match=r"is one of this run, which goes on from its newest; remove the later ones"):
+    with pytest.raises(ValueError, match=r"is one of this run, which continues from its newest; remove the later ones"):
         pretrain(small(), into(tmp_path, resume=str(tmp_path / "checkpoints" / "step-00000002")))
 
 

@@ -11,10 +11,12 @@ ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 # Compiles the first launch of each kernel.
 FIRST_OF_EACH_KERNEL = """
 import json, sys
-from crossmae_kernels.audit.cases import cases, report
+from crossmae_kernels.audit.cases import cases
+from crossmae_kernels.audit.devices import USUAL
+from crossmae_kernels.audit.reports import report
 found = {}
 for op, arch, dtype, kernels in json.loads(sys.argv[1]):
-    for case in cases([op], [arch], [dtype]):
+    for case in cases([op], [USUAL[arch]], [dtype]):
         if case.launch.name in (kernels or [case.launch.name]):
             found.setdefault((case.launch.name, dtype), case)
 json.dump([report(case) for case in found.values()], sys.stdout)
@@ -77,8 +79,10 @@ def test_kernels_stay_in_registers_and_use_tensor_cores_and_wide_loads():
 
 PRODUCT_OF_200 = """
 import json, sys
-from crossmae_kernels.audit.cases import cases, report
-found = [c for c in cases(["projection"], [100], ["bf16"]) if c.launch.named_constants.get("INNER") == 200]
+from crossmae_kernels.audit.cases import cases
+from crossmae_kernels.audit.devices import USUAL
+from crossmae_kernels.audit.reports import report
+found = [c for c in cases(["projection"], [USUAL[100]], ["bf16"]) if c.launch.named_constants.get("INNER") == 200]
 json.dump([report(case) for case in found], sys.stdout)
 """
 
@@ -103,13 +107,14 @@ def test_the_command_judges():
 def test_shortcomings_are_named():
     from crossmae_kernels.audit.cases import Case, shortcomings
     from crossmae_kernels.audit.compilation import Assembly
+    from crossmae_kernels.audit.devices import USUAL
     from crossmae_kernels.audit.recording import Launch
 
     good = Assembly(80, 0, 16384, ("2D bf16",), ("HMMA",), 128, 128)
 
     def lacking(arch, kernel="short_forward_kernel", **outcome):
-        launch = Launch(f"module:{kernel}", {}, {}, {}, {}, (1,), {})
-        return shortcomings(Case("", arch, "", launch), replace(good, **outcome))
+        launch = Launch(f"module:{kernel}", {}, {}, {}, {}, (1,), {}, {})
+        return shortcomings(Case("", USUAL[arch], "", launch), replace(good, **outcome))
 
     assert lacking(86) == []
     assert lacking(86, spilled=3, shared=100 * 1024, tensor_core=(), widest_load=64) == [

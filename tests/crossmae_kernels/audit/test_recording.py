@@ -17,6 +17,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 import crossmae_kernels as ck
 from crossmae_kernels.audit.calls import Call
 from crossmae_kernels.audit.cases import cases
+from crossmae_kernels.audit.devices import USUAL
 from crossmae_kernels.audit.recording import record
 from crossmae_kernels.runtime.device import Limits
 from crossmae_kernels.runtime.dispatch import form_of
@@ -42,6 +43,7 @@ def shown(launch):
         "options": launch.options,
         "grid": launch.grid,
         "numbers": launch.numbers,
+        "extents": launch.extents,
     }
 
 
@@ -83,7 +85,7 @@ def recorded(work, *limits):
 found = [recorded(every_kind_of_argument, 90, 1, 1)]
 found += [recorded(two_ops, 86, 99 * 1024, 1), recorded(two_ops, 90, 227 * 1024, 132)]
 found.append(sorted({launch["kernel"] for launch in recorded(every_op, 90, 227 * 1024, 132)}))
-found.append(sorted({case.launch.name for case in cases(architectures=[90], dtypes=["bf16"])}))
+found.append(sorted({case.launch.name for case in cases(devices=[USUAL[90]], dtypes=["bf16"])}))
 try:
     ck.cross_attention(torch.ones(1, 2, 16), torch.ones(1, 2, 16), torch.ones(1, 2, 16), 1, impl="triton")
 except RuntimeError as error:
@@ -113,6 +115,7 @@ def test_what_the_launcher_makes_of_arguments(recorded):
         "options": {"num_warps": 8},
         "grid": [3, 2],
         "numbers": {"stride": 32, "far": 2**31, "odd": 7, "count": 16, "scale": 0.5},
+        "extents": {"whole": [512], "part": [62], "several": [512, 384]},
     }  # fmt: skip
 
 
@@ -120,6 +123,7 @@ def test_a_descriptor_made_on_the_host(recorded):
     _, launch = recorded[0]
     assert launch["types"] == {"box": "tensordesc<bf16[8, 16]>"}
     assert launch["constants"] == {}
+    assert launch["extents"] == {"box": [512]}
 
 
 def test_both_directions_of_several_ops_in_order(recorded):

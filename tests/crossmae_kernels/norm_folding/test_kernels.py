@@ -41,6 +41,7 @@ def judge(problem, dtype):
         ((35, 9), ("norm_weight", "norm_bias")),
         ((3, 24, 48), ()),
         ((2, 67, 65), ("norm_weight",)),
+        ((2, 20, 9), ("bias", "norm_weight", "norm_bias")),
         ((40, 1100), ()),
         ((1, 1), ()),
     ],

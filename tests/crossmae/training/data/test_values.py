@@ -170,7 +170,7 @@ def test_a_tiffs_own_tag_names_it(text):
 
 
 def test_a_tag_that_is_no_number_is_refused(caplog):
-    with pytest.raises(UnreadableImage, match="GDAL_NODATA, is no number: 'water'"):
+    with pytest.raises(UnreadableImage, match="GDAL_NODATA, is not a number: 'water'"):
         decode(tiff(of_type(np.dtype("u2")), extratags=[(42113, 2, 0, "water", True)]), "it", 10)
     assert not caplog.records  # tifffile has its own opinion
 

@@ -1,0 +1,1 @@
+"""Times that others published beside those that ``crossmae_kernels.audit`` predicts."""

@@ -1,0 +1,98 @@
+"""A pretrained encoder as the plain backbone of a detector: ViTDet (arXiv 2203.16527)."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossmae.detection.pyramid import SimpleFeaturePyramid
+from crossmae.detection.windows import WindowAttention
+from crossmae.model import MaskedAutoencoder
+from crossmae.model.config import Config
+from crossmae.model.encoder import Encoder
+from crossmae.model.positions import interpolate_positions
+from crossmae.model.values import pair
+
+GLOBAL_BLOCKS = 4  # that see the whole image, evenly spaced, the last block among them (ViTDet, section 3)
+
+
+# Fields of a configuration that say what follows an encoder, by their defaults nothing.
+_OF_DECODERS = ("feature_maps", "decoder_self_attention", "last_mix_norm", "decoder_class_token")
+
+
+def backbone_config(pretrained: Config, image_size: int) -> Config:
+    """Of an encoder for square images of this side in pixels, without class token, final norm and decoder.
+
+    Strides of feature maps have to be powers of two: patches of another side, ViT-H's 14, become those of the nearest
+    one, 16, as in ViTDet.
+
+    Raises:
+        ValueError: if patches are not square, or the side is no multiple of two of them, which the pyramid halves.
+    """
+    height, width = pair(pretrained.patch_size)
+    if height != width:
+        raise ValueError(f"patches must be square for a feature pyramid, got {height} x {width}")
+    patch = 2 ** round(math.log2(height))
+    if image_size < 1 or image_size % (2 * patch):
+        raise ValueError(f"image_size must be a multiple of two patches, 2 x {patch} pixels, got {image_size}")
+    return replace(
+        pretrained,
+        image_size=(image_size, image_size),
+        patch_size=patch,
+        class_tokens=0,
+        final_norm=False,
+        decoder=None,
+        **{name: getattr(Config, name) for name in _OF_DECODERS},
+    )
+
+
+def backbone_model(pretrained: MaskedAutoencoder, config: Config) -> MaskedAutoencoder:
+    """The pretrained encoder in a model of ``backbone_config``: positions and filters of patches are interpolated."""
+    model, old = MaskedAutoencoder(config), pretrained.config
+    state = pretrained.encoder.state_dict()
+    positions = interpolate_positions(state["positions"], old.grid, config.grid, old.class_tokens)
+    state |= {"positions": positions[:, old.class_tokens :], "cls_token": model.encoder.cls_token}
+    weight = state["patch_embed.weight"]
+    before, after = weight.shape[-1], pair(config.patch_size)[0]
+    if before != after:
+        filters = F.interpolate(weight, size=(after, after), mode="bicubic", align_corners=False)
+        # Of more pixels: so an image of one colour is embedded as before, but for rounding.
+        state["patch_embed.weight"] = filters * (before / after) ** 2
+    model.encoder.load_state_dict({name: t for name, t in state.items() if not name.startswith("norm.")})
+    return model
+
+
+def use_windows(encoder: Encoder, window: int) -> None:
+    """Let all blocks but ``global_blocks`` attend within windows of this side in patches."""
+    block: Any
+    for index, block in enumerate(encoder.blocks):
+        if index not in global_blocks(len(encoder.blocks)):
+            block.attn = WindowAttention(block.attn, encoder.config.grid, window)
+
+
+def global_blocks(depth: int) -> list[int]:
+    """Which of ``depth`` blocks see the whole image: the last of each quarter, 2, 5, 8 and 11 of 12."""
+    return sorted({math.ceil((quarter + 1) * depth / GLOBAL_BLOCKS) - 1 for quarter in range(GLOBAL_BLOCKS)})
+
+
+def last_map(encoder: Encoder, images: Tensor) -> Tensor:
+    """Normalised images ``(B, C, H, W)`` -> the last block's output as a map ``(B, E, rows, columns)``."""
+    *_, last = encoder.maps_of_whole_images(images)
+    return last.transpose(1, 2).unflatten(2, encoder.config.grid)
+
+
+class ViTDet(nn.Module):
+    """Feature maps as torchvision's detectors ask for them: ``features``, of another module, and a pyramid on top."""
+
+    def __init__(self, features: Callable[[Tensor], Tensor], channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.features, self.out_channels = features, out_channels
+        self.pyramid = SimpleFeaturePyramid(channels, out_channels)
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """Normalised images ``(B, C, S, S)`` -> feature maps by name, as ``SimpleFeaturePyramid`` returns them."""
+        return self.pyramid(self.features(images))

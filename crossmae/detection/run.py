@@ -1,0 +1,105 @@
+"""A detection run from recipe to detector."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from crossmae.checkpoint import load
+from crossmae.detection.annotations import Annotations
+from crossmae.detection.backbone import backbone_config
+from crossmae.detection.dataset import TrainingImages
+from crossmae.detection.detector import HeadConfig
+from crossmae.detection.opening import open_evaluation, open_images
+from crossmae.detection.plan import DetectionPlan, describe
+from crossmae.detection.recipe import SCRATCH, DetectionOptions, DetectionRecipe
+from crossmae.detection.task import Detection
+from crossmae.model import MaskedAutoencoder
+from crossmae.model.config import Config, named_config
+from crossmae.training.devices import make_fabric, processes
+from crossmae.training.loop import Run, check_folder
+
+COCO_IMAGES = 117_266
+"""Of train2017, those with objects."""
+
+# What models of a name have in common.
+_SHAPE = ("encoder_width", "encoder_depth", "encoder_heads", "patch_size", "mlp_ratio")
+
+
+def prepare(recipe: DetectionRecipe, options: DetectionOptions) -> Run | None:
+    """A run that is ready to train; None after a dry run.
+
+    Raises:
+        ValueError, OSError: before any work, if recipe, checkpoint, annotations or folder do not allow a run.
+    """
+    if options.strategy == "fsdp":
+        raise ValueError("strategy fsdp shards pretraining alone; a detector fits on a device, take ddp")
+    pretrained, config = encoder_of(recipe)
+    if recipe.checkpoint is None and not options.dry_run:
+        raise ValueError(f"checkpoint must name what crossmae.load takes, or be {SCRATCH!r}")
+    if options.dry_run and recipe.data.train is None:
+        print(
+            f"No annotations are given: planned for the {COCO_IMAGES:,} images of COCO's train2017 that hold objects."
+        )
+        head = HeadConfig(
+            tuple((i, str(i)) for i in range(1, 81)), recipe.window, recipe.width, recipe.detector_options
+        )
+        print(describe(DetectionPlan(recipe, config, COCO_IMAGES, processes(options)), head))
+        return None
+    annotations, images = open_images(recipe.data, "train", config.channels)
+    if options.strict and annotations.left_out:
+        raise ValueError(f"strict: {'; '.join(annotations.describe()[1:])}")
+    evaluation = (
+        open_evaluation(recipe.data, config.channels, annotations.categories) if recipe.data.evaluation else None
+    )
+    found = _found(annotations, evaluation.annotations if evaluation else None)
+    plan = DetectionPlan(recipe, config, len(images), processes(options), found)
+    head = HeadConfig(annotations.categories, recipe.window, recipe.width, recipe.detector_options)
+    if options.dry_run:
+        print(describe(plan, head))
+        return None
+    folder = Path(options.out)
+    fabric = make_fabric(plan, options)
+    check_folder(folder, recipe, options)
+    fabric.launch()
+    data = recipe.data
+    training = TrainingImages(images, recipe.image_size, data.scale, data.flip, recipe.seed, options.strict)
+    return Run(Detection(plan, head, pretrained, training, evaluation, options), options, folder, fabric)
+
+
+def _found(annotations: Annotations, evaluation: Annotations | None) -> str:
+    """What lies in the annotations, line by line."""
+    held_out = evaluation.describe() if evaluation else ["none: no data.evaluation is given"]
+    return "\n".join([*annotations.describe(), *(f"to evaluate on: {line}" for line in held_out)])
+
+
+def encoder_of(recipe: DetectionRecipe) -> tuple[MaskedAutoencoder | None, Config]:
+    """The pretrained model of a recipe, None from scratch, and the configuration of its encoder as a backbone.
+
+    Raises:
+        ValueError: if the checkpoint's encoder is not that of the recipe's model, or was trained on other numbers.
+    """
+    model, config = None, None
+    if recipe.model is not None:
+        config = named_config(recipe.model, **(recipe.model_options if recipe.checkpoint == SCRATCH else {}))
+    if recipe.checkpoint not in (None, SCRATCH):
+        model = load(recipe.checkpoint, **recipe.model_options)
+        if config is not None:
+            _refuse_another(recipe, config, model.config)
+        config = model.config
+    if config is None:
+        raise ValueError(f"checkpoint must name what crossmae.load takes, or be {SCRATCH!r} beside the name of a model")
+    if config.pixel_numbers == "values":
+        raise ValueError(f"{recipe.checkpoint} was trained on numbers without a full scale, images here are of 8 bits")
+    if config.pixel_mean is None:
+        config = replace(config, pixel_mean=recipe.data.mean, pixel_std=recipe.data.std)
+    return model, backbone_config(replace(config, drop_path=recipe.drop_path), recipe.image_size)
+
+
+def _refuse_another(recipe: DetectionRecipe, named: Config, found: Config) -> None:
+    """Raise ValueError if a checkpoint's encoder has another shape than that of the model which the recipe names."""
+    other = [
+        f"{name} {getattr(found, name)} and not {getattr(named, name)}"
+        for name in _SHAPE
+        if getattr(found, name) != getattr(named, name)
+    ]
+    if other:
+        raise ValueError(f"{recipe.checkpoint} is no {recipe.model}: it has {', '.join(other)}; model=null takes it")

@@ -1,0 +1,62 @@
+"""What the assembler wrote beside the machine code: where a kernel finds its parameters, and its number of threads.
+
+A cubin is an ELF file, and the section ``.nv.info.<kernel>`` lists a kernel's attributes as (format, attribute, size).
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_SIZED, _PARAMETERS_AT, _THREADS, _PARAMETER = 4, 0x0A, 0x10, 0x17
+
+
+@dataclass(frozen=True)
+class KernelFile:
+    """Of a cubin with one kernel."""
+
+    threads: int
+    """Of a program."""
+    parameters: tuple[tuple[int, int], ...]
+    """Offset in constant bank 0 and bytes of each, in order."""
+
+
+def read(cubin: bytes) -> KernelFile:
+    """Read a cubin's attributes.
+
+    Raises:
+        ValueError: where it is no such file.
+    """
+    base, threads, parameters = 0, 0, {}
+    for attribute, value in _attributes(cubin):
+        if attribute == _PARAMETERS_AT:
+            base = struct.unpack_from("<H", value, 4)[0]
+        elif attribute == _THREADS:
+            threads = struct.unpack_from("<I", value)[0]
+        elif attribute == _PARAMETER:
+            _, ordinal, offset, layout = struct.unpack_from("<IHHI", value)
+            parameters[ordinal] = (offset, layout >> 18)
+    if not base or not threads:
+        raise ValueError("the cubin does not tell parameters and threads of a kernel")
+    ordered = (parameters[ordinal] for ordinal in sorted(parameters))
+    return KernelFile(threads, tuple((base + offset, size) for offset, size in ordered))
+
+
+def _attributes(cubin: bytes) -> Iterator[tuple[int, bytes]]:
+    for name, section in _sections(cubin):
+        at = 0
+        while name.startswith(".nv.info.") and at < len(section):
+            form, attribute, size = struct.unpack_from("<BBH", section, at)
+            if form == _SIZED:
+                yield attribute, section[at + 4 : at + 4 + size]
+                at += size
+            at += 4
+
+
+def _sections(elf: bytes) -> Iterator[tuple[str, bytes]]:
+    """Name and contents of each section (ELF64, little endian)."""
+    (table,) = struct.unpack_from("<Q", elf, 0x28)
+    size, count, names = struct.unpack_from("<HHH", elf, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQ", elf, table + place * size) for place in range(count)]
+    for name, _, _, _, offset, length in headers:
+        start = headers[names][4] + name
+        yield elf[start : elf.index(b"\0", start)].decode(), elf[offset : offset + length]

@@ -1,0 +1,102 @@
+"""What is known of a launch from its machine code, where it is known otherwise too."""
+
+import json
+
+import pytest
+from uninterpreted import run
+
+# In a file, since Triton reads the source of its kernels.
+PROGRAM = """
+import json
+import sys
+
+import torch
+import triton
+import triton.language as tl
+
+from crossmae_kernels.audit.budgets import figures, growth
+from crossmae_kernels.audit.compilation import compile_launch
+from crossmae_kernels.audit.devices import DEVICES
+from crossmae_kernels.audit.prediction import predict
+from crossmae_kernels.audit.recording import record
+
+
+@triton.jit
+def sum_kernel(x, y, out, rows, WIDTH: tl.constexpr, BLOCK: tl.constexpr, AGAIN: tl.constexpr, TURNED: tl.constexpr):
+    for tile in range(tl.program_id(0), rows // BLOCK, tl.num_programs(0)):
+        row, column = tile * BLOCK + tl.arange(0, BLOCK)[:, None], tl.arange(0, WIDTH)[None, :]
+        places = column * rows + row if TURNED else row * WIDTH + column
+        values = tl.load(x + places) * 2
+        if AGAIN:
+            tl.debug_barrier()
+            values += tl.load(x + places, volatile=True)
+        tl.store(out + row * WIDTH + column, values + tl.load(y + row * WIDTH + column))
+
+
+ROWS, WIDTH = 4096, 256
+
+
+def figures_of(device="h100", block=16, again=False, turned=False, programs=128, **options):
+    where = DEVICES[device]
+    with record(where.limits) as launches:
+        x = torch.empty(ROWS, WIDTH, dtype=torch.bfloat16)
+        sum_kernel[(programs,)](
+            x, torch.empty_like(x), torch.empty_like(x), ROWS, WIDTH=WIDTH, BLOCK=block, AGAIN=again, TURNED=turned,
+            **options,
+        )
+    kernel = compile_launch(launches[0], where.limits.capability)
+    prediction = predict(launches[0], kernel, where)
+    stores = sum(instruction.name == "STG" for instruction in kernel.code)
+    return figures(kernel, prediction) | {"floor": prediction.floor, "stores": stores}
+
+
+plain = figures_of()
+print(json.dumps({
+    "plain": plain,
+    "ampere": figures_of("a100"),
+    "fewer programs": figures_of(programs=64),
+    "again": growth(plain, figures_of(again=True)),
+    "turned": growth(plain, figures_of(turned=True)),
+    "spilled": growth(plain, figures_of(block=128, maxnreg=32)),
+    "itself": growth(plain, plain),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    file = tmp_path_factory.mktemp("prediction") / "program.py"
+    file.write_text(PROGRAM)
+    return json.loads(run(file))
+
+
+def test_bytes_are_those_of_the_tensors(found):
+    tensor = 4096 * 256 * 2
+    for device in ("plain", "ampere", "fewer programs"):
+        assert found[device]["requested"] == found[device]["moved"] == found[device]["floor"] == 3 * tensor
+
+
+def test_loops_run_as_often_as_the_grid_tells(found):
+    """256 tiles are two of each of 128 programs, or four of 64: what a tile takes is counted once more for each."""
+    two, four = found["plain"]["instructions"], found["fewer programs"]["instructions"]
+    assert two < four < 2 * two
+    assert found["plain"]["microseconds"] < found["fewer programs"]["microseconds"]
+
+
+def test_no_time_is_less_than_what_bandwidth_leaves(found):
+    from crossmae_kernels.audit.devices import DEVICES
+
+    for name, device in (("plain", DEVICES["h100"]), ("ampere", DEVICES["a100"])):
+        least = found[name]["moved"] / (device.bandwidth * 1e3)
+        assert least < found[name]["microseconds"] < 10 * least + device.launch
+
+
+def test_planted_regressions_are_caught_and_placed(found):
+    """An operand loaded twice, a load along columns of a row-major tensor, and a tile that registers do not hold."""
+    assert found["itself"] == []
+    again, turned, spilled = ("; ".join(found[name]) for name in ("again", "turned", "spilled"))
+    assert "instructions" in again
+    assert "volatile=True" in again
+    # The compiler turns it in shared memory.
+    assert "shared 0 -> " in turned
+    assert "spilled 0 -> " in spilled

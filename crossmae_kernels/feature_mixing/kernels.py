@@ -257,7 +257,7 @@ def mixing_backward_kernel(
     for step in tl.range(tl.program_id(0), tokens, tl.num_programs(0), disable_licm=True):
         # Divided in 32 bits, as counts are: in 64, it is a hundred instructions more.
         wide = tl.full((), 0, dtype=tl.int64)
-        token, image, place = step + wide, step // tokens_per_image + wide, step % tokens_per_image
+        token, image, place = step + wide, step // tokens_per_image + wide, step % tokens_per_image + wide
         offset = image * map_image + place * map_row
         dout_rows = dout + mixes.to(tl.int64) * dout_mix + image * dout_image + place * dout_row
         places = mixes.to(tl.int64) * tokens + token

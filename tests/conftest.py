@@ -50,6 +50,8 @@ NEEDED = {
     "crossmae/commands/test_probe.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
     "crossmae/commands/test_tune.py": ("jsonargparse", "tabulate", *TRAINING),
     "crossmae/test_imports.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
+    "crossmae_kernels/audit/test_integers.py": ("numpy",),
+    "crossmae_kernels/audit/test_replay.py": ("numpy",),
     "crossmae_kernels/test_precision.py": ("numpy",),
     "crossmae_kernels/runtime/test_interpreter.py": ("ml_dtypes",),
     "crossmae_kernels/test_arguments.py": ("numpy",),

@@ -136,8 +136,8 @@ _A100_09 = "Triton tutorial 09 by proton, on a GPU whose cuBLAS kernels are 'amp
 _B200_09 = "triton-lang/triton pull request 6217"
 _5090_09 = "Triton tutorial 09 by proton, 'TFLOPS on 5090D'; taken as RTX 5090"
 _TLX = "facebookexperimental/triton pull request 206, Triton's tutorial 06"
-_BENCH = "pytorch/benchmark pull request 2391, Triton's flash attention, 16,384 tokens; heads taken as 16"
-_FA3 = "FlashAttention-3 (arXiv 2407.08608), figure 5, Triton's bars, 16,384 tokens"
+_BENCH = "pytorch/benchmark pull request 2391, Triton's attention, 16,384 tokens, heads taken as 16; second-hand"
+_FA3 = "FlashAttention-3 (arXiv 2407.08608), figure 5, Triton's bars, 16,384 tokens; second-hand"
 _3090 = "flash_attn_triton, README, RTX 3090"
 
 PUBLISHED = (

@@ -21,6 +21,7 @@ kernel that was autotuned the fastest prediction counts. No GPU was at hand: thi
 
 TAIL = """
 Rows in *italics* are those that a device's sustained clock or share of bandwidth was set by, and left out of errors.
+Second-hand numbers were transcribed from the source by others and not checked against it.
 Not here are layer norm (of Triton's tutorial 05 only the backward pass is published, whose times are overhead for most
 sizes), FlashAttention 2 and 3 and cuBLAS (other compilers' code), and attention on A100, of which no table was found
 that names the GPU; the model is likely too fast there, since it lets exponentials hide behind tensor cores as well as

@@ -11,7 +11,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from benchmarks import records
-from benchmarks.report import decode, study, tables
+from benchmarks.report import decode, study, tables, transfer
 from crossmae.files import replacing
 from crossmae_kernels.command import run_command
 
@@ -49,6 +49,13 @@ def fill(page: Path, folder: Path, run: records.Run) -> None:
     studied = json.loads((folder / "study.json").read_text("utf-8"))
     insert(page, "study", study.table(studied))
     study.draw(studied, docs / "study.png")
+    if (folder / "transfer.json").is_file():
+        transferred = json.loads((folder / "transfer.json").read_text("utf-8"))
+        picture = "\n![Accuracy on held-out images over the steps of fine-tuning](transfer.png)\n"
+        insert(page, "transfer", transfer.table(transferred) + picture)
+        transfer.draw(transferred, docs / "transfer.png")
+    else:
+        insert(page, "transfer", NOTHING)
     newest = newest_of_gpus(folder)
     if newest is None:
         insert(page, "gpu", NOTHING)

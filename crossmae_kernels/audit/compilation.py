@@ -70,7 +70,13 @@ def compile_launch(launch: Launch, arch: int) -> Kernel:
     source = ASTSource(kernel, launch.signature, constexprs=launch.constants, attrs=launch.attributes)
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        with (
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+            triton.knobs.compilation.scope(),
+        ):
+            # What Triton has cached names source lines by the path of whichever copy was compiled first.
+            triton.knobs.compilation.always_compile = True
             compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
     except Exception as error:
         lines = (str(error) + printed.getvalue()).strip().splitlines()

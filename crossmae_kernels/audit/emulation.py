@@ -216,7 +216,7 @@ class _Emulator:
 
     def _barrier(self, step: int, instruction: Instruction, guard: Predicate | None) -> None:
         """A TMA load names its barrier in the register behind that of its place in shared memory."""
-        self._taking(step, instruction, guard)
+        taking = self._taking(step, instruction, guard)
         place = next((operand for operand in instruction.operands if operand.startswith("[")), "[RZ]")
         if instruction.name == "UTMALDG":
             known = self.operands.value(f"UR{int(place.strip('[]')[2:]) + 1}")
@@ -227,8 +227,9 @@ class _Emulator:
             self.trace.barriers[step] = self._shape(instruction)
         if {"ARRIVE", "TRANS64"} <= instruction.modifiers:
             expected = self.operands.value(instruction.operands[-1])
-            if expected is not None and expected.max() > 0:
-                sectors = int(expected.max()) // SECTOR
+            bytes_ = np.broadcast_to(-1 if expected is None else expected, (self.threads,))[taking]
+            if bytes_.size and bytes_[0] > 0:
+                sectors = int(bytes_[0]) // SECTOR
                 self.trace.accesses[step] = Access(TMA, sectors, sectors)
 
     def _shape(self, instruction: Instruction) -> int:

@@ -12,8 +12,10 @@ from crossmae_kernels.audit.integers import MASK, Predicate, Value
 from crossmae_kernels.audit.machine_code import Instruction
 
 _REGISTER = re.compile(r"^(U?R)(Z|\d+)$")
-_CONSTANT = re.compile(r"^c\[0x0\]\[(0x[0-9a-f]+)\]$")
-_ZERO, _TRUE = np.zeros(1, np.int64), np.ones(1, bool)
+# A parameter, at an offset that may be a register's, as of a tuple of pointers.
+_CONSTANT = re.compile(r"^c\[0x0\]\[(?:(U?R(?:Z|\d+))\+?)?(0x[0-9a-f]+)?\]$")
+_ZERO: Value = np.zeros(1, np.int64)
+_TRUE: Predicate = np.ones(1, bool)
 
 
 class Threads:
@@ -66,9 +68,9 @@ class Operands:
     def wide(self, operand: str) -> Value | None:
         """64 bits, as a signed number: of two registers or parameters side by side, or of a number as written."""
         sign, _, text = _taken_apart(operand.replace(".64", ""))
-        whole = text in ("RZ", "URZ") or text.startswith("0x")
+        narrow = text in ("RZ", "URZ") or text.startswith("0x")
         low = self._plain(text)
-        high: Value | None = _ZERO if whole else self._plain(further(text, 4 if text.startswith("c") else 1))
+        high = _ZERO if narrow else self._plain(further(text, 4 if text.startswith("c") else 1))
         if low is None or high is None:
             return None
         known = integers.joined(low, high)
@@ -126,7 +128,9 @@ class Operands:
         if guard is None:  # it may have been written or not
             new, guard = None, _TRUE
         where = guard if self.active is None else guard & self.active
-        if where.all() or name not in known:
+        # Of uniform registers and predicates only those warps make use that wrote them.
+        unused = name.startswith("U") and known.get(name) is None
+        if where.all() or unused or name not in known:
             known[name] = new
         elif new is None or known[name] is None:
             known[name] = None
@@ -137,14 +141,17 @@ class Operands:
         if text in ("RZ", "URZ"):
             return _ZERO
         if found := _CONSTANT.match(text):
-            return self._parameter(int(found[1], 16))
+            return self._parameter(found[1] or "RZ", int(found[2] or "0", 16))
         if text in self._registers:
             return self._registers[text]
         number = _number(text)
         return None if number is None else np.array([number])
 
-    def _parameter(self, offset: int) -> Value | None:
-        known = self.threads.parameters.get(offset)
+    def _parameter(self, register: str, offset: int) -> Value | None:
+        index = self.value(register)
+        if index is None or index.min() != index.max():
+            return None
+        known = self.threads.parameters.get(int(index[0]) + offset)
         return None if known is None else np.array([known])
 
 
@@ -169,7 +176,7 @@ def _number(text: str) -> int | None:
 def further(operand: str, distance: int = 1) -> str:
     """The register so many further on, or the parameter so many bytes."""
     if found := _CONSTANT.match(operand):
-        return f"c[0x0][{int(found[1], 16) + distance:#x}]"
+        return f"c[0x0][{found[1] or 'RZ'}+{int(found[2] or '0', 16) + distance:#x}]"
     register = _REGISTER.match(operand)
     if register is None:
         raise ValueError(f"{operand} is no register")

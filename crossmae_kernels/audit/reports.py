@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from crossmae_kernels.audit.cases import Case, shortcomings
-from crossmae_kernels.audit.compilation import CompilationError, assembly_of, compile_launch
+from crossmae_kernels.audit.compilation import CompilationError, Kernel, assembly_of, compile_launch
 from crossmae_kernels.audit.prediction import SPREAD, predict
 from crossmae_kernels.runtime.records import cache_directory, versions
 
 
 def report(case: Case) -> dict[str, Any]:
-    """Compile and predict a case; what cannot be told is None, and ``shortcomings`` say why."""
+    """Compile and predict a case; where it cannot be, ``shortcomings`` or ``unpredicted`` say why."""
     file = cache_directory() / "audit" / f"{_key(case)}.json"
     try:
         known: dict[str, Any] = json.loads(file.read_text("utf-8"))
@@ -24,7 +24,8 @@ def report(case: Case) -> dict[str, Any]:
     return known
 
 
-def _report(case: Case) -> dict[str, Any]:
+def judged(case: Case) -> tuple[dict[str, Any], Kernel | None]:
+    """Compile a case: what the machine code tells at a glance, and the code, if there is any."""
     record: dict[str, Any] = {
         "kernel": case.launch.name,
         "label": case.label,
@@ -36,10 +37,16 @@ def _report(case: Case) -> dict[str, Any]:
     try:
         kernel = compile_launch(case.launch, case.device.limits.capability)
     except CompilationError as error:
-        return {**record, "shortcomings": [str(error)]}
+        return {**record, "shortcomings": [str(error)]}, None
     assembly = assembly_of(kernel)
-    record |= {**asdict(assembly), "shortcomings": shortcomings(case, assembly)}
-    record["code"] = len(kernel.code)
+    lacking = shortcomings(case, assembly)
+    return {**record, **asdict(assembly), "code": len(kernel.code), "shortcomings": lacking}, kernel
+
+
+def _report(case: Case) -> dict[str, Any]:
+    record, kernel = judged(case)
+    if kernel is None:
+        return record
     try:
         prediction = predict(case.launch, kernel, case.device)
     except ValueError as error:

@@ -196,9 +196,9 @@ def _elect(state: Operands, instruction: Instruction, guard: Predicate | None) -
 
 def _vote(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
     """``VOTEU.ANY UP0, P1``: whether it holds for any or for all threads of a warp."""
-    state.forget(instruction, guard)
     voted = state.predicate(instruction.operands[-1])
     if not is_predicate(instruction.operands[0]) or voted is None:
+        state.forget(instruction, guard)
         return
     over = np.logical_and if "ALL" in instruction.modifiers else np.logical_or
     threads = np.arange(state.threads.count)

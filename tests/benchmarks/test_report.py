@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from studies import study_record
+from studies import study_record, transfer_record
 
 from benchmarks import records
 from benchmarks.contest import BOTH, FORWARD
@@ -169,8 +169,10 @@ def test_a_page_gets_the_tables_and_keeps_its_words(tmp_path):
     (tmp_path / "demo.md").write_text("demo table\n")
     (tmp_path / "study.json").write_text(json.dumps(study_record()))
     (tmp_path / "training.json").write_text(json.dumps(training_record()))
+    (tmp_path / "transfer.json").write_text(json.dumps(transfer_record()))
     page = tmp_path / "docs" / "benchmarks.md"
-    places = [f"<!-- {name}: x -->\nold\n<!-- /{name} -->\n" for name in ("decode", "demo", "gpu", "study", "training")]
+    names = ("decode", "demo", "gpu", "study", "training", "transfer")
+    places = [f"<!-- {name}: x -->\nold\n<!-- /{name} -->\n" for name in names]
     page.write_text("before\n" + "between\n".join(places) + "after\n")
     main([str(tmp_path), "--page", str(page)])
     parts = page.read_text().split("between\n")
@@ -181,7 +183,9 @@ def test_a_page_gets_the_tables_and_keeps_its_words(tmp_path):
     assert (tmp_path / "docs" / "study.png").is_file()
     assert re.search(r"\| 2 +\| 1,000 +\| 900 +\|", parts[4])
     assert "the loop itself takes 0.50 ms a step" in parts[4]
-    assert parts[4].endswith("after\n")
+    assert "| from CrossMAE " in parts[5]
+    assert (tmp_path / "docs" / "transfer.png").is_file()
+    assert parts[5].endswith("after\n")
     assert "old" not in page.read_text()
     for name, date, cuda in (("a", "2026-02-01", "13.0"), ("b", "2026-01-01", "13.0"), ("c", "2026-03-01", "")):
         (tmp_path / name).mkdir()

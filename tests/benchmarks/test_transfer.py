@@ -2,44 +2,23 @@
 
 import json
 
+from studies import transfer_record
+
 from benchmarks.report.transfer import draw, table
 from benchmarks.transfer import STARTS, main, tuning_recipe
 from crossmae.training.data import bundled
 from crossmae.training.study import TASKS
 
 
-def record():
-    return {
-        "steps": 600,
-        "tuning_steps": 200,
-        "batch": 128,
-        "seeds": 2,
-        "torch": "2",
-        "runs": [
-            {
-                "task": "digits",
-                "start": start,
-                "seed": seed,
-                "accuracies": [
-                    {"step": 100, "top1": 0.5, "top5": 0.8},
-                    {"step": 200, "top1": 0.9 + 0.02 * seed, "top5": 1.0},
-                ],
-            }
-            for start in STARTS
-            for seed in range(2)
-        ],
-    }
-
-
 def test_the_table_has_means_and_spreads_at_the_end():
-    text = table(record())
+    text = table(transfer_record())
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| from")]
     assert rows == [[f"from {start}", "91.0 ± 1.4", "100.0 ± 0.0"] for start in STARTS]
     assert "200 steps of fine-tuning after 600 of pretraining" in text
 
 
 def test_the_picture(tmp_path):
-    draw(record(), tmp_path / "transfer.png")
+    draw(transfer_record(), tmp_path / "transfer.png")
     assert (tmp_path / "transfer.png").read_bytes().startswith(b"\x89PNG")
 
 

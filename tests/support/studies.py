@@ -1,4 +1,4 @@
-"""What a study of two decoders on one task would record."""
+"""What studies of one task would record."""
 
 
 def study_record():
@@ -27,4 +27,28 @@ def study_record():
                 "CrossMAE": {"decoder_macs": 3_750_000, "step_seconds": 0.1},
             }
         },
+    }
+
+
+def transfer_record():
+    """Two seeds of each start, the second two points better at the end."""
+    return {
+        "steps": 600,
+        "tuning_steps": 200,
+        "batch": 128,
+        "seeds": 2,
+        "torch": "2",
+        "runs": [
+            {
+                "task": "digits",
+                "start": start,
+                "seed": seed,
+                "accuracies": [
+                    {"step": 100, "top1": 0.5, "top5": 0.8},
+                    {"step": 200, "top1": 0.9 + 0.02 * seed, "top5": 1.0},
+                ],
+            }
+            for start in ("scratch", "MAE", "CrossMAE")
+            for seed in range(2)
+        ],
     }

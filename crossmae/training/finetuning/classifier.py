@@ -137,7 +137,7 @@ def load_classifier(checkpoint: Path) -> Classifier:
     model = load(checkpoint / MODEL)
     verify(checkpoint, model.config)
     if not (checkpoint / HEAD).is_file():
-        raise ValueError(f"{checkpoint} is no checkpoint of a classifier: it has no {HEAD}")
+        raise ValueError(f"{checkpoint} is not a checkpoint of a classifier: it has no {HEAD}")
     with safe_open(checkpoint / HEAD, framework="pt") as opened:
         classes = json.loads((opened.metadata() or {})[CLASSES])
     classifier = Classifier(model, classes)

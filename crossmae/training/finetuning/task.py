@@ -128,11 +128,9 @@ def describe(plan: FinetuningPlan, classes: Classes) -> str:
     parameters, kept = memory(plan, lambda: Classifier(MaskedAutoencoder(config), classes.names), loss)
     first = recipe.layer_decay ** (config.encoder_depth + 1)
     mixed = [f"{name} {value:g}" for name in ("mixup", "cutmix", "erasing") if (value := getattr(recipe, name))]
+    named = f", {recipe.model}" if recipe.model else ""
     rows = [
-        (
-            "encoder",
-            f"{recipe.model or 'that'} from {recipe.checkpoint}, {parameters / 1e6:,.1f} M parameters with the head",
-        ),
+        ("encoder", f"{recipe.checkpoint}{named}, {parameters / 1e6:,.1f} M parameters with the head"),
         ("images", f"{plan.images:,} of {config.image_size[0]} x {config.image_size[1]}, {config.channels} channels"),
         *([("pixels", plan.found)] if plan.found else []),
         ("classes", "; ".join(part for part in (f"{len(classes.names):,}", classes.remark) if part)),

@@ -269,6 +269,6 @@ def test_torn_files_of_any_length_are_one_line(tmp_path):
         whole = path.read_bytes()
         for length in [*range(12), *range(12, len(whole), len(whole) // 12)]:
             path.write_bytes(whole[:length])
-            with pytest.raises(ValueError, match=rf"{name} is (no checkpoint|a damaged)") as caught:
+            with pytest.raises(ValueError, match=rf"{name} is (not a checkpoint|a damaged)") as caught:
                 crossmae.load(path, **HEADS)
             assert "\n" not in str(caught.value)

@@ -7,10 +7,10 @@ import pytest
 from crossmae.commands.cli import main
 from crossmae.training.data import bundled
 
+COMMANDS = ["audit", "check", "convert", "demo", "detect", "finetune", "flops", "probe", "reconstruct", "tune"]
 
-@pytest.mark.parametrize(
-    "command", ["check", "convert", "demo", "detect", "finetune", "flops", "probe", "reconstruct", "tune"]
-)
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_tells_what_a_command_does_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -24,9 +24,7 @@ def test_help_lists_the_commands(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert {"check", "convert", "demo", "detect", "finetune", "flops", "probe", "reconstruct", "tune"} <= set(
-        text.split()
-    )
+    assert set(COMMANDS) <= set(text.split())
 
 
 def test_flops_prints_the_table_and_draws_it(tmp_path, capsys):

@@ -248,8 +248,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_first_tensor(tmp_
         now[:] = [stepper.step, stepper.model.encoder.blocks[1].mlp]
         return train_step(stepper, batches)
 
-    def overflowing(mlp, x, norm):
-        result = forward(mlp, x, norm)
+    def overflowing(mlp, x, norm, *others):
+        result = forward(mlp, x, norm, *others)
         return result * torch.inf if now[0] == 7 and mlp is now[1] else result
 
     monkeypatch.setattr(Stepper, "train_step", noted)

@@ -13,13 +13,13 @@ FIRST_OF_EACH_KERNEL = """
 import json, sys
 from crossmae_kernels.audit.cases import cases
 from crossmae_kernels.audit.devices import USUAL
-from crossmae_kernels.audit.reports import report
+from crossmae_kernels.audit.reports import judged
 found = {}
 for op, arch, dtype, kernels in json.loads(sys.argv[1]):
     for case in cases([op], [USUAL[arch]], [dtype]):
         if case.launch.name in (kernels or [case.launch.name]):
             found.setdefault((case.launch.name, dtype), case)
-json.dump([report(case) for case in found.values()], sys.stdout)
+json.dump([judged(case)[0] for case in found.values()], sys.stdout)
 """
 
 
@@ -81,9 +81,9 @@ PRODUCT_OF_200 = """
 import json, sys
 from crossmae_kernels.audit.cases import cases
 from crossmae_kernels.audit.devices import USUAL
-from crossmae_kernels.audit.reports import report
+from crossmae_kernels.audit.reports import judged
 found = [c for c in cases(["projection"], [USUAL[100]], ["bf16"]) if c.launch.named_constants.get("INNER") == 200]
-json.dump([report(case) for case in found], sys.stdout)
+json.dump([judged(case)[0] for case in found], sys.stdout)
 """
 
 
@@ -95,13 +95,33 @@ def test_rows_that_16_does_not_divide_stay_in_registers():
     assert not record["shortcomings"]
 
 
-def test_the_command_judges():
+def test_the_command_judges_predicts_and_remembers(tmp_path, monkeypatch):
+    monkeypatch.setenv("CROSSMAE_KERNELS_CACHE", str(tmp_path))
     options = ("--ops", "patches", "--architectures", "90", "--dtypes", "fp16", "fp32", "--processes", "1")
     records = json.loads(run("-m", "crossmae_kernels.audit", "--json", *options))
     kernels = {(record["kernel"], record["arch"], record["dtype"]) for record in records}
     assert kernels == {
         (f"{op}_{way}_kernel", 90, "fp32") for op in ("gather", "loss") for way in ("forward", "backward")
     }
+    for record in records:
+        low, high = record["interval"]
+        assert low < record["microseconds"] < high
+        assert record["moved"] > 0
+        assert record["limiter"] == "DRAM"
+    remembered = [json.loads(file.read_text()) for file in (tmp_path / "audit").iterdir()]
+    assert sorted(remembered, key=str) == sorted(records, key=str)
+
+
+def test_what_is_unknown_is_a_line_and_the_rest_is_reported(capsys):
+    from crossmae_kernels.audit import command
+
+    assert command.main(["--devices", "h10"], "audit") == 1
+    unknown, nothing = capsys.readouterr().err.splitlines()
+    assert unknown.startswith("audit: no device h10 is known, of a100, ")
+    assert nothing == "audit: nothing is launched that was asked for"
+    devices, lines = command._devices(None, ["sm_90", "70"])
+    assert [device.name for device in devices] == ["h100"]
+    assert lines == ["no architecture 70 is known, of 80, 86, 89, 90, 100, 120"]
 
 
 def test_shortcomings_are_named():

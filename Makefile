@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # two cores take 2 to 6 s; with spin counts of 300 and 3000 it takes 0.18 and 0.26 s, and 0.11 s when alone, as ever.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint margins bench record gpu packages audit-accept readme clean
+.PHONY: demo test lint margins bench record gpu packages audit-accept readme docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/crossmae demo
@@ -35,7 +35,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m pytest benchmarks/bench_training.py --benchmark-json=bench/training.json -q
 	$(BIN)/python -m benchmarks.report bench
 
-# The record of a CPU that README.md shows, made anew; some minutes, and nothing else may run.
+# The record of a CPU that docs/benchmarks.md shows, made anew; some minutes, and nothing else may run.
 record: $(VENV)/.ready
 	$(BIN)/python -m pytest benchmarks/bench_suites.py --suite decode \
 		--benchmark-json=benchmarks/results/decode.json --benchmark-quiet
@@ -58,9 +58,14 @@ packages:
 audit-accept: $(VENV)/.ready
 	$(BIN)/python -m crossmae_kernels.audit.budgets --accept
 
-# The tables and the picture of README.md, from the records under benchmarks/results and from nowhere else.
+# The tables and pictures of docs/benchmarks.md, from the records under benchmarks/results and from nowhere else.
 readme: $(VENV)/.ready
-	$(BIN)/python -m benchmarks.report benchmarks/results --readme README.md
+	$(BIN)/python -m benchmarks.report benchmarks/results --page docs/benchmarks.md
+
+# The documentation as a site, in site/.
+docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/zensical build --clean --strict
 
 # Made anew when what it installs changes; the stamp is written last, so a broken installation is not taken for a
 # finished one.
@@ -77,4 +82,4 @@ $(VENV)/.clients: $(VENV)/.ready tests/clients.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .packages build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .packages build site *.egg-info .mypy_cache .pytest_cache .ruff_cache

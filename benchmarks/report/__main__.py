@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -25,11 +26,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog="Example: python -m benchmarks.report bench",
     )
     parser.add_argument("folder", type=Path, help="where `make bench` or `make gpu` left its records")
-    parser.add_argument("--readme", type=Path, help="put tables into this file instead, and pictures into docs/")
+    parser.add_argument("--page", type=Path, help="put tables into this page instead, and pictures beside it")
     options = parser.parse_args(argv)
     run = records.read(options.folder)
-    if options.readme:
-        fill(options.readme, options.folder, run)
+    if options.page:
+        fill(options.page, options.folder, run)
         return
     text, decoders = tables.report(run), options.folder / "decode" / "decode.md"
     if decoders.is_file():  # of `crossmae bench`
@@ -40,29 +41,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         decode.draw(run, options.folder / "decode.png")
 
 
-def fill(readme: Path, folder: Path, run: records.Run) -> None:
-    """Every table of a README, from the records in a folder."""
-    docs = readme.parent / "docs"
-    insert(readme, "decode", decode.table(run))
+def fill(page: Path, folder: Path, run: records.Run) -> None:
+    """Every table of a page, from the records in a folder."""
+    docs = page.parent
+    insert(page, "decode", decode.table(run))
     decode.draw(run, docs / "decode.png")
-    insert(readme, "demo", (folder / "demo.md").read_text("utf-8"))
-    insert(readme, "training", training_table(folder / "training.json"))
+    insert(page, "demo", (folder / "demo.md").read_text("utf-8"))
+    insert(page, "training", training_table(folder / "training.json"))
     studied = json.loads((folder / "study.json").read_text("utf-8"))
-    insert(readme, "study", study.table(studied))
+    insert(page, "study", study.table(studied))
     study.draw(studied, docs / "study.png")
     if (folder / "transfer.json").is_file():
         transferred = json.loads((folder / "transfer.json").read_text("utf-8"))
-        picture = "\n![Accuracy on held-out images over the steps of fine-tuning](docs/transfer.png)\n"
-        insert(readme, "transfer", transfer.table(transferred) + picture)
+        picture = "\n![Accuracy on held-out images over the steps of fine-tuning](transfer.png)\n"
+        insert(page, "transfer", transfer.table(transferred) + picture)
         transfer.draw(transferred, docs / "transfer.png")
     else:
-        insert(readme, "transfer", NOTHING)
+        insert(page, "transfer", NOTHING)
     newest = newest_of_gpus(folder)
     if newest is None:
-        insert(readme, "gpu", NOTHING)
+        insert(page, "gpu", NOTHING)
     else:
-        there = newest.resolve().relative_to(readme.parent.resolve()).as_posix()
-        insert(readme, "gpu", tables.digest(records.read(newest), there))
+        there = Path(os.path.relpath(newest, docs)).as_posix()
+        insert(page, "gpu", tables.digest(records.read(newest), there))
 
 
 def training_table(path: Path) -> str:
@@ -94,15 +95,15 @@ def newest_of_gpus(results: Path) -> Path | None:
     return max(of_gpus, default=(None, None))[1]
 
 
-def insert(readme: Path, name: str, text: str) -> None:
+def insert(page: Path, name: str, text: str) -> None:
     """Replace what stands between ``<!-- name: ... -->`` and ``<!-- /name -->``."""
-    old = readme.read_text("utf-8")
+    old = page.read_text("utf-8")
     new, places = re.subn(
         rf"(<!-- {name}:.*?-->\n).*?(<!-- /{name} -->)", lambda m: f"{m[1]}{text}{m[2]}", old, flags=re.S
     )
     if places != 1:
-        raise ValueError(f"{readme} must have one place for {name!r}, has {places}")
-    _write(readme, new)
+        raise ValueError(f"{page} must have one place for {name!r}, has {places}")
+    _write(page, new)
 
 
 def _write(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ def report(run: Run) -> str:
 
 
 def digest(run: Run, folder: str) -> str:
-    """What a README says of the run in ``folder``: its goals and its picture."""
+    """What docs/benchmarks.md says of the run in ``folder``: its goals and its picture."""
     picture = f"![Speed-up of decoding against its arithmetic]({folder}/decode.png)"
     return f"{_goals(run).rstrip()}\n\nAll of it: [{folder}/report.md]({folder}/report.md).\n\n{picture}\n"
 

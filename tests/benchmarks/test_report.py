@@ -1,4 +1,4 @@
-"""From records, of a GPU's journal or of pytest-benchmark, to tables, goals, a picture and the README."""
+"""From records, of a GPU's journal or of pytest-benchmark, to tables, goals, a picture and a page."""
 
 import json
 import re
@@ -171,21 +171,19 @@ def training_record():
     }
 
 
-def test_readme_gets_the_tables_and_keeps_its_words(tmp_path):
+def test_a_page_gets_the_tables_and_keeps_its_words(tmp_path):
     decoders_of_a_cpu(tmp_path)
     (tmp_path / "docs").mkdir()
     (tmp_path / "demo.md").write_text("demo table\n")
     (tmp_path / "study.json").write_text(json.dumps(study_record()))
     (tmp_path / "training.json").write_text(json.dumps(training_record()))
     (tmp_path / "transfer.json").write_text(json.dumps(transfer_record()))
-    readme = tmp_path / "README.md"
-    places = [
-        f"<!-- {name}: x -->\nold\n<!-- /{name} -->\n"
-        for name in ("decode", "demo", "gpu", "study", "training", "transfer")
-    ]
-    readme.write_text("before\n" + "between\n".join(places) + "after\n")
-    main([str(tmp_path), "--readme", str(readme)])
-    parts = readme.read_text().split("between\n")
+    page = tmp_path / "docs" / "benchmarks.md"
+    names = ("decode", "demo", "gpu", "study", "training", "transfer")
+    places = [f"<!-- {name}: x -->\nold\n<!-- /{name} -->\n" for name in names]
+    page.write_text("before\n" + "between\n".join(places) + "after\n")
+    main([str(tmp_path), "--page", str(page)])
+    parts = page.read_text().split("between\n")
     assert parts[0].startswith("before\n<!-- decode: x -->\nViT-B/16, 224 px")
     assert parts[1] == "<!-- demo: x -->\ndemo table\n<!-- /demo -->\n"
     assert parts[2] == "<!-- gpu: x -->\nNothing is measured yet.\n<!-- /gpu -->\n"
@@ -196,26 +194,26 @@ def test_readme_gets_the_tables_and_keeps_its_words(tmp_path):
     assert "| from CrossMAE " in parts[5]
     assert (tmp_path / "docs" / "transfer.png").is_file()
     assert parts[5].endswith("after\n")
-    assert "old" not in readme.read_text()
+    assert "old" not in page.read_text()
     for name, date, cuda in (("a", "2026-02-01", "13.0"), ("b", "2026-01-01", "13.0"), ("c", "2026-03-01", "")):
         (tmp_path / name).mkdir()
         machine = {"device": f"device {name}", "commit": "0", "date": date, "cuda": cuda}
         Journal(tmp_path / name).write(machine)
-    main([str(tmp_path), "--readme", str(readme)])
-    gpu = readme.read_text().split("between\n")[2]  # the newest of those of GPUs
+    main([str(tmp_path), "--page", str(page)])
+    gpu = page.read_text().split("between\n")[2]  # the newest of those of GPUs
     assert "device a; cuda 13.0; commit 0; 2026-02-01" in gpu
     assert re.search(r"\| decode: CrossMAE, .* share of the roofline +\| at least 0.6 +\| +\| not measured", gpu)
-    assert "[a/report.md](a/report.md)" in gpu
+    assert "[../a/report.md](../a/report.md)" in gpu
 
 
 def test_missing_records_and_places_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there are no records in .*; run `make bench` or `make gpu`"):
         records.read(tmp_path)
-    (tmp_path / "README.md").write_text("no place")
+    (tmp_path / "page.md").write_text("no place")
     with pytest.raises(ValueError, match="must have one place for 'decode', has 0"):
-        insert(tmp_path / "README.md", "decode", "x")
+        insert(tmp_path / "page.md", "decode", "x")
 
 
-def test_tables_of_the_readme_come_from_the_stored_records():
+def test_tables_of_the_documents_come_from_the_stored_records():
     run = records.read(records.ROOT / "benchmarks" / "results")
-    assert decode.table(run) in (Path(records.ROOT) / "README.md").read_text()
+    assert decode.table(run) in (Path(records.ROOT) / "docs" / "benchmarks.md").read_text()

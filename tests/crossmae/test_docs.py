@@ -1,15 +1,41 @@
 """Code in documents runs as it stands there."""
 
+import re
+
 import doc_blocks
 import pytest
 
-BLOCKS = [block for document in ("docs/decoder.md", "docs/porting.md") for block in doc_blocks.blocks_of(document)]
+ROOT = doc_blocks.ROOT
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")))
+BLOCKS = [block for page in PAGES for block in doc_blocks.blocks_of(page)]
 
 
 @pytest.mark.parametrize(("code", "document"), BLOCKS)
 def test_a_block_runs(code, document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     doc_blocks.run(code, document)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    """To files, and to headings of pages; addresses elsewhere are not followed."""
+    text = (ROOT / page).read_text("utf-8")
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    lost = [link for link in links if not _is_there((ROOT / page).parent, link, ROOT / page)]
+    assert lost == []
+
+
+def _is_there(folder, link, page):
+    path, _, heading = link.partition("#")
+    target = folder / path if path else page
+    if not target.exists() or not heading:
+        return target.exists()
+    headings = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE)
+    return heading in {re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") for text in headings}
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
 
 
 def test_a_block_that_fails_fails():

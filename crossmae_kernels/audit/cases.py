@@ -65,7 +65,10 @@ def _recorded(ops: Sequence[str], device: Device, dtype: str, images: int) -> li
 
 def first_of_each_kernel(chosen: Sequence[Case]) -> list[Case]:
     """Of each kernel, device and dtype the first case."""
-    return list({(case.launch.name, case.device.name, case.dtype): case for case in reversed(chosen)}.values())[::-1]
+    found: dict[tuple[str, str, str], Case] = {}
+    for case in chosen:
+        found.setdefault((case.launch.name, case.device.name, case.dtype), case)
+    return list(found.values())
 
 
 @contextmanager

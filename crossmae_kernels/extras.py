@@ -16,12 +16,14 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "detect": ("pycocotools",),
     "baselines": ("flash_attn", "xformers"),
     "interpreter": ("ml_dtypes",),
+    "docs": ("zensical", "mkdocstrings"),
     "test": ("pytest", "pytest_benchmark", "xdist", "webdataset"),
 }
 
 # What pip calls them, where it is not the module's name with dashes.
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "mkdocstrings": "mkdocstrings-python",
     "sklearn": "scikit-learn",
     "skimage": "scikit-image",
     "xdist": "pytest-xdist",

@@ -61,13 +61,11 @@ def backward_tiles(mixes: int, width: int, element_size: int, on_chip: bool) -> 
 def sums_by_products(maps: Sequence[Tensor], weight: Tensor, limits: Limits) -> bool:
     """Whether the backward kernel that holds a token has tensor cores do its sums too, its panels side by side.
 
-    Then there are registers for ViT-B's tokens, and on Blackwell for ViT-S's, or for ViT-B's of maps in 16 bits where
-    instructions take no operands from them; else 2 to 204 spilled. Weights of float16 may not have room for a token's
-    deviation as a factor.
+    Then there are registers for ViT-B's tokens, and on Blackwell for ViT-S's; else 2 to 204 spilled. Weights of float16
+    may not have room for a token's deviation as a factor.
     """
     mixes, width = weight.shape[0], maps[0].shape[2]
-    roomy = limits.capability < (120 if maps[0].element_size() == 2 else 100)
-    fits = len(maps) <= 16 and dot_extent(mixes) * width <= 16 * (768 if roomy else 384)
+    fits = len(maps) <= 16 and dot_extent(mixes) * width <= 16 * (768 if limits.capability < 100 else 384)
     return weight.dtype == torch.bfloat16 and fits
 
 

@@ -7,11 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
 from tabulate import tabulate
 
 from benchmarks import records
 from benchmarks.report import decode, study, tables
+from crossmae.diagrams import draw_architecture, draw_decoders
 from crossmae.files import replacing
+from crossmae.model.config import named_config
 from crossmae_kernels.command import run_command
 
 NOTHING = "Nothing is measured yet.\n"
@@ -45,6 +49,7 @@ def fill(readme: Path, folder: Path, run: records.Run) -> None:
     docs = readme.parent / "docs"
     insert(readme, "decode", decode.table(run))
     decode.draw(run, docs / "decode.png")
+    draw_diagrams(docs)
     insert(readme, "demo", (folder / "demo.md").read_text("utf-8"))
     insert(readme, "training", training_table(folder / "training.json"))
     studied = json.loads((folder / "study.json").read_text("utf-8"))
@@ -56,6 +61,17 @@ def fill(readme: Path, folder: Path, run: records.Run) -> None:
     else:
         there = newest.resolve().relative_to(readme.parent.resolve()).as_posix()
         insert(readme, "gpu", tables.digest(records.read(newest), there))
+
+
+def draw_diagrams(docs: Path) -> None:
+    """What ViT-B's decoders decode of a photograph of scikit-image, and how CrossMAE's is made."""
+    from skimage.data import astronaut
+
+    crossmae, mae = named_config("crossmae_vit_base_patch16"), named_config("mae_vit_base_patch16")
+    pixels = torch.from_numpy(astronaut()).permute(2, 0, 1)[None] / 255
+    image = F.interpolate(pixels, crossmae.image_size, mode="bilinear", antialias=True)[0]
+    draw_decoders(image, crossmae, mae, docs / "decoders.png")
+    draw_architecture(crossmae, docs / "architecture.png")
 
 
 def training_table(path: Path) -> str:

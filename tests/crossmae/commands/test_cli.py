@@ -82,7 +82,7 @@ def test_demo_in_a_few_steps(tmp_path, capsys, monkeypatch):
     assert main(["demo", "--steps", "4", "--out", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"reconstructions.png", "learning.png", "results.md", "MAE", "CrossMAE"}
+    assert names == {"reconstructions.png", "ratios.png", "learning.png", "results.md", "MAE", "CrossMAE"}
     for row in ("raw pixels", "untrained encoder", "MAE encoder", "CrossMAE encoder", "ViT-B/16"):
         assert row in text
     assert len([line for line in (before / "log.jsonl").read_text().splitlines() if '"knn"' in line]) == 2

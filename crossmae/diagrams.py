@@ -34,7 +34,8 @@ def draw_decoders(image: Tensor, crossmae: Config, mae: Config, path: str | os.P
     total, seen, predicted = crossmae.patches, masking.visible_ids.shape[1], masking.predicted_ids.shape[1]
     everything = torch.arange(total)[None]
     figure = Figure(figsize=(8.2, 4.3), layout="constrained")
-    panels, bars = figure.subfigures(2, 1, height_ratios=(2.5, 1.8))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(2.5, 1.8))
+    panels, bars = parts
     titles = (
         f"the image\n{total} patches",
         f"the encoder sees {1 - MASK_RATIO:.0%}\n{seen} patches",

@@ -54,8 +54,8 @@ def test_shapes_of_the_decoder(figures, tmp_path):
         "98 queries of 256",
         "98 patches\nof 768 values",
     ]
-    shapes += ["50 x 1024 → 50 x 256 each", "256 → 1024 → 256", "256 → 768", "one of 4 decoder blocks"]
-    for part in shapes:
+    shapes += ["50 x 1024 → 50 x 256 each", "256 → 1024 → 256", "256 → 768", "98 patches\nof 768 values"]
+    for part in [*shapes, "one of 4 decoder blocks"]:
         assert part in text
     with pytest.raises(ValueError, match="the diagram is of CrossMAE's decoder"):
         diagrams.draw_architecture(MAE, tmp_path / "unwritten.png")

@@ -1,16 +1,15 @@
 """The command line as a user meets it."""
 
 import re
+import runpy
 
 import pytest
 
-from crossmae.commands.cli import main
+from crossmae.commands.cli import _COMMANDS, main
 from crossmae.training.data import bundled
 
 
-@pytest.mark.parametrize(
-    "command", ["bench", "check", "convert", "demo", "detect", "finetune", "flops", "probe", "reconstruct", "tune"]
-)
+@pytest.mark.parametrize("command", _COMMANDS)
 def test_help_tells_what_a_command_does_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -24,9 +23,15 @@ def test_help_lists_the_commands(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert {"bench", "check", "convert", "demo", "detect", "finetune", "flops", "probe", "reconstruct", "tune"} <= set(
-        text.split()
-    )
+    assert set(_COMMANDS) <= set(text.split())
+
+
+def test_the_package_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["crossmae", "flops", "--figure", "no/cost.png"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("crossmae", run_name="__main__")
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith("crossmae flops: cannot write no/cost.png")
 
 
 def test_flops_prints_the_table_and_draws_it(tmp_path, capsys):

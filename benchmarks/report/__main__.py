@@ -8,11 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
 from tabulate import tabulate
 
 from benchmarks import records
 from benchmarks.report import decode, study, tables, transfer
+from crossmae.diagrams import draw_architecture, draw_decoders
 from crossmae.files import replacing
+from crossmae.model.config import named_config
 from crossmae_kernels.command import run_command
 
 NOTHING = "Nothing is measured yet.\n"
@@ -46,6 +50,7 @@ def fill(page: Path, folder: Path, run: records.Run) -> None:
     docs = page.parent
     insert(page, "decode", decode.table(run))
     decode.draw(run, docs / "decode.png")
+    draw_diagrams(docs)
     insert(page, "demo", (folder / "demo.md").read_text("utf-8"))
     insert(page, "training", training_table(folder / "training.json"))
     studied = json.loads((folder / "study.json").read_text("utf-8"))
@@ -64,6 +69,17 @@ def fill(page: Path, folder: Path, run: records.Run) -> None:
     else:
         there = Path(os.path.relpath(newest, docs)).as_posix()
         insert(page, "gpu", tables.digest(records.read(newest), there))
+
+
+def draw_diagrams(docs: Path) -> None:
+    """What ViT-B's decoders decode of a photograph of scikit-image, and how CrossMAE's is made."""
+    from skimage.data import astronaut
+
+    crossmae, mae = named_config("crossmae_vit_base_patch16"), named_config("mae_vit_base_patch16")
+    pixels = torch.from_numpy(astronaut()).permute(2, 0, 1)[None] / 255
+    image = F.interpolate(pixels, crossmae.image_size, mode="bilinear", antialias=True)[0]
+    draw_decoders(image, crossmae, mae, docs / "decoders.png")
+    draw_architecture(crossmae, docs / "architecture.png")
 
 
 def training_table(path: Path) -> str:

@@ -86,8 +86,8 @@ def demo(out: str = "demo", steps: int = 600) -> None:
     """Pretrain a tiny CrossMAE and a tiny MAE on real digits and compare them.
 
     Both see the same images in the same order. Measures decode compute and time, evaluates both encoders on
-    held-out digits beside raw pixels and an untrained encoder, and writes reconstructions.png, learning.png
-    and results.md. A few minutes on two CPU cores.
+    held-out digits beside raw pixels and an untrained encoder, and writes reconstructions.png, ratios.png
+    (predictions at three prediction ratios), learning.png and results.md. A few minutes on two CPU cores.
 
     Args:
         out: folder for pictures and table; created if missing.

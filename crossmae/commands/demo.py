@@ -11,7 +11,7 @@ from crossmae.benchmark.decode import Row, Setting, measure
 from crossmae.checkpoint import load
 from crossmae.figures import draw_learning, draw_reconstructions
 from crossmae.files import make_folder, replacing
-from crossmae.masking import random_masking
+from crossmae.masking import Masking, random_masking
 from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config, named_config
 from crossmae.reconstruction import denormalized, reconstruct, visible_part
@@ -30,7 +30,7 @@ BASE_BATCH = 8  # of ViT-B, for the decoders' times
 
 
 def run(out: str, steps: int) -> None:
-    """A study of two decoders on one task with one seed; leaves two pictures and ``results.md`` in the folder ``out``.
+    """A study of two decoders on one task with one seed; leaves pictures and ``results.md`` in the folder ``out``.
 
     The runs themselves are left in folders beside them, anew each time.
     """
@@ -60,6 +60,7 @@ def run(out: str, steps: int) -> None:
         folder / "learning.png",
     )
     draw_reconstructions(_reconstructions(models, images), folder / "reconstructions.png")
+    draw_reconstructions(_by_ratio(models["CrossMAE"], images), folder / "ratios.png")
     quality: list[tuple[str, float, float, float | None]] = [
         (name, accuracies["knn"], accuracies["linear"], None) for name, accuracies in levels.items()
     ]
@@ -72,7 +73,8 @@ def run(out: str, steps: int) -> None:
     print("\n" + report)
     with replacing(folder / "results.md") as beside:
         beside.write_text(report, "utf-8")
-    print(f"Pictures and table: {folder}/reconstructions.png, {folder}/learning.png, {folder}/results.md")
+    names = ("reconstructions.png", "ratios.png", "learning.png", "results.md")
+    print(f"Pictures and table: {', '.join(str(folder / name) for name in names)}")
 
 
 def _decode_cost(models: dict[str, Config], batch: int, precision: Precision) -> list[Row]:
@@ -88,8 +90,7 @@ def _reconstructions(models: dict[str, MaskedAutoencoder], images: ImageDataset)
 
     All masked patches are decoded, also by the model that was trained on a third of them: queries are independent.
     """
-    config, shown = models["MAE"].config, images.evaluation or images.images
-    normalized = models["MAE"].normalized(torch.stack([shown[i].image for i in range(PICTURES)]))
+    config, normalized = models["MAE"].config, _pictures(models["MAE"], images)
     masking = random_masking(
         PICTURES, config.patches, MASK_RATIO, MASK_RATIO, generator=torch.Generator().manual_seed(0)
     )
@@ -98,6 +99,31 @@ def _reconstructions(models: dict[str, MaskedAutoencoder], images: ImageDataset)
         prediction = model.eval()(normalized, masking=masking).prediction
         columns[name] = reconstruct(normalized, prediction, masking, model.config)
     return {name: denormalized(pictures, config) for name, pictures in columns.items()}
+
+
+@torch.no_grad()
+def _by_ratio(model: MaskedAutoencoder, images: ImageDataset) -> dict[str, Tensor]:
+    """Columns of pictures: what the encoder saw, and with it what is predicted at each prediction ratio.
+
+    Queries are independent, so a patch that is predicted at several ratios is predicted alike.
+    """
+    config, normalized = model.config, _pictures(model, images)
+    noise = torch.rand(PICTURES, config.patches, generator=torch.Generator().manual_seed(0))
+    columns = {"original": normalized}
+    for ratio in (0.25, 0.5, 0.75):
+        masking = random_masking(PICTURES, config.patches, MASK_RATIO, ratio, noise=noise)
+        columns.setdefault("masked (75 %)", visible_part(normalized, masking, config))
+        whole = reconstruct(normalized, model.eval()(normalized, masking=masking).prediction, masking, config)
+        known = torch.cat([masking.visible_ids, masking.predicted_ids], dim=1)
+        shown = Masking(known, known[:, :0], config.patches)
+        columns[f"predicts {ratio:g}"] = visible_part(whole, shown, config)
+    return {name: denormalized(pictures, config) for name, pictures in columns.items()}
+
+
+def _pictures(model: MaskedAutoencoder, images: ImageDataset) -> Tensor:
+    """The first held-out images, normalised."""
+    shown = images.evaluation or images.images
+    return model.normalized(torch.stack([shown[i].image for i in range(PICTURES)]))
 
 
 def _report(

@@ -30,6 +30,11 @@ _HELP = {
     "norm_pix_loss": "the model was trained on normalised pixels, for a release's checkpoint that does not tell",
 }
 
+# jsonargparse's own; the variable is there since it took the place of an option, --print_shtab.
+_COMPLETION = (
+    "Completion for bash, zsh or fish, with the package shtab: "
+    "JSONARGPARSE_ADD_PRINT_COMPLETION_ARGUMENT=true crossmae --print_completion=shtab-bash"
+)
 
 _FILES = ("path", "destination")
 
@@ -53,7 +58,9 @@ class _RecipeFiles(ActionConfigFile):
 
 def parser_of(commands: Mapping[str, tuple[Callable[..., int | None], str]]) -> ArgumentParser:
     """A parser with a subcommand for each function, which is given with an example of its use."""
-    parser = _Parser(prog="crossmae", description="CrossMAE with fused kernels: benchmarks, training, checks.")
+    parser = _Parser(
+        prog="crossmae", description="CrossMAE with fused kernels: benchmarks, training, checks.", epilog=_COMPLETION
+    )
     subcommands = parser.add_subcommands(required=True)
     for name, (function, example) in commands.items():
         command = _Parser(description=_description(function.__doc__ or ""), epilog=f"Example: {example}")

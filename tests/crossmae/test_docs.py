@@ -1,9 +1,11 @@
 """Code in documents runs as it stands there."""
 
 import re
+import tomllib
 
 import doc_blocks
 import pytest
+import yaml
 
 ROOT = doc_blocks.ROOT
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")))
@@ -43,3 +45,9 @@ def test_a_block_that_fails_fails():
         doc_blocks.run("assert 1 + 1 == 3", "a document")
     with pytest.raises(ModuleNotFoundError):
         doc_blocks.run("import no_such_module", "a document")
+
+
+def test_the_version_is_the_same_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"] == version
+    assert re.search(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)[1] == version

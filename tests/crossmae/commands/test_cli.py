@@ -1,16 +1,15 @@
 """The command line as a user meets it."""
 
 import re
+import runpy
 
 import pytest
 
-from crossmae.commands.cli import main
+from crossmae.commands.cli import _COMMANDS, main
 from crossmae.training.data import bundled
 
-COMMANDS = ["audit", "bench", "check", "convert", "demo", "detect", "finetune", "flops", "probe", "reconstruct", "tune"]
 
-
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", _COMMANDS)
 def test_help_tells_what_a_command_does_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -24,7 +23,15 @@ def test_help_lists_the_commands(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert set(COMMANDS) <= set(text.split())
+    assert set(_COMMANDS) <= set(text.split())
+
+
+def test_the_package_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["crossmae", "flops", "--figure", "no/cost.png"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("crossmae", run_name="__main__")
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith("crossmae flops: cannot write no/cost.png")
 
 
 def test_flops_prints_the_table_and_draws_it(tmp_path, capsys):
@@ -80,7 +87,7 @@ def test_demo_in_a_few_steps(tmp_path, capsys, monkeypatch):
     assert main(["demo", "--steps", "4", "--out", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"reconstructions.png", "learning.png", "results.md", "MAE", "CrossMAE"}
+    assert names == {"reconstructions.png", "ratios.png", "learning.png", "results.md", "MAE", "CrossMAE"}
     for row in ("raw pixels", "untrained encoder", "MAE encoder", "CrossMAE encoder", "ViT-B/16"):
         assert row in text
     assert len([line for line in (before / "log.jsonl").read_text().splitlines() if '"knn"' in line]) == 2

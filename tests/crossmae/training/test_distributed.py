@@ -102,7 +102,7 @@ def test_torchrun(one, tmp_path):
     words = ["--recipe", str(tmp_path / "recipe.json"), "--out", str(tmp_path / "run"), "--log_every", "3"]
     words += ["--save_every", "1000", "--probe_every", "1000", "--pictures_every", "1000", "--probe_images", "60"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "crossmae.cli", "pretrain", *words]
+    command += ["-m", "crossmae", "pretrain", *words]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "2 device(s)" in result.stdout + result.stderr

@@ -1,0 +1,8 @@
+"""``python -m crossmae``: the command line, for torchrun and where the script ``crossmae`` is not on the path."""
+
+import sys
+
+from crossmae.commands.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -161,10 +161,10 @@ def detect(recipe: DetectionRecipe, options: DetectionOptions) -> int:
 
 
 def audit(
-    devices: str = "",
-    ops: str = "",
-    kernels: str = "",
-    dtypes: str = "",
+    devices: Sequence[str] = (),
+    ops: Sequence[str] = (),
+    kernels: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
     images: int = 256,
     short: bool = False,
     json: bool = False,
@@ -176,17 +176,13 @@ def audit(
     fit, or leaves tensor cores or wide loads unused.
 
     Args:
-        devices: names joined by commas, such as h100,l4; a usual one of each architecture unless given.
-        ops: names joined by commas; all unless given.
-        kernels: the same.
-        dtypes: of bf16, fp16, fp32 and tf32, joined by commas; all unless given.
         images: of a batch.
     """
     from crossmae_kernels.audit.__main__ import main as run
 
     words = [f"--images={images}", *["--short"] * short, *["--json"] * json]
     for name, given in (("devices", devices), ("ops", ops), ("kernels", kernels), ("dtypes", dtypes)):
-        words += [f"--{name}", *given.split(",")] if given else []
+        words += [f"--{name}", *given] if given else []
     return run(words, "crossmae audit")
 
 

@@ -20,6 +20,8 @@ _HELP = {
     "blocks": "also draw the reconstruction as it stands behind each decoder block",
     "destination": "file or new folder to write",
     "checkpoints": "what crossmae.load takes: files, or folders that hold one",
+    "devices": "names of GPUs, such as h100 and l4; a usual one of each architecture unless given",
+    "dtypes": "of bf16, fp16, fp32 and tf32; all unless given",
     "dry_run": "print the plan and do nothing",
     "strict": "stop at the first image that cannot be read, instead of taking the next one and logging its name",
     "images": "pictures, TIFF files or .npy arrays",
@@ -27,6 +29,8 @@ _HELP = {
     "json": "one list of records instead of a table",
     "path": "a checkpoint that crossmae.load reads, file or folder",
     "short": "each kernel once, in bfloat16",
+    "kernels": "names of kernels; all unless given",
+    "ops": "names of operations; all unless given",
     "norm_pix_loss": "the model was trained on normalised pixels, for a release's checkpoint that does not tell",
 }
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from crossmae.checkpoint import huggingface, torchvision
-from crossmae.checkpoint.messages import first_few
+from crossmae.checkpoint.messages import ArgumentError, first_few
 from crossmae.checkpoint.release import FIELDS, MAPS, feature_maps, release_name
 from crossmae.checkpoint.shapes import told_by_tensors
 from crossmae.checkpoint.wrappers import Layout, StateDict
@@ -155,7 +155,7 @@ def _translated(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     there_are = {*FIELDS, *MAPS, *Config.__dataclass_fields__} - {"image_size"}
     unknown = [name for name in arguments if name not in there_are]
     if unknown:
-        raise TypeError(f"load: no argument {', '.join(unknown)}; there are {', '.join(sorted(there_are))}")
+        raise ArgumentError(f"load: no argument {', '.join(unknown)}; there are {', '.join(sorted(there_are))}")
     maps, translated = dict[str, Any](), dict[str, Any]()
     spelling: dict[str, str] = {}
     for name, value in arguments.items():

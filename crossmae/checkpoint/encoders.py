@@ -61,6 +61,8 @@ def load_encoder(model: MaskedAutoencoder, path: str | os.PathLike[str], key: st
         ValueError: if the file is no checkpoint, or its encoder is not of the model's width, depth, heads, patch size,
             channels or epsilon; with the first tensors that do not fit. The model is as before then.
     """
+    if not isinstance(model, MaskedAutoencoder):
+        raise TypeError(f"load_encoder fills models of this package, got {type(model).__name__}; see crossmae.export")
     start = starting_encoder(model.config, path, key)
     if start.notes:
         warnings.warn(start.said, CheckpointWarning, stacklevel=2)

@@ -9,6 +9,7 @@ from typing import Any
 
 from crossmae.checkpoint.configuration import configuration, named_as_released, on_top, told_by_training
 from crossmae.checkpoint.filling import filled, resized
+from crossmae.checkpoint.messages import ArgumentError
 from crossmae.checkpoint.reading import find, read
 from crossmae.checkpoint.release import release_name, wrong_types
 from crossmae.checkpoint.saving import CONFIG_KEY
@@ -87,7 +88,7 @@ def load(
         if key is not None:
             arguments["key"] = key
         if arguments:
-            raise TypeError(f"{file} tells its configuration itself; remove {', '.join(arguments)}")
+            raise ArgumentError(f"{file} tells its configuration itself; remove {', '.join(arguments)}")
         model = filled(replace(own_config(metadata[CONFIG_KEY], file), **running), content, str(file))
     else:
         state, said = find_state_dict(content, file, key)

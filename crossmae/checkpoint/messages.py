@@ -5,6 +5,10 @@ from collections.abc import Sequence
 _NAMED = 5
 
 
+class ArgumentError(TypeError, ValueError):
+    """An argument that does not exist, or that a checkpoint contradicts: from a user of a command it is a value."""
+
+
 def first_few(names: Sequence[str], of: int | None = None, kind: str = "tensors", separator: str = ", ") -> str:
     """The first names and a count of the rest, so that a message stays one line."""
     listed = separator.join(names[:_NAMED])

@@ -1,5 +1,6 @@
 """``crossmae convert``: a checkpoint in another library's format, and what that library has to be told."""
 
+from pathlib import Path
 from typing import Any
 
 from crossmae.commands.loading import load_aloud
@@ -10,6 +11,8 @@ from crossmae.export.exported import require_place
 def run(source: str, destination: str, to: Target, load_options: dict[str, Any]) -> None:
     """Load, export, save and report; the arguments are those of ``crossmae.commands.cli.convert``."""
     require_place(to, destination)
+    if Path(destination).exists():
+        raise FileExistsError(f"{destination} is there already, and stays; name a file that is not")
     exported = export(load_aloud(source, load_options), to)
     exported.save(destination)
     for note in exported.notes:

@@ -14,10 +14,7 @@ def load_aloud(checkpoint: str, options: dict[str, Any]) -> MaskedAutoencoder:
     """
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", CheckpointWarning)
-        try:
-            model = load(checkpoint, **options)
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+        model = load(checkpoint, **options)
     for warning in said:
         print(warning.message)
     return model

@@ -150,7 +150,10 @@ def _unusable(one: Any, images: Mapping[int, dict[str, Any]], names: Mapping[int
     if right <= left or bottom <= top:
         return "with a box of no area in the image"
     try:
-        there = rle.area(rle_of(one["segmentation"], image["height"], image["width"])) > 0
+        mask = rle_of(one["segmentation"], image["height"], image["width"])
+        if isinstance(one["segmentation"], dict):
+            rle.decode(mask)  # as for its area, run lengths are not looked at
+        there = rle.area(mask) > 0
     except Exception:  # pycocotools raises what it pleases
         there = False
     return None if there else "without a mask of some area in the image"
@@ -170,13 +173,17 @@ def within(box: list[float], image: Mapping[str, Any]) -> tuple[float, float, fl
 def rle_of(segmentation: Any, height: int, width: int) -> Any:
     """Polygons, or run lengths of either kind, as pycocotools' compressed run lengths.
 
-    Raises ValueError if these are of another size.
+    Raises ValueError if these are of another size, or a polygon has half a corner.
     """
     if isinstance(segmentation, list):
+        if any(len(polygon) % 2 for polygon in segmentation):
+            raise ValueError("a polygon must have two numbers for each corner")
         return rle.merge(rle.frPyObjects(segmentation, height, width))
     if list(segmentation["size"]) != [height, width]:
         raise ValueError(f"the mask is of {segmentation['size']}, the image of {[height, width]}")
     if isinstance(segmentation["counts"], list):
+        if sum(segmentation["counts"]) != height * width:
+            raise ValueError(f"the mask is of {sum(segmentation['counts'])} pixels, the image of {height * width}")
         return rle.frPyObjects(segmentation, height, width)
     return segmentation
 

@@ -21,6 +21,8 @@ from crossmae.training.recipe import RECIPE
 def evaluate(checkpoint: Path, recipe: DetectionRecipe, options: DetectionOptions) -> dict[str, float]:
     """COCO's metrics of a checkpoint, as ``scoring.average_precision`` returns them; printed, and written to a folder.
 
+    A dry run says what would be evaluated on, and returns nothing.
+
     That then holds ``evaluation.json``, ``detections.json`` in COCO's format of results, and ``detections.png``.
 
     Args:
@@ -35,6 +37,9 @@ def evaluate(checkpoint: Path, recipe: DetectionRecipe, options: DetectionOption
     config = detector.model.config
     recipe = _as_the_run(recipe, checkpoint_in(checkpoint).parent.parent / RECIPE)
     evaluation = open_evaluation(recipe.data, config.channels, detector.head.categories)
+    if options.dry_run:
+        print("\n".join(evaluation.annotations.describe()))
+        return {}
     folder, devices = Path(options.out), processes(options)
     make_folder(folder)
     # Only precision and devices of the plan count: nothing is trained.

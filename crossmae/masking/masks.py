@@ -73,6 +73,8 @@ class Masking:
         """
         if self.patches == patches:
             return self
+        if self.patches is not None:
+            raise ValueError(f"the masking is for images of {self.patches} patches, these have {patches}")
         for name, ids in (("visible_ids", self.visible_ids), ("predicted_ids", self.predicted_ids)):
             if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
                 raise TypeError(

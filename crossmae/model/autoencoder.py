@@ -106,6 +106,8 @@ class MaskedAutoencoder(nn.Module):
                 rounding=rounding,
             )
         else:
+            if not isinstance(masking, Masking):
+                raise TypeError(f"masking must be a Masking, got {type(masking).__name__}; see Masking.from_mask")
             masking = masking.checked(self.config.patches)
             if masking.visible_ids.shape[0] != images.shape[0]:
                 raise ValueError(

@@ -137,6 +137,10 @@ class Config:
             value = getattr(self, name)
             if value is not None and not (value > 0 and isfinite(value)):
                 wrong.append(f"{name} must be positive, got {getattr(self, name)}")
+        for part in ("encoder", "decoder"):
+            width = getattr(self, f"{part}_width")
+            if isfinite(self.mlp_ratio) and self.mlp_ratio > 0 and int(width * self.mlp_ratio) < 1 <= width:
+                wrong.append(f"mlp_ratio {self.mlp_ratio} leaves nothing of {part}_width {width}")
         for name in ("pixel_mean", "pixel_std"):
             if not all(map(isfinite, getattr(self, name) or ())):
                 wrong.append(f"{name} must be finite, got {getattr(self, name)}")

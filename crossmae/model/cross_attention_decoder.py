@@ -1,6 +1,7 @@
 """CrossMAE's decoder alone (arXiv 2401.14391, section 3): for feature maps of any encoder and queries anywhere."""
 
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,7 @@ class CrossAttentionDecoder(nn.Module):
     ) -> None:
         super().__init__()
         _check_sizes(feature_width, maps, out_features, width, depth, heads)
+        _check_options(width, mlp_ratio, norm_eps, maps, last_mix_norm, hidden_layer, residual)
         self.feature_width, self.maps = feature_width, maps
         self.gradient_checkpointing, self.residual = gradient_checkpointing, residual
         self.mask_token = learned_tokens(1, width)
@@ -163,8 +165,36 @@ def _check_sizes(
     """Refuse sizes that cannot be, naming all of them."""
     sizes = {"feature_width": feature_width, "maps": maps, "out_features": out_features, "width": width}
     sizes |= {"depth": depth, "heads": heads}
-    wrong = [f"{name} must be positive, got {size}" for name, size in sizes.items() if size is not None and size < 1]
+    wrong = [
+        f"{name} must be a positive integer, got {size!r}"
+        for name, size in sizes.items()
+        if size is not None and (type(size) is not int or size < 1)
+    ]
     if not wrong and width % heads:
         wrong.append(f"heads must divide width {width}, got {heads}")
+    if wrong:
+        raise ValueError(f"CrossAttentionDecoder: {'; '.join(wrong)}")
+
+
+def _check_options(
+    width: int,
+    mlp_ratio: float,
+    norm_eps: float,
+    maps: int | None,
+    last_mix_norm: bool,
+    hidden_layer: Hidden,
+    residual: Residual,
+) -> None:
+    """Refuse what cannot be computed, or would change nothing, naming all of it."""
+    wrong = []
+    if not int(width * mlp_ratio) >= 1:
+        wrong.append(f"mlp_ratio must leave something of width {width}, got {mlp_ratio}")
+    if not norm_eps > 0:
+        wrong.append(f"norm_eps must be positive, got {norm_eps}")
+    if not last_mix_norm and maps is None:
+        wrong.append("last_mix_norm=False needs maps to mix, got maps=None")
+    for name, value, kind in (("hidden_layer", hidden_layer, Hidden), ("residual", residual, Residual)):
+        if value not in get_args(kind):
+            wrong.append(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
     if wrong:
         raise ValueError(f"CrossAttentionDecoder: {'; '.join(wrong)}")

@@ -37,6 +37,8 @@ class ProbeRecipe:
         for name in ("epochs", "batch_size", "base_learning_rate"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must lie in [0, 2**63), got {self.seed}")
 
     def steps(self, features: int) -> tuple[int, int]:
         """Steps of the training, and of an epoch."""

@@ -26,6 +26,8 @@ def classes_of(images: ImageDataset) -> Classes:
     if not source.labelled:
         raise ValueError("the images have no labels: classes are subfolders, or a .cls beside each image of a shard")
     labels = source.all_labels()
+    if labels.max() >= max(len(labels), len(source.classes or ())):
+        raise ValueError(f"labels must count classes from 0, got {labels.max()} among {len(labels):,} images")
     count = max(int(labels.max()) + 1, len(source.classes or ()))
     names = tuple(source.classes or map(str, range(count)))
     numbers = np.bincount(labels[labels >= 0], minlength=count)

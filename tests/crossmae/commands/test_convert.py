@@ -41,6 +41,10 @@ def test_refusals_come_before_work_and_are_one_line(checkpoint, tmp_path, capsys
         for out, to in ((tmp_path, "timm"), (tmp_path, "release"), (tmp_path / "no" / "out", "hf")):
             assert main(["convert", str(checkpoint), str(out), "--to", to]) == 1
             assert re.fullmatch(r"crossmae convert: cannot write .*\n", capsys.readouterr().err)
+        before = checkpoint.read_bytes()
+        assert main(["convert", str(checkpoint), str(checkpoint), "--to", "release"]) == 1
+        assert "model.safetensors is there already, and stays" in capsys.readouterr().err
+        assert checkpoint.read_bytes() == before
     crossmae.save(model_of("one map"), checkpoint)
     for words, message in (
         (["--to", "release"], "cannot run a decoder without inter-block attention"),

@@ -44,6 +44,9 @@ MORE_OF_THESE = [
     ("without a mask of some area in the image", {"segmentation": [[1, 1]]}),
     ("without a mask of some area in the image", {"segmentation": [[40, 40, 50, 40, 50, 50]]}),
     ("without a mask of some area in the image", {"segmentation": {"size": [16, 12], "counts": [0, 192]}}),
+    ("without a mask of some area in the image", {"segmentation": {"size": [12, 16], "counts": [60, 90]}}),
+    ("without a mask of some area in the image", {"segmentation": {"size": [12, 16], "counts": "zz~!!"}}),
+    ("without a mask of some area in the image", {"segmentation": [[1, 1, 9, 9, 5, 9, 3]]}),
 ]
 
 

@@ -147,8 +147,19 @@ def test_what_does_not_fit_is_refused(maps, queries, ids, message):
 
 
 def test_sizes_that_cannot_be_are_refused():
-    message = "CrossAttentionDecoder: maps must be positive, got 0; depth must be positive, got 0"
+    message = "CrossAttentionDecoder: maps must be a positive integer, got 0; depth must be a positive integer, got 0"
     with pytest.raises(ValueError, match=message):
         decoder_of(0, depth=0)
     with pytest.raises(ValueError, match="heads must divide width 8, got 3"):
         decoder_of(heads=3)
+    with pytest.raises(ValueError, match=r"width must be a positive integer, got 8\.0"):
+        decoder_of(width=8.0)
+
+
+def test_options_that_compute_or_change_nothing_are_refused():
+    wrong = {"mlp_ratio": 0.01, "norm_eps": -1.0, "hidden_layer": "keep", "residual": "half"}
+    for name, value in wrong.items():
+        with pytest.raises(ValueError, match=f"CrossAttentionDecoder: {name} must .*, got {value!r}"):
+            decoder_of(**{name: value})
+    with pytest.raises(ValueError, match="last_mix_norm=False needs maps to mix, got maps=None"):
+        decoder_of(None, last_mix_norm=False)

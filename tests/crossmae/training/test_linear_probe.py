@@ -47,6 +47,9 @@ def test_few_features_make_a_thousand_steps_and_many_ninety_epochs():
     assert ProbeRecipe().steps(60) == (1000, 1)
     assert ProbeRecipe().steps(1_281_167) == (7020, 78)
     assert ProbeRecipe(epochs=2, batch_size=16).steps(60) == (6, 3)
+    for seed in (-1, 2**63):
+        with pytest.raises(ValueError, match=rf"seed must lie in \[0, 2\*\*63\), got {seed}"):
+            ProbeRecipe(seed=seed)
     with pytest.raises(ValueError, match="epochs must be positive, got 0"):
         ProbeRecipe(epochs=0)
 

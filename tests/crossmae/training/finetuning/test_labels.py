@@ -33,6 +33,8 @@ def test_all_that_is_wrong_is_named_at_once():
         classes_of(dataset([0, 1], held_out=[0, 2, 7]))
     with pytest.raises(ValueError, match="1 of 2 held-out images have no label"):
         classes_of(dataset([0, 1], held_out=[0, -1]))
+    with pytest.raises(ValueError, match="labels must count classes from 0, got 1000000000000 among 3 images"):
+        classes_of(dataset([0, 1, 10**12]))
     with pytest.raises(ValueError, match="one class alone"):
         classes_of(dataset([0, 0]))
     with pytest.raises(ValueError, match=r"no labelled images are held out to evaluate on; data\.evaluation"):

@@ -17,7 +17,7 @@ from crossmae.model.config import Config, usual_heads
 from crossmae.model.values import as_tuple, pair
 
 # What is built on top of an encoder for a task.
-_ON_TOP = ("head.", "heads.", "fc_norm.", "classifier.", "pooler.")
+_ON_TOP = ("head.", "heads.", "fc_norm.", "attn_pool.", "classifier.", "pooler.")
 _RELEASE_NAMES = {field: name for name, field in FIELDS.items()}
 
 

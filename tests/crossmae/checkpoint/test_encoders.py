@@ -18,6 +18,7 @@ ON_TOP = {
     "head": {"head.weight": torch.ones(10, 24), "head.bias": torch.ones(10)},
     "probe": {"head.0.running_mean": torch.ones(24), "head.1.weight": torch.ones(10, 24)},
     "pooled": {"fc_norm.weight": torch.ones(24), "fc_norm.bias": torch.ones(24), "head.weight": torch.ones(10, 24)},
+    "pooled by attention": {"attn_pool.latent": torch.ones(1, 1, 24), "attn_pool.q.weight": torch.ones(24, 24)},
 }
 IMAGES = torch.randn(2, 3, 32, 32)
 

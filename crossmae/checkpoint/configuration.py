@@ -238,4 +238,8 @@ def _assumed(
     if told["decoder"] is not None and "normalize_targets" not in told:
         # CrossMAE's release trains with it throughout; of MAE's whole models those to look at were trained without.
         assumed["normalize_targets"] = told["decoder"] == "crossmae" or layout == "ours"
+    if told["decoder"] is not None and layout == "ours":
+        # Habits of other models, which no tensor shows.
+        usual = {"norm_eps": Config.norm_eps, "pixel_order": Config.pixel_order}
+        assumed |= {name: value for name, value in usual.items() if name not in told}
     return assumed, asked

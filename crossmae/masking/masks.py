@@ -35,7 +35,8 @@ class Masking:
         Reads the masks, so on an accelerator it waits for them.
 
         Args:
-            masked: bool ``(B, L)`` or ``(B, rows, columns)``, True where a patch is hidden from the encoder.
+            masked: bool ``(B, L)``, True where a patch is hidden from the encoder. Rows and columns are to be
+                flattened before: which grid they were of, ids do not tell.
             predicted: of the same shape, True where a masked patch is to be predicted; all masked ones unless given.
             trim: of images that differ in their numbers of visible or predicted patches, keep as many of each as the
                 image with the fewest has, drawn at random; the others are neither seen nor predicted. Without it such
@@ -50,13 +51,12 @@ class Masking:
         for name, mask in flags.items():
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
                 raise TypeError(f"{name} must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
-            if mask.shape != masked.shape or mask.ndim not in (2, 3) or mask.numel() == 0:
+            if mask.shape != masked.shape or mask.ndim != 2 or mask.numel() == 0:
                 raise ValueError(
-                    f"{name} must have shape (batch, patches) or (batch, rows, columns), the same as masked, of at "
-                    f"least one image, got {tuple(mask.shape)}"
+                    f"{name} must have shape (batch, patches), the same as masked, of at least one image, "
+                    f"got {tuple(mask.shape)}"
                 )
-        masked = masked.flatten(1)
-        asked = masked if predicted is None else predicted.flatten(1)
+        asked = masked if predicted is None else predicted
         if (asked & ~masked).any():
             image, patch = (asked & ~masked).nonzero()[0].tolist()
             raise ValueError(

@@ -90,9 +90,8 @@ def test_boolean_masks_as_ids():
     assert masking.predicted_ids.tolist() == [[0, 2, 3, 5], [1, 2, 4, 5]]
     assert masking.checked(6) is masking
     predicted = torch.tensor([[0, 0, 1, 0, 0, 1], [0, 1, 0, 0, 0, 1]]).bool()
-    for shape in ((2, 6), (2, 2, 3)):
-        some = Masking.from_mask(masked.view(shape), predicted.view(shape))
-        assert (some.visible_ids.tolist(), some.predicted_ids.tolist()) == ([[1, 4], [0, 3]], [[2, 5], [1, 5]])
+    some = Masking.from_mask(masked, predicted)
+    assert (some.visible_ids.tolist(), some.predicted_ids.tolist()) == ([[1, 4], [0, 3]], [[2, 5], [1, 5]])
 
 
 def test_counts_that_differ_are_trimmed_on_request():
@@ -118,7 +117,8 @@ def test_counts_that_differ_are_trimmed_on_request():
     [
         (torch.ones(2, 4), None, TypeError, "masked must be a bool tensor, got torch.float32"),
         ([[True]], None, TypeError, "masked must be a bool tensor, got list"),
-        (torch.ones(4).bool(), None, ValueError, "masked must have shape (batch, patches) or (batch, rows, columns)"),
+        (torch.ones(4).bool(), None, ValueError, "masked must have shape (batch, patches), the same"),
+        (torch.eye(4).bool()[None], None, ValueError, "masked must have shape (batch, patches), the same"),
         (torch.ones(0, 4).bool(), None, ValueError, "of at least one image, got (0, 4)"),
         (torch.eye(4).bool(), torch.eye(3).bool(), ValueError, "predicted must have shape"),
         (torch.ones(2, 4).bool(), None, ValueError, "every image needs at least one visible patch, image 0 has none"),

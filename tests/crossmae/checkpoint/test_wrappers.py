@@ -171,4 +171,14 @@ def test_our_own_state_dicts(part, prefix, tmp_path):
         assert loaded.config == model.config
         assert "decoder_heads=4, normalize_targets=True" in messages[0]
         said = {"encoder_heads": 3, "decoder_heads": 4, "normalize_targets": True}
-        assert heard(tmp_path / "file.pth", **said)[1] == []
+        assert heard(tmp_path / "file.pth", **said, norm_eps=1e-6, pixel_order="hwc")[1] == []
+
+
+def test_habits_that_no_tensor_shows_are_assumed_aloud_and_taken_as_given(tmp_path):
+    torch.manual_seed(0)
+    model = crossmae.create_model("crossmae_vit_tiny_patch4", pixel_order="chw", norm_eps=1e-3).eval()
+    file = saved(model.state_dict(), tmp_path / "file.pth")
+    assert "norm_eps=1e-06, pixel_order='hwc'" in heard(file)[1][0]
+    loaded, _ = heard(file, pixel_order="chw", norm_eps=1e-3)
+    images, noise = torch.rand(2, 3, 32, 32), torch.rand(2, 64)
+    assert torch.equal(loaded(images, noise=noise).loss, model(images, noise=noise).loss)

@@ -96,7 +96,7 @@ def decoder_chart(steps: Mapping[str, Sequence[Part]]) -> "Figure":
     kinds = list(dict.fromkeys((*_KINDS.values(), _OTHERS)))
     times = {name: {kind: _time(part for part in parts if part.stage.startswith("decoder") and kind_of(part) == kind)
                     for kind in kinds} for name, parts in steps.items()}  # fmt: skip
-    return _stacked(times, "milliseconds, forward and backward")
+    return _stacked(times, "milliseconds")
 
 
 def kind_of(part: Part) -> str:

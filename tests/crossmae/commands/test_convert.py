@@ -31,7 +31,7 @@ def test_options_of_load(checkpoint, tmp_path, capsys):
     torch.save(weights_of(crossmae.load(checkpoint)), tmp_path / "vit.pth")
     words = ["convert", str(tmp_path / "vit.pth"), str(tmp_path / "hf"), "--to", "hf", "--load-options.num-heads", "3"]
     assert main([*words, "--load-options.image-size", "64"]) == 0
-    assert "not told and so assumed, unless given to load: img_size=(32, 32), norm_eps=1e-06" in capsys.readouterr().out
+    assert "not in the file, so assumed unless passed to load: img_size=(32, 32), norm_eps=1e-06" in capsys.readouterr().out
     assert heard(tmp_path / "hf")[0].config.image_size == (64, 64)
 
 

@@ -201,10 +201,10 @@ def test_a_checkpoint_that_does_not_tell_enough(tmp_path, capsys):
     _, name = image_file(tmp_path / "image.png")
     words = ["reconstruct", name, "--checkpoint", str(tmp_path / "narrow.pth"), "--out", str(tmp_path / "out.png")]
     assert main(words) == 1
-    assert "(encoder width 32, decoder width 64); give num_heads=" in capsys.readouterr().err
+    assert "(encoder width 32, decoder width 64); pass num_heads=" in capsys.readouterr().err
     assert main([*words, "--load_options.num_heads", "2", "--load_options.norm_pix_loss", "true"]) == 0
     text = capsys.readouterr().out
-    assert "narrow.pth: not told and so assumed, unless given to load: decoder_num_heads=4" in text
+    assert "narrow.pth: not in the file, so assumed unless passed to load: decoder_num_heads=4" in text
     assert "trained on normalised pixels" in text
     assert main([*words, "--load_options", '{"num_heads": 2, "key": "model"}']) == 1
     assert "holds no model under 'model'" in capsys.readouterr().err

@@ -65,7 +65,7 @@ def measure(
     """Build, count, check and time all entrants; a failure is reported in the entrant's row.
 
     Args:
-        setting: the entrants and their inputs. On a GPU with 64 images or more the feature maps alone overflow its cache.
+        setting: the entrants and their inputs. From 64 images on, feature maps alone overflow the cache of a GPU.
         ceilings: of the device, in the setting's dtype; the roofline's time is left out without them.
         tell: called with a line at every step: what is being built, and which round is timed.
     """

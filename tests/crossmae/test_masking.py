@@ -224,7 +224,7 @@ def test_other_wrong_masks():
 
 @pytest.mark.parametrize("ratios", [("a", 0.25), (0.75, None), (0.75, "a")])
 def test_ratios_are_numbers(ratios):
-    with pytest.raises(TypeError, match="_ratio must be a number, got (None|'a')"):
+    with pytest.raises(TypeError, match=r"_ratio must be a number, got (None|'a')"):
         random_masking(2, 16, *ratios)
 
 

@@ -1,4 +1,4 @@
-"""Options of timm's VisionTransformer: what is read computes timm's own features, and the rest is refused with a way out."""
+"""Options of timm's VisionTransformer: what is read computes its features, the rest is refused with a way out."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_without_a_class_token(tmp_path):
 def test_a_class_token_without_a_position(arguments, tmp_path):
     theirs, state = vit(no_embed_class=True)
     with pytest.raises(
-        ValueError, match="its 16 positions have no row for the class token: .* a row of zeros in front"
+        ValueError, match=r"its 16 positions have no row for the class token: .* a row of zeros in front"
     ):
         read(state, tmp_path, **arguments)
     state["pos_embed"] = torch.cat([torch.zeros(1, 1, 24), state["pos_embed"]], dim=1)

@@ -77,6 +77,13 @@ def require_folder_of(path: str | os.PathLike[str]) -> None:
     _require_permission(path.parent)
 
 
+def require_picture(path: str | os.PathLike[str]) -> None:
+    """Raise, as ``require_folder_of`` does, and ValueError where the name is of another kind of file than PNG."""
+    require_folder_of(path)
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"cannot write {path}: pictures are PNG files, so a name must end in .png")
+
+
 def require_new_folder(path: str | os.PathLike[str]) -> None:
     """Raise OSError where no new folder can be made, or one is there that is not empty."""
     path = Path(path).absolute()

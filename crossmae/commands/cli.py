@@ -28,8 +28,11 @@ def flops(figure: str | None = None) -> None:
     from tabulate import tabulate
 
     from crossmae.figures import draw_cost
+    from crossmae.files import require_picture
     from crossmae.flops import cost_table
 
+    if figure is not None:
+        require_picture(figure)
     rows = cost_table()
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".3f"))
     path = "flops.png" if figure is None else figure

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crossmae.commands.loading import load_aloud
 from crossmae.figures import draw_mixing_weights, draw_reconstructions
-from crossmae.files import require_folder_of
+from crossmae.files import require_picture
 from crossmae.masking import MaskShape, draw_masking, noise_length
 from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config
@@ -42,7 +42,7 @@ def run(
     """Mask, reconstruct, draw and report; the arguments are those of ``crossmae.commands.cli.reconstruct``."""
     for picture in (out, mixing):
         if picture is not None:
-            require_folder_of(picture)
+            require_picture(picture)
     missing = [path for path in images if not Path(path).is_file()]
     if missing:
         raise FileNotFoundError(f"there is no image {', '.join(missing)}")

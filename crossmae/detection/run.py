@@ -15,13 +15,11 @@ from crossmae.detection.task import Detection
 from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config, named_config
 from crossmae.training.devices import make_fabric, processes
+from crossmae.training.encoder_shape import refuse_another
 from crossmae.training.loop import Run, check_place, check_settings
 
 COCO_IMAGES = 117_266
 """Of train2017, those with objects."""
-
-# What models of a name have in common.
-_SHAPE = ("encoder_width", "encoder_depth", "encoder_heads", "patch_size", "mlp_ratio")
 
 
 def prepare(recipe: DetectionRecipe, options: DetectionOptions) -> Run | None:
@@ -84,7 +82,7 @@ def encoder_of(recipe: DetectionRecipe) -> tuple[MaskedAutoencoder | None, Confi
     if recipe.checkpoint not in (None, SCRATCH):
         model = load(recipe.checkpoint, **recipe.model_options)
         if config is not None:
-            _refuse_another(recipe, config, model.config)
+            refuse_another(recipe.checkpoint, recipe.model, config, model.config)
         config = model.config
     if config is None:
         raise ValueError(f"checkpoint must name what crossmae.load takes, or be {SCRATCH!r} beside the name of a model")
@@ -93,14 +91,3 @@ def encoder_of(recipe: DetectionRecipe) -> tuple[MaskedAutoencoder | None, Confi
     if config.pixel_mean is None:
         config = replace(config, pixel_mean=recipe.data.mean, pixel_std=recipe.data.std)
     return model, backbone_config(replace(config, drop_path=recipe.drop_path), recipe.image_size)
-
-
-def _refuse_another(recipe: DetectionRecipe, named: Config, found: Config) -> None:
-    """Raise ValueError if a checkpoint's encoder has another shape than that of the model which the recipe names."""
-    other = [
-        f"{name} {getattr(found, name)} and not {getattr(named, name)}"
-        for name in _SHAPE
-        if getattr(found, name) != getattr(named, name)
-    ]
-    if other:
-        raise ValueError(f"{recipe.checkpoint} is no {recipe.model}: it has {', '.join(other)}; model=null takes it")

@@ -31,7 +31,7 @@ def setting_of(
     executions: Sequence[Execution],
     rounds: int,
 ) -> Setting:
-    """The arguments are those of ``crossmae.commands.cli.bench``."""
+    """The arguments are those of ``crossmae.commands.costs.bench``."""
     family, _, size = model.partition("_vit_")
     if family == "mae":
         raise ValueError(f"model must be a CrossMAE, which is compared with its MAE: crossmae_vit_{size}, got {model}")

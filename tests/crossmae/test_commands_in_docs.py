@@ -41,6 +41,8 @@ def parsed(words):
 
 
 def check_crossmae(words):
+    if words == ["--print_completion=shtab-bash"]:  # tested with the command line
+        return
     if words == ["--help"] or words[1:] in ([], ["--help"]):  # spoken of, not run
         assert words[0] in (*_COMMANDS, "--help")
     else:
@@ -82,8 +84,9 @@ def check(words):
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
         assert rest[0] in targets
     elif program == "pip":
-        (extras,) = re.findall(r"^(?:\.|crossmae-kernels)(?:\[([\w,]+)\])?$", rest[-1])
+        name, extras = re.fullmatch(r"(\.|[\w-]+)(?:\[([\w,]+)\])?", rest[-1]).groups()
         assert set(extras.split(",") if extras else []) <= set(EXTRAS)
+        assert name in (".", "crossmae-kernels", "shtab")
     else:
         assert program == "pytest"
         check_pytest(rest)

@@ -41,8 +41,9 @@ def commands_of(document):
     for match in re.finditer(r"^```bash\n(.*?)^```$|`([^`\n]+)`", text, re.MULTILINE | re.DOTALL):
         line = text.count("\n", 0, match.start()) + 1
         for command in re.sub(r"\\\n", " ", match[1] or match[2]).splitlines():
+            command = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", command)  # variables of the environment
             if command.partition(" ")[0] in PROGRAMS and " " in command:
-                words = shlex.split(command, comments=True)
+                words = shlex.split(re.sub(r" +> .*", "", command), comments=True)
                 found.append(pytest.param(words, id=f"{document}:{line}: {' '.join(words)}"))
     return found
 

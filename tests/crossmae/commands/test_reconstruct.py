@@ -324,7 +324,7 @@ def test_no_data_is_refused_in_terms_of_the_training(tmp_path, capsys):
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_what_is_predicted_at_several_ratios(normalize, tmp_path):
-    model, saved = checkpoint(tmp_path / "model.safetensors", normalize_targets=normalize)
+    _, saved = checkpoint(tmp_path / "model.safetensors", normalize_targets=normalize)
     _, name = image_file(tmp_path / "image.png")
     words = ["reconstruct", name, "--checkpoint", saved, "--seed", "7", "--out", str(tmp_path / "out.png")]
     assert main([*words, "--prediction-ratios", "0.25", "0.5"]) == 0

@@ -1,4 +1,4 @@
-"""What jsonargparse says of arguments that it refuses, in the words of this command line."""
+"""jsonargparse's messages about refused arguments, in plain words."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -18,7 +18,7 @@ _KIND = re.compile(
 
 
 def in_plain_words(message: str) -> str:
-    """A message about a value of the wrong kind, by option, what it takes and what came; others as they are."""
+    """Rewrite a message about a value of the wrong type: the option, what it takes, what it got."""
     found = re.fullmatch(r'Parser key "(?P<key>[^"]+)"(?: element \d+)?: (?P<why>.*Expected .*)', message)
     if found is None:
         return message
@@ -41,7 +41,7 @@ def _in_words(kind: re.Match[str]) -> str:
 
 
 def missing(names: str, options: Mapping[str, Collection[str]]) -> str:
-    """What a command still needs, as it is typed.
+    """The arguments that a command still needs, as they are typed.
 
     Args:
         names: such as ``convert.path, convert.to``.

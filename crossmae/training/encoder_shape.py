@@ -14,4 +14,4 @@ def refuse_another(checkpoint: str | None, model: str | None, named: Config, fou
         if getattr(found, name) != getattr(named, name)
     ]
     if other:
-        raise ValueError(f"{checkpoint} is no {model}: it has {', '.join(other)}; model=null takes it")
+        raise ValueError(f"{checkpoint} is no {model}: it has {', '.join(other)}; model=null accepts it")

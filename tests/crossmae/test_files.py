@@ -60,7 +60,7 @@ def test_where_no_file_can_be_written_is_known_before(tmp_path, monkeypatch):
 @pytest.mark.parametrize("below", [".", "run", "run/deeper"])
 def test_a_file_in_the_place_of_a_folder(below, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError, match="it is a file, or lies below one"):
+    with pytest.raises(NotADirectoryError, match="it is a file, or is below one"):
         make_folder(tmp_path / "file" / below)
     make_folder(tmp_path / "a" / below)
     make_folder(tmp_path / "a" / below)
@@ -148,6 +148,6 @@ def test_a_picture_is_called_a_png(name, tmp_path):
 def test_a_place_is_looked_at_and_left_as_it_is(tmp_path):
     (tmp_path / "file").write_text("")
     require_place(tmp_path / "a" / "b")
-    with pytest.raises(NotADirectoryError, match="it is a file, or lies below one"):
+    with pytest.raises(NotADirectoryError, match="it is a file, or is below one"):
         require_place(tmp_path / "file" / "b")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,4 +1,4 @@
-"""Labels, looked at before work starts."""
+"""Check labels before work starts."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,17 @@ from crossmae.training.data.dataset import ImageDataset
 
 @dataclass(frozen=True)
 class Classes:
-    """Names of the classes, by label, and what is odd about their images, in words."""
+    """Names of the classes, by label, and a note on anything odd about their images."""
 
     names: tuple[str, ...]
     remark: str = ""
 
 
 def classes_of(images: ImageDataset) -> Classes:
-    """The classes of images to train on, which labels of held-out images must be among.
+    """The classes of the training images, which must include those of the held-out images.
 
     Raises:
-        ValueError: with everything that is wrong: images without a label, classes without an image, no held-out images.
+        ValueError: listing every problem: images without a label, classes without an image, no held-out images.
     """
     source = images.images.source
     if not source.labelled:
@@ -40,12 +40,12 @@ def classes_of(images: ImageDataset) -> Classes:
     if empty := [names[label] for label in np.flatnonzero(numbers == 0)]:
         wrong.append(f"labels skip {_listed(empty)}: {len(empty)} of {count} classes have no image")
     if count < 2:
-        wrong.append("there is one class alone")
+        wrong.append("there is only one class")
     wrong += _wrong_of_held_out(images, count)
     if wrong:
         raise ValueError("labels: " + "; ".join(wrong))
     single = [names[label] for label in np.flatnonzero(numbers == 1)]
-    return Classes(names, f"{len(single)} with a single image: {_listed(single)}" if single else "")
+    return Classes(names, f"{len(single)} with only one image: {_listed(single)}" if single else "")
 
 
 def _wrong_of_held_out(images: ImageDataset, count: int) -> list[str]:
@@ -53,14 +53,14 @@ def _wrong_of_held_out(images: ImageDataset, count: int) -> list[str]:
     if held_out is not None and not held_out.source.labelled:
         return [f"held-out images have none: {held_out.source.unlabelled}"]
     if held_out is None:
-        return ["no labelled images are held out to evaluate on; data.evaluation names them"]
+        return ["there are no labelled held-out images to evaluate on; set data.evaluation"]
     labels = held_out.source.all_labels()
     wrong = []
     if missing := int((labels < 0).sum()):
         first = held_out.source.label_shown(int((labels < 0).argmax()))
         wrong.append(f"{missing:,} of {len(labels):,} held-out images have no label, such as {first}")
     if unknown := sorted({str(label) for label in labels[labels >= count].tolist()}):
-        wrong.append(f"held-out images have labels that those to train on lack: {_listed(unknown)}")
+        wrong.append(f"held-out images have labels that the training images lack: {_listed(unknown)}")
     return wrong
 
 

@@ -43,7 +43,7 @@ def test_without_a_class_token(tmp_path):
 def test_a_class_token_without_a_position(arguments, tmp_path):
     theirs, state = vit(no_embed_class=True)
     with pytest.raises(
-        ValueError, match=r"its 16 positions have no row for the class token: .* a row of zeros in front"
+        ValueError, match=r"its 16 position embeddings have no row for the class token: .* a row of zeros in front"
     ):
         read(state, tmp_path, **arguments)
     state["pos_embed"] = torch.cat([torch.zeros(1, 1, 24), state["pos_embed"]], dim=1)

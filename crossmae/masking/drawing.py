@@ -50,7 +50,7 @@ def mask_counts(
     return visible, predicted
 
 
-def require_number(name: str, ratio: float) -> None:
+def require_number(name: str, ratio: object) -> None:
     """Raise TypeError for anything else."""
     if not isinstance(ratio, Real):
         raise TypeError(f"{name} must be a number, got {ratio!r}")

@@ -59,7 +59,7 @@ def test_a_plan_refuses_what_the_run_does_and_nothing_is_made(begun, dry_run, tm
         pretrain(small(), into(tmp_path / "run", resume="nowhere", dry_run=dry_run))
     with pytest.raises(NotADirectoryError, match="it is a file, or is below one"):
         pretrain(small(), into(tmp_path / "file" / "run", dry_run=dry_run))
-    with pytest.raises(ValueError, match="holds a run of other settings: seed 0, here 1"):
+    with pytest.raises(ValueError, match="holds a run with other settings: seed 0, here 1"):
         pretrain(small(steps=3, seed=1), into(begun, dry_run=dry_run))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

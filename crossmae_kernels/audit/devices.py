@@ -46,6 +46,16 @@ class Device:
     """Microseconds from the end of one launch to the first instruction of the next."""
 
 
+@dataclass(frozen=True)
+class AmdDevice:
+    """A GPU that kernels are compiled for and that nothing is predicted of."""
+
+    name: str
+    limits: Limits
+    """Tiles are chosen by these: Ampere's, in so much shared memory, which AMD calls local data share."""
+    architecture: str
+
+
 def _hopper(name: str, bandwidth: float) -> Device:
     return Device(
         name, Limits(90, 227 * 1024, 132), 1.83, bandwidth, 50 << 20, 4096, warps=64, blocks=32, shared=228 * 1024,
@@ -83,6 +93,9 @@ DEVICES = {
 USUAL = {
     DEVICES[name].limits.capability: DEVICES[name] for name in ("a100", "a40", "rtx4090", "h100", "b200", "rtx5090")
 }
+
+# AMD's CDNA 3 whitepaper. Kernels are not launched on AMD's GPUs; this one shows how far Triton compiles them.
+MI300X = AmdDevice("mi300x", Limits(80, 64 * 1024, 304), "gfx942")
 
 # Cycles from issue to result of what has no fixed latency, alike within a few on all of these architectures.
 SHARED_LATENCY, L2_LATENCY, DRAM_LATENCY, SHUFFLE_LATENCY, SPECIAL_LATENCY = 29, 262, 480, 24, 23

@@ -70,8 +70,10 @@ class Operands:
         sign, _, text = _taken_apart(operand.replace(".64", ""))
         narrow = text in ("RZ", "URZ") or text.startswith("0x")
         low = self._plain(text)
+        if low is None:  # as are constants of other banks, whose neighbours have no names here
+            return None
         high = _ZERO if narrow else self._plain(further(text, 4 if text.startswith("c") else 1))
-        if low is None or high is None:
+        if high is None:
             return None
         known = integers.joined(low, high)
         return -known if sign == "-" else ~known if sign == "~" else known

@@ -7,8 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from crossmae_kernels.audit.amd import compile_for_amd
 from crossmae_kernels.audit.cases import Case, shortcomings
 from crossmae_kernels.audit.compilation import CompilationError, Kernel, assembly_of, compile_launch
+from crossmae_kernels.audit.devices import AmdDevice
 from crossmae_kernels.audit.prediction import SPREAD, predict
 from crossmae_kernels.runtime.records import cache_directory, versions
 
@@ -26,14 +28,7 @@ def report(case: Case) -> dict[str, Any]:
 
 def judged(case: Case) -> tuple[dict[str, Any], Kernel | None]:
     """Compile a case: what the machine code tells at a glance, and the code, if there is any."""
-    record: dict[str, Any] = {
-        "kernel": case.launch.name,
-        "label": case.label,
-        "device": case.device.name,
-        "arch": case.device.limits.capability,
-        "dtype": case.dtype,
-        "configuration": case.launch.options,
-    }
+    record = _head(case, case.device.limits.capability)
     try:
         kernel = compile_launch(case.launch, case.device.limits.capability)
     except CompilationError as error:
@@ -43,7 +38,29 @@ def judged(case: Case) -> tuple[dict[str, Any], Kernel | None]:
     return {**record, **asdict(assembly), "code": len(kernel.code), "shortcomings": lacking}, kernel
 
 
+def _judged_for_amd(case: Case, device: AmdDevice) -> dict[str, Any]:
+    record = {**_head(case, device.architecture), "unpredicted": "nothing is predicted of AMD's machine code"}
+    try:
+        assembly = compile_for_amd(case.launch, device)
+    except CompilationError as error:
+        return {**record, "shortcomings": [str(error)]}
+    return {**record, **asdict(assembly), "shortcomings": shortcomings(case, assembly)}
+
+
+def _head(case: Case, architecture: int | str) -> dict[str, Any]:
+    return {
+        "kernel": case.launch.name,
+        "label": case.label,
+        "device": case.device.name,
+        "arch": architecture,
+        "dtype": case.dtype,
+        "configuration": case.launch.options,
+    }
+
+
 def _report(case: Case) -> dict[str, Any]:
+    if isinstance(case.device, AmdDevice):
+        return _judged_for_amd(case, case.device)
     record, kernel = judged(case)
     if kernel is None:
         return record

@@ -255,7 +255,7 @@ def mixing_backward_kernel(
     for _ in tl.static_range(0, MAPS, BLOCK):
         dweights = dweights + (no_sums,)
     for step in tl.range(tl.program_id(0), tokens, tl.num_programs(0), disable_licm=True):
-        # Divided in 32 bits, as counts are: in 64, it is a hundred instructions more.
+        # Divided in 32 bits, like counts: in 64 bits it takes a hundred instructions more.
         wide = tl.full((), 0, dtype=tl.int64)
         token, image, place = step + wide, step // tokens_per_image + wide, step % tokens_per_image + wide
         offset = image * map_image + place * map_row
@@ -274,7 +274,7 @@ def mixing_backward_kernel(
             x_hats = x_hats + (nothing_held,)
             if HOLD_DOUT:
                 douts = douts + (nothing_held,)
-        # dy m^T goes on top of the sum over tokens so far, which is for that in units of this token's deviation.
+        # dy m^T is added to the sum over tokens so far, which is rescaled to units of this token's deviation for that.
         weights, by_dout, by_x_hat, sums = (), (), (), ()
         for first in tl.static_range(0, MAPS, BLOCK):
             weights = weights + (load_weights(weight, first, num_mixes, MAPS, BLOCK_MIXES, SLICES),)

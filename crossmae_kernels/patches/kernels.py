@@ -35,7 +35,7 @@ from crossmae_kernels.runtime.launch import (
 )
 from crossmae_kernels.runtime.tuning import run_tuned, tunes_tiles
 
-# Counts, and strides made of them, that change from batch to batch: one compiled kernel serves all of them.
+# Counts, and strides derived from them, that change from batch to batch; they do not specialize the compiled kernel.
 COUNTS = ["total", "per_image", "patches", "columns", "ids_image"]
 
 

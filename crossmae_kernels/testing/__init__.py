@@ -1,4 +1,4 @@
-"""How kernels are judged: problems, an error budget against float64, and fresh memory that is never right by luck."""
+"""How kernels are judged: problems, an error budget against float64, and poisoned memory."""
 
 from crossmae_kernels.testing.allocations import poisoned_allocations
 from crossmae_kernels.testing.budget import DRAWS, NORMS, Budget, Error, budgets, error, magnitude

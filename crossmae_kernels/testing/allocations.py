@@ -1,4 +1,4 @@
-"""Fresh memory that is never zero by luck."""
+"""Poison new memory, so that it is never zero by chance."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ import torch
 
 @contextmanager
 def poisoned_allocations() -> Iterator[None]:
-    """Fill every fresh allocation (``torch.empty`` and its relatives) with NaN, integers with their maximum.
+    """Fill every new allocation (``torch.empty`` and similar) with NaN, integers with their maximum.
 
-    What a kernel forgets to write, or reads before it was written, then shows up. PyTorch does the filling: it is part
-    of its deterministic mode.
+    This exposes values that a kernel forgets to write or reads too early. PyTorch's deterministic mode does the
+    filling.
     """
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

@@ -1,31 +1,33 @@
 """How a kernel is judged: an error budget against float64.
 
 **Error budget.** Let ``exact`` be a result in float64, and let ``eager`` be PyTorch's own operators on the same
-arguments in the dtype under test. A kernel may err, in the maximum and in the root mean square over all elements,
+arguments in the dtype under test. A kernel's error is bounded, in the maximum and in the root mean square over all
+elements, by
 
     ``error <= 2 * max over draws of error(eager, rounded at random) + u * |exact|``,
 
 where ``|exact|`` is the maximum or the root mean square of the exact result and ``u`` the dtype's unit roundoff
 (2^-24, 2^-11, 2^-8 for float32, float16, bfloat16).
 
-*Why not eager's error as it is?* It is a single draw, and a new one for every CPU and library: what one
-accumulates in 16 bits, another does in float32 and a third in another order. A tensor of one number may be met exactly;
-so may the few that make up the norms of a larger one, whose errors all come from the same roundings before. So every
-operator of eager is computed in float64 and its result rounded to the dtype at random (``testing.rounding``): the
-roundings that the dtype forces on whoever keeps intermediate results in it, and nothing else. In 16 bits this is the
+*Why not simply eager's error?* It is a single sample, and a different one for every CPU and library: one accumulates in
+16 bits, another in float32, a third in another order. A tensor with one number may happen to be exact; so may the few
+that determine the norms of a larger one, whose errors all come from the same earlier roundings. Therefore every
+operator of eager is computed in float64 and its result rounded to the dtype at random (``testing.rounding``): only the
+roundings that the dtype forces on any implementation that stores intermediate results in it. In 16 bits this is the
 same on every machine. In float32, where sums err by more than their last rounding, operators keep their own errors;
-products and sums add up in another order for each draw, so that what is left of the machine is how it sums blockwise.
+products and sums accumulate in another order for each draw, so only the machine's blocking of sums remains.
 
-*Why the largest of 16 draws?* Errors of a kernel that rounds where eager does are one more draw from the same
-distribution, at most: rounding to nearest, it errs ``sqrt(2)`` times less in the root mean square than at random, and
-fused, in fewer places. Over many independent errors, all draws of a norm agree, and the largest is no larger than the
-others: the budget is then 2.8 times what eager errs when it rounds to nearest. Over few, draws scatter, and the budget
-grows just as far as chance reaches. For a single number with a normally distributed error, the worst case, a right
-kernel that rounds as often as eager fails once in some 17,000 times, the band left aside.
+*Why the largest of 16 draws?* The errors of a kernel that rounds where eager does are at most one more draw from the
+same
+distribution: rounding to nearest has ``sqrt(2)`` times less root mean square error than random rounding, and a fused
+kernel rounds in fewer places. With many independent errors, all draws of a norm agree, and the budget is 2.8 times
+eager's error when rounding to nearest. With few, draws scatter, and the budget grows only as far as chance reaches. For
+a single number with a normally distributed error, the worst case, a correct kernel that rounds as often as eager fails
+once in some 17,000 times, not counting the band.
 
-*Why twice?* A kernel may round in other places than eager does, and add in another order. The band is the one rounding
-that nobody can avoid: a result x, however computed, is stored with an error of up to ``u |x|``. Nothing in the budget
-grows with sizes: what accumulates must accumulate no faster than eager's.
+*Why twice?* A kernel may round in other places than eager, and add in another order. The band is the one unavoidable
+rounding: a result x, however computed, is stored with an error of up to ``u |x|``. Nothing in the budget grows with
+sizes: errors may accumulate no faster than eager's.
 """
 
 from collections.abc import Callable, Mapping
@@ -53,14 +55,14 @@ class Error:
 
 @dataclass(frozen=True)
 class Budget:
-    """How far a result may err, and its dtype."""
+    """The largest allowed error of a result, and its dtype."""
 
     dtype: torch.dtype
     error: Error
 
 
 def magnitude(tensor: Tensor) -> Error:
-    """Maximum and root mean square of the absolute values; 0 of an empty tensor."""
+    """Maximum and root mean square of the absolute values; 0 for an empty tensor."""
     if not tensor.numel():
         return Error(0.0, 0.0)
     values = tensor.detach().double()
@@ -77,12 +79,12 @@ def error(actual: Tensor, exact: Tensor) -> Error:
 
 
 def budgets(eager: Callable[[], Results], exact: Results) -> dict[str, Budget]:
-    """How far a kernel may err in each result.
+    """The error budget of each result.
 
     Args:
-        eager: solves the problem with PyTorch's operators in the dtype under test, anew in each of its calls. Arguments
-            must be rounded to their dtypes before; casts inside are part of what eager does.
-        exact: what is right, in float64.
+        eager: solves the problem with PyTorch's operators in the dtype under test, anew in each call. Arguments must
+            already be rounded to their dtypes; casts inside are part of eager's computation.
+        exact: the exact results, in float64.
     """
     draws = []
     for seed in range(DRAWS):
@@ -96,7 +98,7 @@ def _budget(draws: list[Tensor], exact: Tensor) -> Budget:
     roundoff = torch.finfo(dtype).eps / 2
 
     def allowed(norm: str) -> float:
-        # The maximum of a tensor is not finite if one of its values is not.
+        # A tensor's maximum is not finite if any of its values is not.
         largest = torch.tensor([getattr(e, norm) for e in errors], dtype=torch.float64).max().item()
         return 2 * largest + roundoff * getattr(size, norm)
 

@@ -164,7 +164,7 @@ def with_other_block():
     ("make", "message"),
     [
         (with_other_block, r"the output of layers.0 differs from ours"),
-        (lambda: Model(Detaching), r"input 0 would get a gradient; the model's own forward detaches something else"),
+        (lambda: Model(Detaching), r"input 0 would get a gradient; the model's own forward detaches other tensors"),
         (lambda: Model(Scaling), r"the output of decoder differs from ours by 1.0e-03"),
         (lambda: Model(Marking), r"decoder returns a tuple of 2, but would return a Tensor of 1"),
         (lambda: nn.ModuleDict({"inner": MAE()}), r"pass ModuleDict.inner, a model with a release's names"),

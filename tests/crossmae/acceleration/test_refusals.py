@@ -222,7 +222,7 @@ class Without(CrossMAE):
     ("kind", "message"),
     [
         (Otherwise, r"the output of blocks.0 differs from ours by .* 1e-04 is allowed"),
-        (Detaching, r"cls_token would get a gradient; the model's own forward detaches something else"),
+        (Detaching, r"cls_token would get a gradient; the model's own forward detaches other tensors"),
         (Dropping, r"which comes closest to the (all )?targets?,|which comes closest to the loss,"),
         (Fixing, r"the output of blocks.0 differs from ours"),
         (Clamping, r"which comes closest to the loss, differs from ours"),

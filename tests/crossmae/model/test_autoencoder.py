@@ -214,7 +214,7 @@ def test_wrong_configurations(overrides, message):
 
 
 def test_unknown_names_are_told_the_known_ones():
-    with pytest.raises(ValueError, match="no model 'vit_base'; there are crossmae_vit_tiny_patch4"):
+    with pytest.raises(ValueError, match="no model 'vit_base'; choose from crossmae_vit_tiny_patch4"):
         crossmae.create_model("vit_base")
 
 

@@ -114,6 +114,51 @@ def test_the_command_judges_predicts_and_remembers(tmp_path, monkeypatch):
     assert sorted(remembered, key=str) == sorted(records, key=str)
 
 
+def test_an_amd_gpu_is_compiled_for_and_not_predicted(tmp_path, monkeypatch):
+    monkeypatch.setenv("CROSSMAE_KERNELS_CACHE", str(tmp_path))
+    kernels = ("gemm_kernel", "normalize_kernel")
+    options = ("--kernels", *kernels, "--architectures", "gfx942", "--short", "--processes", "1")
+    records = json.loads(run("-m", "crossmae_kernels.audit", "--json", "--ops", "projection", *options))
+    assert {record["kernel"]: record["tensor_core"] for record in records} == {
+        "gemm_kernel": ["MFMA"],
+        "normalize_kernel": [],
+    }
+    for record in records:
+        assert (record["device"], record["arch"]) == ("mi300x", "gfx942")
+        assert record["shared"] <= 64 * 1024
+        assert record["registers"] > 0
+        assert (record["widest_load"], record["widest_store"]) == (128, 128)
+        assert record["unpredicted"] == "nothing is predicted of AMD's machine code"
+        assert "microseconds" not in record
+
+
+def test_spills_to_scratch_and_a_missing_compiler_for_amd_are_reported(monkeypatch):
+    from types import SimpleNamespace
+
+    from crossmae_kernels.audit import amd, reports
+    from crossmae_kernels.audit.cases import Case
+    from crossmae_kernels.audit.compilation import CompilationError
+    from crossmae_kernels.audit.devices import MI300X
+    from crossmae_kernels.audit.recording import Launch
+
+    case = Case("", MI300X, "bf16", Launch("module:gemm_kernel", {}, {}, {}, {}, (1,), {}, {}))
+    text = "\tscratch_store_dwordx2 off, v[0:1], s32\n\tglobal_load_ushort v1, v[2:3], off\n    .vgpr_count:     256\n"
+    compiled = SimpleNamespace(asm={"amdgcn": text, "ttir": ""}, metadata=SimpleNamespace(shared=70_000))
+    monkeypatch.setattr(amd, "compile_for", lambda *arguments: compiled)
+    record = reports._report(case)
+    assert (record["registers"], record["widest_load"]) == (256, 16)
+    assert record["shortcomings"] == [
+        "1 instructions spill registers",
+        "70000 bytes of shared memory, 65536 are there",
+    ]
+
+    def refuse(*arguments):
+        raise CompilationError("gemm_kernel for gfx942: no backend")
+
+    monkeypatch.setattr(amd, "compile_for", refuse)
+    assert reports._report(case)["shortcomings"] == ["gemm_kernel for gfx942: no backend"]
+
+
 def test_what_is_unknown_is_a_line_and_the_rest_is_reported(capsys):
     from crossmae_kernels.audit import command
 
@@ -123,7 +168,7 @@ def test_what_is_unknown_is_a_line_and_the_rest_is_reported(capsys):
     assert nothing == "audit: nothing is launched that was asked for"
     devices, lines = command._devices(None, ["sm_90", "70"])
     assert [device.name for device in devices] == ["h100"]
-    assert lines == ["no architecture 70 is known, of 80, 86, 89, 90, 100, 120"]
+    assert lines == ["no architecture 70 is known, of 80, 86, 89, 90, 100, 120, gfx942"]
 
 
 def test_shortcomings_are_named():

@@ -169,12 +169,12 @@ def test_where_there_is_nothing(tmp_path):
         find_sources("")
     with pytest.raises(FileNotFoundError, match="'nowhere' does not exist"):
         find_sources("digits", "nowhere")
-    with pytest.raises(ValueError, match=r"there is no image in .*; names of images end in .*\.jpg"):
+    with pytest.raises(ValueError, match=r"there is no image in .*; supported extensions: .*\.jpg"):
         find_sources(str(tmp_path))
     (tmp_path / "README.txt").write_text("no image")
     with pytest.raises(ValueError, match=r"there is no image in .* but 1 other files"):
         find_sources(str(tmp_path))
-    with pytest.raises(NotADirectoryError, match=r"README.txt is a file; a folder of images"):
+    with pytest.raises(NotADirectoryError, match=r"README.txt is a file; expected a folder of images"):
         find_sources(str(tmp_path / "README.txt"))
 
 

@@ -25,20 +25,22 @@ SEEDS ?= 20
 margins: $(VENV)/.ready
 	$(BIN)/python tests/margins.py --seeds $(SEEDS)
 
-# Decoders on a CPU are timed by `crossmae bench`, every operation and whole models by these suites.
-SUITES := ceilings mixing attention mlp step projection patches launch
+# Decoders and training steps are timed by `crossmae bench`, single operations by these suites.
+SUITES := ceilings mixing attention mlp projection patches
+DECODE := --depths 12 8 4 1 --prediction-ratios 0.25 0.75
 bench: $(VENV)/.ready
-	mkdir -p bench
-	$(BIN)/crossmae bench --out bench/decode --depths 12 8 4 1
-	$(BIN)/python -m pytest benchmarks/bench_suites.py $(SUITES:%=--suite %) \
+	$(BIN)/crossmae bench --out bench/decode $(DECODE)
+	$(BIN)/crossmae bench --out bench/step --part step --model crossmae_vit_small_patch16 --prediction-ratios 0.25
+	rm -f bench/records.jsonl
+	$(BIN)/python -m pytest benchmarks/bench_suites.py $(SUITES:%=--suite %) --record bench \
 		--benchmark-json=bench/suites.json --benchmark-quiet -v
 	$(BIN)/python -m pytest benchmarks/bench_training.py --benchmark-json=bench/training.json -q
 	$(BIN)/python -m benchmarks.report bench
 
 # The record of a CPU that docs/benchmarks.md shows, made anew; some minutes, and nothing else may run.
 record: $(VENV)/.ready
-	$(BIN)/python -m pytest benchmarks/bench_suites.py --suite decode \
-		--benchmark-json=benchmarks/results/decode.json --benchmark-quiet
+	$(BIN)/crossmae bench --out bench/decode --rounds 5 $(DECODE)
+	cp bench/decode/decode.json benchmarks/results/
 	$(BIN)/python -m pytest benchmarks/bench_training.py \
 		--benchmark-json=benchmarks/results/training.json --benchmark-quiet
 	$(MAKE) readme

@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.clients`` times a forward and a backward pass of the model of each library that is installed, in
 float32 and under autocast to bfloat16: the model as it is and an accelerated copy of it in turn, on the same images and
-masks. Clock and rounds are those of ``benchmarks.cpu``.
+masks.
 """
 
 import argparse
@@ -16,16 +16,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 
 import crossmae
-from benchmarks.cpu import DTYPES, shortest
+from crossmae.benchmark.report import markdown
+from crossmae.measure import interleaved_medians
 from crossmae_kernels.command import run_command
 
 # Width, depth and heads of the encoders. Decoders are as each library has them by default.
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
 IMAGE, PATCH = 224, 16
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ROUNDS = 5
 
 
 def birder(name: str, size: str) -> nn.Module:
@@ -103,11 +105,11 @@ def step(model: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
     loss.backward()
 
 
-def measure(plain: nn.Module, batch: int, dtype: torch.dtype, rounds: int) -> Mapping[str, float]:
+def measure(plain: nn.Module, batch: int, dtype: torch.dtype) -> Mapping[str, float]:
     """Seconds of a step before and after."""
     images = torch.randn(batch, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(0))
     models = {"before": plain.train(), "after": crossmae.accelerate(copy.deepcopy(plain))}
-    return shortest({name: partial(step, model, images, dtype) for name, model in models.items()}, rounds)
+    return interleaved_medians({name: partial(step, model, images, dtype) for name, model in models.items()}, ROUNDS)
 
 
 def main() -> None:
@@ -117,17 +119,12 @@ def main() -> None:
     )
     parser.add_argument("--size", choices=SIZES, default="small", help="of the encoders (%(default)s)")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--client", choices=CLIENTS, action="append", help="may be repeated (all)")
     chosen = parser.parse_args()
-    if min(chosen.batch, chosen.threads, chosen.rounds) < 1:
-        raise ValueError(
-            f"batch, threads and rounds must be positive, got {chosen.batch}, {chosen.threads}, {chosen.rounds}"
-        )
-    torch.set_num_threads(chosen.threads)
+    if chosen.batch < 1:
+        raise ValueError(f"batch must be positive, got {chosen.batch}")
     print(
-        f"ViT {chosen.size}, {IMAGE} px, batch {chosen.batch}, {chosen.threads} threads, "
+        f"ViT {chosen.size}, {IMAGE} px, batch {chosen.batch}, {torch.get_num_threads()} threads, "
         f"{torch.backends.cpu.get_cpu_capability()}, PyTorch {torch.__version__}\n"
     )
     rows, missing = [], []
@@ -141,10 +138,10 @@ def main() -> None:
             continue
         for dtype in DTYPES:
             print(f"{name}, {dtype} ...", file=sys.stderr, flush=True)
-            seconds = measure(plain, chosen.batch, DTYPES[dtype], chosen.rounds)
+            seconds = measure(plain, chosen.batch, DTYPES[dtype])
             before, after = seconds["before"], seconds["after"]
             rows.append([name, dtype, f"{1e3 * before:,.0f}", f"{1e3 * after:,.0f}", f"{before / after:.2f}"])
-    print(tabulate(rows, headers=HEADERS, tablefmt="github", disable_numparse=True))
+    print(markdown(HEADERS, rows))
     for line in missing:
         print(f"left out, {line}")
 

@@ -10,7 +10,6 @@ import collections
 import contextlib
 import functools
 import importlib.util
-import json
 import os
 import re
 import signal
@@ -26,10 +25,9 @@ import torch
 
 from benchmarks import records
 from benchmarks.contest import FORMS
-from benchmarks.records import DONE, FAILED, NOT_REACHED, ROOT, TIMED_OUT, Journal, Run, Stage, missing
-from benchmarks.suites import SUITES, cases, planned
-from crossmae.benchmark.machine import machine
-from crossmae.files import make_folder
+from benchmarks.records import ROOT, Journal, missing
+from benchmarks.suites import SUITES, cases
+from crossmae.benchmark.machine import commit, machine, where
 from crossmae_kernels.command import run_command
 
 # Seconds of the short form; they add up to under nine minutes. What a stage does not need, the next may take.
@@ -99,17 +97,16 @@ def how(code: int | None) -> str:
 
 
 class Session:
-    """One call of the command, in its folder."""
+    """One call of the command, in its folder. A stage returns what it lacks, in words; nothing where it is whole."""
 
     def __init__(self, folder: Path, form: str) -> None:
-        self.folder, self.form = folder, form
-        self.end = time.monotonic()
+        self.folder, self.form = folder, FORMS[form]
         self.interpret = form == "tiny"
         self.environment = os.environ | {
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": os.pathsep.join([str(PACKAGES), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
             # Many small files, of this commit's kernels: no part of the record.
-            "CROSSMAE_KERNELS_CACHE": f"{tempfile.gettempdir()}/crossmae-kernels-tuning-{records.commit()}",
+            "CROSSMAE_KERNELS_CACHE": f"{tempfile.gettempdir()}/crossmae-kernels-tuning-{commit()}",
             "CROSSMAE_KERNELS_TUNE": "recall",
             # On a GPU kernels are compiled whatever the caller's environment says.
             "TRITON_INTERPRET": "1" if self.interpret else "0",
@@ -117,43 +114,26 @@ class Session:
         self.journal = Journal(folder)
 
     def begin(self) -> None:
-        """Open the folder's record, or refuse one of another commit, device or form."""
-        make_folder(self.folder)
-        form = FORMS[self.form]
-        now = machine(form.device) | {"form": self.form, "interpreted": self.interpret}
-        now |= {"commit": records.commit(), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        before = records.read(self.folder) if (self.folder / records.FILE).is_file() else Run(now)
-        for what in ("commit", "device", "form"):
-            if before.machine[what] != now[what]:
-                raise ValueError(f"{self.folder} has records of {what} {before.machine[what]}, this is {now[what]}")
+        """Plan in the folder's record all that it lacks, or refuse one of another commit, device or form."""
+        before = records.begin(self.folder, self.form, interpreted=self.interpret)
         done = {key for key, record in before.records.items() if record.status in records.FINAL}
-        plan = [planned(case) for suite in SUITES for case in cases(suite, form)]
-        again = {name: Stage(NOT_REACHED) for name, stage in before.stages.items() if stage.status != DONE}
-        self.journal.write(now, again, [record for record in plan if record.key not in done])
+        planned = [case.record for suite in SUITES for case in cases(suite, self.form)]
+        self.journal.write(records=[record for record in planned if record.key not in done])
 
-    def stage(self, name: str, seconds: float) -> None:
-        """Run a stage that is not done yet, and write down how it ended."""
-        self.end += seconds
-        if records.read(self.folder).stages.get(name, Stage(NOT_REACHED)).status == DONE:
-            print(f"== {name}: done before", flush=True)
-            return
+    def stage(self, name: str, seconds: float) -> str:
+        """Run one, within a limit of time."""
         print(f"== {name}", flush=True)
         begun = time.monotonic()
-        left = self.end - begun
-        if left < 1:
-            stage = Stage(NOT_REACHED, "no time was left")
-        elif name == "correctness":
-            stage = self._correctness(left)
-        elif name == "tuning":
-            stage = self._tuning(left)
-        else:
-            stage = self._suite(name, left)
-        stage.seconds = round(time.monotonic() - begun, 1)
-        self.journal.write(stages={name: stage})
-        print(f"== {name}: {stage.status} {stage.reason} ({stage.seconds:.0f} s)", flush=True)
+        run = {"correctness": self._correctness, "tuning": self._tuning}.get(name)
+        lacks = run(seconds) if run else self._suite(name, seconds)
+        print(f"== {name}: {lacks or 'done'} ({time.monotonic() - begun:.0f} s)", flush=True)
+        return lacks
 
-    def _correctness(self, seconds: float) -> Stage:
+    def _correctness(self, seconds: float) -> str:
         """The kernel check and the tests that need this device, side by side: they time nothing."""
+        well = self.folder / "correctness.txt"
+        if well.is_file():
+            return ""
         check = [sys.executable, "-m", "crossmae_kernels.check", "--json", *(["--interpret"] if self.interpret else [])]
         tests = ROOT / "tests" / "crossmae_kernels"
         if self.interpret:
@@ -163,7 +143,7 @@ class Session:
             groups = [sorted(tests.glob("test_*.py")), *([folder] for folder in folders)]
         # The check covers every dtype; the tests only bfloat16, in which models are trained, unless time allows.
         chosen = ["-m", "gpu"] if not self.interpret else []
-        chosen += ["-k", "not cuda-float"] if self.form == "short" else []
+        chosen += ["-k", "not cuda-float"] if self.form.name == "short" else []
         commands = [check, *([*PYTEST, "-v", *chosen, *map(str, group)] for group in groups)]
         logs = [self.folder / "checks.log", *(self.folder / f"tests-{group[-1].stem}.log" for group in groups)]
         codes = run_together(commands, seconds, self.environment, logs)
@@ -177,24 +157,24 @@ class Session:
         outcomes = re.findall(r" (PASSED|FAILED|ERROR|SKIPPED)\b", "".join(tested))
         facts = dict(collections.Counter(re.findall(r'"verdict": "(\w+)"', checked) + outcomes))
         print(f"   {facts}", flush=True)
-        return Stage(FAILED if wrong else DONE, "; ".join(wrong), facts=facts)
+        if not wrong:
+            well.write_text(f"{facts}\n", "utf-8")
+        return "; ".join(wrong)
 
-    def _tuning(self, seconds: float) -> Stage:
-        """Each kernel's result is kept as soon as it is known, so this may be ended at any time."""
-        command = [sys.executable, "-m", "benchmarks.tune", self.form]
+    def _tuning(self, seconds: float) -> str:
+        """Each kernel's result is kept as soon as it is known: ended for time, it got as far as that, which is well."""
+        command = [sys.executable, "-c", f"from benchmarks.decoders import tune; tune({self.form.name!r})"]
         (code,) = run_together([command], seconds, self.environment | {"CROSSMAE_KERNELS_TUNE": "all"})
-        if code is None:
-            return Stage(TIMED_OUT, f"after {seconds:.0f} s")
-        return Stage(FAILED, how(code)) if code else Stage(DONE)
+        return how(code) if code else ""
 
-    def _suite(self, name: str, seconds: float) -> Stage:
-        """Started anew after a crash, without what crashed; done if each of its records is final."""
+    def _suite(self, name: str, seconds: float) -> str:
+        """Started anew after a crash, without what crashed; whole if each of its records is final."""
         end = time.monotonic() + seconds
-        command = [*PYTEST, "benchmarks/bench_suites.py", "-v", "--benchmark-quiet", "--form", self.form]
+        command = [*PYTEST, "benchmarks/bench_suites.py", "-v", "--benchmark-quiet", "--form", self.form.name]
         command += ["--suite", name, "--record", str(self.folder)]
+        command += [f"--benchmark-storage={self.folder}", f"--benchmark-save={name}"]
         command += ["--until", str(time.time() + (1 - LAST_SHARE) * seconds)]
-        while True:
-            before = records.read(self.folder).open(name)
+        while (before := records.read(self.folder).open(name)) and end > time.monotonic():
             (code,) = run_together([command], end - time.monotonic(), self.environment)
             run = records.read(self.folder)
             crashed = [record for record in run.records.values() if record.reason == records.STARTED]
@@ -203,29 +183,9 @@ class Session:
             self.journal.write(records=crashed)
             if code in (None, *WELL) or run.open(name) == before:
                 break
-        facts = dict(collections.Counter(r.status for r in run.records.values() if r.suite == name))
-        unfinished = {status: count for status, count in facts.items() if status not in records.FINAL}
-        reasons = [f"{count} {status}" for status, count in unfinished.items()]
-        reasons += [] if code in (None, *WELL) else [f"the process {how(code)}"]
-        if not reasons:
-            return Stage(DONE, facts=facts)
-        late = unfinished.keys() == {NOT_REACHED} and code in (None, *WELL)
-        return Stage(TIMED_OUT if late else FAILED, ", ".join(reasons), facts=facts)
-
-
-def summary(run: Run) -> tuple[list[str], bool]:
-    """What is there, what is missing and why; and whether nothing is."""
-    lines, whole = [run.where, ""], True
-    for name in SHORT_SECONDS:
-        stage = run.stages.get(name, Stage(NOT_REACHED))
-        # A few minutes may not be enough for tuning.
-        whole &= stage.status == DONE or (name == "tuning" and stage.status == TIMED_OUT)
-        facts = ", ".join(f"{count} {what}" for what, count in stage.facts.items())
-        lines.append(f"- {name}: {stage.status}. {stage.reason} {facts}".rstrip())
-    for suite in SUITES:
-        absent = missing(record for record in run.records.values() if record.suite == suite)
-        lines += [f"{suite}:", *absent] if absent else []
-    return lines, whole
+        found = [record.status for record in records.read(self.folder).records.values() if record.suite == name]
+        counts = collections.Counter(status for status in found if status not in records.FINAL)
+        return ", ".join(f"{count} {status}" for status, count in counts.items())
 
 
 def default_folder(form: str) -> Path:
@@ -233,7 +193,7 @@ def default_folder(form: str) -> Path:
     if os.environ.get("OUT"):
         return Path(os.environ["OUT"])
     name = machine(FORMS[form].device)["device"]
-    return ROOT / "benchmarks" / "results" / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{records.commit()[:10]}"
+    return ROOT / "benchmarks" / "results" / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{commit()[:10]}"
 
 
 def require_packages() -> None:
@@ -261,13 +221,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(f"ended by signal {signal.SIGTERM}"))  # stages end with it
     session = Session(options.folder or default_folder(form), form)
     session.begin()
+    lines, whole, end = [], True, time.monotonic()
     for name, seconds in SHORT_SECONDS.items():
-        session.stage(name, FULL_SECONDS if form == "full" else seconds * options.minutes / 9)
+        end += FULL_SECONDS if form == "full" else seconds * options.minutes / 9
+        lacks = session.stage(name, end - time.monotonic())
+        whole &= not lacks
+        lines.append(f"- {name}: {lacks or 'done'}")
     run = records.read(session.folder)
-    lines, whole = summary(run)
-    text = "\n".join(lines)
+    text = "\n".join([where(run.machine), "", *lines, *missing(run.records.values())])
     (session.folder / "summary.md").write_text(f"{text}\n", "utf-8")
-    (session.folder / "benchmark.json").write_text(json.dumps(run.as_pytest_benchmark(), indent=1), "utf-8")
     print(f"{text}\n\nRecord: {session.folder}. Tables and pictures: python -m benchmarks.report {session.folder}")
     return 0 if whole else 1
 

@@ -7,7 +7,6 @@
 
 import argparse
 import functools
-import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,8 +22,8 @@ from crossmae_kernels.command import run_command, stop_without
 if __name__ == "__main__":
     stop_without("python -m benchmarks.study", "train")
 
-from benchmarks.report.study import draw, table
-from crossmae.files import make_folder, replacing
+from benchmarks.studies import FEATURES
+from crossmae.files import make_folder
 from crossmae.flops import decoder_macs
 from crossmae.measure import interleaved_medians
 from crossmae.model import MaskedAutoencoder
@@ -64,12 +63,7 @@ def study(out: Path, seeds: int, steps: int, jobs: int) -> None:
         "baselines": {task: _baselines(task, seeds) for task in TASKS},
         "costs": {task: _costs(task) for task in TASKS},
     }
-    with replacing(out / "study.json") as beside:
-        beside.write_text(json.dumps(record, indent=1), "utf-8")
-    with replacing(out / "study.md") as beside:
-        beside.write_text(table(record), "utf-8")
-    draw(record, out / "study.png")
-    print(table(record))
+    FEATURES.leave(record, out, "study")
 
 
 def _one(run: tuple[Variant, str, int], out: Path, steps: int, threads: int) -> dict[str, float]:

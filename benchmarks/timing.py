@@ -1,4 +1,4 @@
-"""How a pass is timed.
+"""How a pass of one operation is timed.
 
 pytest-benchmark times calls from Python, each waited for. What it can't time are replays of a CUDA graph, which holds
 the pass once for each of several sets of arguments that together are larger than the last-level cache: these are timed
@@ -8,16 +8,16 @@ here, by the device's clock, and handed over to it. Gradients are returned and n
 import gc
 import itertools
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from benchmarks.contest import FORWARD, STEP, Arguments, Contest, Direction, Form, Solver
+from benchmarks.contest import FORWARD, Call, Contest, Direction, Form, outputs, upstream_of
+from crossmae.graphs import captured
 from crossmae.measure import wait_for_device
-from crossmae_kernels.testing.problem import named
+from crossmae_kernels.testing.problem import Argument, named
 
 MOST_ROUNDS = 200
 # Arguments are to be this many times the cache, in no more sets than that.
@@ -49,22 +49,16 @@ class Clock:
 CLOCK = Clock()
 
 
-def quartiles(seconds: Sequence[float]) -> dict[str, float]:
-    """Of at least two rounds, named as pytest-benchmark names them."""
-    q1, median, q3 = statistics.quantiles(seconds, n=4, method="inclusive")
-    return {"q1": q1, "median": median, "q3": q3, "rounds": len(seconds)}
-
-
-def passes(contest: Contest, solver: Solver, direction: Direction, device: torch.device) -> list[Pass]:
-    """The pass on as many sets of arguments as overflow the cache; one on a CPU, and one of a training step."""
-    first = contest.draw(contest.batch, 0, device)
+def passes(contest: Contest, call: Call, direction: Direction, device: torch.device) -> list[Pass]:
+    """The pass on as many sets of arguments as overflow a GPU's cache; on one set elsewhere."""
+    first = contest.draw(0, device).leaves(contest.dtype)
     count = 1
-    if device.type == "cuda" and direction != STEP:
+    if device.type == "cuda":
         cache = torch.cuda.get_device_properties(device).L2_cache_size
         free, _ = torch.cuda.mem_get_info(device)
         count = sets_that_overflow(cache, sum(t.numel() * t.element_size() for _, t in named(first)), free)
-    sets = [first, *(contest.draw(contest.batch, seed, device) for seed in range(1, count))]
-    return [_pass(solver, arguments, direction, seed) for seed, arguments in enumerate(sets)]
+    sets = [first, *(contest.draw(seed, device).leaves(contest.dtype) for seed in range(1, count))]
+    return [_pass(call, arguments, direction, seed) for seed, arguments in enumerate(sets)]
 
 
 def sets_that_overflow(cache: int, size: int, free: int) -> int:
@@ -72,19 +66,15 @@ def sets_that_overflow(cache: int, size: int, free: int) -> int:
     return max(1, min(math.ceil(CACHES * cache / size), MOST_SETS, free // (8 * size)))
 
 
-def _pass(solver: Solver, arguments: Arguments, direction: Direction, seed: int) -> Pass:
+def _pass(call: Call, arguments: dict[str, Argument], direction: Direction, seed: int) -> Pass:
     if direction == FORWARD:
-        return torch.no_grad()(lambda: solver(arguments))
-    upstream, leaves = solver.upstream(arguments, seed + 1000), [*solver.differentiated(arguments).values()]
+        return torch.no_grad()(lambda: call(**arguments))
+    leaves = [tensor for _, tensor in named(arguments) if tensor.requires_grad]
+    # With gradients even here: without them a compiler would compile the call once more.
+    upstream = upstream_of(outputs(call(**arguments)), seed)
 
-    def both() -> None:
-        _, found = solver.gradients(arguments, leaves, upstream)
-        if direction == STEP:
-            assert solver.optimizer is not None
-            for leaf, gradient in zip(leaves, found, strict=True):
-                leaf.grad = gradient
-            solver.optimizer.step()
-            solver.optimizer.zero_grad(set_to_none=True)
+    def both() -> object:
+        return torch.autograd.grad(outputs(call(**arguments)), leaves, upstream, materialize_grads=True)
 
     return both
 
@@ -120,7 +110,14 @@ def timed(run: Pass, rounds: int) -> list[float]:
 
 def replayed(sets: Sequence[Pass], form: Form) -> list[float]:
     """Seconds of a pass by the device's clock, over replays of a CUDA graph of all sets; raises if none holds it."""
-    graph = _captured(sets)
+    gc.collect()
+    torch.cuda.empty_cache()
+
+    def all_of_them() -> None:
+        for run in sets:
+            run()
+
+    graph, _ = captured(all_of_them)
     rounds = rounds_of(cycled([graph.replay]), form)
     events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
     for _ in range(rounds):
@@ -133,31 +130,3 @@ def replayed(sets: Sequence[Pass], form: Form) -> list[float]:
             torch.cuda.synchronize()
     torch.cuda.synchronize()
     return [start.elapsed_time(end) / 1000 / len(sets) for start, end in events]
-
-
-def _captured(sets: Sequence[Pass]) -> torch.cuda.CUDAGraph:
-    """After warm-up beside the capturing stream, as PyTorch asks."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for run in [*sets, *sets]:
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    gc.collect()
-    torch.cuda.empty_cache()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for run in sets:
-            run()
-    return graph
-
-
-def peak_memory(run: Pass) -> int:
-    """Most bytes allocated on the GPU while it runs, beyond what was before."""
-    gc.collect()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before

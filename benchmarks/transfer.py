@@ -6,7 +6,6 @@ writes ``transfer.json`` (everything that was measured), ``transfer.md`` and ``t
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,8 +18,8 @@ from crossmae_kernels.command import run_command, stop_without
 if __name__ == "__main__":
     stop_without("python -m benchmarks.transfer", "train")
 
-from benchmarks.report.transfer import draw, table
-from crossmae.files import make_folder, replacing
+from benchmarks.studies import TUNING
+from crossmae.files import make_folder
 from crossmae.training.data.bundled import bundled_set
 from crossmae.training.finetuning.recipe import SCRATCH, FinetuningOptions, FinetuningRecipe
 from crossmae.training.finetuning.run import finetune
@@ -69,13 +68,7 @@ def study(out: Path, seeds: int, steps: int, tuning_steps: int, batch: int) -> N
                 accuracies = _one(out, task, start, seed, steps, tuning_steps, batch)
                 runs.append({"task": task, "start": start, "seed": seed, "accuracies": accuracies})
     numbers = {"steps": steps, "tuning_steps": tuning_steps, "batch": batch, "seeds": seeds}
-    record = {**numbers, "torch": torch.__version__, "runs": runs}
-    with replacing(out / "transfer.json") as beside:
-        beside.write_text(json.dumps(record, indent=1), "utf-8")
-    with replacing(out / "transfer.md") as beside:
-        beside.write_text(table(record), "utf-8")
-    draw(record, out / "transfer.png")
-    print(table(record))
+    TUNING.leave({**numbers, "torch": torch.__version__, "runs": runs}, out, "transfer")
 
 
 def _one(

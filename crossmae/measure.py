@@ -1,5 +1,6 @@
 """The cost of a computation on this machine: interleaved timings, and memory saved for the backward pass."""
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +36,17 @@ def wait_for_device() -> None:
     """Wait until the accelerator, if any, has finished its work."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
+
+
+def peak_memory(run: Callable[[], object]) -> int:
+    """Most bytes allocated on the current CUDA device while it runs, beyond what was there before."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def bytes_saved_for_backward(run: Callable[[], object], module: nn.Module) -> int:

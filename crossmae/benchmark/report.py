@@ -1,10 +1,11 @@
-"""The benchmark's rows as a table and a picture."""
+"""A comparison as a table and a picture."""
 
 import os
 from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
+from crossmae.benchmark.comparison import Comparison
 from crossmae.benchmark.decode import Row
 from crossmae.figures import new_figure, write_figure
 
@@ -19,8 +20,20 @@ HEADERS = [
     "fwd + bwd, ms",
     "speed-up over MAE, forward",
     "speed-up over MAE, fwd + bwd",
+    "share of the roofline, fwd + bwd",
     "saved for backward, MiB per image",
+    "peak memory, MiB per image",
 ]
+
+
+def text(comparison: Comparison) -> str:
+    """Markdown: what was compared on what, the table, and why something was not timed."""
+    failed = [
+        f"- not timed: {row.name}, {row.blocks} blocks, predicts {row.predicts:g}: {row.failure}"
+        for row in comparison.rows
+        if row.failure
+    ]
+    return "\n".join([comparison.title, "", table(comparison.rows), *(["", *failed] if failed else [])]) + "\n"
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -37,14 +50,21 @@ def table(rows: Iterable[Row]) -> str:
             row.both and _milliseconds(row.both),
             row.forward_speedup and f"{row.forward_speedup:.2f}",
             row.both_speedup and f"{row.both_speedup:.2f}",
+            row.least and row.both and f"{row.least / row.both:.0%}",
             row.saved and f"{row.saved / 2**20:.1f}",
+            row.memory and f"{row.memory / 2**20:.1f}",
         ]
         for row in rows
     ]
     shown = [column for column in range(len(HEADERS)) if any(row[column] for row in cells)]
     headers = [HEADERS[column] for column in shown]
     body = [[row[column] for column in shown] for row in cells]
-    return tabulate(body, headers, tablefmt="github", disable_numparse=True)
+    return markdown(headers, body)
+
+
+def markdown(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of cells that are written as they are."""
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
 def _giga(macs: float) -> str:
@@ -91,6 +111,6 @@ def draw(rows: Sequence[Row], title: str, path: str | os.PathLike[str], labelled
         side.set_major_locator(LogLocator(subs=(1, 2, 5)))
         side.set_major_formatter("{x:g}")
         side.set_minor_formatter(NullFormatter())
-    axis.set_title(f"Decoding, forward + backward\n{title}", fontsize=8)
+    axis.set_title("Forward + backward, " + title.replace("; ", "\n", 1), fontsize=8)
     axis.legend(fontsize=8)
     write_figure(figure, path)

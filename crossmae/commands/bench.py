@@ -4,22 +4,30 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from crossmae.benchmark.decode import Execution, Formulation, Row, Setting, measure
-from crossmae.benchmark.machine import machine
-from crossmae.benchmark.report import draw, table
+from crossmae.benchmark.comparison import compare
+from crossmae.benchmark.report import draw, text
+from crossmae.benchmark.setting import Execution, Formulation, Part, Setting
 from crossmae.files import make_folder, replacing
 from crossmae.model.config import named_config
 from crossmae_kernels.command import reason
 from crossmae_kernels.extras import MissingPackageError
 
+NOTES = """
+Times are medians per batch, with all entrants checked against plain PyTorch and then timed in turn. Speed-ups are over
+MAE in the same execution, the release's over plain PyTorch. GMAC are for a forward pass, in closed form; "counted" is
+what PyTorch's FLOP counter saw, where our decoder projects the first block's queries once for all images. The roofline
+is what a copy and a product reached just before. With max-autotune a forward pass alone is not timed: it would have to
+be compiled once more.
+"""
+
 
 def setting_of(
     model: str,
+    part: Part,
     image_size: int | None,
     prediction_ratios: Sequence[float],
     depths: Sequence[int],
@@ -43,6 +51,7 @@ def setting_of(
     return Setting(
         named_config(model, image_size),
         named_config(f"mae_vit_{size}", image_size),
+        part,
         tuple(prediction_ratios),
         tuple(depths),
         mask_ratio,
@@ -60,56 +69,21 @@ def run(setting: Setting, model: str, out: str) -> int:
     folder = Path(out)
     make_folder(folder)
     progress = Progress()
-    rows = measure(setting, progress)
+    comparison = compare(setting, model, progress)
     progress.done()
-    about = {
-        "model": model,
-        "pixels": list(setting.crossmae.image_size),
-        "batch": setting.batch,
-        "mask_ratio": setting.mask_ratio,
-        "dtype": str(setting.dtype).removeprefix("torch."),
-        "rounds": setting.rounds,
-        **machine(setting.device),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    with replacing(folder / "decode.json") as beside:
-        beside.write_text(json.dumps({"about": about, "rows": [asdict(row) for row in rows]}, indent=1), "utf-8")
-    title = where(about)
-    text = f"{title}\n\n{table(rows)}\n{notes(rows)}"
-    print(text)
-    with replacing(folder / "decode.md") as beside:
-        beside.write_text(text, "utf-8")
-    files = [folder / "decode.md", folder / "decode.json"]
+    markdown = text(comparison)
+    print(f"{markdown}{NOTES}")
+    files = [folder / f"decode.{ending}" for ending in ("md", "json", "png")]
+    for file, content in zip(files, (markdown, json.dumps(comparison.as_dict(), indent=1)), strict=False):
+        with replacing(file) as beside:
+            beside.write_text(content, "utf-8")
     try:
-        draw(rows, title, folder / "decode.png")
-        files.append(folder / "decode.png")
+        draw(comparison.rows, comparison.title, files[2])
     except (MissingPackageError, ValueError) as error:
         print(f"crossmae bench: no picture: {reason(error)}", file=sys.stderr)
+        del files[2]
     print(f"Table, numbers, picture: {', '.join(map(str, files))}")
-    return 1 if any(row.failure for row in rows) else 0
-
-
-def where(about: dict[str, object]) -> str:
-    """A line with the settings common to all rows."""
-    size = " x ".join(map(str, about["pixels"]))  # type: ignore[call-overload]
-    parts = [f"{about['model']}, {size} px, batch {about['batch']}, {about['dtype']}", str(about["device"])]
-    parts += ["kernels in Triton's interpreter: times mean nothing"] if about["interpreted"] else []
-    parts += [f"{name} {about[name]}" for name in ("driver", "torch", "triton", "cuda") if about[name]]
-    return "; ".join([*parts, str(about["date"])[:10]])
-
-
-def notes(rows: list[Row]) -> str:
-    """What the columns mean, and why something was not timed."""
-    lines = [
-        "",
-        "Times are medians per batch, with all decoders timed in turn. Speed-ups are over MAE's decoder in the same "
-        'execution, the release\'s over plain PyTorch. GMAC are for a forward pass, in closed form; "counted" is what '
-        "PyTorch's FLOP counter saw, where our decoder projects the first block's queries once for all images.",
-    ]
-    for row in rows:
-        if row.failure:
-            lines.append(f"- not timed: {row.name}, {row.blocks} blocks, predicts {row.predicts:g}: {row.failure}")
-    return "\n".join(lines) + "\n"
+    return 1 if any(row.failure for row in comparison.rows) else 0
 
 
 class Progress:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from crossmae.benchmark.decode import Execution, Formulation
+from crossmae.benchmark.setting import Execution, Formulation, Part
 from crossmae_kernels.command import reason
 from crossmae_kernels.extras import MissingPackageError
 
@@ -42,6 +42,7 @@ def flops(figure: str | None = None) -> None:
 
 def bench(
     model: str = "crossmae_vit_base_patch16",
+    part: Part = "decoder",
     image_size: int | None = None,
     prediction_ratios: Sequence[float] = (0.25, 0.5, 0.75),
     depths: Sequence[int] = (),
@@ -51,18 +52,20 @@ def bench(
     device: str | None = None,
     formulations: Sequence[Formulation] = ("ours", "release"),
     executions: Sequence[Execution] = ("eager",),
-    rounds: int = 5,
+    rounds: int = 3,
     out: str = "bench",
 ) -> int:
     """Decoding by CrossMAE and by MAE on this machine, in arithmetic and in time.
 
-    Times decoders alone, forward and backward, on random feature maps, all in turn, round by round, so that other work
-    on the machine slows all alike. Prints times and speed-ups over MAE beside multiply-accumulates in closed form and
-    as PyTorch's FLOP counter sees them, and writes table, numbers (JSON) and a picture into a folder. Exit code 1 if
-    something that was asked for could not be timed. With the defaults some two minutes on two CPU cores.
+    Times decoders alone on random feature maps, or whole training steps, forward and backward, all in turn, round by
+    round, so that other work on the machine slows all alike. Each is checked before. Prints times and speed-ups over
+    MAE beside multiply-accumulates in closed form and as PyTorch's FLOP counter sees them, and writes table, numbers
+    (JSON) and a picture into a folder. Exit code 1 if something that was asked for could not be timed, or is wrong.
+    With the defaults some two minutes on two CPU cores.
 
     Args:
         model: a CrossMAE, whose decoder is compared with that of the MAE of the same size; see crossmae.list_models.
+        part: "decoder", or "step" for a whole training step: encoder, decoder, loss, backward pass and AdamW.
         image_size: side of the images in pixels; the model's own unless given.
         mask_ratio: share of patches hidden from the encoder.
         batch: images; by default 8 on a CPU and 256 elsewhere.
@@ -74,6 +77,17 @@ def bench(
     from crossmae.commands.bench import run, setting_of
 
     setting = setting_of(
-        model, image_size, prediction_ratios, depths, mask_ratio, batch, dtype, device, formulations, executions, rounds
+        model,
+        part,
+        image_size,
+        prediction_ratios,
+        depths,
+        mask_ratio,
+        batch,
+        dtype,
+        device,
+        formulations,
+        executions,
+        rounds,
     )
     return run(setting, model, out)

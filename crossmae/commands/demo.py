@@ -7,7 +7,8 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from crossmae.benchmark.decode import Row, Setting, measure
+from crossmae.benchmark.decode import Row, measure
+from crossmae.benchmark.setting import Setting
 from crossmae.checkpoint import load
 from crossmae.figures import draw_learning, draw_reconstructions
 from crossmae.files import make_folder, replacing
@@ -81,7 +82,16 @@ def _decode_cost(models: dict[str, Config], batch: int, precision: Precision) ->
     """MAE's and CrossMAE's decoders, measured like ``crossmae bench``."""
     ratio = VARIANTS["CrossMAE"].prediction_ratio
     dtype = getattr(torch, precision)
-    return measure(Setting(models["CrossMAE"], models["MAE"], (ratio,), (), MASK_RATIO, batch, dtype, rounds=3))
+    setting = Setting(
+        models["CrossMAE"],
+        models["MAE"],
+        prediction_ratios=(ratio,),
+        mask_ratio=MASK_RATIO,
+        batch=batch,
+        dtype=dtype,
+        rounds=3,
+    )
+    return measure(setting)
 
 
 @torch.no_grad()

@@ -14,9 +14,9 @@ from crossmae.training.recipe import TrainingRecipe, read_recipes
 
 _HELP = {
     "depths": "decoder blocks of CrossMAE; by default the model's own",
-    "executions": "eager, compiled by torch.compile, or replayed from a CUDA graph",
-    "formulations": "this package as it runs here, its operations in plain PyTorch, or the formulation of CrossMAE's "
-    "release",
+    "executions": "eager, compiled by torch.compile, by default or with max-autotune, or replayed from a CUDA graph",
+    "formulations": "this package as it runs here, its Triton kernels without a fallback, its operations in plain "
+    "PyTorch, or the formulation of CrossMAE's release",
     "prediction_ratios": "fractions of all patches that CrossMAE predicts",
     "attentive": "also train an attentive probe, which needs the features of all tokens",
     "blocks": "also draw the reconstruction after each decoder block",

@@ -5,7 +5,6 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import torch
-from tabulate import tabulate
 
 from crossmae.model import create_model
 from crossmae.training.recipe import Precision
@@ -46,6 +45,8 @@ def take_steps(
 
 def table(found: Iterable[Finding]) -> str:
     """One line per choice, with the times of the rule's and the best tiles, or of all forms."""
+    from tabulate import tabulate  # machines with GPUs are often bare, and tune without a table
+
     rows = []
     for finding in found:
         times = finding.milliseconds

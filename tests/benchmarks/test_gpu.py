@@ -1,6 +1,5 @@
 """The one command for a GPU, rehearsed on a CPU: crashes, limits of time, going on, and what it needs of a machine."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,22 +8,11 @@ import time
 import pytest
 
 from benchmarks import gpu, records
-from benchmarks.contest import BOTH, FORMS
+from benchmarks.contest import BOTH, FORMS, FORWARD
 from benchmarks.gpu import Session, run_together
-from benchmarks.records import (
-    DONE,
-    FAILED,
-    MEASURED,
-    NOT_REACHED,
-    OUT_OF_MEMORY,
-    STARTED,
-    WRONG,
-    Journal,
-    Record,
-    Run,
-    Stage,
-)
-from benchmarks.suites import SUITES, cases, planned
+from benchmarks.records import FAILED, MEASURED, NOT_REACHED, OUT_OF_MEMORY, STARTED, WRONG, Journal, Record
+from benchmarks.suites import SUITES, cases
+from crossmae.benchmark import machine
 
 
 @pytest.fixture
@@ -39,24 +27,25 @@ def session(tmp_path, monkeypatch):
 PLANTED = """
 import os, signal, warnings
 import torch
-from benchmarks import suites
-from benchmarks.contest import BOTH, Contest, Solver, Work
+from benchmarks import ops
+from benchmarks.contest import BOTH, FORWARD, Contest, Work
 from crossmae_kernels.testing import Problem
 
 def die(x):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def planted(form):
+def planted(form, size, batch):
     def warning(x):
         warnings.warn("slow")
         return x.square()
 
     calls = {"reference": lambda x: x * x, "killed": die, "other": warning}
     pose = lambda draw, batch: Problem("", "", {"x": draw.normal(batch, 3)})
-    solvers = {name: lambda call=call: Solver(call) for name, call in calls.items()}
-    return [Contest("mixing", {"problem": "squares"}, 4, torch.float32, pose, solvers, {BOTH: Work(2, 2)})]
+    solvers = {name: lambda call=call: call for name, call in calls.items()}
+    work = {FORWARD: Work(1, 1), BOTH: Work(2, 2)}
+    return [Contest("mixing", {"problem": "squares"}, 4, torch.float32, pose, solvers, work)]
 
-suites.SUITES = {"mixing": planted}
+ops.SUITES = {"mixing": planted}
 """
 
 
@@ -67,38 +56,35 @@ def test_a_crash_costs_its_own_measurement_and_another_session_tries_it_again(se
         del session.environment[name]  # pytest-benchmark does not run beside other workers
     session.environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{records.ROOT}"
     monkeypatch.setattr(gpu, "PYTEST", [*gpu.PYTEST, "-p", "planted"])
-    plan = [Record("mixing", "squares, batch 4", name, BOTH) for name in ("reference", "killed", "other")]
+    names = ("reference", "killed", "other")
+    plan = [Record("mixing", "squares, batch 4", name, way) for way in (BOTH, FORWARD) for name in names]
+    machine_of_it = records.read(tmp_path).machine
     (tmp_path / records.FILE).unlink()
-    session.journal.write({"commit": "0", "device": "d", "form": "tiny", "date": "2026-01-02"}, records=plan)
-    session.stage("mixing", 120)
+    session.journal.write(machine_of_it, records=plan)
+    assert session.stage("mixing", 120) == "2 failed"
     run = records.read(tmp_path)
     status = {record.contender: record.status for record in run.records.values()}
     assert status == {"reference": MEASURED, "killed": FAILED, "other": MEASURED}
     killed = run.records["mixing", "squares, batch 4", "killed", BOTH]
     assert killed.reason == "started and never done; the process ended by signal 9"
     assert run.records["mixing", "squares, batch 4", "other", BOTH].stats["median"] > 0
-    assert (run.stages["mixing"].status, run.stages["mixing"].reason) == (FAILED, "1 failed")
-    lines, whole = gpu.summary(run)
-    assert not whole
-    assert "- failed: killed (squares, batch 4). started and never done; the process ended by signal 9" in lines
-    assert "- decode: not reached." in lines
-    (tmp_path / "benchmark.json").write_text(json.dumps(run.as_pytest_benchmark()))
-    monkeypatch.setattr(sys, "argv", ["pytest-benchmark", "compare", str(tmp_path / "benchmark.json")])
+    lines = records.missing(run.records.values())
+    assert lines == ["- failed: killed (squares, batch 4). started and never done; the process ended by signal 9"]
+    # pytest-benchmark's own file is of the process that came to its end.
+    monkeypatch.setattr(sys, "argv", ["pytest-benchmark", f"--storage={tmp_path}", "compare"])
     pytest_benchmark.main()
     shown = capsys.readouterr().out
-    assert "squares, batch 4, reference" in shown
-    assert "squares, batch 4, other" in shown
+    assert "squares, batch 4, other, forward" in shown
     assert "killed" not in shown
 
 
 def test_everything_is_planned_before_anything_is_measured(session, tmp_path):
     run = records.read(tmp_path)
-    assert {*run.records} == {planned(case).key for case in cases("mixing", FORMS["tiny"])}
+    assert {*run.records} == {case.record.key for case in cases("mixing", FORMS["tiny"])}
     assert {record.status for record in run.records.values()} == {NOT_REACHED}
 
 
-def test_what_is_done_stays_done_and_the_rest_is_tried_again(session, tmp_path, capsys, monkeypatch):
-    session.journal.write(stages={"mixing": Stage(DONE), "mlp": Stage(FAILED)})
+def test_what_is_done_stays_done_and_the_rest_is_tried_again(session, tmp_path, monkeypatch):
     first, second, third, *_ = records.read(tmp_path).records.values()
     for record, status in ((first, OUT_OF_MEMORY), (second, FAILED), (third, WRONG)):
         record.status, record.reason = status, "because"
@@ -107,12 +93,27 @@ def test_what_is_done_stays_done_and_the_rest_is_tried_again(session, tmp_path, 
     run = records.read(tmp_path)
     assert {key for key, record in run.records.items() if record.reason} == {first.key}
     assert {record.status for key, record in run.records.items() if key != first.key} == {NOT_REACHED}
-    assert run.stages["mlp"].status == NOT_REACHED
-    session.stage("mixing", 120)
-    assert "mixing: done before" in capsys.readouterr().out
-    monkeypatch.setattr(records, "commit", lambda: "another")
+    for record in run.records.values():
+        record.status = MEASURED
+    session.journal.write(records=run.records.values())
+    (tmp_path / "correctness.txt").touch()
+    monkeypatch.setattr(gpu, "run_together", None)  # nothing is run again
+    assert session.stage("mixing", 120) == session.stage("correctness", 120) == ""
+    monkeypatch.setattr(records, "machine", lambda device: {**machine.machine(device), "commit": "another"})
     with pytest.raises(ValueError, match="has records of commit"):
         session.begin()
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_kernels_that_are_wrong_are_checked_again(session, tmp_path, monkeypatch, code):
+    def ran(commands, seconds, environment, logs):
+        for log in logs:
+            log.write_text('"verdict": "ok" test_x PASSED')
+        return [code, 0]
+
+    monkeypatch.setattr(gpu, "run_together", ran)
+    assert bool(session.stage("correctness", 60)) == bool(code)
+    assert (tmp_path / "correctness.txt").exists() == (code == 0)
 
 
 def test_a_journal_survives_whatever_ends_a_process(tmp_path):
@@ -141,8 +142,9 @@ def test_time_is_a_limit_for_all_that_a_stage_started(tmp_path):
 
 
 def test_a_stage_without_time_is_not_reached(session, tmp_path):
-    session.stage("mixing", 0)
-    assert records.read(tmp_path).stages["mixing"].status == NOT_REACHED
+    count = len(records.read(tmp_path).records)
+    assert session.stage("mixing", 0) == f"{count} not reached"
+    assert records.read(tmp_path).open("mixing") == count
 
 
 def test_all_stages_fit_into_nine_minutes():
@@ -150,14 +152,24 @@ def test_all_stages_fit_into_nine_minutes():
     assert sum(gpu.SHORT_SECONDS.values()) <= 530
 
 
-@pytest.mark.parametrize(("stage", "whole"), [("tuning", True), ("decode", False)])
-def test_tuning_alone_may_run_out_of_time(stage, whole):
-    run = Run({"device": "a GPU", "commit": "0", "date": "2026-01-02"})
-    run.stages = {name: Stage(DONE) for name in gpu.SHORT_SECONDS}
-    run.stages[stage] = Stage(records.TIMED_OUT, "after 35 s")
-    lines, complete = gpu.summary(run)
-    assert complete is whole
-    assert f"- {stage}: timed out. after 35 s" in lines
+@pytest.mark.parametrize(("code", "lacks"), [(0, ""), (None, ""), (1, "ended with code 1")])
+def test_tuning_may_run_out_of_time(session, monkeypatch, code, lacks):
+    monkeypatch.setattr(gpu, "run_together", lambda *arguments: [code])
+    assert session.stage("tuning", 60) == lacks
+
+
+def test_one_command_goes_all_the_way_and_sums_up(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "SUITES", ("ceilings",))
+    monkeypatch.setattr(gpu, "SHORT_SECONDS", {"tuning": 30, "ceilings": 60})
+    monkeypatch.setattr(Session, "_tuning", lambda session, seconds: "ended with code 1")
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+        monkeypatch.delenv(name)
+    assert gpu.main([str(tmp_path), "--rehearse"]) == 1
+    text = (tmp_path / "summary.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "kernels in Triton's interpreter" in text
+    assert "- tuning: ended with code 1\n- ceilings: done\n" in text
+    assert records.read(tmp_path).ceilings.copy > 0
 
 
 def test_without_pytest_benchmark_a_line_says_where_to_get_it(monkeypatch, tmp_path):
@@ -175,12 +187,15 @@ OTHERS = """
 BARE = f"""
 import sys
 sys.modules |= dict.fromkeys({OTHERS.split()})
-import benchmarks.bench_suites, benchmarks.conftest, benchmarks.gpu, benchmarks.tune, pytest
+import benchmarks.bench_suites, benchmarks.conftest, benchmarks.gpu, pytest
+from benchmarks import decoders, ops
 from benchmarks.contest import FORMS
-from benchmarks.suites import SUITES
-for suite in SUITES.values():
-    for contest in suite(FORMS["short"]):
-        assert contest.contenders
+from crossmae.benchmark.setting import Setting
+Setting.__post_init__ = lambda setting: None  # here is no GPU
+for suite in ops.SUITES:
+    assert all(contest.contenders for contest in ops.contests(suite, FORMS["short"]))
+for suite in decoders.SUITES:
+    assert decoders.asked(suite, FORMS["short"])
 sys.exit(pytest.main(["tests/crossmae_kernels", "-m", "gpu", "--collect-only", "-qq", "-p", "no:cacheprovider"]))
 """
 

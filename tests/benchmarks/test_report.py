@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from studies import study_record, transfer_record
 
-from benchmarks import records
+from benchmarks import records, tables
 from benchmarks.contest import BOTH, FORWARD
 from benchmarks.records import MEASURED, Journal, Record, Run
-from benchmarks.report import decode, tables
-from benchmarks.report.__main__ import insert, main
-from benchmarks.report.goals import goals
+from benchmarks.report import insert, main
+from benchmarks.tables import goals
+from crossmae.benchmark import comparison, report
+from crossmae.benchmark.comparison import Comparison
+from crossmae.benchmark.decode import Row
 
 MACHINE = {
     "device": "NVIDIA H200", "driver": "580.1", "cuda": "13.0", "torch": "2.11.0", "triton": "3.6.0",
@@ -23,8 +25,8 @@ WHERE = "NVIDIA H200; driver 580.1; torch 2.11.0; triton 3.6.0; cuda 13.0; commi
 
 def record(contender, milliseconds, suite="mixing", problem="ViT-B/16, 13 maps to 12, batch 256", **values):
     """Measured in a graph, whose time is half of the call's."""
-    made = Record(suite, problem, contender, values.pop("direction", BOTH), MEASURED, about={"batch": 256})
-    made.stats, made.call = {"median": 0.001 * milliseconds}, {"median": 0.002 * milliseconds}
+    made = Record(suite, problem, contender, values.pop("direction", BOTH), MEASURED)
+    made.stats, made.call = {"median": 0.001 * milliseconds}, 0.002 * milliseconds
     made.memory, made.bytes, made.flops, made.dtype = 2**20, 3e9, 1e9, "bfloat16"
     for name, value in values.items():
         setattr(made, name, value)
@@ -32,24 +34,26 @@ def record(contender, milliseconds, suite="mixing", problem="ViT-B/16, 13 maps t
 
 
 def by_call(contender, milliseconds, **values):
-    return record(contender, milliseconds, call={}, no_graph="the host waits", **values)
+    return record(contender, milliseconds, call=None, no_graph="the host waits", **values)
 
 
-def decoder(contender, milliseconds, family="CrossMAE", blocks=12, predicts=0.25, batch=1024, **values):
-    shape = {"decoder": family, "model": "ViT-B/16", "pixels": 224, "blocks": blocks, "predicts": predicts}
-    problem = f"{family}, ViT-B/16, pixels 224, blocks {blocks}, predicts {predicts}, batch {batch}"
-    return record(contender, milliseconds, "decode", problem, about=shape | {"batch": batch}, **values)
+def compared(contender, *rows, batch=1024, **about):
+    """A record of decoders' times."""
+    about = {"part": "decoder", "model": "crossmae_vit_base_patch16", "pixels": [224, 224], "batch": batch,
+             "mask_ratio": 0.75, "dtype": "bfloat16", "rounds": 10, **MACHINE, **about}  # fmt: skip
+    problem = f"decoder, crossmae_vit_base_patch16, 224 px, batch {batch}"
+    return Record("decode", problem, contender, BOTH, MEASURED, found=Comparison(about, [*rows]).as_dict())
+
+
+def row(decoder, means, seconds, **values):
+    blocks, predicts, macs = (8, 0.75, 5e9) if decoder == "MAE" else (12, 0.25, 2e9)
+    return Row(decoder, means, blocks, predicts, macs, 5e9 / macs, **{"both": seconds, "both_speedup": 1.0, **values})
 
 
 def run_of(*found):
-    ceilings = [
-        Record("ceilings", name, "reference", FORWARD, MEASURED, dtype="bfloat16", bytes=4e12, flops=flops)
-        for name, flops in (("copy", 0), ("product", 8e14))
-    ]
-    for ceiling in ceilings:
-        ceiling.stats = {"median": 1.0}
     run = Run(dict(MACHINE))
-    run.put([*ceilings, *found])
+    ceilings = {"copy": 4e12, "product": 8e14}
+    run.put([Record("ceilings", "copy and product", "reference", FORWARD, MEASURED, found=ceilings), *found])
     return run
 
 
@@ -60,9 +64,9 @@ def cells(text):
 
 def test_table_names_the_machine_and_what_is_missing():
     gone = record(
-        "release, compiled", 0, status=records.FAILED, reason="ended by signal -9", stats={}, call={}, memory=None
+        "release, compiled", 0, status=records.FAILED, reason="ended by signal -9", stats={}, call=None, memory=None
     )
-    late = record("reference", 0, status=records.NOT_REACHED, stats={}, call={}, memory=None)
+    late = record("reference", 0, status=records.NOT_REACHED, stats={}, call=None, memory=None)
     text = tables.report(run_of(record("fused", 1), by_call("release", 10), gone, late))
     table = text.split("### mixing")[1]
     assert WHERE in table
@@ -77,7 +81,7 @@ def test_table_names_the_machine_and_what_is_missing():
     assert "\\* a call's time, not a graph's: release. the host waits" in table
     ceilings = text.split("### Ceilings")[1]
     assert re.search(r"\| copy, GB/s +\| 4,000 ", ceilings)
-    assert re.search(r"\| product, bfloat16, TFLOP/s +\| 800 ", ceilings)
+    assert re.search(r"\| product, TFLOP/s +\| 800 ", ceilings)
 
 
 def test_goals_are_reached_missed_or_not_measured():
@@ -88,11 +92,19 @@ def test_goals_are_reached_missed_or_not_measured():
         record("fused", 1),
         by_call("release", 8),
         record("fused", 2, problem="ViT-B/16, 13 maps to 12, batch 1024"),
-        decoder("fused", 1, memory=30),
-        by_call("release", 8, suite="decode", problem=decoder("", 0).problem, memory=100),
-        decoder("reference, compiled", 2, memory=50),
-        decoder("reference", 6, "MAE", 8, 0.75),
-        decoder("reference, compiled", 4, "MAE", 8, 0.75),
+        compared(
+            "kernels",
+            row("MAE", "kernels", 2.0, memory=20.0),
+            row("CrossMAE", "kernels", 1.5, memory=30.0),
+            row("CrossMAE", "kernels, graph", 1.0, memory=30.0, least=0.7),
+        ),
+        compared("kernels, by depth", row("CrossMAE", "kernels, graph", 0.1, memory=1.0), batch=1024),
+        compared("release", row("MAE", "reference", 6.0, memory=90.0), row("CrossMAE", "release", 8.0, memory=100.0)),
+        compared(
+            "reference, max-autotune",
+            row("MAE", "reference, max-autotune", 4.0, memory=10.0),
+            row("CrossMAE", "reference, max-autotune", 2.0, memory=50.0),
+        ),
     )
     found = {(problem.split(":")[0], problem[-4:], what): row for problem, what, *row in goals(run)}
     # By calls: no graph holds the release.
@@ -105,57 +117,44 @@ def test_goals_are_reached_missed_or_not_measured():
     assert found["mixing", " 256", "share of the roofline"] == ["at least 0.75", pytest.approx(0.75), "reached"]
     assert found["mixing", "1024", "share of the roofline"][2] == "missed"
     assert found["attention", " 256", "speed-up over the strongest, FlashAttention 4"][1] == pytest.approx(3)
-    memory = found["decode", "1024", "peak memory over the least, reference, compiled"]
+    memory = found["decode", "1024", "peak memory over the least, reference, max-autotune"]
     assert memory == ["at most 0.6", pytest.approx(0.6), "reached"]
-    assert found["decode", "1024", "speed-up over the strongest, reference, compiled"][1] == pytest.approx(2)
-    maes = found["decode", "1024", "speed-up over MAE's strongest, reference, compiled"]
+    assert found["decode", "1024", "speed-up over the strongest, reference, max-autotune"][1] == pytest.approx(2)
+    maes = found["decode", "1024", "speed-up over MAE's strongest, reference, max-autotune"]
     assert maes == ["at least 3.7", pytest.approx(4), "reached"]
+    assert found["decode", "1024", "share of the roofline"][1:] == [pytest.approx(0.7), "reached"]
     assert found["patches", "B/16", "share of the roofline"][2] == "not measured"
 
 
-def decoders_of_a_cpu(folder):
-    """As pytest-benchmark writes them."""
-    found = [
-        decoder("reference", 1000, "MAE", 8, 0.75, 8, direction=FORWARD, flops=16e9 * 5),
-        decoder("reference", 3000, "MAE", 8, 0.75, 8, flops=48e9 * 5),
-        decoder("reference", 400, batch=8, direction=FORWARD, flops=16e9 * 2, baseline=1.1),
-        decoder("reference", 1200, batch=8, flops=48e9 * 2, baseline=3.3, saved=8 * 3 * 2**20),
-        decoder("reference", 300, blocks=8, batch=8, direction=FORWARD, flops=16e9 * 2, baseline=1.0),
-        decoder("release", 1500, batch=8, flops=48e9 * 2),
-    ]
-    for one in found:
-        one.call, one.dtype = {}, "float32"
-    content = {
-        "benchmarks": [{"extra_info": one.extra_info, "stats": one.stats} for one in found],
-        "machine_info": {"device": "CPU, 2 threads", "torch": "2.15"},
-        "commit_info": {"id": MACHINE["commit"]},
-        "datetime": MACHINE["date"],
-    }
-    (folder / "decode.json").write_text(json.dumps(content))
+def decoders_of_a_cpu():
+    """As `crossmae bench` measures them."""
+    rows = [row("MAE", "ours", 3.0, forward=1.0, forward_speedup=1.0),
+            row("CrossMAE", "ours", 1.2, forward=0.4, forward_speedup=2.5, both_speedup=2.5, saved=3 * 2**20),
+            row("CrossMAE", "release", None, both_speedup=None, failure="out of memory")]  # fmt: skip
+    on_cpu = {"device": "CPU, 2 threads", "driver": "", "cuda": ""}
+    return compared("", *rows, batch=8, dtype="float32", **on_cpu).found
 
 
-def test_decoders_are_set_beside_maes(tmp_path, capsys):
-    decoders_of_a_cpu(tmp_path)
+def test_decoders_of_a_run_and_of_the_command_stand_in_the_report(tmp_path, capsys):
+    Journal(tmp_path).write(MACHINE, records=[compared("kernels", row("MAE", "kernels, graph", 0.5)),
+                                              Record("decode", "decoder, ViT", "release", BOTH)])  # fmt: skip
+    (tmp_path / "decode").mkdir()
+    (tmp_path / "decode" / "decode.json").write_text(json.dumps(decoders_of_a_cpu()))
     main([str(tmp_path)])
     text = (tmp_path / "report.md").read_text()
     assert text in capsys.readouterr().out
-    where = "ViT-B/16, 224 px, batch 8, float32; CPU, 2 threads; torch 2.15; commit 0123456789; 2026-01-02"
-    mae, full, small, release = ([*row.values()] for row in cells(text.split(where)[1].split("###")[0]))
-    assert mae == ["MAE", "8", "all", "5.000", "1.00", "1,000", "3,000", "1.00", "1.00", ""]
-    # Timed in turn with MAE's decoder, that is what counts.
-    assert full == ["CrossMAE", "12", "0.25", "2.000", "2.50", "400", "1,200", "2.75", "2.75", "3.0"]
-    # What was not measured is an empty cell.
-    assert small == ["CrossMAE", "8", "0.25", "2.000", "2.50", "300", "", "3.33", "", ""]
-    assert release == ["CrossMAE, release", "12", "0.25", "2.000", "2.50", "", "1,500", "", "2.00", ""]
+    run, command = text.split("### decode\n")[1:]
+    assert f"crossmae_vit_base_patch16, 224 x 224 px, batch 1024, bfloat16; {WHERE}" in run
+    assert [*cells(run)[0].values()] == ["MAE, kernels, graph", "8", "all", "5.000", "1.00", "500", "1.00"]
+    assert "- not reached: release (decoder, ViT)." in run
+    assert "batch 8, float32; CPU, 2 threads; torch 2.11.0; triton 3.6.0; commit 0123456789; 2026-01-02" in command
+    mae, ours, release = ([*cell.values()] for cell in cells(command))
+    assert mae == ["MAE, ours", "8", "all", "5.000", "1.00", "1,000", "3,000", "1.00", "1.00", ""]
+    assert ours == ["CrossMAE, ours", "12", "0.25", "2.000", "2.50", "400", "1,200", "2.50", "2.50", "3.0"]
+    # What was not measured is an empty cell, with its reason below.
+    assert release == ["CrossMAE, release", "12", "0.25", "2.000", "2.50", *[""] * 5]
+    assert "- not timed: CrossMAE, release, 12 blocks, predicts 0.25: out of memory" in command
     assert (tmp_path / "decode.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_table_of_the_command_joins_the_report(tmp_path, capsys):
-    decoders_of_a_cpu(tmp_path)
-    (tmp_path / "decode").mkdir()
-    (tmp_path / "decode" / "decode.md").write_text("a table of crossmae bench\n")
-    main([str(tmp_path)])
-    assert (tmp_path / "report.md").read_text().endswith("### CrossMAE and MAE\n\na table of crossmae bench\n")
 
 
 def training_record():
@@ -172,7 +171,7 @@ def training_record():
 
 
 def test_a_page_gets_the_tables_and_keeps_its_words(tmp_path):
-    decoders_of_a_cpu(tmp_path)
+    (tmp_path / "decode.json").write_text(json.dumps(decoders_of_a_cpu()))
     (tmp_path / "docs").mkdir()
     (tmp_path / "demo.md").write_text("demo table\n")
     (tmp_path / "study.json").write_text(json.dumps(study_record()))
@@ -184,7 +183,7 @@ def test_a_page_gets_the_tables_and_keeps_its_words(tmp_path):
     page.write_text("before\n" + "between\n".join(places) + "after\n")
     main([str(tmp_path), "--page", str(page)])
     parts = page.read_text().split("between\n")
-    assert parts[0].startswith("before\n<!-- decode: x -->\nViT-B/16, 224 px")
+    assert parts[0].startswith("before\n<!-- decode: x -->\ncrossmae_vit_base_patch16, 224 x 224 px")
     assert parts[1] == "<!-- demo: x -->\ndemo table\n<!-- /demo -->\n"
     assert parts[2] == "<!-- gpu: x -->\nNothing is measured yet.\n<!-- /gpu -->\n"
     assert "600 steps of 128 images, 3 seeds" in parts[3]
@@ -202,7 +201,7 @@ def test_a_page_gets_the_tables_and_keeps_its_words(tmp_path):
     main([str(tmp_path), "--page", str(page)])
     gpu = page.read_text().split("between\n")[2]  # the newest of those of GPUs
     assert "device a; cuda 13.0; commit 0; 2026-02-01" in gpu
-    assert re.search(r"\| decode: CrossMAE, .* share of the roofline +\| at least 0.6 +\| +\| not measured", gpu)
+    assert re.search(r"\| decode: decoder, .* share of the roofline +\| at least 0.6 +\| +\| not measured", gpu)
     assert "[../a/report.md](../a/report.md)" in gpu
 
 
@@ -215,5 +214,5 @@ def test_missing_records_and_places_are_named(tmp_path):
 
 
 def test_tables_of_the_documents_come_from_the_stored_records():
-    run = records.read(records.ROOT / "benchmarks" / "results")
-    assert decode.table(run) in (Path(records.ROOT) / "docs" / "benchmarks.md").read_text()
+    decoders = comparison.read(Path(records.ROOT) / "benchmarks" / "results" / "decode.json")
+    assert report.text(decoders) in (Path(records.ROOT) / "docs" / "benchmarks.md").read_text()

@@ -3,7 +3,7 @@
 import pytest
 from studies import study_record
 
-from benchmarks.report.study import draw, table
+from benchmarks.studies import FEATURES
 from benchmarks.study import TASKS, VARIANTS, main, recipe_of
 from crossmae.flops import decoder_macs
 
@@ -24,7 +24,9 @@ def test_variants_differ_in_their_decoder_alone(task):
 def test_the_table_has_means_spreads_and_ratios():
     rows = {
         cells[0]: cells[1:]
-        for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in table(study_record()).splitlines())
+        for cells in (
+            [cell.strip() for cell in line.split("|")[1:-1]] for line in FEATURES.table(study_record()).splitlines()
+        )
         if cells
     }
     assert rows["raw pixels"][:2] == ["95.3", "96.2"]
@@ -34,7 +36,7 @@ def test_the_table_has_means_spreads_and_ratios():
 
 
 def test_the_picture(tmp_path):
-    draw(study_record(), tmp_path / "study.png")
+    FEATURES.draw(study_record(), tmp_path / "study.png")
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
 
 

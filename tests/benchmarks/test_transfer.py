@@ -4,21 +4,21 @@ import json
 
 from studies import transfer_record
 
-from benchmarks.report.transfer import draw, table
+from benchmarks.studies import TUNING
 from benchmarks.transfer import STARTS, main, tuning_recipe
 from crossmae.training.data import bundled
 from crossmae.training.study import TASKS
 
 
 def test_the_table_has_means_and_spreads_at_the_end():
-    text = table(transfer_record())
+    text = TUNING.table(transfer_record())
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| from")]
     assert rows == [[f"from {start}", "91.0 ± 1.4", "100.0 ± 0.0"] for start in STARTS]
     assert "200 steps of fine-tuning after 600 of pretraining" in text
 
 
 def test_the_picture(tmp_path):
-    draw(transfer_record(), tmp_path / "transfer.png")
+    TUNING.draw(transfer_record(), tmp_path / "transfer.png")
     assert (tmp_path / "transfer.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -6,11 +6,16 @@ import re
 import pytest
 import torch
 
-from crossmae.benchmark import decode, report
-from crossmae.benchmark.decode import Row, Setting, entrants, measure
+from crossmae.benchmark import decode, posing, report
+from crossmae.benchmark.ceilings import Ceilings, ceilings
+from crossmae.benchmark.checking import WrongError
+from crossmae.benchmark.decode import Row, measure
+from crossmae.benchmark.posing import Inputs
+from crossmae.benchmark.setting import Setting, entrants
 from crossmae.commands.cli import main
-from crossmae.flops import decoder_macs, executed_decoder_macs
+from crossmae.flops import decoder_macs, encoder_macs, executed_decoder_macs
 from crossmae.model.config import named_config
+from crossmae.model.decoders import CrossMAEDecoder
 
 SHAPE = {"encoder_depth": 1, "decoder_depth": 1}
 OURS, MAE = (named_config(f"{family}_vit_tiny_patch4", 16, **SHAPE) for family in ("crossmae", "mae"))
@@ -71,33 +76,90 @@ def test_speedups_are_over_mae_by_the_same_means(monkeypatch):
 
 def test_products_are_in_the_dtype_asked_for(monkeypatch):
     seen = []
-    forward = decode.CrossMAEDecoder.forward
+    forward = CrossMAEDecoder.forward
 
     def spy(self, maps, masking):
         result = forward(self, maps, masking)
         seen.append((maps[0].dtype, result.dtype))
         return result
 
-    monkeypatch.setattr(decode.CrossMAEDecoder, "forward", spy)
+    monkeypatch.setattr(CrossMAEDecoder, "forward", spy)
     timed_as(monkeypatch, lambda name: 1.0)
     measure(setting(prediction_ratios=(0.25,), dtype=torch.bfloat16))
-    assert set(seen) == {(torch.float32, torch.bfloat16)}
+    assert set(seen) == {(torch.float32, torch.bfloat16), (torch.float64, torch.float64)}  # to be judged
 
 
 def test_compiled_decoders_are_compiled_each_for_itself(monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda call, dynamic: compiled.append(call) or call)
+    monkeypatch.setattr(torch, "compile", lambda call, dynamic, mode=None: compiled.append(mode) or call)
     timed_as(monkeypatch, lambda name: 1.0)
-    rows = measure(setting(executions=("eager", "compiled")))
-    assert len(compiled) == 3
-    assert [row.means for row in rows if row.saved is None] == ["ours, compiled"] * 3
+    rows = measure(setting(executions=("eager", "compiled", "max-autotune")))
+    assert sorted(compiled, key=str) == [None] * 3 + ["max-autotune-no-cudagraphs"] * 3
+    assert {row.means for row in rows if row.saved is None} == {"ours, compiled", "ours, max-autotune"}
+
+
+def test_a_step_trains_the_whole_model_and_leaves_its_weights(monkeypatch):
+    stepped = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: stepped.append(self) or step(self))
+    chosen = setting(part="step", prediction_ratios=(0.25,), formulations=("ours", "release"), rounds=2)
+    mae, _, ours, release = measure(chosen)
+    for row, config in ((mae, MAE), (ours, OURS)):
+        assert row.macs == encoder_macs(config) + decoder_macs(config, row.predicts)
+        assert row.counted == encoder_macs(config) + executed_decoder_macs(config, 2, row.predicts) / 2
+    assert ours.forward > 0 < ours.both
+    assert not release.failure
+    assert len(stepped) == 4 * (1 + 1 + 2)  # for the check, to warm up, and in each round
+    assert all(optimizer.param_groups[0]["lr"] == 0 for optimizer in stepped)
+
+
+@pytest.mark.parametrize(("part", "result"), [("decoder", "out"), ("step", "out")])
+def test_whoever_computes_something_else_is_not_timed(part, result, monkeypatch):
+    name = "release_decode" if part == "decoder" else "release_model_loss"
+    right = getattr(posing, name)
+    monkeypatch.setattr(posing, name, lambda *arguments: 1.1 * right(*arguments))
+    (*others, release) = measure(setting(part=part, prediction_ratios=(0.25,), formulations=("ours", "release")))
+    assert release.failure.startswith(f"wrong: {result} is off by 0.1 of its root mean square, allowed is ")
+    assert release.both is None
+    assert all(row.both for row in others)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spoilt", ["out", "d maps[1]", "d parameters"])
+def test_every_result_is_judged_in_every_dtype(dtype, spoilt):
+    chosen = setting(dtype=dtype)
+    posed = Inputs(chosen).posed(entrants(chosen)[-1])
+    judge = posed.judge()
+    out, gradients = posed.gradients(posed.by("ours"))
+    assert ", allowed is " in judge.require(posed.results(out, gradients))
+    maps = len(posed.inputs)
+    wrong = {
+        "out": (out + 0.1, gradients),
+        "d maps[1]": (out, (gradients[0], gradients[1] * float("nan"), *gradients[2:])),
+        "d parameters": (out, (*gradients[:maps], *(0.9 * gradient for gradient in gradients[maps:]))),
+    }
+    with pytest.raises(WrongError, match=f"wrong: {re.escape(spoilt)} is off by "):
+        judge.require(posed.results(*wrong[spoilt]))
+
+
+def test_the_roofline_is_the_larger_of_bytes_and_products():
+    assert Ceilings(copy=100.0, product=1000.0).least(moved=50.0, flops=100.0) == 0.5
+    assert Ceilings(copy=100.0, product=1000.0).least(moved=1.0, flops=100.0) == 0.1
+    found = ceilings(torch.device("cpu"), torch.float32, 64)
+    assert found.copy > 0
+    assert found.product > 0
+    mae, ours = measure(setting(prediction_ratios=(0.25,)), Ceilings(copy=1e30, product=1.0))
+    assert (mae.least, ours.least) == (2 * 6 * mae.macs, 2 * 6 * ours.macs)
+    _, ours = measure(setting(prediction_ratios=(0.25,)), Ceilings(copy=1.0, product=1e30))
+    # Forward and backward: two images, two maps of a class token and 4 patches of 96, 4 predicted patches of 48.
+    assert ours.least == 3 * 2 * 4 * (2 * 5 * 96 + 4 * 48)
 
 
 def test_what_fails_has_its_reason_and_the_others_their_times(monkeypatch, tmp_path, capsys):
     def full(*arguments):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(decode, "release_decode", full)
+    monkeypatch.setattr(posing, "release_decode", full)
     words = [*WORDS, "--prediction-ratios", "0.25", "--out", str(tmp_path)]
     assert main(words) == 1
     text = capsys.readouterr().out
@@ -119,7 +181,7 @@ def test_the_command_leaves_table_numbers_and_picture(tmp_path, capsys):
     assert (tmp_path / "there" / "decode.png").read_bytes().startswith(b"\x89PNG")
     lines = printed.err.splitlines()
     assert [re.sub(r"^ *\d+ s  ", "", line).split(",")[0] for line in lines] == [
-        "1 of 3", "2 of 3", "3 of 3", "warm-up", "round 1 of 1",
+        "measuring what a copy and a product reach", "1 of 3", "2 of 3", "3 of 3", "warm-up", "round 1 of 1",
     ]  # fmt: skip
 
 

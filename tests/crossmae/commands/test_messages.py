@@ -10,7 +10,10 @@ from crossmae.commands.cli import main
     [
         ("bench --batch 1.5", "bench: error: --batch must be an integer or null, got 1.5"),
         ("bench --prediction-ratios 0.5 a", "bench: error: --prediction_ratios must be a number, got a"),
-        ("bench --formulations mine", "bench: error: --formulations must be one of ours, reference, release, got mine"),
+        (
+            "bench --formulations mine",
+            "bench: error: --formulations must be one of ours, kernels, reference, release, got mine",
+        ),
         ("pretrain --mask_ratio a", "pretrain: error: --mask_ratio must be a number or a list of 2 numbers, got a"),
         ("pretrain --data.mean [1,b]", "pretrain: error: --data.mean must be a list of numbers or null, got [1, 'b']"),
         ("pretrain --model_options x", "pretrain: error: --model_options must be settings by name, got x"),

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.report``."""
+"""From records to tables and pictures: ``python -m benchmarks.report FOLDER``."""
 
 import argparse
 import json
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tabulate import tabulate
 
-from benchmarks import records
-from benchmarks.report import decode, study, tables, transfer
+from benchmarks import records, studies, tables
+from crossmae.benchmark import comparison, report
+from crossmae.benchmark.decode import Row
 from crossmae.diagrams import draw_architecture, draw_decoders
 from crossmae.files import replacing
 from crossmae.model.config import named_config
@@ -32,43 +32,43 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="where `make bench` or `make gpu` left its records")
     parser.add_argument("--page", type=Path, help="put tables into this page instead, and pictures beside it")
     options = parser.parse_args(argv)
-    run = records.read(options.folder)
     if options.page:
-        fill(options.page, options.folder, run)
+        fill(options.page, options.folder)
         return
-    text, decoders = tables.report(run), options.folder / "decode" / "decode.md"
-    if decoders.is_file():  # of `crossmae bench`
-        text += f"\n### CrossMAE and MAE\n\n{decoders.read_text('utf-8')}"
+    run = records.read(options.folder)
+    text = tables.report(run)
+    for part in ("decode", "step"):  # of `crossmae bench`
+        if (file := options.folder / part / "decode.json").is_file():
+            text += f"\n### {part}\n\n{report.text(comparison.read(file))}"
     print(text)
     _write(options.folder / "report.md", text)
-    if decode.decoders(run):
-        decode.draw(run, options.folder / "decode.png")
+    draw_decoding(run, options.folder / "decode.png")
 
 
-def fill(page: Path, folder: Path, run: records.Run) -> None:
+def draw_decoding(run: records.Run, path: Path) -> bool:
+    """Ratio of times against ratio of MACs, of the decoders that a run measured; False if there are none."""
+    found = run.comparisons("decode")
+    rows: list[Row] = [row for one in found for row in one.rows if one.about["batch"] == found[0].about["batch"]]
+    if not any(row.fewer and row.both_speedup for row in rows):
+        return False
+    report.draw(rows, found[0].title, path, "kernels, graph")
+    return True
+
+
+def fill(page: Path, folder: Path) -> None:
     """Every table of a page, from the records in a folder."""
     docs = page.parent
-    insert(page, "decode", decode.table(run))
-    decode.draw(run, docs / "decode.png")
+    decoders = comparison.read(folder / "decode.json")
+    insert(page, "decode", report.text(decoders))
+    report.draw(decoders.rows, decoders.title, docs / "decode.png")
     draw_diagrams(docs)
     insert(page, "demo", (folder / "demo.md").read_text("utf-8"))
     insert(page, "training", training_table(folder / "training.json"))
-    studied = json.loads((folder / "study.json").read_text("utf-8"))
-    insert(page, "study", study.table(studied))
-    study.draw(studied, docs / "study.png")
-    if (folder / "transfer.json").is_file():
-        transferred = json.loads((folder / "transfer.json").read_text("utf-8"))
-        picture = "\n![Accuracy on held-out images over the steps of fine-tuning](transfer.png)\n"
-        insert(page, "transfer", transfer.table(transferred) + picture)
-        transfer.draw(transferred, docs / "transfer.png")
-    else:
-        insert(page, "transfer", NOTHING)
-    newest = newest_of_gpus(folder)
-    if newest is None:
-        insert(page, "gpu", NOTHING)
-    else:
-        there = Path(os.path.relpath(newest, docs)).as_posix()
-        insert(page, "gpu", tables.digest(records.read(newest), there))
+    for name, study in studies.STUDIES.items():
+        record = json.loads((folder / f"{name}.json").read_text("utf-8"))
+        insert(page, name, study.table(record))
+        study.draw(record, docs / f"{name}.png")
+    insert(page, "gpu", newest_of_gpus(folder, docs) or NOTHING)
 
 
 def draw_diagrams(docs: Path) -> None:
@@ -98,17 +98,22 @@ def training_table(path: Path) -> str:
         f"JPEGs of 500 x 375 pixels and {about['KB per image']:.0f} KB, cropped at random to 224; batch 64; "
         f"{machine['brand_raw']}, {machine['count']} cores; torch {about['torch']}; "
         f"commit {content['commit_info']['id'][:10]}; {content['datetime'][:10]}\n\n"
-        f"{tabulate(rows, headers, tablefmt='github', disable_numparse=True)}\n\n"
+        f"{report.markdown(headers, rows)}\n\n"
         f"With batches at hand the loop itself takes {found['test_step_of_the_loop']['milliseconds per step']:.2f} ms "
         "a step: the order of images, the optimizer of one parameter, losses read back, log and curves.\n"
     )
 
 
-def newest_of_gpus(results: Path) -> Path | None:
-    """The folder below with the latest run on a GPU; None if there is none."""
-    runs = [(records.read(file.parent).machine, file.parent) for file in results.glob(f"*/{records.FILE}")]
-    of_gpus = [(machine["date"], folder) for machine, folder in runs if machine.get("cuda")]
-    return max(of_gpus, default=(None, None))[1]
+def newest_of_gpus(results: Path, docs: Path) -> str:
+    """Goals and picture of the latest run on a GPU in the folders below; empty if there is none."""
+    runs = [(records.read(file.parent), file.parent) for file in results.glob(f"*/{records.FILE}")]
+    of_gpus = [(run.machine["date"], run, folder) for run, folder in runs if run.machine.get("cuda")]
+    if not of_gpus:
+        return ""
+    _, run, folder = max(of_gpus, key=lambda found: found[0])
+    there = Path(os.path.relpath(folder, docs)).as_posix()
+    goals, whole = tables.goals_table(run).rstrip(), f"All of it: [{there}/report.md]({there}/report.md)."
+    return f"{goals}\n\n{whole}\n\n![Speed-up of decoding against its arithmetic]({there}/decode.png)\n"
 
 
 def insert(page: Path, name: str, text: str) -> None:

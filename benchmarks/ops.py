@@ -4,7 +4,6 @@ Beside them stands the release's formulation where it differs. It stacks feature
 slices of their mix; it cuts whole images into patches and then drops most of them.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import crossmae_kernels as ck
-from benchmarks.contest import BOTH, FORWARD, Contest, Direction, Form, MissingError, Solver, Work, model_name
+from benchmarks.contest import BOTH, FORWARD, Call, Contest, Direction, Form, MissingError, Work, compiled
 from crossmae.benchmark.release import SYNCHRONIZES, release_gather, release_loss, release_mixing, release_projections
 from crossmae_kernels.check.contenders import Attention, attend, attentions
 from crossmae_kernels.runtime.dispatch import form_of
@@ -26,31 +25,13 @@ from crossmae_kernels.testing.problem import named
 Pose = Callable[[Draw, int], Problem]
 Moved = tuple[float, float]
 
-# Suites whose first shape is compiled in every form.
+# Suites whose first shape is compiled in every form: each compiler takes up to a minute.
 DECISIVE = ("mixing", "attention", "mlp")
 
 
-def ceilings(form: Form) -> list[Contest]:
-    """What the machine can do at most: copy, and multiply in the form's dtype. Both are large enough to fill it."""
-    rows, width = (8, 64) if form.name == "tiny" else (1024, 1024) if form.device.type == "cpu" else (8192, 8192)
-
-    def vectors(draw: Draw, batch: int) -> Problem:
-        return Problem("copy", "", {"x": draw.normal(batch, 16 * width)})
-
-    def matrices(draw: Draw, batch: int) -> Problem:
-        weight = draw.normal(width, width, scale=width**-0.5)
-        return Problem("product", "", {"x": draw.normal(batch, width), "weight": weight})
-
-    def contest(name: str, pose: Pose, call: Callable[..., Tensor], elements: int, flops: float) -> Contest:
-        work: dict[Direction, Work] = {FORWARD: Work(elements * form.dtype.itemsize, flops)}
-        return Contest(
-            "ceilings", {"problem": name}, rows, form.dtype, pose, {"reference": partial(Solver, call)}, work
-        )
-
-    return [
-        contest("copy", vectors, torch.clone, 32 * rows * width, 0),
-        contest("product", matrices, lambda x, weight: x @ weight, (2 * rows + width) * width, 2.0 * rows * width**2),
-    ]
+def contests(suite: str, form: Form) -> list[Contest]:
+    """What a suite poses for each size of model and each batch."""
+    return [contest for size in form.sizes for batch in form.batches for contest in SUITES[suite](form, size, batch)]
 
 
 def op_contest(
@@ -59,25 +40,27 @@ def op_contest(
     size: str,
     batch: int,
     pose: Pose,
-    others: Mapping[str, Callable[[], Solver]] | None = None,
+    others: Mapping[str, Callable[[], Call]] | None = None,
     moved: Moved | None = None,
+    no_graph: Mapping[str, str] | None = None,
 ) -> Contest:
     """An operation of ``crossmae_kernels`` as it is posed, against its reference and ``others``.
 
     ``moved`` are the least bytes forward and backward, unless each argument, result and gradient moves once.
     """
     posed, work = _without_data(form, batch, pose, moved)
-    contenders = {"reference": partial(Solver, posed.by("reference")), "fused": partial(Solver, posed.by("triton"))}
-    return Contest(
-        suite=suite,
-        about={"model": model_name(size), "problem": str(posed)},
-        batch=batch,
-        dtype=form.dtype,
-        pose=pose,
-        contenders=contenders | dict(others or {}),
-        work=work,
-        decisive=suite in DECISIVE and (size, batch) == (form.sizes[0], form.batches[0]),
-    )
+    contenders = {"reference": lambda: posed.by("reference"), "fused": lambda: posed.by("triton"), **(others or {})}
+    if form.name == "full" or (suite in DECISIVE and (size, batch) == (form.sizes[0], form.batches[0])):
+        contenders |= {
+            f"{name}, {compiler}": partial(compiled, contenders[name], options)
+            for name in ("reference", "release")
+            if name in contenders
+            for compiler, options in form.compilers.items()
+        }
+    scale, patch = size.split("_patch")
+    model = f"ViT-{'T' if scale == 'tiny' else scale[0].upper()}/{patch}"
+    about = {"model": model, "problem": str(posed)}
+    return Contest(suite, about, batch, form.dtype, pose, contenders, work, no_graph or {})
 
 
 def _without_data(form: Form, batch: int, pose: Pose, moved: Moved | None) -> tuple[Problem, dict[Direction, Work]]:
@@ -87,7 +70,7 @@ def _without_data(form: Form, batch: int, pose: Pose, moved: Moved | None) -> tu
         results = outputs_of(posed.by("reference")(**posed.arguments))
     flops = float(counter.get_total_flops())
     arguments = dict(named(posed.arguments))
-    forward, backward = moved or (_bytes(arguments) + _bytes(results), _bytes_backward(posed, arguments, results))
+    forward, backward = moved or (_bytes(arguments) + _bytes(results), _bytes_backward(arguments, results))
     # Each product has two gradients, which are products of the same size.
     return posed, {FORWARD: Work(forward, flops), BOTH: Work(forward + backward, 3 * flops)}
 
@@ -96,24 +79,13 @@ def _bytes(tensors: Mapping[str, Tensor]) -> float:
     return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
 
 
-def _bytes_backward(posed: Problem, arguments: Mapping[str, Tensor], results: Mapping[str, Tensor]) -> float:
+def _bytes_backward(arguments: Mapping[str, Tensor], results: Mapping[str, Tensor]) -> float:
     """Arguments and upstream gradients are read, gradients written; a residual's is the result's and need not move."""
     read = {name: tensor for name, tensor in arguments.items() if name != "residual"}
     written = {name: tensor for name, tensor in read.items() if tensor.is_floating_point()}
     return _bytes(read) + _bytes(results) + _bytes(written)
 
 
-def each_shape(suite: Callable[[Form, str, int], list[Contest]]) -> Callable[[Form], list[Contest]]:
-    """A suite of what there is for each size of model and each batch."""
-
-    @functools.wraps(suite)
-    def contests(form: Form) -> list[Contest]:
-        return [contest for size in form.sizes for batch in form.batches for contest in suite(form, size, batch)]
-
-    return contests
-
-
-@each_shape
 def mixing(form: Form, size: str, batch: int) -> list[Contest]:
     """Mixing of feature maps and its norm, without the affine, which the next linear layer takes in."""
     config, tokens, _ = form.decoder_shape(size)
@@ -125,10 +97,9 @@ def mixing(form: Form, size: str, batch: int) -> list[Contest]:
     def release(maps: list[Tensor], weight: Tensor, **affine: None) -> tuple[Tensor, ...]:
         return release_mixing(maps, weight, problems.EPS)
 
-    return [op_contest("mixing", form, size, batch, pose, {"release": partial(Solver, release)})]
+    return [op_contest("mixing", form, size, batch, pose, {"release": lambda: release})]
 
 
-@each_shape
 def attention(form: Form, size: str, batch: int) -> list[Contest]:
     """Decoder blocks, the first with a table of queries; in the full form self-attention and larger images too."""
     config, keys, queries = form.decoder_shape(size)
@@ -152,11 +123,11 @@ def _attention(
         key, value = draw.normal(batch, keys, 2 * heads * head_width).chunk(2, dim=-1)
         return posed.having(key=key, value=value)
 
-    def solver(attention: Attention) -> Solver:
-        return Solver(partial(attend, attention, num_heads=heads))
+    def call(attention: Attention) -> Call:
+        return partial(attend, attention, num_heads=heads)
 
-    others: dict[str, Callable[[], Solver]] = {n: partial(solver, attention) for n, attention in attentions().items()}
-    others["FlexAttention"] = lambda: solver(_flex(form.device))
+    others: dict[str, Callable[[], Call]] = {name: partial(call, by) for name, by in attentions().items()}
+    others["FlexAttention"] = lambda: call(_flex(form.device))
     return op_contest("attention", form, size, batch, pose, others)
 
 
@@ -165,17 +136,16 @@ def _flex(device: torch.device) -> Attention:
         raise MissingError("is compiled for GPUs; on a CPU it has no backward pass")
     from torch.nn.attention.flex_attention import flex_attention
 
-    torch._dynamo.reset()
-    attention: Callable[..., Any] = torch.compile(flex_attention, dynamic=False)
+    attention = compiled(lambda: flex_attention, {"dynamic": False})
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query, key, value = (t.transpose(1, 2) for t in (query, key, value))
-        return attention(query, key, value).transpose(1, 2)
+        attended: Tensor = attention(query, key, value)
+        return attended.transpose(1, 2)
 
     return attend
 
 
-@each_shape
 def mlp(form: Form, size: str, batch: int) -> list[Contest]:
     """The MLP of a decoder block, residual included."""
     config, _, queries = form.decoder_shape(size)
@@ -185,16 +155,20 @@ def mlp(form: Form, size: str, batch: int) -> list[Contest]:
     def pose(draw: Draw, batch: int) -> Problem:
         return problems.mlp(draw, (batch, queries), width, int(width * config.mlp_ratio))
 
-    def in_form(name: str, **arguments: Any) -> Tensor:
-        with form_of("mlp", name):
-            return fused(**arguments)
+    def in_form(name: str) -> Call:
+        def call(**arguments: Any) -> Tensor:
+            with form_of("mlp", name):
+                return fused(**arguments)
 
-    others = {f"fused, {name}": partial(Solver, partial(in_form, name)) for name in ("single", *problems.FORMS)}
-    others["fused, hidden saved"] = partial(Solver, partial(fused, hidden="save"))
+        return call
+
+    others: dict[str, Callable[[], Call]] = {
+        f"fused, {name}": partial(in_form, name) for name in ("single", *problems.FORMS)
+    }
+    others["fused, hidden saved"] = lambda: partial(fused, hidden="save")
     return [op_contest("mlp", form, size, batch, pose, others)]
 
 
-@each_shape
 def projection(form: Form, size: str, batch: int) -> list[Contest]:
     """The linear layers around attention: keys and values of all blocks, norm and query, output and residual, head."""
     config, tokens, queries = form.decoder_shape(size)
@@ -214,46 +188,40 @@ def projection(form: Form, size: str, batch: int) -> list[Contest]:
         return problems.norm_linear(draw, (batch, queries), width, config.patch_values)
 
     one = partial(op_contest, "projection", form, size, batch)
-    release = partial(Solver, partial(release_projections, eps=problems.EPS))
-    return [one(keys_and_values, {"release": release}), *map(one, (norm_and_query, output_and_residual, norm_and_head))]
+    release = {"release": lambda: partial(release_projections, eps=problems.EPS)}
+    return [one(keys_and_values, release), *map(one, (norm_and_query, output_and_residual, norm_and_head))]
 
 
-@each_shape
 def patches(form: Form, size: str, batch: int) -> list[Contest]:
     """Gathering visible patches, and the loss on predicted ones."""
-    return [_gather(form, size, batch), _loss(form, size, batch)]
+    config, tokens, predicted = form.decoder_shape(size)
+    patch, visible, one = config.patch_size, tokens - 1, batch * config.patch_values * form.dtype.itemsize
 
+    def gather(draw: Draw, batch: int) -> Problem:
+        return problems.gather_patches(draw, batch, visible, patch, config.grid)
 
-def _gather(form: Form, size: str, batch: int) -> Contest:
-    config, tokens, _ = form.decoder_shape(size)
-    patch, one = config.patch_size, batch * config.patch_values * form.dtype.itemsize
-
-    def pose(draw: Draw, batch: int) -> Problem:
-        return problems.gather_patches(draw, batch, tokens - 1, patch, config.grid)
-
-    def release(images: Tensor, ids: Tensor, **statistics: None) -> Tensor:
+    def gather_by_release(images: Tensor, ids: Tensor, **statistics: None) -> Tensor:
         return release_gather(images, ids, patch)
 
-    # Patches are read and written; their gradients are read, and that of the whole image is written.
-    moved = 2 * (tokens - 1) * one, (tokens - 1 + config.patches) * one
-    return op_contest("patches", form, size, batch, pose, {"release": partial(Solver, release)}, moved)
-
-
-def _loss(form: Form, size: str, batch: int) -> Contest:
-    config, _, predicted = form.decoder_shape(size)
-    patch, one = config.patch_size, batch * config.patch_values * form.dtype.itemsize
-
-    def pose(draw: Draw, batch: int) -> Problem:
+    def loss(draw: Draw, batch: int) -> Problem:
         # One loss for each patch: a sum over everything would hide an error in any of them.
         posed = problems.patch_loss(draw, batch, predicted, patch, config.grid, reduction="none")
         ids = posed.arguments["predicted_ids"]
         assert isinstance(ids, Tensor)
         return posed.having(predicted_ids=ids.sort(dim=1).values)  # as the release has them
 
-    def release(prediction: Tensor, images: Tensor, predicted_ids: Tensor, **statistics: None) -> Tensor:
+    def loss_by_release(prediction: Tensor, images: Tensor, predicted_ids: Tensor, **statistics: None) -> Tensor:
         return release_loss(prediction, images, predicted_ids, patch)
 
+    # Patches are read and written; their gradients are read, and that of the whole image is written.
+    gathered = 2 * visible * one, (visible + config.patches) * one
     # Predicted and target patches are read and, in the same pass, the gradient is written.
-    moved = 2 * predicted * one, predicted * one
-    others = {"release": partial(Solver, release, no_graph=SYNCHRONIZES)}
-    return op_contest("patches", form, size, batch, pose, others, moved)
+    lost = 2 * predicted * one, predicted * one
+    contest = partial(op_contest, "patches", form, size, batch)
+    return [
+        contest(gather, {"release": lambda: gather_by_release}, gathered),
+        contest(loss, {"release": lambda: loss_by_release}, lost, {"release": SYNCHRONIZES}),
+    ]
+
+
+SUITES = {"mixing": mixing, "attention": attention, "mlp": mlp, "projection": projection, "patches": patches}

@@ -1,1 +1,0 @@
-"""From records to tables and pictures: ``python -m benchmarks.report FOLDER``."""

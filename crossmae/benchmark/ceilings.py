@@ -1,0 +1,29 @@
+"""What a machine can do at most: the roofline that every time is set beside."""
+
+from dataclasses import dataclass
+
+import torch
+
+from crossmae.measure import interleaved_medians
+
+ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Bytes a second of a copy, read and written, and FLOP a second of a square product, both as measured."""
+
+    copy: float
+    product: float
+
+    def least(self, moved: float, flops: float) -> float:
+        """Seconds that so many bytes and floating-point operations take at the least."""
+        return max(moved / self.copy, flops / self.product)
+
+
+def ceilings(device: torch.device, dtype: torch.dtype, size: int | None = None) -> Ceilings:
+    """Time a copy and a product of ``(size, size)``, by default large enough to fill the device."""
+    size = size or (8192 if device.type == "cuda" else 1024)
+    x, weight, vectors = (torch.ones(rows, size, device=device, dtype=dtype) for rows in (size, size, 16 * size))
+    seconds = interleaved_medians({"copy": vectors.clone, "product": lambda: x @ weight}, ROUNDS)
+    return Ceilings(2 * vectors.nbytes / seconds["copy"], 2 * size**3 / seconds["product"])

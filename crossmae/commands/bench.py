@@ -39,7 +39,7 @@ def setting_of(
     executions: Sequence[Execution],
     rounds: int,
 ) -> Setting:
-    """Translate the arguments of ``crossmae.commands.cli.bench``."""
+    """Translate the arguments of ``crossmae.commands.costs.bench``."""
     family, _, size = model.partition("_vit_")
     if family == "mae":
         raise ValueError(f"model must be a CrossMAE, to be compared with its MAE: crossmae_vit_{size}, got {model}")

@@ -12,7 +12,7 @@ from crossmae.benchmark.comparison import compare
 from crossmae.benchmark.report import draw, text
 from crossmae.benchmark.setting import Execution, Formulation, Part, Setting
 from crossmae.files import make_folder, replacing
-from crossmae.model.config import named_config
+from crossmae.model.config import crossmae_and_mae
 from crossmae_kernels.command import reason
 from crossmae_kernels.extras import MissingPackageError
 
@@ -40,17 +40,15 @@ def setting_of(
     rounds: int,
 ) -> Setting:
     """Translate the arguments of ``crossmae.commands.costs.bench``."""
-    family, _, size = model.partition("_vit_")
-    if family == "mae":
-        raise ValueError(f"model must be a CrossMAE, to be compared with its MAE: crossmae_vit_{size}, got {model}")
+    crossmae, mae = crossmae_and_mae(model, image_size)
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
         raise ValueError(f"device must be one of PyTorch's, such as cpu, cuda or cuda:1, got {device!r}") from None
     on_cpu = place.type == "cpu"
     return Setting(
-        named_config(model, image_size),
-        named_config(f"mae_vit_{size}", image_size),
+        crossmae,
+        mae,
         part,
         tuple(prediction_ratios),
         tuple(depths),

@@ -23,6 +23,7 @@ def compile_for_amd(launch: Launch, device: AmdDevice) -> Assembly:
     text = compiled.asm["amdgcn"]
     return Assembly(
         registers=int(re.findall(r"\.vgpr_count: +(\d+)", text)[0]),
+        stack=int(re.findall(r"\.private_segment_fixed_size: +(\d+)", text)[0]),
         spilled=len(re.findall(r"^\s+scratch_(?:load|store)", text, re.MULTILINE)),
         shared=compiled.metadata.shared,
         products=products_of(compiled.asm["ttir"]),

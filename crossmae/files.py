@@ -77,6 +77,13 @@ def require_folder_of(path: str | os.PathLike[str]) -> None:
     _require_permission(path.parent)
 
 
+def require_picture(path: str | os.PathLike[str]) -> None:
+    """Raise as ``require_folder_of`` does, and ValueError unless the name ends in .png."""
+    require_folder_of(path)
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"cannot write {path}: pictures are PNG files, so a name must end in .png")
+
+
 def require_new_folder(path: str | os.PathLike[str]) -> None:
     """Raise OSError if no new folder can be made, or it exists and is not empty."""
     path = Path(path).absolute()
@@ -89,16 +96,21 @@ def require_new_folder(path: str | os.PathLike[str]) -> None:
     _require_permission(path.parent)
 
 
+def require_place(path: Path) -> None:
+    """Raise NotADirectoryError or PermissionError if ``make_folder`` would; creates nothing."""
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"cannot write into {path}: it is a file, or is below one")
+    _require_permission(there)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder to write into, and its missing parents.
 
     Raises NotADirectoryError if one of them is a file, PermissionError if it is not writable.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(f"cannot write into {path}: it is a file, or is below one") from None
-    _require_permission(path)
+    require_place(path)
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def _require_permission(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Turn predicted patches back into pictures, with brightness and contrast from a stated source."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -44,6 +45,36 @@ def reconstruction_columns(
     for name, prediction in predictions.items():
         columns[name] = reconstruct(images, prediction, masking, config, statistics)
     return {name: denormalized(pictures, config) for name, pictures in columns.items()}
+
+
+@torch.no_grad()
+def ratio_columns(
+    model: MaskedAutoencoder,
+    images: Tensor,
+    maskings: Mapping[float, Masking],
+    statistics: Statistics = "visible",
+) -> dict[str, Tensor]:
+    """Columns of pictures: the visible part, and with it the predictions at several prediction ratios.
+
+    Queries are independent, so a CrossMAE's prediction of a patch is the same at every ratio that includes it.
+
+    Args:
+        model: in evaluation mode.
+        images: ``(B, C, H, W)``, normalised.
+        maskings: a mask for each ratio.
+        statistics: see ``reconstruct``.
+
+    Returns:
+        Pictures ``(B, C, H, W)`` by name, "predicts 0.25" and so on, NaN where a patch is neither. Shares of full scale
+        if the model has pixel statistics.
+    """
+    columns = {}
+    for ratio, masking in maskings.items():
+        whole = reconstruct(images, model(images, masking=masking).prediction, masking, model.config, statistics)
+        known = torch.cat([masking.visible_ids, masking.predicted_ids], dim=1)
+        shown = visible_part(whole, Masking(known, known[:, :0], model.config.patches), model.config)
+        columns[f"predicts {ratio:g}"] = denormalized(shown, model.config)
+    return columns
 
 
 @torch.no_grad()

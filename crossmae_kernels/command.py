@@ -1,11 +1,13 @@
 """How every command ends: with an exit code, and at most one line if something went wrong."""
 
+import argparse
 import contextlib
 import errno
 import io
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from crossmae_kernels.environment import require_environment
 from crossmae_kernels.extras import MissingPackageError, missing_package, require
@@ -14,6 +16,17 @@ from crossmae_kernels.extras import MissingPackageError, missing_package, requir
 INTERRUPTED, READER_GONE = 130, 141
 # argparse's code for wrong arguments.
 MISUSED = 2
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser of options that refuses in one line and code 2, and whose help ends with an example."""
+
+    def __init__(self, prog: str, description: str | None, example: str) -> None:
+        super().__init__(prog=prog, description=description, epilog=f"Example: {example}", allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """End the process."""
+        self.exit(MISUSED, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
 def run_command(name: str, function: Callable[[], int | None]) -> int:

@@ -17,7 +17,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "baselines": ("flash_attn", "xformers"),
     "interpreter": ("ml_dtypes",),
     "docs": ("zensical", "mkdocstrings"),
-    "test": ("pytest", "pytest_benchmark", "xdist", "webdataset"),
+    "test": ("pytest", "pytest_benchmark", "xdist", "webdataset", "shtab"),
 }
 
 # Names of distributions that are not the module's name with dashes.

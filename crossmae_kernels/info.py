@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import crossmae_kernels as ck
-from crossmae_kernels.command import run_command
+from crossmae_kernels.command import OneLineParser, run_command
 from crossmae_kernels.environment import IMPLEMENTATION, TUNING
 from crossmae_kernels.extras import version
 from crossmae_kernels.runtime import dispatch, launch, tuning
@@ -101,5 +101,12 @@ def describe(device: torch.device) -> str:
     )
 
 
+def main() -> None:
+    """Print it."""
+    program = "python -m crossmae_kernels.info"
+    OneLineParser(program, __doc__, program).parse_args()
+    print("\n".join(report()))
+
+
 if __name__ == "__main__":
-    sys.exit(run_command("python -m crossmae_kernels.info", lambda: print("\n".join(report()))))
+    sys.exit(run_command("python -m crossmae_kernels.info", main))

@@ -58,6 +58,8 @@ class Setting:
         maps, attends = self.crossmae.feature_maps, self.crossmae.decoder_self_attention
         if "release" in self.formulations and (maps is None or attends):
             raise ValueError("the release's formulation needs inter-block attention and no decoder self-attention")
+        if self.device.type == "meta":
+            raise ValueError("device meta computes nothing, so there is nothing to time; use cpu or cuda")
         if "graph" in self.executions and self.device.type != "cuda":
             raise ValueError(f"a CUDA graph needs a CUDA device, got {self.device}")
         try:

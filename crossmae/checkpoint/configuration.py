@@ -11,7 +11,7 @@ from torch import Tensor
 from crossmae.checkpoint import huggingface, torchvision
 from crossmae.checkpoint.messages import ArgumentError, first_few
 from crossmae.checkpoint.release import FIELDS, MAPS, feature_maps, release_name
-from crossmae.checkpoint.shapes import told_by_tensors
+from crossmae.checkpoint.shapes import OF_A_DECODER, told_by_tensors
 from crossmae.checkpoint.wrappers import Layout, StateDict
 from crossmae.model.config import Config, usual_heads
 from crossmae.model.values import as_tuple, pair
@@ -21,6 +21,9 @@ _ON_TOP = ("head.", "heads.", "fc_norm.", "attn_pool.", "classifier.", "pooler."
 _RELEASE_NAMES = {field: name for name, field in FIELDS.items()}
 
 
+CLASS_ROW = "timm's no_embed_class=True; with a row of zeros in front of pos_embed it computes the same and is read"
+
+
 def named_as_released(state: StateDict) -> dict[str, Tensor]:
     """A model's tensors under the releases' names; tensors that are not ours keep their names."""
     if state.layout == "huggingface":
@@ -28,7 +31,7 @@ def named_as_released(state: StateDict) -> dict[str, Tensor]:
     if state.layout == "torchvision":
         return {torchvision.NAMES.read(name): tensor for name, tensor in state.tensors.items()}
     if state.layout != "ours":
-        return state.tensors
+        return _with_class_token(state.tensors)
     named = {}
     for name, tensor in state.tensors.items():
         try:
@@ -36,6 +39,14 @@ def named_as_released(state: StateDict) -> dict[str, Tensor]:
         except ValueError:
             named[name] = tensor
     return named
+
+
+def _with_class_token(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add zero class tokens to an encoder that has none, such as timm's with ``class_token=False``."""
+    positions = tensors.get("pos_embed")
+    if "cls_token" in tensors or positions is None or any(name.startswith(OF_A_DECODER) for name in tensors):
+        return tensors
+    return {**tensors, "cls_token": positions.new_zeros(1, 0, positions.shape[-1])}
 
 
 def told_by_training(content: Any) -> dict[str, Any]:
@@ -122,7 +133,12 @@ def configuration(
         said.append(f"not in the file, so assumed unless passed to load: {values}")
     if told["decoder"] is None and said:
         said.insert(0, "this is an encoder without a decoder")
-    return Config.from_dict({**told, **assumed})
+    config = Config.from_dict({**told, **assumed})
+    if tensors["pos_embed"].shape[1] == config.patches and config.class_tokens:
+        raise ValueError(
+            f"{file}: its {config.patches} position embeddings have no row for the class token: {CLASS_ROW}"
+        )
+    return config
 
 
 def on_top(tensors: Mapping[str, Tensor], said: list[str]) -> set[str]:
@@ -228,7 +244,7 @@ def _assumed(
             assumed["image_size"] = (side * height, side * width)
         else:
             # timm's no_embed_class adds position embeddings to the patches alone.
-            other = f" (or its {rows} position embeddings have no row for the class token, which is not supported)"
+            other = f" (or its {rows} position embeddings have no row for the class token: {CLASS_ROW})"
             other *= isqrt(rows) ** 2 == rows
             asked.append(
                 f"how its {patches} patches are arranged{other}; pass img_size=(height, width), the size it was "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from crossmae.checkpoint import huggingface
-from crossmae.checkpoint.configuration import Told, named_as_released, on_top
+from crossmae.checkpoint.configuration import CLASS_ROW, Told, named_as_released, on_top
 from crossmae.checkpoint.filling import filled, misfits
 from crossmae.checkpoint.loading import CheckpointWarning, own_config
 from crossmae.checkpoint.messages import first_few
@@ -165,7 +165,7 @@ def _for_the_grid(
         else:
             raise ValueError(
                 f"{file} does not say how its {patches} patches are arranged (or its {positions.shape[1]} position "
-                "embeddings have no row for the class token, which is not supported); crossmae.load it with "
+                f"embeddings have no row for the class token: {CLASS_ROW}); crossmae.load it with "
                 "img_size=(height, width), crossmae.save it and start from that"
             )
         said.append(f"not in the file, so assumed: image_size={image_size}")

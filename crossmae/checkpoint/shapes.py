@@ -59,6 +59,11 @@ def told_by_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]
     for part, pattern in _OTHER_PARTS.items():
         if names := [name for name in tensors if re.match(pattern, name)]:
             raise ValueError(f"{path} holds a model of another kind, with {part}: {first_few(names)}")
+    if not any(re.match(r"blocks\.\d+\.attn\.qkv\.bias$", name) for name in tensors):
+        raise ValueError(
+            f"{path} has no biases of queries, keys and values (timm's qkv_bias=False); with blocks.*.attn.qkv.bias of "
+            "zeros it computes the same and is read"
+        )
     class_tokens, width = tensors["cls_token"].shape[1:]
     _, channels, *sides = tensors["patch_embed.proj.weight"].shape
     told: dict[str, Any] = {

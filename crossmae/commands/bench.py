@@ -39,7 +39,7 @@ def setting_of(
     executions: Sequence[Execution],
     rounds: int,
 ) -> Setting:
-    """Translate the arguments of ``crossmae.commands.cli.bench``."""
+    """Translate the arguments of ``crossmae.commands.costs.bench``."""
     crossmae, mae = crossmae_and_mae(model, image_size)
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,4 +1,7 @@
-"""The command line: ``crossmae <command> --help``."""
+"""The command line: ``crossmae <command> --help``.
+
+A command is a function, whose parameters are its options. Here are those that train, and those that check kernels.
+"""
 
 import os
 import sys
@@ -6,95 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from crossmae.benchmark.setting import Execution, Formulation, Part
+from crossmae.commands.checkpoints import convert, probe, reconstruct
+from crossmae.commands.costs import bench, flops
 from crossmae.detection.recipe import DetectionOptions, DetectionRecipe
-from crossmae.export import Target
-from crossmae.masking import MaskShape
 from crossmae.training.finetuning.recipe import FinetuningOptions, FinetuningRecipe
 from crossmae.training.recipe import Recipe, RunOptions
-from crossmae_kernels.command import reason, run_command
-from crossmae_kernels.extras import MissingPackageError, require
-
-
-def flops(figure: str | None = None) -> None:
-    """Decoder cost of CrossMAE and MAE in closed form.
-
-    Prints multiply-accumulates of a forward pass per image, for ViT-S/B/L/H, prediction ratios .25/.5/.75 and
-    224/448 pixels, with the ratio to MAE, in two conventions: all matrix multiplications, and the paper's (two
-    FLOPs per multiply-accumulate, attention itself left out). Draws the first as a picture.
-
-    Args:
-        figure: where to write the picture; by default flops.png, if it can be drawn.
-    """
-    from tabulate import tabulate
-
-    from crossmae.figures import draw_cost
-    from crossmae.flops import cost_table
-
-    rows = cost_table()
-    print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".3f"))
-    path = "flops.png" if figure is None else figure
-    try:
-        draw_cost(rows, path)
-    except (MissingPackageError, OSError) as error:
-        if figure is not None:
-            raise
-        print(f"crossmae flops: no picture: {reason(error)}", file=sys.stderr)  # it was not asked for
-    else:
-        print(f"\nPicture: {path}")
-
-
-def bench(
-    model: str = "crossmae_vit_base_patch16",
-    part: Part = "decoder",
-    image_size: int | None = None,
-    prediction_ratios: Sequence[float] = (0.25, 0.5, 0.75),
-    depths: Sequence[int] = (),
-    mask_ratio: float = 0.75,
-    batch: int | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    device: str | None = None,
-    formulations: Sequence[Formulation] = ("ours", "release"),
-    executions: Sequence[Execution] = ("eager",),
-    rounds: int = 3,
-    out: str = "bench",
-) -> int:
-    """Decoding by CrossMAE and by MAE on this machine, in arithmetic and in time.
-
-    Times decoders alone on random feature maps, or whole training steps, forward and backward, all in turn, round by
-    round, so that other work on the machine slows all alike. Each is checked before. Prints times and speed-ups over
-    MAE beside multiply-accumulates in closed form and as PyTorch's FLOP counter sees them, and writes table, numbers
-    (JSON) and a picture into a folder. Exit code 1 if something that was asked for could not be timed, or is wrong.
-    With the defaults some two minutes on two CPU cores.
-
-    Args:
-        model: a CrossMAE, whose decoder is compared with that of the MAE of the same size; see crossmae.list_models.
-        part: "decoder", or "step" for a whole training step: encoder, decoder, loss, backward pass and AdamW.
-        image_size: side of the images in pixels; the model's own unless given.
-        mask_ratio: share of patches hidden from the encoder.
-        batch: images; by default 8 on a CPU and 256 elsewhere.
-        dtype: of products, by autocast unless float32; by default float32 on a CPU and bfloat16 elsewhere.
-        device: "cpu", "cuda", "cuda:1" and so on; by default a GPU if there is one.
-        rounds: how often each is timed; the median counts.
-        out: folder for table, numbers and picture; created if missing.
-    """
-    from crossmae.commands.bench import run, setting_of
-
-    setting = setting_of(
-        model,
-        part,
-        image_size,
-        prediction_ratios,
-        depths,
-        mask_ratio,
-        batch,
-        dtype,
-        device,
-        formulations,
-        executions,
-        rounds,
-    )
-    return run(setting, model, out)
+from crossmae_kernels.command import run_command
+from crossmae_kernels.extras import require
 
 
 def demo(out: str = "demo", steps: int = 600) -> None:
@@ -235,113 +156,6 @@ def check(json: bool = False, interpret: bool = False) -> int:
     from crossmae_kernels.check import main as run
 
     return run(["--json"] * json + ["--interpret"] * interpret)
-
-
-def reconstruct(
-    images: list[str],
-    checkpoint: str,
-    masking: MaskShape = "random",
-    mask_ratio: float = 0.75,
-    seed: int = 0,
-    out: str = "reconstruction.png",
-    statistics: Literal["visible", "true"] = "visible",
-    mixing: str | None = None,
-    blocks: bool = False,
-    norm_pix_loss: bool = False,
-    load_options: dict[str, Any] | None = None,
-) -> None:
-    """Draw images, what the encoder sees of them, and the model's reconstruction.
-
-    One row per image, of any size: each is scaled to cover the model's image size and cropped at its centre. Hides
-    patches, different ones for every image and seed, and decodes all of them. Prints the loss on them, and where
-    brightness and contrast come from if the model was trained on normalised pixels.
-
-    Args:
-        checkpoint: a checkpoint that crossmae.load reads: of this package, of CrossMAE's or MAE's release, or a folder
-            of a run or of Hugging Face's ViTMAE.
-        masking: which patches to hide: random ones, all but one of each cell of a grid, or a block.
-        mask_ratio: share of patches to hide.
-        seed: of the masks.
-        out: where to write the picture.
-        statistics: brightness and contrast of normalised pixels: interpolated between the visible patches, or the
-            hidden patches' true ones, which leaks them.
-        mixing: where to write a heat map of the learned mixing weights; not drawn by default.
-        load_options: arguments of crossmae.load that the checkpoint does not contain, such as
-            --load_options.num_heads 3 or --load_options.key model_ema.
-    """
-    require("train", "torchvision", "PIL", "tifffile", *(["matplotlib"] if mixing is not None else []))
-    from crossmae.commands.reconstruct import run
-
-    options = load_options or {}
-    run(images, checkpoint, masking, mask_ratio, seed, out, statistics, mixing, blocks, norm_pix_loss, options)
-
-
-def convert(path: str, destination: str, to: Target, load_options: dict[str, Any] | None = None) -> None:
-    """Write a checkpoint in another library's format.
-
-    Prints what is left out and what the library has to be told to give the model's own features. timm's and Hugging
-    Face's models are new folders of config.json and model.safetensors, the others files of torch.save.
-
-    Args:
-        to: timm's VisionTransformer; hf, Hugging Face's ViTMAE for MAE and ViT else; torchvision's VisionTransformer;
-            detectron2's ViT, the backbone of ViTDet; or release, that of CrossMAE or MAE, decoder included.
-        load_options: arguments of crossmae.load that the checkpoint does not contain, such as
-            --load_options.num_heads 3, or --load_options.image_size 448 to interpolate its positions.
-    """
-    from crossmae.commands.convert import run
-
-    run(path, destination, to, load_options or {})
-
-
-def probe(
-    checkpoints: list[str],
-    source: str,
-    evaluation: str | None = None,
-    out: str = "probe",
-    image_size: int | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    share: float = 1.0,
-    workers: int = 4,
-    pooling: Literal["average", "class"] = "average",
-    attentive: bool = False,
-    epochs: int | None = None,
-    batch_size: int = 16384,
-    base_learning_rate: float = 0.1,
-    seed: int = 0,
-    load_options: dict[str, Any] | None = None,
-) -> None:
-    """What frozen features of checkpoints tell of images.
-
-    Classifies held-out images by the five nearest training images and by a linear probe as the papers train it: batch
-    normalisation without affine parameters and a linear layer, LARS, no weight decay. Features are computed once, of
-    centred images, and kept in the folder. Prints a table of all checkpoints and draws confusion matrices.
-
-    Args:
-        source: images with labels: a folder with train/ and val/ and a subfolder for each class in both, WebDataset
-            shards, or a bundled set, "digits" or "photographs".
-        evaluation: held-out images, where the source has none itself.
-        out: folder for table, pictures and features; created if missing.
-        image_size: side of the images in pixels; positions are interpolated.
-        mean: of each channel of the pixels, where a checkpoint does not tell; found in the images unless given.
-        std: standard deviation, likewise.
-        share: how much of the height and width of the largest centred part is looked at; 0.875 is usual at 224 pixels.
-        workers: processes that load images.
-        pooling: the average of the patch tokens, or the class token.
-        epochs: passes over the features; by default 90, or more where these are less than 1,000 steps.
-        batch_size: features of a step; all of them where there are fewer.
-        base_learning_rate: peak for 256 features, in proportion to batch_size.
-        seed: of the probes' initialisation and order.
-        load_options: arguments of crossmae.load that a checkpoint does not contain, such as --load_options.num_heads 3.
-    """
-    require("train")
-    from crossmae.commands.probe import run
-    from crossmae.training.data.config import DataConfig
-    from crossmae.training.linear_probe import ProbeRecipe
-
-    data = DataConfig(source, evaluation, mean=mean, std=std, evaluation_share=share, workers=workers)
-    recipe = ProbeRecipe(epochs, batch_size, base_learning_rate, seed)
-    run(checkpoints, data, out, image_size, pooling, attentive, recipe, load_options or {})
 
 
 def tune(

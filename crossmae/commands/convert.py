@@ -9,7 +9,7 @@ from crossmae.export.exported import require_place
 
 
 def run(source: str, destination: str, to: Target, load_options: dict[str, Any]) -> None:
-    """Load, export, save and report; the arguments are those of ``crossmae.commands.cli.convert``."""
+    """Load, export, save and report; the arguments are those of ``crossmae.commands.checkpoints.convert``."""
     require_place(to, destination)
     if Path(destination).exists():
         raise FileExistsError(f"{destination} exists and is not overwritten; choose another name")

@@ -12,10 +12,10 @@ from crossmae.benchmark.setting import Setting
 from crossmae.checkpoint import load
 from crossmae.figures import draw_learning, draw_reconstructions
 from crossmae.files import make_folder, replacing
-from crossmae.masking import Masking, random_masking
+from crossmae.masking import random_masking
 from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config, named_config
-from crossmae.reconstruction import denormalized, reconstruct, visible_part
+from crossmae.reconstruction import denormalized, ratio_columns, reconstruct, visible_part
 from crossmae.training.data.dataset import ImageDataset
 from crossmae.training.evaluation import baseline_accuracies
 from crossmae.training.plan import make_plan
@@ -113,21 +113,15 @@ def _reconstructions(models: dict[str, MaskedAutoencoder], images: ImageDataset)
 
 @torch.no_grad()
 def _by_ratio(model: MaskedAutoencoder, images: ImageDataset) -> dict[str, Tensor]:
-    """Columns of pictures: the visible part, and with it the predictions at each prediction ratio.
-
-    Queries are independent, so a patch has the same prediction at every ratio that includes it.
-    """
+    """Columns of pictures: the visible part, and with it the predictions at each prediction ratio."""
     config, normalized = model.config, _pictures(model, images)
     noise = torch.rand(PICTURES, config.patches, generator=torch.Generator().manual_seed(0))
-    columns = {"original": normalized}
-    for ratio in (0.25, 0.5, 0.75):
-        masking = random_masking(PICTURES, config.patches, MASK_RATIO, ratio, noise=noise)
-        columns.setdefault("masked (75 %)", visible_part(normalized, masking, config))
-        whole = reconstruct(normalized, model.eval()(normalized, masking=masking).prediction, masking, config)
-        known = torch.cat([masking.visible_ids, masking.predicted_ids], dim=1)
-        shown = Masking(known, known[:, :0], config.patches)
-        columns[f"predicts {ratio:g}"] = visible_part(whole, shown, config)
-    return {name: denormalized(pictures, config) for name, pictures in columns.items()}
+    maskings = {
+        ratio: random_masking(PICTURES, config.patches, MASK_RATIO, ratio, noise=noise) for ratio in (0.25, 0.5, 0.75)
+    }
+    seen = {"original": normalized, "masked (75 %)": visible_part(normalized, maskings[0.25], config)}
+    seen = {name: denormalized(pictures, config) for name, pictures in seen.items()}
+    return seen | ratio_columns(model.eval(), normalized, maskings)
 
 
 def _pictures(model: MaskedAutoencoder, images: ImageDataset) -> Tensor:

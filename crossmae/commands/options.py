@@ -1,6 +1,7 @@
 """Command-line options from the signatures and docstrings of functions."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from inspect import signature
@@ -8,6 +9,7 @@ from typing import Any, NoReturn, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
+from crossmae.commands.messages import in_plain_words, missing
 from crossmae.training.recipe import TrainingRecipe, read_recipes
 
 _HELP = {
@@ -46,10 +48,23 @@ _FILES = ("path", "destination")
 class _Parser(ArgumentParser):
     """A parser that reports errors in one line, like everything here."""
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+        self.commands: dict[str, ArgumentParser] = {}
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with code 2."""
         name = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")
-        self.exit(2, f"{name}: error: {' '.join(message.split())}; see {name} --help\n")
+        said = in_plain_words(" ".join(message.split()))
+        if needed := re.fullmatch(r"the following arguments are required: ((\w+)\..*)", said):
+            name = f"{self.prog} {needed[2]}"
+            actions = self.commands[needed[2]]._actions
+            said = missing(needed[1], {action.dest: action.option_strings for action in actions})
+        elif unknown := re.match(r"argument subcommand: invalid choice: ('.*?') ", said):
+            said = f"there is no command {unknown[1]}, there are {', '.join(self.commands)}"
+        elif said.startswith('expected "subcommand"'):
+            said = f"give a command: {', '.join(self.commands)}"
+        self.exit(2, f"{name}: error: {said}; see {name} --help\n")
 
 
 class _RecipeFiles(ActionConfigFile):
@@ -70,6 +85,7 @@ def parser_of(commands: Mapping[str, tuple[Callable[..., int | None], str]]) -> 
         command = _Parser(description=_description(function.__doc__ or ""), epilog=f"Example: {example}")
         _add_options(command, function)
         subcommands.add_subcommand(name, command, help=(function.__doc__ or "").partition("\n")[0])
+        parser.commands[name] = command
     return parser
 
 

@@ -1,6 +1,7 @@
 """``crossmae reconstruct``: draw a model's reconstructions of the masked part of images."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ from torch import Tensor
 
 from crossmae.commands.loading import load_aloud
 from crossmae.figures import draw_mixing_weights, draw_reconstructions
-from crossmae.files import require_folder_of
+from crossmae.files import require_picture
 from crossmae.masking import MaskShape, draw_masking, noise_length
 from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config
 from crossmae.model.decoders import CrossMAEDecoder
-from crossmae.reconstruction import Statistics, reconstruction_columns
+from crossmae.reconstruction import Statistics, ratio_columns, reconstruction_columns
 from crossmae.training.data.augmentation import centred
 from crossmae.training.data.decoding import read
 from crossmae.training.data.statistics import FAR_OFF, MEAN_OFF
@@ -36,13 +37,14 @@ def run(
     statistics: Statistics,
     mixing: str | None,
     blocks: bool,
+    prediction_ratios: Sequence[float],
     norm_pix_loss: bool,
     load_options: dict[str, Any],
 ) -> None:
-    """Mask, reconstruct, draw and report; takes the arguments of ``crossmae.commands.cli.reconstruct``."""
+    """Mask, reconstruct, draw and report; takes the arguments of ``crossmae.commands.checkpoints.reconstruct``."""
     for picture in (out, mixing):
         if picture is not None:
-            require_folder_of(picture)
+            require_picture(picture)
     missing = [path for path in images if not Path(path).is_file()]
     if missing:
         raise FileNotFoundError(f"there is no image {', '.join(missing)}")
@@ -52,16 +54,21 @@ def run(
     config = model.config
     generator = torch.Generator().manual_seed(seed)
     count = noise_length(masking, config.patches)
+    noises = [torch.rand(1, count, generator=generator) for _ in images]
     maskings = [
-        draw_masking(masking, config.grid, mask_ratio, mask_ratio, torch.rand(1, count, generator=generator))
-        for _ in images
+        {
+            ratio: draw_masking(masking, config.grid, mask_ratio, ratio, noise)
+            for ratio in (*prediction_ratios, mask_ratio)
+        }
+        for noise in noises
     ]
     pixels = [_read(path, config) for path in images]
     if mixing is not None:
         _draw_mixing(model, checkpoint, mixing)
 
     rows = []
-    for path, raw, mask in zip(images, pixels, maskings, strict=True):
+    for path, raw, masks in zip(images, pixels, maskings, strict=True):
+        mask = masks[mask_ratio]
         image = model.normalized(raw)
         _tell_if_unlike(path, image)
         output = model(image, masking=mask)
@@ -69,7 +76,10 @@ def run(
         print(f"{path}: loss {output.loss:.4f} on the {hidden} masked patches of {config.patches}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about true statistics, which are reported below
-            rows.append(reconstruction_columns(model, image, output, statistics, blocks))
+            columns = reconstruction_columns(model, image, output, statistics, blocks)
+            asked = ratio_columns(model, image, {ratio: masks[ratio] for ratio in prediction_ratios}, statistics)
+            whole = columns.pop("reconstruction")
+            rows.append({**columns, **asked, "reconstruction": whole})
     draw_reconstructions({name: torch.cat([row[name] for row in rows]) for name in rows[0]}, out)
     print(_provenance(config, statistics))
     print(f"Picture: {out}")

@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,25 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from crossmae.checkpoint.messages import first_few
+
+_IMAGE = {
+    "id": "an integer",
+    "file_name": "a text",
+    "height": "a positive integer",
+    "width": "a positive integer",
+}
+_CATEGORY = {"id": "an integer", "name": "a text"}
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value == int(value)
+
+
+_VALUES: dict[str, Callable[[Any], bool]] = {
+    "an integer": _is_integer,
+    "a positive integer": lambda value: _is_integer(value) and value > 0,
+    "a text": lambda value: isinstance(value, str) and bool(value),
+}
 
 
 @dataclass(frozen=True)
@@ -121,20 +140,31 @@ def _parts(content: Any, name: str) -> tuple[dict[int, dict[str, Any]], list[Any
     if not all(isinstance(part, list) for part in parts):
         raise ValueError(f"{name} must hold COCO's lists images, annotations and categories")
     images, annotations, categories = (part or [] for part in parts)
-    try:
-        by_id = {int(i["id"]): {**i, "height": int(i["height"]), "width": int(i["width"])} for i in images}
-        names = {int(category["id"]): str(category["name"]) for category in categories}
-        without = [i for i in images if not isinstance(i["file_name"], str)]
-    except (KeyError, TypeError, ValueError) as error:
+    wrong = [*_wrong_entries("image", images, _IMAGE), *_wrong_entries("category", categories, _CATEGORY)]
+    if wrong:
+        raise ValueError(f"{name}: {first_few(wrong, separator='; ')}")
+    by_id = {int(i["id"]): {**i, "height": int(i["height"]), "width": int(i["width"])} for i in images}
+    names = {int(category["id"]): str(category["name"]) for category in categories}
+    if len(by_id) < len(images) or len(names) < len(categories) or not by_id or not names:
         raise ValueError(
-            f"{name}: images need id, file_name, height and width; categories need id and name: {error!r}"
-        ) from error
-    if without or len(by_id) < len(images) or len(names) < len(categories) or not by_id or not names:
-        raise ValueError(
-            f"{name} must list images and categories, each with a unique id, and images with a file name; "
+            f"{name} must list images and categories, each with a unique id; "
             f"got {len(images)} images with {len(by_id)} ids and {len(categories)} categories with {len(names)}"
         )
     return by_id, annotations, names
+
+
+def _wrong_entries(kind: str, entries: list[Any], needed: Mapping[str, str]) -> list[str]:
+    """The first missing or invalid field of each entry of a list, a phrase each."""
+    wrong = []
+    for place, one in enumerate(entries):
+        fields = one if isinstance(one, dict) else {}
+        for field_name, kind_of_value in needed.items():
+            value = fields.get(field_name)
+            if not _VALUES[kind_of_value](value):
+                got = repr(value)[:40] if field_name in fields else "none"
+                wrong.append(f"{kind} number {place} needs {kind_of_value} as its {field_name}, got {got}")
+                break
+    return wrong
 
 
 def _unusable(one: Any, images: Mapping[int, dict[str, Any]], names: Mapping[int, str]) -> str | None:

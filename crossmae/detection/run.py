@@ -15,13 +15,11 @@ from crossmae.detection.task import Detection
 from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config, named_config
 from crossmae.training.devices import make_fabric, processes
-from crossmae.training.loop import Run, check_folder
+from crossmae.training.encoder_shape import refuse_another
+from crossmae.training.loop import Run, check_place, check_settings
 
 COCO_IMAGES = 117_266
 """Of train2017, those with objects."""
-
-# What models of a name have in common.
-_SHAPE = ("encoder_width", "encoder_depth", "encoder_heads", "patch_size", "mlp_ratio")
 
 
 def prepare(recipe: DetectionRecipe, options: DetectionOptions) -> Run | None:
@@ -32,6 +30,8 @@ def prepare(recipe: DetectionRecipe, options: DetectionOptions) -> Run | None:
     """
     if options.strategy == "fsdp":
         raise ValueError("strategy fsdp shards pretraining alone; a detector fits on a device, take ddp")
+    folder = Path(options.out)
+    check_place(folder, options)
     pretrained, config = encoder_of(recipe)
     if recipe.checkpoint is None and not options.dry_run:
         raise ValueError(f"checkpoint must name what crossmae.load takes, or be {SCRATCH!r}")
@@ -53,12 +53,11 @@ def prepare(recipe: DetectionRecipe, options: DetectionOptions) -> Run | None:
     found = _found(annotations, evaluation.annotations if evaluation else None)
     plan = DetectionPlan(recipe, config, len(images), processes(options), found)
     head = HeadConfig(annotations.categories, recipe.window, recipe.width, recipe.detector_options)
+    check_settings(folder, recipe)
     if options.dry_run:
         print(describe(plan, head))
         return None
-    folder = Path(options.out)
     fabric = make_fabric(plan, options)
-    check_folder(folder, recipe, options)
     fabric.launch()
     data = recipe.data
     training = TrainingImages(images, recipe.image_size, data.scale, data.flip, recipe.seed, options.strict)
@@ -83,7 +82,7 @@ def encoder_of(recipe: DetectionRecipe) -> tuple[MaskedAutoencoder | None, Confi
     if recipe.checkpoint not in (None, SCRATCH):
         model = load(recipe.checkpoint, **recipe.model_options)
         if config is not None:
-            _refuse_another(recipe, config, model.config)
+            refuse_another(recipe.checkpoint, recipe.model, config, model.config)
         config = model.config
     if config is None:
         raise ValueError(f"checkpoint must name what crossmae.load takes, or be {SCRATCH!r} beside the name of a model")
@@ -92,14 +91,3 @@ def encoder_of(recipe: DetectionRecipe) -> tuple[MaskedAutoencoder | None, Confi
     if config.pixel_mean is None:
         config = replace(config, pixel_mean=recipe.data.mean, pixel_std=recipe.data.std)
     return model, backbone_config(replace(config, drop_path=recipe.drop_path), recipe.image_size)
-
-
-def _refuse_another(recipe: DetectionRecipe, named: Config, found: Config) -> None:
-    """Raise ValueError if a checkpoint's encoder has another shape than that of the model which the recipe names."""
-    other = [
-        f"{name} {getattr(found, name)} and not {getattr(named, name)}"
-        for name in _SHAPE
-        if getattr(found, name) != getattr(named, name)
-    ]
-    if other:
-        raise ValueError(f"{recipe.checkpoint} is no {recipe.model}: it has {', '.join(other)}; model=null takes it")

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Never
 
@@ -61,7 +62,12 @@ class Exported:
         from safetensors.torch import save_file
 
         def refuse(value: object) -> Never:
-            raise ValueError(f"{self.target}'s config.json cannot hold {value}; build its model with config instead")
+            said = value
+            if isinstance(value, partial):  # timm's norm layer, the one argument that is no plain value
+                said = ", ".join(f"{value.func.__name__}({name}={given})" for name, given in value.keywords.items())
+            raise ValueError(
+                f"{self.target}'s config.json cannot hold {said}; build its model in Python with the exported config"
+            )
 
         config = json.dumps(self.config, indent=2, default=refuse)
         with new_folder(path) as folder:

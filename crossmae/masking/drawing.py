@@ -1,6 +1,7 @@
 """Random masks: how many patches are visible and predicted, and which."""
 
 from fractions import Fraction
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from crossmae.masking.masks import Masking
 from crossmae.noise import uniform
+from crossmae_kernels.runtime.checks import traced
 
 Rounding = Literal["exact", "release"]
 
@@ -24,6 +26,8 @@ def mask_counts(
     Compiled code has one graph per pair of ratios, as counts are sizes and the compiler needs known numbers to compute
     them. With a mask drawn outside and passed in, one graph works for all sizes.
     """
+    require_number("mask_ratio", mask_ratio)
+    require_number("prediction_ratio", prediction_ratio)
     mask_ratio, prediction_ratio = known(mask_ratio), known(prediction_ratio)
     if not 0 < mask_ratio < 1:
         raise ValueError(f"mask_ratio must lie in (0, 1), got {mask_ratio}")
@@ -44,6 +48,12 @@ def mask_counts(
                 f"prediction_ratio {prediction_ratio}"
             )
     return visible, predicted
+
+
+def require_number(name: str, ratio: object) -> None:
+    """Raise TypeError for anything else."""
+    if not isinstance(ratio, Real):
+        raise TypeError(f"{name} must be a number, got {ratio!r}")
 
 
 def known(ratio: float) -> float:
@@ -99,11 +109,19 @@ def given_or_drawn(
     generator: torch.Generator | None,
     device: torch.device | str | None,
 ) -> Tensor:
-    """Noise ``(batch, count)``, drawn unless given; raises ValueError if the given noise has another shape."""
+    """Noise ``(batch, count)``, drawn unless given.
+
+    Raises TypeError or ValueError if the given noise is not a tensor, has another shape or contains NaN, which cannot
+    be sorted; on an accelerator NaN is not looked for, since that would wait for the device.
+    """
     if given is None:
         return uniform((batch, count), generator, device)
+    if not isinstance(given, Tensor):
+        raise TypeError(f"noise must be a tensor, got {type(given).__name__}")
     if given.shape != (batch, count):
         raise ValueError(f"noise must have shape (batch, {what}) = ({batch}, {count}), got {tuple(given.shape)}")
+    if given.device.type == "cpu" and not traced(given) and given.isnan().any():
+        raise ValueError("noise must be finite to order patches by it, got NaN")
     return given.to(device=device)
 
 

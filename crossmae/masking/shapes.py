@@ -5,7 +5,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from crossmae.masking.drawing import by_order, given_or_drawn, known, mask_counts, nearest, random_masking
+from crossmae.masking.drawing import (
+    by_order,
+    given_or_drawn,
+    known,
+    mask_counts,
+    nearest,
+    random_masking,
+    require_number,
+)
 from crossmae.masking.masks import Masking
 
 MaskShape = Literal["random", "grid", "block", "cells", "furthest"]
@@ -187,7 +195,11 @@ def _structured(priority: Tensor, visible: int, prediction_ratio: float | None) 
     """The ``visible`` patches of lowest priority are seen; those of highest priority are predicted."""
     patches = priority.shape[1]
     masked = patches - visible
-    predicted = masked if prediction_ratio is None else nearest(patches, known(prediction_ratio))
+    if prediction_ratio is None:
+        predicted = masked
+    else:
+        require_number("prediction_ratio", prediction_ratio)
+        predicted = nearest(patches, known(prediction_ratio))
     if not 0 < predicted <= masked:
         raise ValueError(
             f"prediction_ratio {prediction_ratio} asks for {predicted} of {patches} patches; "

@@ -10,6 +10,7 @@ from torch.utils import _pytree
 
 import crossmae_kernels as ck
 from crossmae.masking import Masking, Rounding, random_masking
+from crossmae.masking.drawing import require_number
 from crossmae.model.config import Config, named_config
 from crossmae.model.decoders import CrossMAEDecoder, MAEDecoder
 from crossmae.model.encoder import Encoder
@@ -94,6 +95,7 @@ class MaskedAutoencoder(nn.Module):
             raise ValueError("images must hold at least one image, got none")
         if masking is None:
             if prediction_ratio is None:
+                require_number("mask_ratio", mask_ratio)
                 prediction_ratio = mask_ratio if self.config.decoder == "mae" or mask_ratio < 0.25 else 0.25
             masking = random_masking(
                 images.shape[0],
@@ -151,8 +153,10 @@ class MaskedAutoencoder(nn.Module):
         indices: int | Sequence[int] | None = None,
         return_prefix_tokens: bool = False,
         norm: bool = False,
+        stop_early: bool = False,
         output_fmt: Literal["NCHW", "NLC"] = "NCHW",
         intermediates_only: bool = False,
+        attn_mask: None = None,
         dynamic_img_size: bool = False,
     ) -> Any:
         """Outputs of chosen encoder blocks for unmasked images, like timm's method of this name.
@@ -163,13 +167,17 @@ class MaskedAutoencoder(nn.Module):
                 block order.
             return_prefix_tokens: return each map as a pair with its class tokens ``(B, T - L, E)``.
             norm: apply the encoder's final norm to the maps.
+            stop_early: leave out blocks after the last one requested; the final features are then its output.
             output_fmt: "NCHW" for maps ``(B, E, rows, columns)``, "NLC" for patch tokens ``(B, L, E)``.
             intermediates_only: leave out the final features, and blocks after the last one requested.
+            attn_mask: only None, since all tokens attend to all.
             dynamic_img_size: as in ``encode``.
 
         Returns:
             The features that ``encode`` returns, and a list of maps; only the list with ``intermediates_only``.
         """
+        if attn_mask is not None:
+            raise ValueError("attn_mask is not served: in these blocks all tokens attend to all; leave it out")
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
         if norm and not self.config.norms_last_map:
@@ -187,9 +195,9 @@ class MaskedAutoencoder(nn.Module):
                 if output_fmt == "NCHW":
                     patches = patches.transpose(1, 2).unflatten(2, grid).contiguous()
                 intermediates.append((patches, y[:, :first]) if return_prefix_tokens else patches)
-            if intermediates_only and place == max(taken):
-                return intermediates
-        return self.encoder.norm(x), intermediates
+            if place == max(taken) and (stop_early or intermediates_only):
+                break
+        return intermediates if intermediates_only else (self.encoder.norm(x), intermediates)
 
     def normalized(self, images: Tensor) -> Tensor:
         """Normalise raw images ``(B, C, H, W)``, uint8 or floating point in [0, 1]."""
@@ -242,6 +250,8 @@ def pixels_in_rows(patches: Tensor, config: Config) -> Tensor:
 
 def _taken(depth: int, indices: int | Sequence[int] | None) -> set[int]:
     """The blocks requested from ``forward_intermediates``, counted from 0."""
+    if isinstance(indices, str) or (isinstance(indices, Sequence) and not all(isinstance(i, int) for i in indices)):
+        raise TypeError(f"indices must be a number of blocks or a list of blocks, got {indices!r}")
     if isinstance(indices, int):
         blocks: Sequence[int] = range(depth - indices, depth) if 0 < indices <= depth else ()
     else:

@@ -36,7 +36,15 @@ def position_embedding(coordinates: Tensor, width: int) -> Tensor:
 
     Returns:
         ``(..., width)`` in the dtype of the coordinates, float32 for integers.
+
+    Raises:
+        TypeError, ValueError: if the coordinates are no such tensor, or the width is no such number.
     """
+    if not isinstance(coordinates, Tensor) or not isinstance(width, int):
+        raise TypeError(
+            "coordinates must be a tensor (..., axes) and width an integer, "
+            f"got {type(coordinates).__name__} and {width!r}"
+        )
     axes = coordinates.shape[-1] if coordinates.ndim else 0
     if not axes or width < 1 or width % (2 * axes):
         raise ValueError(

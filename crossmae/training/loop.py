@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from crossmae.files import make_folder, replacing
+from crossmae.files import make_folder, replacing, require_place
 from crossmae.training.data.batches import AnyBatch, loader
 from crossmae.training.data.sampling import GlobalBatches
 from crossmae.training.losses import Losses, LossReader
@@ -16,29 +16,45 @@ from crossmae.training.monitor import Monitor
 from crossmae.training.nonfinite import NonFiniteLossError, find_nonfinite
 from crossmae.training.preemption import Preemption
 from crossmae.training.recipe import RECIPE, Options, TrainingRecipe, changes
-from crossmae.training.run_state import Checkpoints, restore, verify
+from crossmae.training.run_state import MANIFEST, Checkpoints, restore, verify
 from crossmae.training.step import Stepper
 from crossmae.training.task import Task, TrainedModule
 from crossmae_kernels.command import reason
 
 
-def check_folder(folder: Path, recipe: TrainingRecipe, options: Options) -> None:
-    """Refuse a folder that is not writable, or that holds a run these settings must not resume."""
-    make_folder(folder)
-    there = sorted((folder / "checkpoints").glob("step-*"))
+def check_place(folder: Path, options: Options) -> None:
+    """Refuse a folder that is not writable, and a checkpoint to resume from that is not one; creates nothing."""
+    require_place(folder)
+    there = checkpoints_in(folder)
     if there and options.resume == "never":
         raise ValueError(f"{folder} holds checkpoints of a run; use another folder, or resume=auto to continue it")
+    if options.resume in ("auto", "never"):
+        return
     if Path(options.resume).resolve().parent == (folder / "checkpoints").resolve():
         raise ValueError(
             f"{options.resume} is a checkpoint of this run, which continues from its newest one; "
             "remove the later ones and use resume=auto"
         )
+    if not there and not (Path(options.resume) / MANIFEST).is_file():
+        raise FileNotFoundError(
+            f"resume={options.resume} is not a checkpoint of a run, a folder such as run/checkpoints/step-00001000"
+        )
+
+
+def check_settings(folder: Path, recipe: TrainingRecipe) -> None:
+    """Refuse a folder that holds a run which these settings must not resume."""
+    there = checkpoints_in(folder)
     refused, _ = changes(recipe, folder / RECIPE) if there else ([], [])
     if refused:
         raise ValueError(
             f"{folder} holds a run with other settings: {'; '.join(refused)}; "
             f"to start from it, use another folder with resume={there[-1]}"
         )
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder, valid or not, oldest first."""
+    return sorted((folder / "checkpoints").glob("step-*"))
 
 
 class Run:
@@ -74,6 +90,8 @@ class Run:
         return self._stepper.module
 
     def _begin(self) -> None:
+        if self._fabric.is_global_zero:
+            make_folder(self._folder)
         chosen = self._fabric.broadcast(self._newest_good() if self._fabric.is_global_zero else None)
         if chosen is not None:
             restore(self._stepper, chosen)

@@ -9,7 +9,7 @@ from crossmae.model import MaskedAutoencoder
 from crossmae.training.data.dataset import ImageDataset
 from crossmae.training.data.factory import open_images
 from crossmae.training.devices import make_fabric, processes
-from crossmae.training.loop import Run, check_folder
+from crossmae.training.loop import Run, check_place, check_settings, checkpoints_in
 from crossmae.training.plan import describe, make_plan
 from crossmae.training.precision import settled
 from crossmae.training.pretraining import Pretraining
@@ -42,7 +42,8 @@ def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
 def prepare(recipe: Recipe, options: RunOptions) -> Run | None:
     """Prepare a run for training, see ``pretrain``; returns None after a dry run."""
     folder = Path(options.out)
-    resumes = any((folder / "checkpoints").glob("step-*"))
+    check_place(folder, options)
+    resumes = bool(checkpoints_in(folder))
     start = None if resumes else _start(recipe, options)
     words = "" if start is None else start.said
     if options.dry_run and not recipe.data.source:
@@ -51,13 +52,14 @@ def prepare(recipe: Recipe, options: RunOptions) -> Run | None:
         return None
     recipe, images = open_dataset(recipe, options.strict)
     plan = make_plan(recipe, len(images), processes(options), images.found, words)
+    if resumes or not options.dry_run:  # a plan alone measures nothing
+        recipe = replace(recipe, precision=settled(plan, folder / RECIPE if resumes else None))
+        plan = replace(plan, recipe=recipe)
+        check_settings(folder, recipe)
     if options.dry_run:
         print(describe(plan))
         return None
-    recipe = replace(recipe, precision=settled(plan, folder / RECIPE if resumes else None))
-    plan = replace(plan, recipe=recipe)
     fabric = make_fabric(plan, options)
-    check_folder(folder, recipe, options)
     fabric.launch()
     return Run(Pretraining(plan, images, options, start), options, folder, fabric)
 

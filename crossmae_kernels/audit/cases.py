@@ -108,7 +108,8 @@ def required_bits(launch: Launch) -> tuple[int, int]:
         return 64, _line_bits(constants["PATCH_W"], launch.signature["dimages"])
     if "PATCH_W" in constants:
         return max(64, _line_bits(constants["PATCH_W"], launch.signature["images"])), 0
-    if constants.get("INNER", 16) % 16:
+    widths = constants.get("INNER", 16), constants.get("WIDTH", 16), launch.numbers.get("width", 16)
+    if any(width % 16 for width in widths):
         return 0, 0  # nothing is known of where rows begin
     return 128, STORE_BITS.get(launch.name, 0)
 

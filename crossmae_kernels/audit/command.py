@@ -4,7 +4,6 @@ Exit code 1 if any kernel spills, does not fit, or leaves tensor cores or wide l
 Times are from the machine code alone, and docs/predictions.md says how far they may be off.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from crossmae_kernels.audit.cases import IMAGES, cases, first_of_each_kernel, ke
 from crossmae_kernels.audit.compilation import NO_DISASSEMBLER, disassembler
 from crossmae_kernels.audit.devices import DEVICES, MI300X, USUAL, AmdDevice, Device
 from crossmae_kernels.audit.reports import reports
+from crossmae_kernels.command import OneLineParser
 
 _BY_NAME: dict[str, Device | AmdDevice] = {**DEVICES, MI300X.name: MI300X}
 _BY_ARCHITECTURE: dict[str, Device | AmdDevice] = {
@@ -25,7 +25,7 @@ _BY_ARCHITECTURE: dict[str, Device | AmdDevice] = {
 
 def main(argv: Sequence[str] | None, prog: str) -> int:
     """Print a line for each case, or all as JSON."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser = OneLineParser(prog, __doc__, f"{prog} --short --devices h100")
     parser.add_argument("--ops", nargs="+", choices=list(CALLS), default=[*CALLS])
     parser.add_argument("--kernels", nargs="+", help="of these names only")
     parser.add_argument(

@@ -6,7 +6,6 @@ the error budget of ``crossmae_kernels.testing``. Cross-attention is also compar
 judged. Exits with code 1 if one of our implementations exceeds its budget; refused calls are shown with the reason.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from crossmae_kernels.check.contenders import attend, attentions
+from crossmae_kernels.command import OneLineParser
 from crossmae_kernels.runtime.device import interpreted, machine_refusals
 from crossmae_kernels.runtime.dispatch import REFUSAL
 from crossmae_kernels.testing import Draw, Judge, Problem
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises RuntimeError if the interpreter is requested but cannot run.
     """
-    parser = argparse.ArgumentParser(prog="python -m crossmae_kernels.check", description=__doc__)
+    parser = OneLineParser("python -m crossmae_kernels.check", __doc__, "python -m crossmae_kernels.check --interpret")
     parser.add_argument("--json", action="store_true", help="one list of records instead of a table")
     parser.add_argument("--interpret", action="store_true", help="run the kernels on the CPU, in Triton's interpreter")
     options = parser.parse_args(argv)

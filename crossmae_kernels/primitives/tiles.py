@@ -39,7 +39,8 @@ def gemm_tiles(outer: int, inner: int, element_size: int, limits: Limits) -> Gem
     tensor cores, where operands need registers too.
     """
     if element_size == 4:
-        return GemmTiles(64, 32, 32, 8, 2)
+        # With 32 of an inner extent that 32 does not divide, masks and all, 4 instructions spilled on sm_86.
+        return GemmTiles(64, 32, 32 if inner % 32 == 0 else 16, 8, 2)
     block_n = next((block for block in (128, 64) if 8 * (-outer % block) <= outer), 32)
     # If 16 does not divide the rows, elements are loaded one by one: with an inner extent of 64, 8 to 204 spilled.
     block_k = 64 if inner > 32 and inner % 16 == 0 else 32

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from crossmae.files import make_folder, replacing, require_folder_of, to_disk
+from crossmae.files import make_folder, replacing, require_folder_of, require_picture, require_place, to_disk
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,3 +136,18 @@ def test_every_text_file_is_opened_with_its_encoding():
     ]
     assert len(files) > 100
     assert {str(path): lines for path in files if (lines := unspoken(path.read_text("utf-8")))} == {}
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a", "a.png.txt"])
+def test_a_picture_is_called_a_png(name, tmp_path):
+    with pytest.raises(ValueError, match=r"pictures are PNG files, so a name must end in \.png"):
+        require_picture(tmp_path / name)
+    require_picture(tmp_path / "a.PNG")
+
+
+def test_a_place_is_looked_at_and_left_as_it_is(tmp_path):
+    (tmp_path / "file").write_text("")
+    require_place(tmp_path / "a" / "b")
+    with pytest.raises(NotADirectoryError, match="it is a file, or is below one"):
+        require_place(tmp_path / "file" / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

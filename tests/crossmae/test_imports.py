@@ -98,7 +98,7 @@ def test_detection_says_what_it_needs_beyond_training(tmp_path, monkeypatch, cap
 @pytest.mark.parametrize(
     ("module", "missing", "line"),
     [
-        ("crossmae_kernels.audit", "triton", "needs triton: pip install triton, which there is for Linux"),
+        ("crossmae_kernels.audit", "triton", "needs triton: pip install triton, which is available for Linux"),
         ("benchmarks.study", "lightning_fabric", "needs lightning-fabric: pip install 'crossmae-kernels[train]'"),
     ],
 )

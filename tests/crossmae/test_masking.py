@@ -220,3 +220,29 @@ def test_other_wrong_masks():
         block_masking(1, (4, 4), noise=torch.rand(1, 16))
     with pytest.raises(ValueError, match="shape must be one of random, grid, block, cells, furthest, got 'blocks'"):
         draw_masking("blocks", (4, 4), 0.75, 0.25, torch.rand(1, 16))
+
+
+@pytest.mark.parametrize("ratios", [("a", 0.25), (0.75, None), (0.75, "a")])
+def test_ratios_are_numbers(ratios):
+    with pytest.raises(TypeError, match=r"_ratio must be a number, got (None|'a')"):
+        random_masking(2, 16, *ratios)
+
+
+def test_a_models_ratio_is_a_number():
+    with pytest.raises(TypeError, match="mask_ratio must be a number, got 'a'"):
+        crossmae.create_model("crossmae_vit_tiny_patch4")(torch.zeros(1, 3, 32, 32), mask_ratio="a")
+
+
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [([0.5] * 16, "noise must be a tensor, got list"), (torch.full((2, 16), torch.nan), "noise .* got NaN")],
+)
+def test_noise_is_a_tensor_that_has_an_order(noise, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        random_masking(2, 16, noise=noise)
+
+
+@pytest.mark.parametrize(("coordinates", "width"), [([[1.0, 2.0]], 8), (torch.zeros(1, 2), "a"), (torch.zeros(2), 8.0)])
+def test_coordinates_are_a_tensor_and_width_an_integer(coordinates, width):
+    with pytest.raises(TypeError, match=r"coordinates must be a tensor \(..., axes\) and width an integer, got"):
+        crossmae.position_embedding(coordinates, width)

@@ -57,6 +57,17 @@ def test_a_wrong_environment_ends_a_command_in_one_line():
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
 
 
+@pytest.mark.parametrize("module", ["audit", "check", "info"])
+def test_an_unknown_option_is_one_line_and_help_has_an_example(module):
+    program = f"python -m crossmae_kernels.{module}"
+    refused = run("-m", f"crossmae_kernels.{module}", "--nope")
+    line = f"{program}: error: unrecognized arguments: --nope; see {program} --help\n"
+    assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", line)
+    shown = run("-m", f"crossmae_kernels.{module}", "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert f"Example: {program}" in " ".join(shown.stdout.split())
+
+
 def test_import_loads_neither_triton_nor_the_compiler_and_asks_no_device():
     code = """
 import sys, torch

@@ -59,7 +59,7 @@ def failed_import(code):
         ("from PIL import Image", "PIL", "needs pillow: pip install 'crossmae-kernels[figures]'"),
         ("import webdataset", "webdataset", "needs webdataset: pip install 'crossmae-kernels[test]'"),
         ("import tabulate", "tabulate", "needs tabulate: pip install crossmae-kernels"),
-        ("import triton", "triton", "needs triton: pip install triton, which there is for Linux"),
+        ("import triton", "triton", "needs triton: pip install triton, which is available for Linux"),
     ],
 )
 def test_a_failed_import_of_a_missing_package(code, module, command, monkeypatch):

@@ -65,13 +65,24 @@ def image_files(folder: Path, classes: Sequence[str] | None = None) -> ImageFile
     names = PackedNames(found)
     subfolders = [name.partition("/")[0] for name in found] if all("/" in name for name in found) else []
     own = sorted(set(subfolders))
+    empty = [name for name in _subfolders(folder) if own and name not in own]
     if len(own) < (2 if classes is None else 1):
-        return ImageFiles(folder, names, None, None)
+        files = ImageFiles(folder, names, None, None)
+        if own:
+            files.unlabelled = f"{folder} has images of one class alone, {own[0]}"
+            files.unlabelled += f"; there is none in {', '.join(empty)}" if empty else ""
+        return files
     if classes is not None and not set(own) <= set(classes):
         unknown = sorted(set(own) - set(classes))
         raise ValueError(f"{folder} has classes that the training images lack: {', '.join(unknown[:5])}")
     number = {name: i for i, name in enumerate(classes or own)}
-    return ImageFiles(folder, names, np.array([number[s] for s in subfolders], np.int32), tuple(classes or own))
+    files = ImageFiles(folder, names, np.array([number[s] for s in subfolders], np.int32), tuple(classes or own))
+    files.empty_classes = tuple(empty)
+    return files
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _scan(folder: Path) -> tuple[list[str], int]:

@@ -51,6 +51,8 @@ class Shards(Source):
         self._label = np.array([(label.offset, label.size) if label else (0, 0) for _, label in flat], np.int64)
         first = next((i for i, name in enumerate(self.label_names) if name), None)
         self.labelled = first is not None and self.label(first) >= 0
+        if first is not None and not self.labelled:
+            self.unlabelled = f"{self.label_shown(first)}, where a label is an integer from 0 on"
 
     def __len__(self) -> int:
         return len(self.names)
@@ -83,6 +85,14 @@ class Shards(Source):
             read = pool.map(lambda span: list(map(self.label, span)), spans)
             parts = list(tqdm(read, desc=f"labels, {SPAN:,} at a time", total=len(spans), disable=len(spans) < 2))
         return np.array([label for part in parts for label in part], np.int64)
+
+    @override
+    def label_shown(self, index: int) -> str:
+        name = self.label_names[index]
+        if not name:
+            return f"{self._shown(index, self.names[index])}, which has none beside it"
+        content = self._content(index, self._label, name)[:40].decode("utf-8", "replace")
+        return f"{self._shown(index, name)} holds {content!r}"
 
     def _content(self, index: int, table: "npt.NDArray[np.int64]", name: str) -> bytes:
         offset, size = map(int, table[index])

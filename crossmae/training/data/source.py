@@ -19,10 +19,14 @@ class Source(ABC):
 
     Attributes:
         labelled: whether there are labels.
+        unlabelled: why there are none.
+        empty_classes: names of classes without an image.
         classes: names of the classes, by label; None if labels are only numbers.
     """
 
     labelled: bool = False
+    unlabelled: str = "classes are subfolders, two or more, or a .cls beside each image of a shard"
+    empty_classes: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
 
     @abstractmethod
@@ -50,6 +54,10 @@ class Source(ABC):
     def label(self, index: int) -> int:
         """Class of an image, -1 if it has none; raises UnreadableImage."""
         return -1
+
+    def label_shown(self, index: int) -> str:
+        """An image and its label, as messages name them."""
+        return f"number {index}"
 
     def all_labels(self) -> npt.NDArray[np.int64]:
         """Classes of all images ``(N,)``, see ``label``."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from crossmae.checkpoint import load
 from crossmae.model import MaskedAutoencoder
-from crossmae.model.config import Config, named_config
+from crossmae.model.config import named_config
+from crossmae.training.encoder_shape import refuse_another
 from crossmae.training.finetuning.recipe import SCRATCH, FinetuningRecipe
 from crossmae.training.run_state import AVERAGED, HEAD, MODEL, verify
 from crossmae.training.task import TrainedModule
@@ -87,19 +88,8 @@ def starting_point(recipe: FinetuningRecipe) -> MaskedAutoencoder:
     else:
         model = load(recipe.checkpoint, recipe.image_size, **recipe.model_options)
         if named is not None:
-            _refuse_another(recipe, named, model.config)
+            refuse_another(recipe.checkpoint, recipe.model, named, model.config)
     return encoder_alone(model, recipe.drop_path)
-
-
-def _refuse_another(recipe: FinetuningRecipe, named: Config, found: Config) -> None:
-    fields = ("encoder_width", "encoder_depth", "encoder_heads", "patch_size", "mlp_ratio")
-    other = [
-        f"{field} {getattr(found, field)} and not {getattr(named, field)}"
-        for field in fields
-        if getattr(found, field) != getattr(named, field)
-    ]
-    if other:
-        raise ValueError(f"{recipe.checkpoint} is no {recipe.model}: it has {', '.join(other)}; model=null accepts it")
 
 
 def encoder_alone(model: MaskedAutoencoder, drop_path: float = 0.0) -> MaskedAutoencoder:

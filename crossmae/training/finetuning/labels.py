@@ -24,9 +24,7 @@ def classes_of(images: ImageDataset) -> Classes:
     """
     source = images.images.source
     if not source.labelled:
-        raise ValueError(
-            "the images have no labels: put each class in a subfolder, or a .cls beside each image of a shard"
-        )
+        raise ValueError(f"the images have no labels: {source.unlabelled}")
     labels = source.all_labels()
     if labels.max() >= max(len(labels), len(source.classes or ())):
         raise ValueError(f"labels must count classes from 0, got {labels.max()} among {len(labels):,} images")
@@ -35,7 +33,10 @@ def classes_of(images: ImageDataset) -> Classes:
     numbers = np.bincount(labels[labels >= 0], minlength=count)
     wrong = []
     if missing := int((labels < 0).sum()):
-        wrong.append(f"{missing:,} of {len(labels):,} images have no label")
+        first = source.label_shown(int((labels < 0).argmax()))
+        wrong.append(f"{missing:,} of {len(labels):,} images have no label, such as {first}")
+    if source.empty_classes:
+        wrong.append(f"folders of classes without an image: {_listed(list(source.empty_classes))}")
     if empty := [names[label] for label in np.flatnonzero(numbers == 0)]:
         wrong.append(f"labels skip {_listed(empty)}: {len(empty)} of {count} classes have no image")
     if count < 2:
@@ -49,12 +50,15 @@ def classes_of(images: ImageDataset) -> Classes:
 
 def _wrong_of_held_out(images: ImageDataset, count: int) -> list[str]:
     held_out = images.evaluation
-    if held_out is None or not held_out.source.labelled:
+    if held_out is not None and not held_out.source.labelled:
+        return [f"held-out images have none: {held_out.source.unlabelled}"]
+    if held_out is None:
         return ["there are no labelled held-out images to evaluate on; set data.evaluation"]
     labels = held_out.source.all_labels()
     wrong = []
     if missing := int((labels < 0).sum()):
-        wrong.append(f"{missing:,} of {len(labels):,} held-out images have no label")
+        first = held_out.source.label_shown(int((labels < 0).argmax()))
+        wrong.append(f"{missing:,} of {len(labels):,} held-out images have no label, such as {first}")
     if unknown := sorted({str(label) for label in labels[labels >= count].tolist()}):
         wrong.append(f"held-out images have labels that the training images lack: {_listed(unknown)}")
     return wrong

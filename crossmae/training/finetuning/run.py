@@ -14,7 +14,7 @@ from crossmae.training.finetuning.classifier import Classifier, starting_point
 from crossmae.training.finetuning.labels import Classes, classes_of
 from crossmae.training.finetuning.recipe import SCRATCH, FinetuningOptions, FinetuningRecipe
 from crossmae.training.finetuning.task import Finetuning, FinetuningPlan, describe
-from crossmae.training.loop import Run, check_folder
+from crossmae.training.loop import Run, check_place, check_settings
 from crossmae.training.run import IMAGENET_IMAGES
 
 IMAGENET_CLASSES = 1000
@@ -45,6 +45,8 @@ def prepare(recipe: FinetuningRecipe, options: FinetuningOptions) -> Run | None:
     """Prepare a run for training, see ``finetune``; returns None after a dry run."""
     if options.strategy == "fsdp" and recipe.ema is not None:
         raise ValueError("ema keeps a whole copy of the model, but strategy fsdp shards it; use ddp, or leave out ema")
+    folder = Path(options.out)
+    check_place(folder, options)
     planned = options.dry_run and recipe.checkpoint == SCRATCH
     with torch.device("meta" if planned else "cpu"):  # planning needs no weights
         model = starting_point(recipe)
@@ -61,11 +63,11 @@ def prepare(recipe: FinetuningRecipe, options: FinetuningOptions) -> Run | None:
     model.config = replace(model.config, **statistics)
     model.register_pixel_statistics()
     plan = FinetuningPlan(recipe, model.config, len(images), processes(options), images.found)
+    check_settings(folder, recipe)
     if options.dry_run:
         print(describe(plan, classes))
         return None
-    fabric, folder = make_fabric(plan, options), Path(options.out)
-    check_folder(folder, recipe, options)
+    fabric = make_fabric(plan, options)
     fabric.launch()
     return Run(Finetuning(plan, model, images, classes, options), options, folder, fabric)
 

@@ -154,7 +154,7 @@ def test_patches_need_not_be_square_and_class_tokens_are_counted(tmp_path):
         ({"reg_token": torch.ones(1, 4, 24)}, "another kind: besides the class token it has reg_token"),
         (
             {"pos_embed": torch.rand(1, 16, 24)},
-            "its 16 position embeddings have no row for the class token, which is not s",
+            "its 16 position embeddings have no row for the class token: timm's no_e",
         ),
         ({"pos_embed": ENCODER["pos_embed"][:, 1:]}, "its 16 position embeddings have no row for the class token"),
         (

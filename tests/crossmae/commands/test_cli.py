@@ -1,7 +1,11 @@
 """The command line as a user meets it."""
 
+import os
 import re
 import runpy
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -17,6 +21,26 @@ def test_help_tells_what_a_command_does_with_an_example(command, capsys):
     assert stop.value.code == 0
     assert f"Example: crossmae {command}" in text
     assert "default" in text
+
+
+def completed(script, *words):
+    """What bash offers for the last of some words."""
+    ask = 'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_crossmae; echo "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", ask, "bash", script, *words], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_shell_completes_commands_options_and_values(tmp_path):
+    pytest.importorskip("shtab")
+    command = [sys.executable, "-m", "crossmae", "--print_completion=shtab-bash"]
+    asked = {**os.environ, "JSONARGPARSE_ADD_PRINT_COMPLETION_ARGUMENT": "true"}
+    written = subprocess.run(command, env=asked, capture_output=True, text=True, check=True).stdout
+    (tmp_path / "completion.bash").write_text(written)
+    script = str(tmp_path / "completion.bash")
+    assert completed(script, "crossmae", "pre") == ["pretrain"]
+    assert completed(script, "crossmae", "flops", "--f") == ["--figure"]
+    assert "bfloat16" in completed(script, "crossmae", "pretrain", "--precision", "")
 
 
 def test_help_lists_the_commands(capsys):

@@ -320,3 +320,30 @@ def test_no_data_is_refused_in_terms_of_the_training(tmp_path, capsys):
     name = array_file(tmp_path / "image.npy", -9999, -9999, np.float32)
     assert main(["reconstruct", name, "--checkpoint", saved, "--out", str(tmp_path / "out.png")]) == 1
     assert "looks like no data; set data.nodata=-9999 to pretrain with it filled" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_what_is_predicted_at_several_ratios(normalize, tmp_path):
+    _, saved = checkpoint(tmp_path / "model.safetensors", normalize_targets=normalize)
+    _, name = image_file(tmp_path / "image.png")
+    words = ["reconstruct", name, "--checkpoint", saved, "--seed", "7", "--out", str(tmp_path / "out.png")]
+    assert main([*words, "--prediction-ratios", "0.25", "0.5"]) == 0
+    whole = drawn(tmp_path / "out.png", column=4)
+    for column, ratio in ((2, 0.25), (3, 0.5)):
+        masking = random_masking(1, 64, 0.75, ratio, generator=torch.Generator().manual_seed(7))
+        shown = drawn(tmp_path / "out.png", column=column)
+        known = {*masking.visible_ids[0].tolist(), *masking.predicted_ids[0].tolist()}
+        assert hidden_patches(shown) == sorted(set(range(64)) - known)
+        kept = (shown != 128).any(dim=0)
+        assert (shown[:, kept].int() - whole[:, kept].int()).abs().max() <= 1  # queries are independent
+
+
+def test_a_ratio_that_asks_for_visible_patches_is_refused(tmp_path, capsys):
+    _, saved = checkpoint(tmp_path / "model.safetensors")
+    _, name = image_file(tmp_path / "image.png")
+    words = ["reconstruct", name, "--checkpoint", saved, "--out", str(tmp_path / "out.png")]
+    assert main([*words, "--prediction-ratios", "0.9"]) == 1
+    assert "prediction_ratio must lie in (0, mask_ratio = 0.75], got 0.9" in capsys.readouterr().err
+    assert main([*words[:-1], str(tmp_path / "out.pdf")]) == 1
+    assert "pictures are PNG files" in capsys.readouterr().err
+    assert not (tmp_path / "out.png").exists()

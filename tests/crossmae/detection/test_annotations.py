@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import numpy as np
 import pytest
@@ -102,6 +103,27 @@ def test_what_is_no_annotations_is_refused_in_a_line(content):
         with pytest.raises(ValueError, match=r"^a\.json.*(must|need|nothing is usable)") as refused:
             checked(content, "a.json", training=training)
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "entry", "message"),
+    [
+        ("images", {"width": None}, "image number 0 needs a positive integer as its width, got None"),
+        ("images", {"height": "a"}, "image number 0 needs a positive integer as its height, got 'a'"),
+        ("images", {"height": -4}, "image number 0 needs a positive integer as its height, got -4"),
+        ("images", {"file_name": 3}, "image number 0 needs a text as its file_name, got 3"),
+        ("images", {"id": "a"}, "image number 0 needs an integer as its id, got 'a'"),
+        ("categories", {"name": None}, "category number 0 needs a text as its name, got None"),
+    ],
+)
+def test_an_entry_that_lacks_something_is_named(part, entry, message):
+    entries = [{**CONTENT[part][0], **entry}, *CONTENT[part][1:]]
+    with pytest.raises(ValueError, match=re.escape(f"a.json: {message}")):
+        checked(with_(**{part: entries}), "a.json")
+    (name,) = entry
+    entries = [{key: value for key, value in CONTENT[part][0].items() if key != name}]
+    with pytest.raises(ValueError, match=f"number 0 needs .* as its {name}, got none"):
+        checked(with_(**{part: entries}), "a.json")
 
 
 @pytest.fixture

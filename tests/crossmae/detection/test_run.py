@@ -160,6 +160,8 @@ def test_what_cannot_be_is_refused_before_work_starts(tmp_path, finished):
         prepare(small(detector_options={"fly": 3}), into(tmp_path / "new", dry_run=True))
     with pytest.raises(ValueError, match="fsdp"):
         prepare(small(), into(tmp_path / "new", strategy="fsdp"))
+    with pytest.raises(FileNotFoundError, match="resume=nowhere is not a checkpoint of a run"):
+        prepare(small(), into(tmp_path / "new", resume="nowhere", dry_run=True))
     with pytest.raises(ValueError, match="scale must be a range"):
         DetectionData(scale=(0.0, 1.0))
     with pytest.raises(ValueError, match=f"{finished} holds a run with other settings: width 8, here 16"):

@@ -85,7 +85,7 @@ def test_an_epsilon_of_its_own(tmp_path):
     with torch.no_grad():
         assert_features(client.forward_features(images), model, images)
     with pytest.raises(
-        ValueError, match=r"timm's config.json cannot hold functools.partial\(.*LayerNorm'>, eps=0.001\)"
+        ValueError, match=r"timm's config.json cannot hold LayerNorm\(eps=0.001\); build its model in Python"
     ):
         exported.save(tmp_path / "timm")
     assert not list(tmp_path.iterdir())

@@ -131,11 +131,13 @@ def test_wrong_sizes(shape, dynamic, message):
         ({"indices": []}, "got []"),
         ({"indices": [3]}, "got [3]"),
         ({"indices": [-4]}, "got [-4]"),
+        ({"indices": "all"}, "indices must be a number of blocks or a list of blocks, got 'all'"),
         ({"output_fmt": "NHWC"}, "output_fmt must be 'NCHW' or 'NLC', got 'NHWC'"),
+        ({"attn_mask": torch.zeros(2, 2)}, "attn_mask is not served: in these blocks all tokens attend to all"),
     ],
 )
 def test_wrong_arguments(arguments, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         encoder_alone().forward_intermediates(images_of(), **arguments)
 
 
@@ -166,6 +168,8 @@ def test_features_are_those_of_timm(overrides):
         {"indices": [0, -1], "norm": overrides.get("final_norm", True)},
         {"indices": [1, 0], "intermediates_only": True},
         {"indices": 1, "return_prefix_tokens": True},
+        {"indices": [0], "stop_early": True},
+        {"indices": [0], "attn_mask": None},
     ):
         ours, expected = (m.forward_intermediates(images, **arguments) for m in (model, theirs))
         torch.testing.assert_close(ours, expected)

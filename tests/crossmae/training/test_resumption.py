@@ -52,6 +52,18 @@ def test_a_run_goes_on_as_the_same_run_alone(begun, tmp_path, what):
     assert list(losses(begun)) == [0, 1]
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_plan_refuses_what_the_run_does_and_nothing_is_made(begun, dry_run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileNotFoundError, match="resume=nowhere is not a checkpoint of a run, a folder"):
+        pretrain(small(), into(tmp_path / "run", resume="nowhere", dry_run=dry_run))
+    with pytest.raises(NotADirectoryError, match="it is a file, or is below one"):
+        pretrain(small(), into(tmp_path / "file" / "run", dry_run=dry_run))
+    with pytest.raises(ValueError, match="holds a run with other settings: seed 0, here 1"):
+        pretrain(small(steps=3, seed=1), into(begun, dry_run=dry_run))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_other_settings_may_start_from_a_checkpoint_in_another_folder(begun, tmp_path, capsys):
     checkpoint = begun / "checkpoints" / "step-00000002"
     pretrain(small(steps=3, seed=1), into(tmp_path, resume=str(checkpoint)))

@@ -140,7 +140,7 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
     checkpoint = tmp_path / "one" / "checkpoints" / "step-00000002"
     with pytest.raises(ValueError, match=r"belongs to another model: decoder_depth 2, here 1"):
         pretrain(other, into(tmp_path / "two", resume=str(checkpoint)))
-    with pytest.raises(ValueError, match="is not a checkpoint of a run"):
+    with pytest.raises(FileNotFoundError, match="is not a checkpoint of a run"):
         pretrain(other, into(tmp_path / "two", resume=str(tmp_path)))
     with pytest.raises(ValueError, match="holds checkpoints of a run"):
         pretrain(small(), into(tmp_path / "one", resume="never"))

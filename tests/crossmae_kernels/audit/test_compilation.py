@@ -79,20 +79,28 @@ def test_kernels_stay_in_registers_and_use_tensor_cores_and_wide_loads():
     }
 
 
-PRODUCT_OF_200 = """
+ONE_KERNEL = """
 import json, sys
 from crossmae_kernels.audit.cases import cases
 from crossmae_kernels.audit.devices import USUAL
 from crossmae_kernels.audit.reports import judged
-found = [c for c in cases(["projection"], [USUAL[100]], ["bf16"]) if c.launch.named_constants.get("INNER") == 200]
-json.dump([judged(case)[0] for case in found], sys.stdout)
+op, arch, dtype, kernel, name, value = json.loads(sys.argv[1])
+found = [case for case in cases([op], [USUAL[arch]], [dtype]) if case.launch.name == kernel]
+json.dump([judged(case)[0] for case in found if case.launch.named_constants.get(name) == value], sys.stdout)
 """
 
 
-def test_rows_that_16_does_not_divide_stay_in_registers():
-    """For sm_100, where most spilled."""
-    (record,) = json.loads(run("-c", PRODUCT_OF_200))
-    assert record["kernel"] == "gemm_kernel"
+@pytest.mark.parametrize(
+    "which",
+    [
+        ("projection", 100, "bf16", "gemm_kernel", "INNER", 200),
+        ("mlp", 86, "fp32", "gemm_kernel", "INNER", 200),
+        ("patches", 80, "fp32", "gather_backward_kernel", "PATCH_W", 64),
+    ],
+    ids=lambda which: f"{which[3]}-{which[1]}-{which[2]}",
+)
+def test_what_spilled_once_stays_in_registers(which):
+    (record,) = json.loads(run("-c", ONE_KERNEL, json.dumps(which)))
     assert record["spilled"] == 0
     assert not record["shortcomings"]
 
@@ -179,8 +187,10 @@ def test_shortcomings_are_named():
 
     good = Assembly(80, 0, 0, 16384, ("2D bf16",), ("HMMA",), 128, 128)
 
-    def lacking(arch, kernel="short_forward_kernel", **outcome):
-        launch = Launch(f"module:{kernel}", {}, {}, {}, {}, (1,), {}, {})
+    def lacking(arch, kernel="short_forward_kernel", constants=None, numbers=None, **outcome):
+        named = constants or {}
+        places = {(place,): value for place, value in enumerate(named.values())}
+        launch = Launch(f"module:{kernel}", dict.fromkeys(named), places, {}, {}, (1,), numbers or {}, {})
         return shortcomings(Case("", USUAL[arch], "", launch), replace(good, **outcome))
 
     assert lacking(86) == []
@@ -199,6 +209,10 @@ def test_shortcomings_are_named():
     assert lacking(90, products=("2D tf32",)) == []
     assert lacking(86, products=("2D ieee",), tensor_core=()) == []
     assert lacking(86, "fold_backward_kernel", widest_store=64) == ["stores of 64 bits at most"]
+    # Rows that begin anywhere cannot be loaded wide, whatever says how long they are.
+    assert lacking(86, "column_sums_kernel", constants={"WIDTH": 208}, widest_load=32) == ["loads of 32 bits at most"]
+    assert lacking(86, "column_sums_kernel", constants={"WIDTH": 200}, widest_load=32) == []
+    assert lacking(86, "totals_kernel", numbers={"width": 200}, widest_load=32) == []
 
 
 # A product with spilled registers, and what the audit says of it where Triton finds no disassembler.

@@ -26,12 +26,13 @@ def dataset(labels, held_out=(0, 1), names=None):
 
 def test_all_that_is_wrong_is_named_at_once():
     with pytest.raises(
-        ValueError, match=r"labels: 1 of 5 images have no label; labels skip 1, 3: 2 of 5 classes have no "
+        ValueError,
+        match=r"labels: 1 of 5 images have no label, such as number 4; labels skip 1, 3: 2 of 5 cl",
     ):
         classes_of(dataset([0, 0, 2, 4, -1]))
     with pytest.raises(ValueError, match=r"held-out images have labels that the training images lack: 2, 7"):
         classes_of(dataset([0, 1], held_out=[0, 2, 7]))
-    with pytest.raises(ValueError, match="1 of 2 held-out images have no label"):
+    with pytest.raises(ValueError, match="1 of 2 held-out images have no label, such as number 1"):
         classes_of(dataset([0, 1], held_out=[0, -1]))
     with pytest.raises(ValueError, match="labels must count classes from 0, got 1000000000000 among 3 images"):
         classes_of(dataset([0, 1, 10**12]))
@@ -50,7 +51,12 @@ def test_a_class_of_a_single_image_is_told():
 
 def write_shards(folder, other):
     """Images of labels 0 and ``other``."""
-    for part, labels in (("train", [0, 0, other, other]), ("val", [0, other])):
+    write_labels(folder, [0, 0, other, other], [0, other])
+
+
+def write_labels(folder, train, val):
+    """Shards of images with these labels."""
+    for part, labels in (("train", train), ("val", val)):
         (folder / part).mkdir(exist_ok=True)
         with tarfile.open(folder / part / "0.tar", "w") as tar:
             for number, label in enumerate(labels):
@@ -79,4 +85,45 @@ def test_folders_without_classes_are_refused(tmp_path):
     for number in range(2):
         (tmp_path / f"{number}.png").write_bytes(encoded(random_pixels(number, 12, 12, 3), "PNG"))
     with pytest.raises(ValueError, match="the images have no labels"):
+        prepare(tuned(data=DataConfig(str(tmp_path), workers=0), batch_size=2), into(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "message"),
+    [
+        (
+            ["cat", "dog"],
+            [0, 1],
+            r"the images have no labels: .*train/0\.tar/0\.cls holds 'cat', where a label is",
+        ),
+        ([-1, -1], [0, 1], r"train/0\.tar/0\.cls holds '-1', where a label is an integer from 0 on"),
+        ([0, 1, "cat"], [0, 1], r"1 of 3 images have no label, such as .*train/0\.tar/2\.cls holds 'cat'"),
+        ([0, 1, -1], [0, 1], r"1 of 3 images have no label, such as .*train/0\.tar/2\.cls holds '-1'"),
+        ([0, 1], ["dog", 1], r"held-out images have none: .*val/0\.tar/0\.cls holds 'dog'"),
+    ],
+)
+def test_a_label_that_is_none_is_named(train, val, message, tmp_path):
+    write_labels(tmp_path, train, val)
+    with pytest.raises(ValueError, match=message):
+        prepare(tuned(data=DataConfig(str(tmp_path), workers=0), batch_size=2), into(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("a", r"the images have no labels: .*train has images of one class alone, a$"),
+        ("ab-", r"labels: folders of classes without an image: empty$"),
+        ("a-", r"train has images of one class alone, a; there is none in empty"),
+    ],
+)
+def test_a_folder_of_a_class_without_an_image_is_named(classes, message, tmp_path):
+    for part in ("train", "val"):
+        for name in classes.replace("-", ""):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(2):
+                picture = encoded(random_pixels(number, 12, 12, 3), "PNG")
+                (tmp_path / part / name / f"{number}.png").write_bytes(picture)
+    if "-" in classes:
+        (tmp_path / "train" / "empty").mkdir()
+    with pytest.raises(ValueError, match=message):
         prepare(tuned(data=DataConfig(str(tmp_path), workers=0), batch_size=2), into(tmp_path / "run"))

@@ -160,6 +160,8 @@ def test_what_cannot_be_is_refused_before_work(tmp_path):
             prepare(tuned(**settings), into(folder))
     with pytest.raises(ValueError, match="ema keeps a whole copy"):
         prepare(tuned(ema=0.9), into(folder, strategy="fsdp"))
+    with pytest.raises(FileNotFoundError, match="resume=nowhere is not a checkpoint of a run"):
+        prepare(tuned(), into(folder, resume="nowhere", dry_run=True))
     assert not folder.exists()
 
 

@@ -1,4 +1,4 @@
-"""Decoder cost in closed form: arithmetic, in the table and two conventions it is reported in, and memory.
+"""Cost in closed form, the decoder's above all: arithmetic, in two conventions it is reported in, and memory.
 
 A multiply-accumulate (MAC) is one product of any matrix multiplication: linear layers, attention scores, attention
 averages, mixing of feature maps. Norms, activations and the loss are not counted, here as everywhere in the field.
@@ -60,6 +60,15 @@ def _self_attention_linears(tokens: int, width: int) -> int:
 def decoder_macs(model: Config | nn.Module, prediction_ratio: float = 0.25, mask_ratio: float = 0.75) -> int:
     """MACs per image of a decoder's forward pass, of a configuration or of a model that has one."""
     return sum(decoder_parts(_config(model), prediction_ratio, mask_ratio).values())
+
+
+def encoder_macs(model: Config | nn.Module, mask_ratio: float = 0.75) -> int:
+    """MACs per image of an encoder's forward pass while it is pretrained, on the visible patches alone."""
+    config = _config(model)
+    visible, _ = mask_counts(config.patches, mask_ratio, mask_ratio)
+    tokens, width = visible + config.class_tokens, config.encoder_width
+    linears = _self_attention_linears(tokens, width) + 2 * tokens * width * int(width * config.mlp_ratio)
+    return visible * config.patch_values * width + config.encoder_depth * (linears + 2 * tokens**2 * width)
 
 
 def decoder_flops_of_paper(model: Config | nn.Module, prediction_ratio: float = 0.25, mask_ratio: float = 0.75) -> int:

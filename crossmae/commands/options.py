@@ -26,7 +26,7 @@ _HELP = {
     "strict": "stop at the first image that cannot be read, instead of taking the next one and logging its name",
     "images": "pictures, TIFF files or .npy arrays",
     "interpret": "run the kernels on the CPU, in Triton's interpreter",
-    "json": "one list of records instead of a table",
+    "json": "numbers as JSON instead of a table",
     "path": "a checkpoint that crossmae.load reads, file or folder",
     "short": "each kernel once, in bfloat16",
     "kernels": "names of kernels; all unless given",

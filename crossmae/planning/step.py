@@ -1,0 +1,225 @@
+"""How long a training step takes on a GPU that is not there, part by part.
+
+A step runs on tensors without data, and its operators are recorded. Kernels of this package are compiled and predicted
+from their machine code (``crossmae_kernels.audit``); what libraries do is estimated from bytes and products
+(``crossmae_kernels.audit.ceilings``). The GPU is taken to be busy all the time: launches follow each other as from a
+CUDA graph. Loading of images is not counted, nor what several GPUs tell each other.
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+import crossmae_kernels as ck
+from crossmae.masking import random_masking
+from crossmae.model.autoencoder import MaskedAutoencoder, pixels_in_rows
+from crossmae.model.config import Config
+from crossmae_kernels.audit.cases import Case
+from crossmae_kernels.audit.ceilings import estimate
+from crossmae_kernels.audit.devices import Device
+from crossmae_kernels.audit.operations import Operation, record_operations
+from crossmae_kernels.audit.prediction import SPREAD
+from crossmae_kernels.audit.reports import report
+from crossmae_kernels.runtime.dispatch import default_implementation
+
+Stage = Literal["encoder", "decoder", "loss", "decoder backward", "encoder backward", "optimizer"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+Formulation = Literal["ours", "reference"]
+"""This package with its kernels, or its operations in plain PyTorch."""
+Method = Literal["machine code", "ceilings", "both"]
+
+# Bytes of a parameter that AdamW reads (itself, gradient, two moments) and writes (all but the gradient), in float32.
+ADAMW_BYTES = 4 * 4 + 3 * 4
+_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """All calls of one operator in one stage of a step."""
+
+    stage: Stage
+    operation: str
+    ours: bool
+    """Whether the operator is one of this package's, with its kernels."""
+    calls: int
+    microseconds: float
+    """Of all calls together, the middle of the interval."""
+    limiter: str
+    """What limits the launch that takes the most of that time."""
+    flops: int
+    """Of the operator's definition."""
+    bytes: int
+    """Of DRAM, predicted."""
+    method: Method
+    """By what the time was found; "both" where kernels and a library's products take turns."""
+
+    @property
+    def low(self) -> float:
+        """The shortest time of the interval, in microseconds."""
+        return self.microseconds / (1 + SPREAD)
+
+    @property
+    def high(self) -> float:
+        """The longest time of the interval, in microseconds."""
+        return self.microseconds * (1 + SPREAD)
+
+
+def predict_step(
+    config: Config,
+    device: Device,
+    batch: int,
+    dtype: torch.dtype = torch.bfloat16,
+    mask_ratio: float = 0.75,
+    prediction_ratio: float | None = None,
+    formulation: Formulation = "ours",
+    processes: int = 2,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> list[Part]:
+    """Predict forward pass, backward pass and AdamW of one batch on one GPU.
+
+    Compiling takes a second or so for each kernel that is not known yet; what is known lies on disk.
+
+    Args:
+        config: of a model with a decoder; one that knows its ``pixel_mean`` takes images in uint8.
+        device: where.
+        batch: images.
+        dtype: of products, by autocast unless float32.
+        mask_ratio: share of patches hidden from the encoder.
+        prediction_ratio: share of patches that are predicted; the model's usual one unless given.
+        formulation: who computes.
+        processes: that compile and predict.
+        progress: called with the number of launches that are predicted, and of all.
+
+    Returns:
+        The parts in order of the stages, of each stage those that take longest first.
+
+    Raises:
+        ValueError: for a model without a decoder, a batch that is not positive, or another dtype.
+    """
+    if config.decoder is None:
+        raise ValueError("the model is an encoder alone; it has no training step to predict")
+    if batch < 1:
+        raise ValueError(f"batch must be positive, got {batch}")
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype}")
+    recorded = list(_record(config, device, batch, dtype, mask_ratio, prediction_ratio, formulation))
+    launches = {repr(launch): launch for _, operation in recorded for launch in operation.launches}
+    cases = [Case(launch.name, device, _DTYPES[dtype], launch) for launch in launches.values()]
+    reports = dict(zip(launches, _reports(cases, processes, progress), strict=True))
+    found: dict[tuple[Stage, str], list[Part]] = {}
+    for stage, operation in recorded:
+        part = _part(stage, operation, device, [reports[repr(launch)] for launch in operation.launches])
+        found.setdefault((stage, part.operation), []).append(part)
+    parts = [_together(same) for same in found.values()]
+    return sorted(parts, key=lambda part: (STAGES.index(part.stage), -part.microseconds))
+
+
+def _record(
+    config: Config,
+    device: Device,
+    batch: int,
+    dtype: torch.dtype,
+    mask_ratio: float,
+    prediction_ratio: float | None,
+    formulation: Formulation,
+) -> Iterator[tuple[Stage, Operation]]:
+    """The operators of a step, each with its stage; the graph is cut between stages, which launches nothing."""
+    if prediction_ratio is None:
+        prediction_ratio = mask_ratio if config.decoder == "mae" else min(0.25, mask_ratio)
+    boundaries: dict[Stage, int] = {}
+    with (
+        record_operations(device.limits) as operations,
+        default_implementation("triton" if formulation == "ours" else "reference"),
+    ):
+        model = MaskedAutoencoder(config)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        raw = config.pixel_mean is not None
+        images = torch.empty(batch, config.channels, *config.image_size, dtype=torch.uint8 if raw else torch.float32)
+        operations.clear()
+
+        def done(stage: Stage) -> None:
+            boundaries[stage] = len(operations)
+
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            masking = random_masking(batch, config.patches, mask_ratio, prediction_ratio)
+            mean, std = (model.pixel_mean, model.pixel_std) if raw else (None, None)
+            maps = model.encoder(images, masking.visible_ids, mean, std)
+            done("encoder")
+            leaves = [feature_map.detach().requires_grad_() for feature_map in maps]
+            prediction = model.decoder(leaves, masking)
+            done("decoder")
+            leaf = prediction.detach().requires_grad_()
+            rows = pixels_in_rows(leaf, config)
+            loss = ck.patch_loss(
+                rows, images, masking.predicted_ids, config.patch_size, config.normalize_targets, mean, std
+            )
+        (upstream,) = torch.autograd.grad(loss, [leaf])
+        done("loss")
+        decoders = [*model.decoder.parameters()]
+        of_decoder = torch.autograd.grad(prediction, [*leaves, *decoders], upstream, allow_unused=True)
+        done("decoder backward")
+        encoders = [p for p in model.encoder.parameters() if p.requires_grad]
+        torch.autograd.grad(maps, encoders, of_decoder[: len(leaves)], allow_unused=True)
+        done("encoder backward")
+    begin = 0
+    for stage, end in boundaries.items():
+        for operation in operations[begin:end]:
+            yield stage, operation
+        begin = end
+    count = sum(p.numel() for p in parameters)
+    yield "optimizer", Operation("AdamW", False, torch.float32, 0, ADAMW_BYTES * count)
+
+
+def _part(stage: Stage, operation: Operation, device: Device, reports: Sequence[dict[str, Any]]) -> Part:
+    """One call."""
+    known = all("microseconds" in record for record in reports)
+    if reports and not known:  # nothing is known but its definition
+        time, limiter = estimate(operation, device)
+        return _call(stage, operation, time, limiter, operation.bytes, "ceilings")
+    times = [(record["microseconds"], record["limiter"], record["moved"]) for record in reports]
+    # An operator that launches nothing of ours stands for itself.
+    others = operation.operations if operation.ours else [operation]
+    times += [(*estimate(other, device), other.bytes) for other in others]
+    time, limiter = sum(each[0] for each in times), max(times)[1] if times else "latency"
+    method: Method = ("both" if reports else "ceilings") if others else "machine code"
+    return _call(stage, operation, time, limiter, sum(each[2] for each in times), method)
+
+
+def _call(stage: Stage, operation: Operation, time: float, limiter: str, moved: int, method: Method) -> Part:
+    return Part(stage, operation.name, operation.ours, 1, time, limiter, operation.flops, moved, method)
+
+
+def _together(same: Sequence[Part]) -> Part:
+    """Calls of one operator in one stage."""
+    longest = max(same, key=lambda part: part.microseconds)
+    return Part(
+        longest.stage,
+        longest.operation,
+        longest.ours,
+        len(same),
+        sum(part.microseconds for part in same),
+        longest.limiter,
+        sum(part.flops for part in same),
+        sum(part.bytes for part in same),
+        longest.method if len({part.method for part in same}) == 1 else "both",
+    )
+
+
+def _reports(cases: Sequence[Case], processes: int, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
+    """What is known of each case, found by several processes."""
+    if not cases:
+        return []
+    # Fresh processes: PyTorch's threads do not survive a fork. This process alone reports Ctrl-C.
+    quiet = (signal.SIGINT, signal.SIG_IGN)
+    spawn = multiprocessing.get_context("spawn")
+    found = []
+    with ProcessPoolExecutor(processes, spawn, initializer=signal.signal, initargs=quiet) as pool:
+        for record in pool.map(report, cases):
+            found.append(record)
+            progress(len(found), len(cases))
+    return found

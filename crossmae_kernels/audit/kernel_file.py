@@ -1,6 +1,7 @@
-"""What the assembler wrote beside the machine code: where a kernel finds its parameters, and its number of threads.
+"""What the assembler wrote beside the machine code: where a kernel finds its parameters, its literals, its threads.
 
-A cubin is an ELF file, and the section ``.nv.info.<kernel>`` lists a kernel's attributes as (format, attribute, size).
+A cubin is an ELF file. The section ``.nv.info.<kernel>`` lists a kernel's attributes as (format, attribute, size), and
+``.nv.constant2.<kernel>`` has the literals that Ampere's instructions have no room for.
 """
 
 import struct
@@ -18,6 +19,8 @@ class KernelFile:
     """Of a program."""
     parameters: tuple[tuple[int, int], ...]
     """Offset in constant bank 0 and bytes of each, in order."""
+    literals: dict[int, int]
+    """Constant bank 2: 32-bit words by their offset in bytes."""
 
 
 def read(cubin: bytes) -> KernelFile:
@@ -38,7 +41,12 @@ def read(cubin: bytes) -> KernelFile:
     if not base or not threads:
         raise ValueError("the cubin does not tell parameters and threads of a kernel")
     ordered = (parameters[ordinal] for ordinal in sorted(parameters))
-    return KernelFile(threads, tuple((base + offset, size) for offset, size in ordered))
+    return KernelFile(threads, tuple((base + offset, size) for offset, size in ordered), _literals(cubin))
+
+
+def _literals(cubin: bytes) -> dict[int, int]:
+    banks = [section for name, section in _sections(cubin) if name.startswith(".nv.constant2.")]
+    return {4 * place: word for bank in banks for place, (word,) in enumerate(struct.iter_unpack("<I", bank))}
 
 
 def _attributes(cubin: bytes) -> Iterator[tuple[int, bytes]]:

@@ -17,7 +17,9 @@ def run(recipe: Recipe, options: PlanOptions) -> None:
     from crossmae.planning.report import in_words
 
     if recipe.data.source:
-        raise ValueError(f"no images are opened, say how many there are: --images, not data.source={recipe.data.source}")
+        raise ValueError(
+            f"no images are opened, say how many there are: --images, not data.source={recipe.data.source}"
+        )
     found = costs(recipe, int(options.images), options, _say)
     print(json.dumps(as_json(found), indent=2) if options.json else in_words(found))
 

@@ -64,9 +64,7 @@ def data_parallel(ring: Ring, parameters: int, backward: float) -> Exchange:
     return Exchange(total, max(last, total - backward))
 
 
-def sharded(
-    ring: Ring, parameters: int, largest: int, forward: float, backward: float, micro_batches: int
-) -> Exchange:
+def sharded(ring: Ring, parameters: int, largest: int, forward: float, backward: float, micro_batches: int) -> Exchange:
     """FSDP2: float32 parameters are gathered for each pass of each micro-batch, gradients scattered in the last one.
 
     The next part is gathered while one computes. Nothing hides the gather of the first, nor the scatter of the last;

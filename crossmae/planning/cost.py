@@ -13,7 +13,7 @@ from crossmae.model import MaskedAutoencoder
 from crossmae.planning.collectives import Exchange, data_parallel, sharded
 from crossmae.planning.fleet import Fleet
 from crossmae.planning.hosts import HOSTS
-from crossmae.planning.step import Part, predict_step
+from crossmae.planning.step import Method, Part, predict_step
 from crossmae.training.plan import GIB, PretrainingPlan, make_plan, memory_of_pretraining
 from crossmae.training.recipe import Recipe
 from crossmae_kernels.audit.devices import DEVICES
@@ -25,6 +25,8 @@ OVERHEAD = 1.5 * GIB
 """Bytes of a process's CUDA context, of NCCL's and cuBLAS's buffers."""
 SLACK = 0.1
 """Share by which an allocator's blocks exceed what they hold, and what lives a moment only."""
+RUNS = 1.0
+"""What the paper's epochs took over what this method predicts of them; ``benchmarks/predictions/runs.py`` fits it."""
 ISSUE = 10e-6
 """Seconds of Python for one operator in eager mode, forward or backward."""
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -143,10 +145,13 @@ class Cost:
         """Seconds that Python needs to issue a micro-batch's operators in eager mode."""
         return ISSUE * sum(part.calls for part in self.parts)
 
-    @property
-    def estimated(self) -> list[Part]:
-        """Operators of this package whose time is not from machine code, though it should be."""
-        return [part for part in self.parts if part.ours and part.method == "ceilings"]
+    def share(self, method: Method) -> float:
+        """Of the passes' time, what was found by a method."""
+        of = {True: 0.0, False: 0.0}
+        for part in self.parts:
+            if part.stage != "optimizer":
+                of[part.method == method] += part.microseconds
+        return of[True] / sum(of.values())
 
     def _seconds(self, *stages: str) -> float:
         return sum(part.microseconds for part in self.parts if part.stage in stages) / 1e6
@@ -214,7 +219,9 @@ def _fitting(plan: PretrainingPlan, fleet: Fleet, choose: bool) -> tuple[Pretrai
         # Weights in 16 bits are kept once, whatever the batch, so this is a little too much at times.
         most = min(math.floor(room / kept * plan.micro_batch), plan.micro_batch - 1)
         if most < 1:
-            raise ValueError(f"{plan.recipe.model} does not fit: {needs} {available / GIB:,.1f}, and one needs too much")
+            raise ValueError(
+                f"{plan.recipe.model} does not fit: {needs} {available / GIB:,.1f}, and one needs too much"
+            )
         plan = replace(plan, recipe=replace(plan.recipe, micro_batch=most))
     if plan is not asked and not choose:
         raise ValueError(f"{needs} {available / GIB:,.1f}; --micro-batch {plan.micro_batch} fits")
@@ -229,9 +236,7 @@ def _largest_part(plan: PretrainingPlan) -> int:
     return max(sum(p.numel() for p in part.parameters()) for part in parts)
 
 
-def _cost(
-    plan: PretrainingPlan, parameters: int, largest: int, kept: int, fleet: Fleet, progress: Progress
-) -> Cost:
+def _cost(plan: PretrainingPlan, parameters: int, largest: int, kept: int, fleet: Fleet, progress: Progress) -> Cost:
     recipe, (mask_ratio, prediction_ratio) = plan.recipe, plan.ratios(0)
     parts = predict_step(
         plan.config,

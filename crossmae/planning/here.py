@@ -26,9 +26,10 @@ def cost_here(plan: PretrainingPlan, options: Options) -> str:
     from crossmae.planning.report import in_words
 
     gpus = processes(options)
-    fleet = Fleet(known[0], gpus, min(gpus, torch.cuda.device_count()), None, _sharding(options))
+    fleet = Fleet(
+        device=known[0],
+        gpus=gpus,
+        gpus_per_host=min(gpus, torch.cuda.device_count()),
+        strategy="fsdp" if options.strategy == "fsdp" else "ddp",
+    )
     return in_words(costs(plan.recipe, plan.images, fleet))
-
-
-def _sharding(options: Options) -> str:
-    return "fsdp" if options.strategy == "fsdp" else "ddp"

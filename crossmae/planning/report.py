@@ -5,13 +5,18 @@ from collections.abc import Callable, Sequence
 from tabulate import tabulate
 
 from crossmae.planning.collectives import REACHED
-from crossmae.planning.cost import ISSUE, OVERHEAD, SLACK, Cost, interval
+from crossmae.planning.cost import ISSUE, OVERHEAD, RUNS, SLACK, Cost, interval
 from crossmae.planning.hosts import HOSTS
+from crossmae.planning.step import Method
 from crossmae.training.plan import GIB
 from crossmae_kernels.audit.ceilings import PRODUCT_SHARE
 from crossmae_kernels.audit.devices import DEVICES
 from crossmae_kernels.audit.prediction import SPREAD
 
+LOADED = 480
+"""JPEGs of 500 x 375 pixels that a CPU core reads and crops in a second (docs/benchmarks.md)."""
+
+_METHODS: tuple[Method, Method] = ("machine code", "ceilings")
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"))
 
 
@@ -46,7 +51,7 @@ def in_words(found: Sequence[Cost]) -> str:
     table = tabulate(
         [[name, *map(value, found)] for name, value in rows], names, tablefmt="simple", disable_numparse=True
     )
-    lines = "\n".join(f"- {line}" for line in [*warnings(found), *assumptions(first)])
+    lines = "\n".join(f"- {line}" for line in [*warnings(found), *assumptions(found)])
     return f"{head}\n\n{table}\n\n{lines}"
 
 
@@ -56,35 +61,38 @@ def warnings(found: Sequence[Cost]) -> list[str]:
     for cost in found:
         name, passes = cost.plan.recipe.model, cost.forward + cost.backward
         if cost.issuing > passes:
-            calls = sum(part.calls for part in cost.parts)
             lines.append(
-                f"{name}: eager Python needs some {time(cost.issuing)} to issue the {calls:,} operators of a "
-                f"micro-batch, longer than the GPU works on them ({time(passes)}); larger micro-batches or "
-                "--execution compile come near the time above"
+                f"{name}: eager Python needs some {time(cost.issuing)} to issue a micro-batch's operators, longer than "
+                f"the GPU's {time(passes)}; larger micro-batches, or compilation, come near the times above"
             )
-        if cost.estimated:
-            of = ", ".join(dict.fromkeys(part.operation for part in cost.estimated))
-            lines.append(f"{name}: no machine code could be predicted, ceilings stand for it: {of}")
+        if not cost.share("machine code"):
+            lines.append(f"{name}: no kernel could be predicted from machine code (crossmae audit says why), and all "
+                         "times are what the device's ceilings allow at best")  # fmt: skip
         if cost.plan.ratios(0) != cost.plan.ratios(cost.plan.steps - 1):
-            lines.append(f"{name}: ratios change over the run; every step is taken to be like the first")
+            lines.append(f"{name}: ratios change over the run, and every step is taken to be like the first")
     return lines
 
 
-def assumptions(cost: Cost) -> list[str]:
+def assumptions(found: Sequence[Cost]) -> list[str]:
     """What the table takes for granted."""
-    fleet, host, device = cost.fleet, HOSTS[cost.fleet.device], DEVICES[cost.fleet.device]
-    ring = fleet.ring
-    across = f", {ring.network:g} GB/s each to other hosts" if fleet.hosts > 1 else ""
+    fleet = found[0].fleet
+    host, device, ring = HOSTS[fleet.device], DEVICES[fleet.device], fleet.ring
+    across = f", {ring.network:g} GB/s to other hosts for each GPU" if fleet.hosts > 1 else ""
+    ours, ceilings = (", ".join(f"{cost.share(name):.0%}" for cost in found) for name in _METHODS)
+    cores = max(cost.images_per_second for cost in found) / fleet.hosts / LOADED
     return [
-        f"times lie within ±{SPREAD:.0%}, as on kernels that others timed (docs/predictions.md)",
-        f"kernels of this package are predicted from their machine code; products of libraries reach {PRODUCT_SHARE:.0%}"
-        f" and copies {device.bandwidth_share:.0%} of the device's rates; launches follow each other as in a CUDA graph",
-        f"links: {ring.link:g} GB/s each way inside a host{across}, of which collectives reach {REACHED:.0%}; "
-        "sending hides behind computing but for the last bucket (DDP) or the first and last part (FSDP2)",
-        "images are loaded in time; evaluation, checkpoints and starting are not counted",
-        f"memory: a GPU has {host.memory:g} GiB; {OVERHEAD / GIB:g} for CUDA and libraries and {SLACK:.0%} for the "
-        "allocator are added to what the backward pass needs",
-        f"eager Python is taken to issue an operator in {ISSUE * 1e6:.0f} us",
+        f"intervals are ±{SPREAD:.0%}, which held for kernels that others timed (docs/predictions.md); whole runs are "
+        f"another matter: the paper's epochs took {RUNS:.2g} times what is predicted of them (docs/planning.md)",
+        f"of the passes {ours} is from machine code and {ceilings} from ceilings alone, of which a library's products "
+        f"reach {PRODUCT_SHARE:.0%} and copies {device.bandwidth_share:.0%}; the rest has parts of both",
+        "launches follow each other as in a CUDA graph; eager Python is taken to issue an operator in "
+        f"{ISSUE * 1e6:.0f} us",
+        f"links: {ring.link:g} GB/s each way inside a host{across}, of which collectives reach {REACHED:.0%}; sending "
+        "hides behind computing but for the last bucket (DDP) or the first and last part (FSDP2)",
+        f"images are loaded in time, for which a host needs some {cores:,.0f} CPU cores ({LOADED} JPEGs a second each)",
+        "evaluation, checkpoints and starting are not counted",
+        f"memory: a GPU has {host.memory:g} GiB; {OVERHEAD / GIB:g} for CUDA and libraries are added, and {SLACK:.0%} "
+        "for the allocator to what the backward pass needs",
     ]
 
 

@@ -62,13 +62,13 @@ def decoder_macs(model: Config | nn.Module, prediction_ratio: float = 0.25, mask
     return sum(decoder_parts(_config(model), prediction_ratio, mask_ratio).values())
 
 
-def encoder_macs(model: Config | nn.Module, mask_ratio: float = 0.75) -> int:
-    """MACs per image of an encoder's forward pass while it is pretrained, on the visible patches alone."""
-    config = _config(model)
+def encoder_macs(config: Config, mask_ratio: float = 0.75) -> int:
+    """MACs per image of an encoder's forward pass, which sees the visible patches alone."""
     visible, _ = mask_counts(config.patches, mask_ratio, mask_ratio)
     tokens, width = visible + config.class_tokens, config.encoder_width
-    linears = _self_attention_linears(tokens, width) + 2 * tokens * width * int(width * config.mlp_ratio)
-    return visible * config.patch_values * width + config.encoder_depth * (linears + 2 * tokens**2 * width)
+    block = _self_attention_linears(tokens, width) + 2 * tokens**2 * width
+    block += 2 * tokens * width * int(width * config.mlp_ratio)
+    return visible * config.patch_values * width + config.encoder_depth * block
 
 
 def decoder_flops_of_paper(model: Config | nn.Module, prediction_ratio: float = 0.25, mask_ratio: float = 0.75) -> int:

@@ -26,7 +26,7 @@ from benchmarks.contest import (
     model_name,
 )
 from crossmae.benchmark.release import SYNCHRONIZES, release_decode, release_model_loss
-from crossmae.flops import decoder_macs, encoder_macs
+from crossmae.flops import decoder_macs
 from crossmae.masking import Masking, mask_counts
 from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config
@@ -147,7 +147,7 @@ def model_contest(suite: str, form: Form, size: str, batch: int, direction: Dire
     prediction_ratio = PREDICTION_RATIO if family == "crossmae" else MASK_RATIO
     visible, predicted = mask_counts(config.patches, MASK_RATIO, prediction_ratio)
     about = {"part": "whole model", "decoder": FAMILIES[family], "model": model_name(size)}
-    macs = encoder_macs(config, MASK_RATIO) + decoder_macs(config, prediction_ratio)
+    macs = _encoder_macs(config, visible) + decoder_macs(config, prediction_ratio)
 
     def pose(draw: Draw, batch: int) -> Problem:
         arguments = {"inputs": draw.normal(batch, config.channels, *config.image_size)}
@@ -239,6 +239,13 @@ def _adamw(module: nn.Module) -> torch.optim.Optimizer:
     on_cuda = next(module.parameters()).is_cuda
     options: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.95), "fused": on_cuda, "capturable": on_cuda}
     return torch.optim.AdamW(module.parameters(), **options)
+
+
+def _encoder_macs(config: Config, visible: int) -> int:
+    """Multiply-accumulates of the encoder for an image with so many visible patches."""
+    tokens, width = visible + 1, config.encoder_width
+    block = tokens * width * (4 * width + 2 * int(width * config.mlp_ratio)) + 2 * tokens**2 * width
+    return visible * config.patch_values * width + config.encoder_depth * block
 
 
 @lru_cache(maxsize=2)  # the one at hand and its baseline: several would fill the device

@@ -1,14 +1,10 @@
 """``crossmae plan``: a run's cost on a fleet, as a table or as JSON."""
 
 import json
-import os
 import sys
 
 from crossmae.planning.fleet import PlanOptions
 from crossmae.training.recipe import Recipe
-
-# Nothing is interpreted; Triton reads this when it is imported.
-os.environ.pop("TRITON_INTERPRET", None)
 
 
 def run(recipe: Recipe, options: PlanOptions) -> None:
@@ -17,9 +13,7 @@ def run(recipe: Recipe, options: PlanOptions) -> None:
     from crossmae.planning.report import in_words
 
     if recipe.data.source:
-        raise ValueError(
-            f"no images are opened, say how many there are: --images, not data.source={recipe.data.source}"
-        )
+        raise ValueError(f"no images are opened: give their number with --images instead of {recipe.data.source}")
     found = costs(recipe, int(options.images), options, _say)
     print(json.dumps(as_json(found), indent=2) if options.json else in_words(found))
 

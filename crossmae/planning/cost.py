@@ -1,9 +1,9 @@
 """What a pretraining run takes of a fleet: seconds, memory, and what is sent; of CrossMAE and of MAE beside it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -11,9 +11,9 @@ from crossmae.flops import decoder_macs, encoder_macs
 from crossmae.masking import mask_counts
 from crossmae.model import MaskedAutoencoder
 from crossmae.planning.collectives import Exchange, data_parallel, sharded
-from crossmae.planning.fleet import Fleet
+from crossmae.planning.fleet import Fleet, Sharding
 from crossmae.planning.hosts import HOSTS
-from crossmae.planning.step import Method, Part, predict_step
+from crossmae.planning.step import STAGES, Method, Part, Stage, predict_step
 from crossmae.training.plan import GIB, PretrainingPlan, make_plan, memory_of_pretraining
 from crossmae.training.recipe import Recipe
 from crossmae_kernels.audit.devices import DEVICES
@@ -25,7 +25,7 @@ OVERHEAD = 1.5 * GIB
 """Bytes of a process's CUDA context, of NCCL's and cuBLAS's buffers."""
 SLACK = 0.1
 """Share by which an allocator's blocks exceed what they hold, and what lives a moment only."""
-RUNS = 1.0
+RUNS = 1.81
 """What the paper's epochs took over what this method predicts of them; ``benchmarks/predictions/runs.py`` fits it."""
 ISSUE = 10e-6
 """Seconds of Python for one operator in eager mode, forward or backward."""
@@ -50,13 +50,23 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Step:
+    """Of one GPU: a micro-batch's passes, and the optimizer."""
+
+    seconds: Mapping[Stage, float]
+    operators: int
+    """That are called."""
+    machine_code: float
+    """Share of the passes' time that was found from it; the rest is from ceilings."""
+
+
+@dataclass(frozen=True)
 class Cost:
     """Of a run; times in seconds, the middle of an interval of ``SPREAD`` above and below."""
 
     plan: PretrainingPlan
     fleet: Fleet
-    parts: list[Part]
-    """Of a micro-batch's passes, and the optimizer."""
+    one: Step
     parameters: int
     largest: int
     """Parameters of the largest part that is sharded as one."""
@@ -129,32 +139,36 @@ class Cost:
         rate = device.tensor * device.limits.multiprocessors * device.clock * 1e9
         return 6 * macs * self.images_per_second / self.fleet.gpus / rate
 
-    @property
-    def memory(self) -> Memory:
-        """By the fleet's strategy."""
-        return self.memory_of(self.fleet.strategy)
-
-    def memory_of(self, strategy: str) -> Memory:
-        """By DDP, or by FSDP2, which also holds a part whole, with gradients, while the next one is gathered."""
-        if strategy == "ddp":
-            return Memory(STATE * self.parameters, self.kept)
-        return Memory(STATE * self.parameters / self.fleet.gpus + 3 * 4 * self.largest, self.kept)
+    def memory(self, strategy: Sharding) -> Memory:
+        """Of each GPU."""
+        return memory_of(strategy, self.fleet.gpus, self.parameters, self.largest, self.kept)
 
     @property
     def issuing(self) -> float:
         """Seconds that Python needs to issue a micro-batch's operators in eager mode."""
-        return ISSUE * sum(part.calls for part in self.parts)
+        return ISSUE * self.one.operators
 
-    def share(self, method: Method) -> float:
-        """Of the passes' time, what was found by a method."""
-        of = {True: 0.0, False: 0.0}
-        for part in self.parts:
-            if part.stage != "optimizer":
-                of[part.method == method] += part.microseconds
-        return of[True] / sum(of.values())
+    def _seconds(self, *stages: Stage) -> float:
+        return sum(self.one.seconds[stage] for stage in stages)
 
-    def _seconds(self, *stages: str) -> float:
-        return sum(part.microseconds for part in self.parts if part.stage in stages) / 1e6
+
+def memory_of(strategy: Sharding, gpus: int, parameters: int, largest: int, kept: int) -> Memory:
+    """By DDP, or by FSDP2, which also holds a part whole, with gradients, while the next one is gathered."""
+    if strategy == "ddp":
+        return Memory(STATE * parameters, kept)
+    return Memory(STATE * parameters / gpus + 3 * 4 * largest, kept)
+
+
+def summed(parts: Sequence[Part]) -> Step:
+    """What a plan needs to know of a predicted step."""
+    seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
+    by_method: dict[Method, float] = {}
+    for part in parts:
+        seconds[part.stage] += part.microseconds / 1e6
+        if part.stage != "optimizer":
+            by_method[part.method] = by_method.get(part.method, 0.0) + part.microseconds
+    machine_code = by_method.get("machine code", 0.0) / sum(by_method.values())
+    return Step(seconds, sum(part.calls for part in parts), machine_code)
 
 
 def interval(seconds: float) -> tuple[float, float]:
@@ -177,7 +191,7 @@ def costs(recipe: Recipe, images: int, fleet: Fleet, progress: Progress = lambda
         ValueError: if recipe, images and fleet do not fit each other, memory included.
     """
     if recipe.precision == "float64":
-        raise ValueError("precision must be one of bfloat16, float16, float32 to be predicted, got float64")
+        raise ValueError("precision must be bfloat16, float16 or float32 to be predicted, got float64")
     if recipe.precision == "auto":
         recipe = replace(recipe, precision="bfloat16")
     if fleet.strategy == "fsdp" and recipe.precision == "float16":
@@ -210,7 +224,7 @@ def _fitting(plan: PretrainingPlan, fleet: Fleet, choose: bool) -> tuple[Pretrai
     while True:
         parameters, kept = memory_of_pretraining(plan, DEVICES[fleet.device].limits)
         largest = _largest_part(plan)
-        memory = Cost(plan, fleet, [], parameters, largest, kept).memory
+        memory = memory_of(fleet.strategy, fleet.gpus, parameters, largest, kept)
         if memory.total <= available:
             break
         if asked is plan:
@@ -219,9 +233,7 @@ def _fitting(plan: PretrainingPlan, fleet: Fleet, choose: bool) -> tuple[Pretrai
         # Weights in 16 bits are kept once, whatever the batch, so this is a little too much at times.
         most = min(math.floor(room / kept * plan.micro_batch), plan.micro_batch - 1)
         if most < 1:
-            raise ValueError(
-                f"{plan.recipe.model} does not fit: {needs} {available / GIB:,.1f}, and one needs too much"
-            )
+            raise ValueError(f"{plan.recipe.model}: {needs} {available / GIB:,.1f}, and one alone does not fit either")
         plan = replace(plan, recipe=replace(plan.recipe, micro_batch=most))
     if plan is not asked and not choose:
         raise ValueError(f"{needs} {available / GIB:,.1f}; --micro-batch {plan.micro_batch} fits")
@@ -247,7 +259,7 @@ def _cost(plan: PretrainingPlan, parameters: int, largest: int, kept: int, fleet
         prediction_ratio,
         progress=lambda done, of: progress(recipe.model, done, of),
     )
-    return Cost(plan, fleet, parts, parameters, largest, kept)
+    return Cost(plan, fleet, summed(parts), parameters, largest, kept)
 
 
 def as_json(found: list[Cost]) -> dict[str, Any]:
@@ -273,6 +285,6 @@ def _plain(cost: Cost) -> dict[str, Any]:
         "images_per_second": cost.images_per_second, "gpu_hours": cost.gpu_hours, "mfu": cost.utilization,
         "memory": {
             name: {"state": memory.state, "kept": memory.kept, "total": memory.total}
-            for name in ("ddp", "fsdp") for memory in (cost.memory_of(name),)
+            for name in get_args(Sharding) for memory in (cost.memory(name),)
         },
     }  # fmt: skip

@@ -6,8 +6,8 @@ from tabulate import tabulate
 
 from crossmae.planning.collectives import REACHED
 from crossmae.planning.cost import ISSUE, OVERHEAD, RUNS, SLACK, Cost, interval
+from crossmae.planning.fleet import Sharding
 from crossmae.planning.hosts import HOSTS
-from crossmae.planning.step import Method
 from crossmae.training.plan import GIB
 from crossmae_kernels.audit.ceilings import PRODUCT_SHARE
 from crossmae_kernels.audit.devices import DEVICES
@@ -16,7 +16,6 @@ from crossmae_kernels.audit.prediction import SPREAD
 LOADED = 480
 """JPEGs of 500 x 375 pixels that a CPU core reads and crops in a second (docs/benchmarks.md)."""
 
-_METHODS: tuple[Method, Method] = ("machine code", "ceilings")
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"))
 
 
@@ -65,7 +64,7 @@ def warnings(found: Sequence[Cost]) -> list[str]:
                 f"{name}: eager Python needs some {time(cost.issuing)} to issue a micro-batch's operators, longer than "
                 f"the GPU's {time(passes)}; larger micro-batches, or compilation, come near the times above"
             )
-        if not cost.share("machine code"):
+        if not cost.one.machine_code:
             lines.append(f"{name}: no kernel could be predicted from machine code (crossmae audit says why), and all "
                          "times are what the device's ceilings allow at best")  # fmt: skip
         if cost.plan.ratios(0) != cost.plan.ratios(cost.plan.steps - 1):
@@ -78,13 +77,13 @@ def assumptions(found: Sequence[Cost]) -> list[str]:
     fleet = found[0].fleet
     host, device, ring = HOSTS[fleet.device], DEVICES[fleet.device], fleet.ring
     across = f", {ring.network:g} GB/s to other hosts for each GPU" if fleet.hosts > 1 else ""
-    ours, ceilings = (", ".join(f"{cost.share(name):.0%}" for cost in found) for name in _METHODS)
+    shares = " and ".join(f"{cost.one.machine_code:.0%}" for cost in found)
     cores = max(cost.images_per_second for cost in found) / fleet.hosts / LOADED
     return [
         f"intervals are ±{SPREAD:.0%}, which held for kernels that others timed (docs/predictions.md); whole runs are "
         f"another matter: the paper's epochs took {RUNS:.2g} times what is predicted of them (docs/planning.md)",
-        f"of the passes {ours} is from machine code and {ceilings} from ceilings alone, of which a library's products "
-        f"reach {PRODUCT_SHARE:.0%} and copies {device.bandwidth_share:.0%}; the rest has parts of both",
+        f"{shares} of the passes' time is from machine code, the rest from the device's ceilings, of which a library's "
+        f"products reach {PRODUCT_SHARE:.0%} and copies {device.bandwidth_share:.0%}",
         "launches follow each other as in a CUDA graph; eager Python is taken to issue an operator in "
         f"{ISSUE * 1e6:.0f} us",
         f"links: {ring.link:g} GB/s each way inside a host{across}, of which collectives reach {REACHED:.0%}; sending "
@@ -112,15 +111,15 @@ def _decoder(cost: Cost) -> str:
     return f"{cost.plan.config.decoder_depth} blocks, predicts {prediction_ratio:g} of {mask_ratio:g} masked"
 
 
-def _exchange(cost: Cost, strategy: str) -> str:
+def _exchange(cost: Cost, strategy: Sharding) -> str:
     if cost.fleet.gpus == 1:
         return "-"
     exchange = cost.data_parallel if strategy == "ddp" else cost.sharded
     return f"{time(exchange.total)}, {time(exchange.exposed)} not hidden"
 
 
-def _memory(cost: Cost, strategy: str) -> str:
-    memory = cost.memory_of(strategy)
+def _memory(cost: Cost, strategy: Sharding) -> str:
+    memory = cost.memory(strategy)
     return f"{memory.total / GIB:.1f} GiB: state {memory.state / GIB:.1f}, kept {memory.kept / GIB:.1f}"
 
 

@@ -177,6 +177,36 @@ def test_the_counterpart_takes_fewer_images_where_it_must(capsys, monkeypatch):
     assert [found[name]["micro_batch"] for name in found] == [1024, 256]
 
 
+DRY_RUN = ["pretrain", "--dry-run", "--model", "crossmae_vit_tiny_patch4", "--batch-size", "128"]
+
+
+def test_a_dry_run_on_a_cpu_says_where_times_are(capsys):
+    assert main(DRY_RUN) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "Time: not predicted for this machine (cpu); `crossmae plan` predicts it for GPUs that are not here."
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("NVIDIA H100 80GB HBM3", "2 x h100 on 1 host(s), ddp"),
+        (
+            "NVIDIA H100 NVL",
+            "Time: not predicted for NVIDIA H100 NVL; `crossmae plan` predicts it for GPUs",
+        ),
+    ],
+)
+def test_a_dry_run_predicts_the_gpus_that_are_here(capsys, monkeypatch, name, words):
+    monkeypatch.setattr("crossmae.planning.here.device_kind", lambda: "cuda")
+    monkeypatch.setattr("crossmae.planning.here.processes", lambda options: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: name)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert main(DRY_RUN) == 0
+    text = capsys.readouterr().out
+    assert words in text
+    assert ("GPU-hours" in text) == name.endswith("HBM3")
+
+
 def test_every_gpu_that_is_predicted_has_a_host_and_no_other():
     assert HOSTS.keys() == DEVICES.keys()
     assert Fleet("l4").ring.link == 16

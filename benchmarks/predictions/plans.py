@@ -20,7 +20,7 @@ from benchmarks.predictions import runs
 from benchmarks.records import ROOT, read
 from benchmarks.report import tables
 from benchmarks.report.__main__ import insert, newest_of_gpus
-from crossmae.planning.cost import Cost, Step, costs, counterpart, interval, summed
+from crossmae.planning.cost import RUNS, Cost, Step, costs, counterpart, interval, summed
 from crossmae.planning.fleet import Fleet
 from crossmae.planning.report import time
 from crossmae.planning.step import predict_step
@@ -106,7 +106,10 @@ def on_gpus(steps: dict[str, Any], results: Path, folder: Path) -> str:
             rows.append([f"{model}, {name}", *times])
     headers = [f"ViT-B's decoder, {MICRO_BATCH} images, bfloat16", *(f"{name}, ms" for name in GPUS.values())]
     table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
-    return f"{table}\n\nPredicted, forward and backward pass; nothing is measured. {errors()}\n"
+    return (
+        f"{table}\n\nPredicted, forward and backward pass; nothing is measured. {errors()} Plain PyTorch is what the GPU "
+        f"allows it at best; the paper's own epochs took {RUNS:.2g} times as long ([docs/planning.md](docs/planning.md)).\n"
+    )
 
 
 def _of_decoder(step: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -106,10 +107,11 @@ def on_gpus(steps: dict[str, Any], results: Path, folder: Path) -> str:
             rows.append([f"{model}, {name}", *times])
     headers = [f"ViT-B's decoder, {MICRO_BATCH} images, bfloat16", *(f"{name}, ms" for name in GPUS.values())]
     table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
-    return (
-        f"{table}\n\nPredicted, forward and backward pass; nothing is measured. {errors()} Plain PyTorch is what the GPU "
-        f"allows it at best; the paper's own epochs took {RUNS:.2g} times as long ([docs/planning.md](docs/planning.md)).\n"
+    note = (
+        f"Predicted, forward and backward pass; nothing is measured. {errors()} Plain PyTorch is what the GPU allows it "
+        f"at best: the paper's epochs took {RUNS:.2g} times as long ([docs/planning.md](docs/planning.md))."
     )
+    return f"{table}\n\n{textwrap.fill(note, 125, break_on_hyphens=False)}\n"
 
 
 def _of_decoder(step: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import sys
 # bring counts as the first one's unless the extra is named.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "": ("torch", "triton", "numpy", "safetensors", "jsonargparse", "yaml", "tabulate"),
-    "figures": ("matplotlib", "PIL"),
+    "figures": ("matplotlib", "PIL", "plotly"),
     "train": (
         *("lightning_fabric", "torchvision", "tensorboard", "sklearn", "skimage", "tqdm", "PIL", "tifffile"),
         *("braceexpand", "matplotlib", "timm"),

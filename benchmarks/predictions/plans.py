@@ -7,7 +7,6 @@ the place of README's predictions.
 import argparse
 import json
 import os
-import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from crossmae.training.data.config import DataConfig
 from crossmae.training.plan import make_plan
 from crossmae.training.recipe import IMAGENET_IMAGES, Recipe, read_recipes
 from crossmae_kernels.audit.devices import DEVICES
+from crossmae_kernels.audit.prediction import accuracy
 from crossmae_kernels.command import run_command
 
 STEPS = Path(__file__).parent / "steps.json"
@@ -108,8 +108,8 @@ def on_gpus(steps: dict[str, Any], results: Path, folder: Path) -> str:
     headers = [f"ViT-B's decoder, {MICRO_BATCH} images, bfloat16", *(f"{name}, ms" for name in GPUS.values())]
     table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
     note = (
-        f"Predicted, forward and backward pass; nothing is measured. {errors()} Plain PyTorch is what the GPU allows it "
-        f"at best: the paper's epochs took {RUNS:.2g} times as long ([docs/planning.md](docs/planning.md))."
+        f"Predicted, forward and backward pass; nothing is measured. {accuracy()} Plain PyTorch is what the GPU allows at "
+        f"best: the paper's epochs took {RUNS:.2g} times as long ([docs/planning.md](docs/planning.md))."
     )
     return f"{table}\n\n{textwrap.fill(note, 125, break_on_hyphens=False)}\n"
 
@@ -118,18 +118,6 @@ def _of_decoder(step: dict[str, Any]) -> str:
     seconds = step["seconds"]["decoder"] + step["seconds"]["decoder backward"]
     low, high = interval(seconds)
     return f"{low * 1e3:.1f} to {high * 1e3:.1f}"
-
-
-def errors() -> str:
-    """How far such predictions are from kernels that others timed, as docs/predictions.md has it."""
-    page = (ROOT / "docs" / "predictions.md").read_text("utf-8")
-    found = re.search(r"Of (\d+) times .*?: median error (\d+)%, worst (\d+)%", page)
-    if found is None:
-        raise ValueError("docs/predictions.md does not tell its errors")
-    return (
-        f"Of {found[1]} published times of other kernels, predicted likewise, the median error is {found[2]} % and the "
-        f"worst {found[3]} % ([docs/predictions.md](docs/predictions.md))."
-    )
 
 
 def epochs(steps: dict[str, Any]) -> str:

@@ -21,14 +21,13 @@ from crossmae.training.recipe import IMAGENET_IMAGES
 from crossmae_kernels.audit.cases import Case
 from crossmae_kernels.audit.ceilings import estimate
 from crossmae_kernels.audit.devices import DEVICES
-from crossmae_kernels.audit.operations import Operation, record_operations
+from crossmae_kernels.audit.operations import ATTENTION, Operation, record_operations
 from crossmae_kernels.audit.reports import report
 from crossmae_kernels.environment import Implementation
 from crossmae_kernels.runtime.dispatch import default_implementation
 
 # Images at a time are not published; what it states of memory suits 1,024.
 DEVICE, GPUS, IMAGES, MASK_RATIO = DEVICES["a100"], 2, 1024, 0.75
-ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from crossmae.benchmark.decode import Execution, Formulation, Row, Setting, meas
 from crossmae.benchmark.machine import machine
 from crossmae.benchmark.report import draw, table
 from crossmae.files import make_folder, replacing
-from crossmae.model.config import named_config
+from crossmae.model.config import crossmae_and_mae
 from crossmae_kernels.command import reason
 from crossmae_kernels.extras import MissingPackageError
 
@@ -32,17 +32,15 @@ def setting_of(
     rounds: int,
 ) -> Setting:
     """The arguments are those of ``crossmae.commands.cli.bench``."""
-    family, _, size = model.partition("_vit_")
-    if family == "mae":
-        raise ValueError(f"model must be a CrossMAE, which is compared with its MAE: crossmae_vit_{size}, got {model}")
+    crossmae, mae = crossmae_and_mae(model, image_size)
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
         raise ValueError(f"device must be one of PyTorch's, such as cpu, cuda or cuda:1, got {device!r}") from None
     on_cpu = place.type == "cpu"
     return Setting(
-        named_config(model, image_size),
-        named_config(f"mae_vit_{size}", image_size),
+        crossmae,
+        mae,
         tuple(prediction_ratios),
         tuple(depths),
         mask_ratio,

@@ -1,5 +1,6 @@
 """The command line: ``crossmae <command> --help``."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -178,9 +179,12 @@ def audit(
     ops: Sequence[str] = (),
     kernels: Sequence[str] = (),
     dtypes: Sequence[str] = (),
-    images: int = 256,
+    batch: int = 256,
     short: bool = False,
     json: bool = False,
+    html: str | None = None,
+    model: str | None = None,
+    device: str | None = None,
 ) -> int:
     """Compile every kernel for GPUs that are not there, and predict its time.
 
@@ -188,14 +192,35 @@ def audit(
     an interval for the time with what limits it, from the machine code alone. Exit code 1 if a kernel spills, does not
     fit, or leaves tensor cores or wide loads unused.
 
+    With --html it draws instead: a training step of CrossMAE beside MAE's, and by this package beside plain PyTorch, as
+    one page that needs no network. Some minutes for a model, of which the kernels are compiled.
+
     Args:
-        images: of a batch.
+        batch: images.
+        html: file of the page.
+        model: on the page, a CrossMAE, beside MAE of the same size; crossmae_vit_base_patch16 unless given.
+        device: on the page, name of a GPU; h100 unless given.
     """
+    selections = {"devices": devices, "ops": ops, "kernels": kernels, "dtypes": dtypes}
+    if html is not None:
+        for name, given in {**selections, "short": short, "json": json}.items():
+            if given:
+                raise ValueError(f"--{name} is of the table; --html takes --model, --device and --batch")
+        require("figures", "plotly")
+        require("", "triton")
+        os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing
+        from crossmae.commands.audit import run as draw
+
+        draw(html, model or "crossmae_vit_base_patch16", device or "h100", batch)
+        return 0
+    for name, choice in (("model", model), ("device", device)):
+        if choice is not None:
+            raise ValueError(f"--{name} is of the page, which --html writes; of the table there are --devices")
     from crossmae_kernels.audit.__main__ import main as run
 
-    words = [f"--images={images}", *["--short"] * short, *["--json"] * json]
-    for name, given in (("devices", devices), ("ops", ops), ("kernels", kernels), ("dtypes", dtypes)):
-        words += [f"--{name}", *given] if given else []
+    words = [f"--batch={batch}", *["--short"] * short, *["--json"] * json]
+    for name, chosen in selections.items():
+        words += [f"--{name}", *chosen] if chosen else []
     return run(words, "crossmae audit")
 
 

@@ -301,6 +301,18 @@ def named_config(name: str, image_size: int | Sequence[int] | None = None, **ove
     return Config.from_dict({"image_size": Config.image_size, **values})
 
 
+def crossmae_and_mae(name: str, image_size: int | Sequence[int] | None = None) -> tuple[Config, Config]:
+    """Configurations of a named CrossMAE and of the MAE of the same size, with which it is compared.
+
+    Raises:
+        ValueError: for another model's name.
+    """
+    family, _, size = name.partition("_vit_")
+    if family == "mae":
+        raise ValueError(f"model must be a CrossMAE, which is compared with its MAE: crossmae_vit_{size}, got {name}")
+    return named_config(name, image_size), named_config(f"mae_vit_{size}", image_size)
+
+
 def usual_heads(part: Literal["encoder", "decoder"], width: int) -> int | None:
     """Attention heads of the named model, and so of the published ones, of this width; None if none is so wide."""
     for size in _ENCODERS:

@@ -162,12 +162,12 @@ def memory_of(strategy: Sharding, gpus: int, parameters: int, largest: int, kept
 def summed(parts: Sequence[Part]) -> Step:
     """What a plan needs to know of a predicted step."""
     seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
-    by_method: dict[Method, float] = {}
+    by_method: dict[Method, float] = {"machine code": 0.0, "ceilings": 0.0}
     for part in parts:
         seconds[part.stage] += part.microseconds / 1e6
-        if part.stage != "optimizer":
-            by_method[part.method] = by_method.get(part.method, 0.0) + part.microseconds
-    machine_code = by_method.get("machine code", 0.0) / sum(by_method.values())
+        for kernel in part.kernels if part.stage != "optimizer" else ():
+            by_method[kernel.method] += kernel.microseconds
+    machine_code = by_method["machine code"] / sum(by_method.values())
     return Step(seconds, sum(part.calls for part in parts), machine_code)
 
 

@@ -6,11 +6,8 @@ from their machine code (``crossmae_kernels.audit``); what libraries do is estim
 CUDA graph. Loading of images is not counted, nor what several GPUs tell each other.
 """
 
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -24,18 +21,34 @@ from crossmae_kernels.audit.ceilings import estimate
 from crossmae_kernels.audit.devices import Device
 from crossmae_kernels.audit.operations import Operation, record_operations
 from crossmae_kernels.audit.prediction import SPREAD
-from crossmae_kernels.audit.reports import report
+from crossmae_kernels.audit.reports import reports
 from crossmae_kernels.runtime.dispatch import default_implementation
 
 Stage = Literal["encoder", "decoder", "loss", "decoder backward", "encoder backward", "optimizer"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Formulation = Literal["ours", "reference"]
 """This package with its kernels, or its operations in plain PyTorch."""
-Method = Literal["machine code", "ceilings", "both"]
+Method = Literal["machine code", "ceilings"]
 
 # Bytes of a parameter that AdamW reads (itself, gradient, two moments) and writes (all but the gradient), in float32.
 ADAMW_BYTES = 4 * 4 + 3 * 4
 _DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """All launches of one kernel by an operator, or all that a library launches for it by one name."""
+
+    name: str
+    method: Method
+    """By what the time was found."""
+    calls: int
+    microseconds: float
+    """Of all calls together, the middle of the interval."""
+    limiter: str
+    """What limits the longest of them."""
+    bytes: int
+    """Of DRAM."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +58,17 @@ class Part:
     stage: Stage
     operation: str
     ours: bool
-    """Whether the operator is one of this package's, with its kernels."""
+    """Whether the operator is one of this package's."""
     calls: int
-    microseconds: float
-    """Of all calls together, the middle of the interval."""
-    limiter: str
-    """What limits the launch that takes the most of that time."""
     flops: int
-    """Of the operator's definition."""
-    bytes: int
-    """Of DRAM, predicted."""
-    method: Method
-    """By what the time was found; "both" where kernels and a library's products take turns."""
+    """Of the operator's definition, two for each multiply-accumulate."""
+    kernels: tuple[Kernel, ...]
+    """The longest first."""
+
+    @property
+    def microseconds(self) -> float:
+        """The middle of the interval."""
+        return sum(kernel.microseconds for kernel in self.kernels)
 
     @property
     def low(self) -> float:
@@ -67,6 +79,16 @@ class Part:
     def high(self) -> float:
         """The longest time of the interval, in microseconds."""
         return self.microseconds * (1 + SPREAD)
+
+    @property
+    def limiter(self) -> str:
+        """What limits the longest kernel."""
+        return self.kernels[0].limiter
+
+    @property
+    def bytes(self) -> int:
+        """Of DRAM."""
+        return sum(kernel.bytes for kernel in self.kernels)
 
 
 def predict_step(
@@ -110,12 +132,15 @@ def predict_step(
     recorded = list(_record(config, device, batch, dtype, mask_ratio, prediction_ratio, formulation))
     launches = {repr(launch): launch for _, operation in recorded for launch in operation.launches}
     cases = [Case(launch.name, device, _DTYPES[dtype], launch) for launch in launches.values()]
-    reports = dict(zip(launches, _reports(cases, processes, progress), strict=True))
-    found: dict[tuple[Stage, str], list[Part]] = {}
+    known = {}
+    for done, (launch, record) in enumerate(zip(launches, reports(cases, processes), strict=True), 1):
+        known[launch] = record
+        progress(done, len(cases))
+    found: dict[tuple[Stage, str], list[tuple[Operation, list[Kernel]]]] = {}
     for stage, operation in recorded:
-        part = _part(stage, operation, device, [reports[repr(launch)] for launch in operation.launches])
-        found.setdefault((stage, part.operation), []).append(part)
-    parts = [_together(same) for same in found.values()]
+        kernels = _kernels(operation, device, dtype, [known[repr(launch)] for launch in operation.launches])
+        found.setdefault((stage, operation.name), []).append((operation, kernels))
+    parts = [_part(stage, calls) for (stage, _), calls in found.items()]
     return sorted(parts, key=lambda part: (STAGES.index(part.stage), -part.microseconds))
 
 
@@ -175,51 +200,48 @@ def _record(
     yield "optimizer", Operation("AdamW", False, torch.float32, 0, ADAMW_BYTES * count)
 
 
-def _part(stage: Stage, operation: Operation, device: Device, reports: Sequence[dict[str, Any]]) -> Part:
-    """One call."""
-    known = all("microseconds" in record for record in reports)
-    if reports and not known:  # nothing is known but its definition
-        time, limiter = estimate(operation, device)
-        return _call(stage, operation, time, limiter, operation.bytes, "ceilings")
-    times = [(record["microseconds"], record["limiter"], record["moved"]) for record in reports]
-    # An operator that launches nothing of ours stands for itself.
-    others = operation.operations if operation.ours else [operation]
-    times += [(*estimate(other, device), other.bytes) for other in others]
-    time, limiter = sum(each[0] for each in times), max(times)[1] if times else "latency"
-    method: Method = ("both" if reports else "ceilings") if others else "machine code"
-    return _call(stage, operation, time, limiter, sum(each[2] for each in times), method)
+def _kernels(
+    operation: Operation, device: Device, dtype: torch.dtype, records: Sequence[dict[str, Any]]
+) -> list[Kernel]:
+    """What one call launches; this package's operators multiply in ``dtype``, whatever their arguments come in."""
+    if not all("microseconds" in record for record in records):
+        # Of what could not be predicted, its definition is known.
+        return [_by_ceilings(replace(operation, dtype=dtype), device)]
+    predicted = [
+        Kernel(record["kernel"], "machine code", 1, record["microseconds"], record["limiter"], record["moved"])
+        for record in records
+    ]
+    libraries = operation.operations if operation.ours else [operation]
+    return predicted + [_by_ceilings(each, device) for each in libraries]
 
 
-def _call(stage: Stage, operation: Operation, time: float, limiter: str, moved: int, method: Method) -> Part:
-    return Part(stage, operation.name, operation.ours, 1, time, limiter, operation.flops, moved, method)
+def _by_ceilings(operation: Operation, device: Device) -> Kernel:
+    return Kernel(operation.name, "ceilings", 1, *estimate(operation, device), operation.bytes)
 
 
-def _together(same: Sequence[Part]) -> Part:
+def _part(stage: Stage, calls: Sequence[tuple[Operation, Sequence[Kernel]]]) -> Part:
     """Calls of one operator in one stage."""
-    longest = max(same, key=lambda part: part.microseconds)
+    found: dict[str, list[Kernel]] = {}
+    for _, kernels in calls:
+        for kernel in kernels:
+            found.setdefault(kernel.name, []).append(kernel)
+    first = calls[0][0]
     return Part(
-        longest.stage,
-        longest.operation,
-        longest.ours,
-        len(same),
-        sum(part.microseconds for part in same),
-        longest.limiter,
-        sum(part.flops for part in same),
-        sum(part.bytes for part in same),
-        longest.method if len({part.method for part in same}) == 1 else "both",
+        stage,
+        first.name,
+        first.ours,
+        len(calls),
+        sum(operation.flops for operation, _ in calls),
+        tuple(sorted(map(together, found.values()), key=lambda kernel: -kernel.microseconds)),
     )
 
 
-def _reports(cases: Sequence[Case], processes: int, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
-    """What is known of each case, found by several processes."""
-    if not cases:
-        return []
-    # Fresh processes: PyTorch's threads do not survive a fork. This process alone reports Ctrl-C.
-    quiet = (signal.SIGINT, signal.SIG_IGN)
-    spawn = multiprocessing.get_context("spawn")
-    found = []
-    with ProcessPoolExecutor(processes, spawn, initializer=signal.signal, initargs=quiet) as pool:
-        for record in pool.map(report, cases):
-            found.append(record)
-            progress(len(found), len(cases))
-    return found
+def together(same: Sequence[Kernel]) -> Kernel:
+    """Launches of one kernel as one."""
+    longest = max(same, key=lambda kernel: kernel.microseconds / kernel.calls)
+    return replace(
+        longest,
+        calls=sum(kernel.calls for kernel in same),
+        microseconds=sum(kernel.microseconds for kernel in same),
+        bytes=sum(kernel.bytes for kernel in same),
+    )

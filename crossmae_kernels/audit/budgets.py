@@ -38,7 +38,7 @@ def figures(kernel: "Kernel", prediction: "Prediction") -> dict[str, Any]:
     """What is compared: registers, instructions, bytes and time, and instructions by source line, as its text."""
     names = [instruction.name for instruction in kernel.code]
     return {
-        "registers": kernel.registers,
+        "registers": kernel.file.registers,
         "spilled": names.count("STL") + names.count("LDL"),
         "shared": kernel.shared,
         "code": len(kernel.code),

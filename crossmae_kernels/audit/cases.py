@@ -1,16 +1,21 @@
 """Launches to be compiled, and what the outcome must satisfy."""
 
+import importlib.util
+import pkgutil
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from triton.runtime.jit import JITFunction
 
+from crossmae_kernels import primitives
 from crossmae_kernels.audit.calls import CALLS, DTYPES
 from crossmae_kernels.audit.compilation import Assembly
 from crossmae_kernels.audit.devices import USUAL, Device
 from crossmae_kernels.audit.recording import Launch, record
+from crossmae_kernels.runtime.operators import NAMESPACE
 from crossmae_kernels.testing import Draw
 
 # A batch on one GPU, as in the recipes. The number of rows is no constant of a kernel, so the code is that of any.
@@ -63,6 +68,16 @@ def _recorded(ops: Sequence[str], device: Device, dtype: str, images: int) -> li
     return found
 
 
+def kernel_names() -> list[str]:
+    """Names of all kernels, without recording who launches them."""
+    folders = [f"{NAMESPACE}.{op}" for op in CALLS]
+    modules = [f"{folder}.kernels" for folder in folders if importlib.util.find_spec(f"{folder}.kernels")]
+    modules += [found.name for found in pkgutil.iter_modules(primitives.__path__, f"{primitives.__name__}.")]
+    functions = [value for name in modules for value in vars(importlib.import_module(name)).values()]
+    found = {function.__name__ for function in functions if isinstance(function, JITFunction)}
+    return sorted(name for name in found if name.endswith("_kernel"))
+
+
 def first_of_each_kernel(chosen: Sequence[Case]) -> list[Case]:
     """Of each kernel, device and dtype the first case."""
     found: dict[tuple[str, str, str], Case] = {}
@@ -106,12 +121,16 @@ def _line_bits(length: int, pointer: str) -> int:
 def shortcomings(case: Case, assembly: Assembly) -> list[str]:
     """What a compiled kernel lacks: everything in registers, room in shared memory, tensor cores, wide accesses."""
     limit = case.device.limits.shared_memory
-    load, store = required_bits(case.launch)
     lacking = []
     if assembly.spilled:
         lacking.append(f"{assembly.spilled} instructions spill registers")
+    elif assembly.spilled is None and assembly.stack:
+        lacking.append(f"{assembly.stack} bytes of each thread's registers are spilled")
     if assembly.shared > limit:
         lacking.append(f"{assembly.shared} bytes of shared memory, {limit} are there")
+    if assembly.tensor_core is None or assembly.widest_load is None or assembly.widest_store is None:
+        return lacking  # without a disassembler
+    load, store = required_bits(case.launch)
     # float32 is not rounded to what tensor cores take, unless as TF32, of which tiles may have fewer rows than Hopper's
     # own instructions ask. Where each warp multiplies on its own, in 3D, Hopper and Blackwell have Ampere's.
     rounded = [product for product in assembly.products if not product.endswith("ieee")]

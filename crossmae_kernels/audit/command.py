@@ -6,17 +6,15 @@ Times are from the machine code alone, and docs/predictions.md says how far they
 
 import argparse
 import json
-import multiprocessing
-import signal
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from crossmae_kernels.audit.calls import CALLS, DTYPES
-from crossmae_kernels.audit.cases import IMAGES, cases, first_of_each_kernel
+from crossmae_kernels.audit.cases import IMAGES, cases, first_of_each_kernel, kernel_names
+from crossmae_kernels.audit.compilation import NO_DISASSEMBLER, disassembler
 from crossmae_kernels.audit.devices import DEVICES, USUAL, Device
-from crossmae_kernels.audit.reports import report
+from crossmae_kernels.audit.reports import reports
 
 
 def main(argv: Sequence[str] | None, prog: str) -> int:
@@ -27,36 +25,34 @@ def main(argv: Sequence[str] | None, prog: str) -> int:
     parser.add_argument("--devices", nargs="+", help=f"of {', '.join(DEVICES)}")
     parser.add_argument("--architectures", nargs="+", help=f"of {', '.join(map(str, USUAL))}, each by its usual device")
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=[*DTYPES])
-    parser.add_argument("--images", type=int, default=IMAGES, help="a batch; %(default)s unless given")
+    parser.add_argument("--batch", type=int, default=IMAGES, help="images; %(default)s unless given")
     parser.add_argument("--short", action="store_true", help="each kernel once, in bfloat16")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="one list of records instead of a table")
     options = parser.parse_args(argv)
-    if options.images < 1 or options.processes < 1:
-        parser.error(f"--images and --processes are positive, got {options.images} and {options.processes}")
+    if options.batch < 1 or options.processes < 1:
+        raise ValueError(f"--batch and --processes are positive, got {options.batch} and {options.processes}")
+    if strangers := sorted({*(options.kernels or ())} - {*kernel_names()}):
+        raise ValueError(f"--kernels: there is no {', '.join(strangers)}; there are {', '.join(kernel_names())}")
     devices, unknown = _devices(options.devices, options.architectures)
-    for line in unknown:
+    for line in unknown if disassembler() else [*unknown, f"{NO_DISASSEMBLER}: instructions and times are left out"]:
         print(f"{prog}: {line}", file=sys.stderr)
-    chosen = cases(options.ops, devices, ["bf16"] if options.short else options.dtypes, options.images)
+    chosen = cases(options.ops, devices, ["bf16"] if options.short else options.dtypes, options.batch)
     if options.kernels:
         chosen = [case for case in chosen if case.launch.name in options.kernels]
     if options.short:
         chosen = first_of_each_kernel(chosen)
-    if not chosen:
-        print(f"{prog}: nothing is launched that was asked for", file=sys.stderr)
-    failed = bool(unknown) or not chosen
+    if devices and not chosen:
+        print(f"{prog}: these ops launch none of these kernels on these devices in these dtypes", file=sys.stderr)
+    failed = bool(unknown) or not chosen or not disassembler()
     records = []
-    # Fresh processes: PyTorch's threads do not survive a fork. This process alone reports Ctrl-C.
-    quiet = (signal.SIGINT, signal.SIG_IGN)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.processes, spawn, initializer=signal.signal, initargs=quiet) as pool:
-        for done, record in enumerate(pool.map(report, chosen), 1):
-            records.append(record)
-            failed = failed or bool(record["shortcomings"])
-            if not options.json:
-                print(f"{done}/{len(chosen)}".rjust(10), line_of(record), flush=True)
-            elif sys.stderr.isatty():
-                print(f"\r{done} of {len(chosen)}", end="" if done < len(chosen) else "\n", file=sys.stderr, flush=True)
+    for done, record in enumerate(reports(chosen, options.processes), 1):
+        records.append(record)
+        failed = failed or bool(record["shortcomings"])
+        if not options.json:
+            print(f"{done}/{len(chosen)}".rjust(10), line_of(record), flush=True)
+        elif sys.stderr.isatty():
+            print(f"\r{done} of {len(chosen)}", end="" if done < len(chosen) else "\n", file=sys.stderr, flush=True)
     if options.json:
         json.dump(records, sys.stdout)
     return int(failed)
@@ -83,11 +79,10 @@ def line_of(record: dict[str, Any]) -> str:
         verdict += f", data decide at {', '.join(line.rpartition('/')[2] for line in record['unknown'])}"
     if "registers" not in record:
         return f"{head}{verdict}"
-    tensor_core = "+".join(record["tensor_core"]) or "-"
-    code = (
-        f"registers {record['registers']:<4}spilled {record['spilled']:<3}shared {record['shared']:<7}"
-        f"{tensor_core:12}load {record['widest_load']}  "
-    )
+    spilled = "?" if record["spilled"] is None else record["spilled"]
+    code = f"registers {record['registers']:<4}spilled {spilled:<3}shared {record['shared']:<7}"
+    if record["tensor_core"] is not None:
+        code += f"{'+'.join(record['tensor_core']) or '-':12}load {record['widest_load']}  "
     if "microseconds" not in record:
         return f"{head}{code}no time: {record['unpredicted']}  {verdict}"
     low, high = record["interval"]

@@ -1,7 +1,7 @@
 """Compile a launch for a GPU that is not there, and read what the assembler made of it.
 
-Triton compiles for any target without a driver. Registers, stack and instructions come from the disassembler that
-ships with it.
+Triton compiles for any target without a driver. Registers and stack are read from the assembler's file, instructions
+come from the disassembler that ships with it; without that the rest is known all the same.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -21,25 +21,28 @@ from crossmae_kernels.audit.kernel_file import KernelFile, read
 from crossmae_kernels.audit.machine_code import Instruction, parse
 from crossmae_kernels.audit.recording import Launch
 
+NO_DISASSEMBLER = "there is no nvdisasm, neither Triton's nor one that TRITON_NVDISASM_PATH names"
 TENSOR_CORE_INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA")
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """What one compiled kernel needs and issues."""
+    """What one compiled kernel needs and issues; None of what only the disassembler tells, where there is none."""
 
     registers: int
-    spilled: int
+    stack: int
+    """Bytes of a thread's registers that are spilled to local memory."""
+    spilled: int | None
     """Instructions that move registers to or from local memory."""
     shared: int
     """Bytes of shared memory."""
     products: tuple[str, ...]
     """Kinds of matrix products that the kernel asks for: ``2D bf16``, ``3D tf32``, ``2D ieee`` and so on."""
-    tensor_core: tuple[str, ...]
+    tensor_core: tuple[str, ...] | None
     """Kinds of tensor-core instructions."""
-    widest_load: int
+    widest_load: int | None
     """Bits of the widest load or asynchronous copy from global memory."""
-    widest_store: int
+    widest_store: int | None
 
 
 class CompilationError(RuntimeError):
@@ -51,8 +54,8 @@ class Kernel:
     """A compiled launch."""
 
     code: list[Instruction]
+    """Empty where there is no disassembler."""
     file: KernelFile
-    registers: int
     shared: int
     """Bytes of shared memory."""
     products: tuple[str, ...]
@@ -86,24 +89,36 @@ def compile_launch(launch: Launch, arch: int) -> Kernel:
 
 
 def _disassembled(cubin: bytes, shared: int, ttir: str) -> Kernel:
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = _output(tools / "cuobjdump", "--dump-resource-usage", file.name)
-        text = _output(tools / "nvdisasm", "-c", "-hex", "-g", file.name)
-    registers = re.search(r"REG:(\d+)", usage)
-    if registers is None:
-        raise CompilationError("the disassembler's output could not be read")
-    return Kernel(parse(text), read(cubin), int(registers[1]), shared, _products(ttir))
+    tool = disassembler()
+    code = []
+    if tool is not None:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(cubin)
+            file.flush()
+            # Without analysis of branches, a third of its time: its targets are there all the same.
+            command = [tool.path, "-c", "-hex", "-g", "-ndf", file.name]
+            code = parse(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return Kernel(code, read(cubin), shared, _products(ttir))
+
+
+def disassembler() -> Any:
+    """The ``nvdisasm`` that Triton finds, with its ``path`` and ``version``; None if there is none."""
+    try:
+        return triton.knobs.nvidia.nvdisasm
+    except RuntimeError:
+        return None
 
 
 def assembly_of(kernel: Kernel) -> Assembly:
     """What a kernel needs and issues, counted."""
+    registers, stack = kernel.file.registers, kernel.file.stack
+    if not kernel.code:
+        return Assembly(registers, stack, None, kernel.shared, kernel.products, None, None, None)
     names = [instruction.name for instruction in kernel.code]
     bits = [(instruction.name, _bits(instruction)) for instruction in kernel.code]
     return Assembly(
-        registers=kernel.registers,
+        registers=registers,
+        stack=stack,
         spilled=names.count("STL") + names.count("LDL"),
         shared=kernel.shared,
         products=kernel.products,
@@ -128,7 +143,3 @@ LOADS = ("LDG", "LDGSTS", "UTMALDG")
 
 def _bits(instruction: Instruction) -> int:
     return 128 if instruction.name == "UTMALDG" else 8 * instruction.bytes  # what moves a box moves lines
-
-
-def _output(*command: object) -> str:
-    return subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True).stdout

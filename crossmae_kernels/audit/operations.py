@@ -20,8 +20,8 @@ from crossmae_kernels.audit.recording import Launch, record
 from crossmae_kernels.runtime.device import Limits
 from crossmae_kernels.runtime.operators import NAMESPACE
 
-# They move nothing: they allocate, or answer questions.
-_FREE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach", "_unsafe_view", "device",
+# They move nothing: they allocate, or answer a question.
+_FREE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach", "_unsafe_view",
          "promote_types")  # fmt: skip
 # They read of their first tensor as much as they write.
 _SELECTIONS = ("index", "gather", "embedding", "index_select")
@@ -67,7 +67,13 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if op.namespace == "prim":  # a question, such as for a tensor's device
+            return op(*args, **kwargs)
         if op.namespace != NAMESPACE:
+            with self:  # what is made of other operators counts as these
+                out = op.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
             out = op(*args, **kwargs)
             name = op._overloadpacket.__name__
             if not op.is_view and name not in _FREE:
@@ -90,7 +96,13 @@ def _operation(op: Any, args: Any, kwargs: Any, out: Any) -> Operation:
     floating = next((tensor.dtype for tensor in (*read, *written) if tensor.is_floating_point()), torch.float32)
     wrote = sum(map(_bytes, written))
     sizes = [min(_bytes(tensor), wrote) if name in _SELECTIONS else _bytes(tensor) for tensor in read]
-    return Operation(name, op.namespace == NAMESPACE, floating, _flops(op, name, args, kwargs, out), sum(sizes) + wrote)
+    return Operation(
+        name.replace(_ATTENTION, ATTENTION),
+        op.namespace == NAMESPACE,
+        floating,
+        _flops(op, name, args, kwargs, out),
+        sum(sizes) + wrote,
+    )
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -3,14 +3,36 @@
 import hashlib
 import importlib
 import json
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from crossmae_kernels.audit.cases import Case, shortcomings
-from crossmae_kernels.audit.compilation import CompilationError, Kernel, assembly_of, compile_launch
+from crossmae_kernels.audit.compilation import (
+    NO_DISASSEMBLER,
+    CompilationError,
+    Kernel,
+    assembly_of,
+    compile_launch,
+    disassembler,
+)
 from crossmae_kernels.audit.prediction import SPREAD, predict
 from crossmae_kernels.runtime.records import cache_directory, versions
+
+
+def reports(cases: Sequence[Case], processes: int) -> Iterator[dict[str, Any]]:
+    """``report`` of each case, in their order, by so many processes."""
+    if not cases:
+        return
+    # Fresh processes: PyTorch's threads do not survive a fork. This process alone reports Ctrl-C.
+    quiet = (signal.SIGINT, signal.SIG_IGN)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, initializer=signal.signal, initargs=quiet) as pool:
+        yield from pool.map(report, cases)
 
 
 def report(case: Case) -> dict[str, Any]:
@@ -47,6 +69,8 @@ def _report(case: Case) -> dict[str, Any]:
     record, kernel = judged(case)
     if kernel is None:
         return record
+    if not kernel.code:
+        return {**record, "unpredicted": NO_DISASSEMBLER}
     try:
         prediction = predict(case.launch, kernel, case.device)
     except ValueError as error:
@@ -56,11 +80,11 @@ def _report(case: Case) -> dict[str, Any]:
 
 
 def _key(case: Case) -> str:
-    """Of all that decides a report: the kernel with what it calls, its launch, device, versions, and the model."""
+    """Of all that decides a report: the kernel with what it calls, its launch, device, versions, tools, the model."""
     module, name = case.launch.kernel.split(":")
     source = getattr(importlib.import_module(module), name).cache_key
     model = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
-    return hashlib.sha256(repr((source, case, versions(), model)).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr((source, case, versions(), disassembler(), model)).encode()).hexdigest()[:32]
 
 
 def _keep(file: Path, record: dict[str, Any]) -> None:

@@ -1,0 +1,278 @@
+"""The page of ``crossmae audit --html``: what training steps cost on a GPU that is not there, drawn.
+
+One file that needs no network: plotly's script lies in it, so that points of the rooflines tell their names.
+"""
+
+import html
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from crossmae.files import replacing
+from crossmae.planning.step import STAGES, Kernel, Part, together
+from crossmae_kernels.audit.ceilings import PRODUCT_SHARE, bandwidth, rate
+from crossmae_kernels.audit.devices import Device
+from crossmae_kernels.audit.operations import ATTENTION
+from crossmae_kernels.audit.prediction import SPREAD, accuracy
+from crossmae_kernels.extras import version
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+# What the operators of a decoder do, by their names without "_backward"; all others move data.
+_PRODUCTS = ("linear_residual", "mlp", "norm_linear", "project", "addmm", "baddbmm", "bmm", "mm")
+_KINDS = {
+    **dict.fromkeys(_PRODUCTS, "products, ours with norms, GELU and residual"),
+    **dict.fromkeys(("cross_attention", ATTENTION), "attention"),
+    **dict.fromkeys(("mix_feature_maps", "native_layer_norm"), "mixes and norms"),
+}
+_OTHERS = "sums, casts, copies, elementwise"
+
+# Kernels that are shown; the others together are one more bar.
+MOST_KERNELS = 18
+# Okabe and Ito's, which the colour-blind tell apart.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a page is about."""
+
+    model: str
+    device: Device
+    batch: int
+    dtype: torch.dtype
+
+
+def write_page(subject: Subject, steps: Mapping[str, Sequence[Part]], path: str | os.PathLike[str]) -> None:
+    """Write the page of one device: steps by the name of who takes them, the first of which is shown in detail.
+
+    The last is what the others' times are compared with. Needs plotly.
+    """
+    from plotly.offline import get_plotlyjs
+
+    first = next(iter(steps))
+    about = f"{subject.model}, {subject.batch} images, {str(subject.dtype).removeprefix('torch.')}"
+    text = Template(files("crossmae.planning").joinpath("page.html").read_text("utf-8")).substitute(
+        title=html.escape(f"{about} on {subject.device.name}"),
+        heading=html.escape(f"A training step of {subject.model} on {subject.device.name.upper()}"),
+        subheading=html.escape(f"{subject.batch} images of a batch, {about.rpartition(' ')[2]}, one GPU"),
+        accuracy=html.escape(accuracy()),
+        low=f"{1 / (1 + SPREAD) - 1:.0%}",
+        high=f"+{SPREAD:.0%}",
+        triton=html.escape(str(version("triton"))),
+        architecture=subject.device.limits.capability,
+        product_share=f"{PRODUCT_SHARE:.0%}",
+        bandwidth_share=f"{subject.device.bandwidth_share:.0%}",
+        detail=html.escape(first),
+        script=get_plotlyjs(),
+        summary=_summary(subject, steps),
+        step=_drawn(step_chart(steps)),
+        decoder=_drawn(decoder_chart(steps)),
+        kernels=_drawn(kernel_chart(steps[first])),
+        rooflines=_drawn(rooflines(subject, steps)),
+        parts=_table(steps),
+    )
+    with replacing(path) as beside:
+        beside.write_text(text, "utf-8")
+
+
+def step_chart(steps: Mapping[str, Sequence[Part]]) -> "Figure":
+    """Milliseconds of each stage of a step."""
+    times: dict[str, dict[str, float]] = {
+        name: {stage: _time(part for part in parts if part.stage == stage) for stage in STAGES}
+        for name, parts in steps.items()
+    }
+    return _stacked(times, "milliseconds")
+
+
+def decoder_chart(steps: Mapping[str, Sequence[Part]]) -> "Figure":
+    """Milliseconds of a decoder's forward and backward pass by what its operators do."""
+    kinds = list(dict.fromkeys((*_KINDS.values(), _OTHERS)))
+    times = {name: {kind: _time(part for part in parts if part.stage.startswith("decoder") and kind_of(part) == kind)
+                    for kind in kinds} for name, parts in steps.items()}  # fmt: skip
+    return _stacked(times, "milliseconds, forward and backward")
+
+
+def kind_of(part: Part) -> str:
+    """What an operator does, in words."""
+    return _KINDS.get(part.operation.removesuffix("_backward"), _OTHERS)
+
+
+def _stacked(times: Mapping[str, Mapping[str, float]], unit: str) -> "Figure":
+    """A bar for each name, its shares side by side, with the interval of their sum."""
+    from plotly.graph_objects import Bar, Figure, Scatter
+
+    names, shares = list(times), list(next(iter(times.values())))
+    figure = Figure()
+    for place, share in enumerate(shares):
+        values = [times[name][share] for name in names]
+        figure.add_trace(
+            Bar(
+                name=share, x=values, y=names, orientation="h", marker_color=COLOURS[place % len(COLOURS)],
+                hovertemplate=f"%{{y}}<br>{share}: %{{x:.3g}} ms<extra></extra>",
+            )
+        )  # fmt: skip
+    sums = [sum(times[name].values()) for name in names]
+    figure.add_trace(
+        Scatter(
+            name="interval of the sum", x=sums, y=names, mode="markers", marker={"color": "#222", "size": 5},
+            error_x=_interval(sums), hovertemplate="%{y}: %{x:.3g} ms<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_layout(barmode="stack", xaxis_title=unit, height=150 + 55 * len(names))
+    figure.update_yaxes(autorange="reversed")
+    return figure
+
+
+def kernel_chart(parts: Sequence[Part]) -> "Figure":
+    """Milliseconds of each kernel in a step, the longest first, coloured by what limits it."""
+    from plotly.graph_objects import Bar, Figure
+
+    kernels = by_kernel(parts)
+    shown, rest = kernels[:MOST_KERNELS], kernels[MOST_KERNELS:]
+    figure = Figure()
+    for place, limiter in enumerate(dict.fromkeys(kernel.limiter for kernel in shown)):
+        same = [kernel for kernel in shown if kernel.limiter == limiter]
+        figure.add_trace(_kernel_bars(limiter, [_kernel_name(kernel) for kernel in same], same, COLOURS[place]))
+    if rest:
+        total = sum(kernel.microseconds for kernel in rest) / 1e3
+        figure.add_trace(
+            Bar(
+                name="several", x=[total], y=[f"{len(rest)} others"], orientation="h", marker_color="#bbb",
+                error_x=_interval([total]), hovertemplate="%{y}: %{x:.3g} ms<extra></extra>",
+            )
+        )  # fmt: skip
+    order = [_kernel_name(kernel) for kernel in shown] + [f"{len(rest)} others"] * bool(rest)
+    figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=order)
+    figure.update_layout(xaxis_title="milliseconds", legend_title="limited by", height=170 + 26 * len(order))
+    return figure
+
+
+def by_kernel(parts: Iterable[Part]) -> list[Kernel]:
+    """All launches of each kernel in all parts, the longest first."""
+    found: dict[tuple[str, str], list[Kernel]] = {}
+    for part in parts:
+        for kernel in part.kernels:
+            found.setdefault((kernel.name, kernel.method), []).append(kernel)
+    return sorted(map(together, found.values()), key=lambda kernel: -kernel.microseconds)
+
+
+def _kernel_name(kernel: Kernel) -> str:
+    name = kernel.name.removesuffix("_kernel").replace("_", " ").strip()
+    return name if kernel.method == "machine code" else f"{name} (library)"
+
+
+def _kernel_bars(limiter: str, names: list[str], kernels: Sequence[Kernel], colour: str) -> Any:
+    from plotly.graph_objects import Bar
+
+    milliseconds = [kernel.microseconds / 1e3 for kernel in kernels]
+    details = [(kernel.calls, kernel.bytes / 2**20, kernel.limiter, kernel.method) for kernel in kernels]
+    return Bar(
+        name=limiter, x=milliseconds, y=names, orientation="h", marker_color=colour, error_x=_interval(milliseconds),
+        customdata=details,
+        hovertemplate="%{y}: %{x:.3g} ms in %{customdata[0]} launches<br>%{customdata[1]:,.0f} MiB of DRAM, limited by "
+        "%{customdata[2]}<br>by %{customdata[3]}<extra></extra>",
+    )  # fmt: skip
+
+
+def rooflines(subject: Subject, steps: Mapping[str, Sequence[Part]]) -> "Figure":
+    """What operators that multiply reach, over what they multiply for each byte, below what the device allows."""
+    from plotly.graph_objects import Figure, Scatter
+
+    device, dtype = subject.device, subject.dtype
+    ridge = rate(device, dtype) / bandwidth(device)
+    figure = Figure(
+        Scatter(
+            name=f"{device.bandwidth_share:.0%} of DRAM's bandwidth, {device.clock_share:.0%} of the boost clock",
+            x=[1, ridge, 100 * ridge], y=[bandwidth(device) / 1e6, *[rate(device, dtype) / 1e6] * 2],
+            mode="lines", line={"color": "#222"}, hoverinfo="skip",
+        )
+    )  # fmt: skip
+    for place, (name, parts) in enumerate(steps.items()):
+        points = [part for part in parts if part.flops]
+        reached = [part.flops / part.microseconds / 1e6 for part in points]
+        figure.add_trace(
+            Scatter(
+                name=name, x=[part.flops / part.bytes for part in points], y=reached, mode="markers",
+                marker={"color": COLOURS[place], "size": 9, "symbol": ("circle", "diamond")[place % 2]},
+                error_y={**_interval(reached), "thickness": 0.8, "width": 0},
+                customdata=[(part.stage, part.operation, part.limiter, part.microseconds / 1e3) for part in points],
+                hovertemplate="%{customdata[1]}, %{customdata[0]}<br>%{y:.3g} TFLOPS, %{x:.3g} FLOP a byte"
+                "<br>%{customdata[3]:.3g} ms, limited by %{customdata[2]}",
+            )
+        )  # fmt: skip
+    figure.update_xaxes(type="log", title="FLOP for each byte of DRAM", range=[0, 3.5])
+    figure.update_yaxes(type="log", title="TFLOPS")
+    figure.update_layout(height=520)
+    return figure
+
+
+def _interval(values: Sequence[float]) -> dict[str, Any]:
+    """Error bars of times, and of what is a rate: from a value / 1.35 to 1.35 times the value."""
+    return {
+        "type": "data", "array": [SPREAD * value for value in values],
+        "arrayminus": [value * SPREAD / (1 + SPREAD) for value in values],
+        "color": "#444", "thickness": 1.2, "width": 3,
+    }  # fmt: skip
+
+
+def _drawn(figure: "Figure") -> str:
+    """A figure as a part of the page, which is as wide as there is room."""
+    figure.update_layout(
+        template="plotly_white", margin={"l": 8, "r": 8, "t": 8, "b": 8}, font={"size": 12, "color": "#222"},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
+        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", dragmode=False,
+    )  # fmt: skip
+    figure.update_xaxes(automargin=True)
+    figure.update_yaxes(automargin=True)
+    config = {"responsive": True, "displayModeBar": False}
+    return str(figure.to_html(full_html=False, include_plotlyjs=False, config=config))
+
+
+def _summary(subject: Subject, steps: Mapping[str, Sequence[Part]]) -> str:
+    """A row for each step: its interval, images a second, its decoder's, and how many times the last one's it takes."""
+    reference = sum(part.microseconds for part in [*steps.values()][-1])
+    rows = []
+    for name, parts in steps.items():
+        step = sum(part.microseconds for part in parts)
+        decoder = sum(part.microseconds for part in parts if part.stage.startswith("decoder"))
+        low, high = (subject.batch * 1e6 / step / factor for factor in (1 + SPREAD, 1 / (1 + SPREAD)))
+        rows.append([name, _milliseconds(step), f"{low:,.0f} to {high:,.0f}", _milliseconds(decoder),
+                     f"{step / reference:.2f}"])  # fmt: skip
+    headers = ["who", "step, ms", "images a second", "decoder, ms", f"step over {[*steps][-1]}"]
+    return _html_table(headers, rows)
+
+
+def _table(steps: Mapping[str, Sequence[Part]]) -> str:
+    """All parts of all steps."""
+    rows = [
+        [name, part.stage, part.operation, f"{part.calls}", _milliseconds(part.microseconds), part.limiter,
+         f"{part.flops / 1e9:,.1f}", f"{part.bytes / 2**20:,.0f}",
+         ", ".join(_kernel_name(kernel) for kernel in part.kernels)]
+        for name, parts in steps.items() for part in parts
+    ]  # fmt: skip
+    headers = ["who", "stage", "operator", "calls", "ms", "limited by", "GFLOP", "MiB of DRAM", "kernels"]
+    return _html_table(headers, rows)
+
+
+def _html_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def row(cells: Iterable[str], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    body = "\n".join(row(cells, "td") for cells in rows)
+    return f"<div class=wide><table><thead>{row(headers, 'th')}</thead><tbody>{body}</tbody></table></div>"
+
+
+def _time(parts: Iterable[Part]) -> float:
+    return sum(part.microseconds for part in parts) / 1e3
+
+
+def _milliseconds(microseconds: float) -> str:
+    low, high = (microseconds * factor / 1e3 for factor in (1 / (1 + SPREAD), 1 + SPREAD))
+    return f"{low:.3g} to {high:.3g}"

@@ -108,8 +108,8 @@ def on_gpus(steps: dict[str, Any], results: Path, folder: Path) -> str:
     headers = [f"ViT-B's decoder, {MICRO_BATCH} images, bfloat16", *(f"{name}, ms" for name in GPUS.values())]
     table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
     note = (
-        f"Predicted, forward and backward pass; nothing is measured. {accuracy()} Plain PyTorch is what the GPU allows at "
-        f"best: the paper's epochs took {RUNS:.2g} times as long ([docs/planning.md](docs/planning.md))."
+        f"Predicted, forward and backward pass; nothing is measured. {accuracy()} Plain PyTorch is what the GPU allows "
+        f"at best: the paper's epochs took {RUNS:.2g} times as long ([docs/planning.md](docs/planning.md))."
     )
     return f"{table}\n\n{textwrap.fill(note, 125, break_on_hyphens=False)}\n"
 

@@ -1,8 +1,8 @@
 """What the assembler wrote beside the machine code: registers, stack and threads, parameters' places, and literals.
 
 A cubin is an ELF file. The section ``.nv.info.<kernel>`` lists a kernel's attributes as (format, attribute, size), and
-``.nv.info`` those that a linker asks for, of each kernel by its symbol. ``.nv.constant2.<kernel>`` has the literals that
-Ampere's instructions have no room for.
+``.nv.info`` those that a linker asks for, of each kernel by its symbol. ``.nv.constant2.<kernel>`` has the literals
+that Ampere's instructions have no room for.
 """
 
 import struct

@@ -4,12 +4,13 @@ import json
 import re
 
 import pytest
+from uninterpreted import run
 
 from crossmae.commands.cli import main
 from crossmae.planning import cost
 from crossmae.planning.fleet import Fleet
 from crossmae.planning.hosts import HOSTS
-from crossmae.planning.step import STAGES, Part
+from crossmae.planning.step import STAGES, Kernel, Part
 from crossmae.training.recipe import Recipe
 from crossmae_kernels.audit.devices import DEVICES
 
@@ -32,7 +33,7 @@ def _a_step_that_is_given(monkeypatch):
 
 
 def part(stage, microseconds, method="machine code"):
-    return Part(stage, "mlp", True, 10, microseconds, "DRAM", 0, 0, method)
+    return Part(stage, "mlp", True, 10, 0, (Kernel("gemm_kernel", method, 20, microseconds, "DRAM", 0),))
 
 
 def plan(capsys, *words):
@@ -175,6 +176,18 @@ def test_the_counterpart_takes_fewer_images_where_it_must(capsys, monkeypatch):
     monkeypatch.setattr(cost, "memory_of_pretraining", memory)
     found = numbers(capsys, "--gpus", "1", "--batch-size", "1024")
     assert [found[name]["micro_batch"] for name in found] == [1024, 256]
+
+
+@pytest.mark.slow
+def test_from_kernels_to_hours():
+    """The command as it is typed, with a compiler: a minute or so."""
+    words = ["--model", "crossmae_vit_tiny_patch4", "--images", "1e4", "--batch-size", "64", "--gpus", "2"]
+    found = json.loads(run("-m", "crossmae", "plan", "--device", "l4", "--json", *words))
+    assert found.keys() == {"crossmae_vit_tiny_patch4", "mae_vit_tiny_patch4"}
+    for one in found.values():
+        low, high = one["seconds"]["step"]["interval"]
+        assert 1e-4 < low < high < 0.1
+        assert 0 < one["memory"]["ddp"]["kept"] < 2**30
 
 
 DRY_RUN = ["pretrain", "--dry-run", "--model", "crossmae_vit_tiny_patch4", "--batch-size", "128"]

@@ -22,7 +22,7 @@ from benchmarks.report import tables
 from benchmarks.report.__main__ import insert, newest_of_gpus
 from crossmae.planning.cost import RUNS, Cost, Step, costs, counterpart, interval, summed
 from crossmae.planning.fleet import Fleet
-from crossmae.planning.report import time
+from crossmae.planning.report import table, time
 from crossmae.planning.step import predict_step
 from crossmae.training.data.config import DataConfig
 from crossmae.training.plan import make_plan
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         STEPS.write_text(json.dumps(predict(), indent=1) + "\n", "utf-8")
     steps = json.loads(STEPS.read_text("utf-8"))
     insert(ROOT / "README.md", "gpu", on_gpus(steps, RESULTS, ROOT))
+    insert(ROOT / "docs" / "planning.md", "example", example(steps))
     insert(ROOT / "docs" / "planning.md", "epochs", epochs(steps))
     insert(ROOT / "docs" / "pretraining.md", "hours", hours(steps))
 
@@ -103,21 +104,27 @@ def on_gpus(steps: dict[str, Any], results: Path, folder: Path) -> str:
     rows = []
     for model, known in zip(("CrossMAE", "MAE"), (recipe().model, counterpart(recipe()).model), strict=True):
         for name, step in (("kernels", "step"), ("plain PyTorch at best", "plain PyTorch")):
-            times = [_of_decoder(steps["gpus"][device][known][step]) for device in GPUS]
-            rows.append([f"{model}, {name}", *times])
+            rows.append([f"{model}, {name}", *(_of_decoder(steps["gpus"][device][known][step]) for device in GPUS)])
     headers = [f"ViT-B's decoder, {MICRO_BATCH} images, bfloat16", *(f"{name}, ms" for name in GPUS.values())]
-    table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    times = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
     note = (
         f"Predicted, forward and backward pass; nothing is measured. {accuracy()} Plain PyTorch is what the GPU allows "
         f"at best: the paper's epochs took {RUNS:.2g} times as long ([docs/planning.md](docs/planning.md))."
     )
-    return f"{table}\n\n{textwrap.fill(note, 125, break_on_hyphens=False)}\n"
+    return f"{times}\n\n{textwrap.fill(note, 125, break_on_hyphens=False)}\n"
 
 
 def _of_decoder(step: dict[str, Any]) -> str:
     seconds = step["seconds"]["decoder"] + step["seconds"]["decoder backward"]
     low, high = interval(seconds)
     return f"{low * 1e3:.1f} to {high * 1e3:.1f}"
+
+
+def example(steps: dict[str, Any]) -> str:
+    """The table of a plan, as the command prints it."""
+    fleet = Fleet("h100", 8)
+    found = [cost_of(steps, one, IMAGENET_IMAGES, fleet) for one in (recipe(), counterpart(recipe()))]
+    return f"```\n{table(found)}\n```\n"
 
 
 def epochs(steps: dict[str, Any]) -> str:

@@ -20,7 +20,13 @@ _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"))
 
 
 def in_words(found: Sequence[Cost]) -> str:
-    """The table, a row for each quantity, and the assumptions, a line for each."""
+    """The table, and what it takes for granted, a line for each."""
+    lines = "\n".join(f"- {line}" for line in [*warnings(found), *assumptions(found)])
+    return f"{table(found)}\n\n{lines}"
+
+
+def table(found: Sequence[Cost]) -> str:
+    """A row for each quantity and a column for each model, below a line for the run and one for the fleet."""
     rows: list[tuple[str, Callable[[Cost], str]]] = [
         ("decoder", _decoder),
         ("parameters", lambda c: f"{c.parameters / 1e6:,.1f} M"),
@@ -47,11 +53,8 @@ def in_words(found: Sequence[Cost]) -> str:
         f"{fleet.gpus} x {fleet.device} on {fleet.hosts} host(s), {fleet.strategy}"
     )
     names = ["predicted, nothing is measured", *(cost.plan.recipe.model for cost in found)]
-    table = tabulate(
-        [[name, *map(value, found)] for name, value in rows], names, tablefmt="simple", disable_numparse=True
-    )
-    lines = "\n".join(f"- {line}" for line in [*warnings(found), *assumptions(found)])
-    return f"{head}\n\n{table}\n\n{lines}"
+    cells = [[name, *map(value, found)] for name, value in rows]
+    return f"{head}\n\n{tabulate(cells, names, tablefmt='simple', disable_numparse=True)}"
 
 
 def warnings(found: Sequence[Cost]) -> list[str]:

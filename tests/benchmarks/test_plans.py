@@ -42,6 +42,7 @@ def test_daily_mae_s_rate_lies_between_what_is_possible_and_what_the_paper_s_run
 def test_documents_say_what_the_code_gives():
     """README only as long as no GPU has measured anything."""
     assert between_markers("README.md", "gpu") == plans.on_gpus(STEPS, plans.RESULTS, ROOT)
+    assert between_markers("docs/planning.md", "example") == plans.example(STEPS)
     assert between_markers("docs/planning.md", "epochs") == plans.epochs(STEPS)
     assert between_markers("docs/pretraining.md", "hours") == plans.hours(STEPS)
 

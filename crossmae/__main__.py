@@ -1,4 +1,4 @@
-"""``python -m crossmae``: the command line, for torchrun and where the script ``crossmae`` is not on the path."""
+"""``python -m crossmae``: the command line, for torchrun and when the script ``crossmae`` is not on the path."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Diagrams of a configuration: what its decoder decodes beside MAE's, and how the decoder is made, with shapes."""
+"""Diagrams of a configuration: what its decoder decodes compared with MAE's, and the decoder's structure."""
 
 import os
 from typing import Any
@@ -19,13 +19,13 @@ SEEN, DECODED, FAINT = "#4c78a8", "#e45756", "#8a8a8a"
 
 
 def draw_decoders(image: Tensor, crossmae: Config, mae: Config, path: str | os.PathLike[str]) -> None:
-    """One image: what encoders see of it, what MAE's decoder and CrossMAE's decode, and what that costs.
+    """Draw what the encoder sees of an image, what MAE's and CrossMAE's decoders decode, and what that costs.
 
     Args:
         image: ``(3, H, W)`` of the configurations' size, in [0, 1].
-        crossmae: its decoder predicts a quarter of all patches in the picture, and more in the bars.
+        crossmae: predicts a quarter of all patches in the picture, and more in the bars.
         mae: the same encoder with MAE's decoder.
-        path: where to write the PNG, some 900 pixels wide.
+        path: where to write the PNG, about 900 pixels wide.
     """
     require("figures", "matplotlib")
     from matplotlib.figure import Figure
@@ -73,7 +73,7 @@ def _generator() -> torch.Generator:
 
 
 def _outline(axis: Any, ids: Tensor, config: Config, colour: str) -> None:
-    """A line around each of some patches."""
+    """Outline the given patches."""
     from matplotlib.patches import Rectangle
 
     height, width = (size // count for size, count in zip(config.image_size, config.grid, strict=True))
@@ -85,12 +85,12 @@ def _outline(axis: Any, ids: Tensor, config: Config, colour: str) -> None:
 
 
 def draw_architecture(config: Config, path: str | os.PathLike[str], prediction_ratio: float = 0.25) -> None:
-    """CrossMAE's decoder with the shapes of an image: feature maps, mixes, queries, blocks, pixels.
+    """Draw CrossMAE's decoder with the tensor shapes for one image: feature maps, mixes, queries, blocks, pixels.
 
-    Raises ValueError for anything but a CrossMAE with inter-block attention.
+    Raises ValueError unless it is a CrossMAE with inter-block attention.
     """
     if config.decoder != "crossmae" or config.feature_maps is None or config.decoder_self_attention:
-        raise ValueError("the diagram is of CrossMAE's decoder with inter-block attention and no self-attention")
+        raise ValueError("the diagram needs a CrossMAE decoder with inter-block attention and no self-attention")
     require("figures", "matplotlib")
     from matplotlib.figure import Figure
 
@@ -102,7 +102,7 @@ def draw_architecture(config: Config, path: str | os.PathLike[str], prediction_r
     axis.set(xlim=(-1, 101), ylim=(-1, 52))
     axis.axis("off")
     blue, red, grey = "#dbe7f3", "#fbe0df", "#eeeeee"
-    # Left to right: the encoder, the mixes of its maps, one of the decoder's blocks, what comes out of it.
+    # Left to right: the encoder, the mixes of its maps, one decoder block, its output.
     _box(
         axis,
         0,
@@ -134,13 +134,13 @@ def draw_architecture(config: Config, path: str | os.PathLike[str], prediction_r
     class_tokens = f"+ {config.class_tokens} class token{'s' * (config.class_tokens != 1)}"
     centred: dict[str, Any] = {"ha": "center", "va": "center"}
     axis.text(10, 6, f"{seen} visible patches\n{class_tokens}", fontsize=8.5, **centred)
-    note = "every block attends to a mix of its own;\nno query sees another query"
+    note = "every block attends to its own mix;\nqueries do not see each other"
     axis.text(22.5, 45, note, fontsize=9, style="italic", **centred)
     write_figure(figure, path)
 
 
 def _box(axis: Any, left: float, bottom: float, width: float, height: float, text: str, colour: str) -> None:
-    """A rounded box with words in its middle."""
+    """A rounded box with centred text."""
     from matplotlib.patches import FancyBboxPatch
 
     style = "round,pad=0,rounding_size=1.2"

@@ -1,4 +1,4 @@
-"""Pictures: reconstructions, learning curves, decode cost. Needs matplotlib, which is imported when one is drawn."""
+"""Pictures: reconstructions, learning curves, decode cost. Needs matplotlib, which is imported on first use."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,18 +13,18 @@ from crossmae_kernels.extras import require
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Of grids of pictures, in pixels: small pictures are enlarged to about this size; space between them; title; its font.
+# For grids of pictures, in pixels: the size that small ones are enlarged to, gap, title height, title font.
 PICTURE_PIXELS = 160
 GAP = 4
 TITLE = 24
 FONT = 13
 HALF_LEVEL = 0.5 / 255
 NAMED_CLASSES = 40
-DARK = 1 / 8  # the brightest pixel of 12 bits that lie in 16, and no photograph's
+DARK = 1 / 8  # above the brightest 12-bit value stored in 16 bits, below any photograph's brightest pixel
 
 
 def new_figure(rows: int, columns: int, width: float, height: float) -> "tuple[Figure, Any]":
-    """A figure of ``width x height`` inches and its ``(rows, columns)`` array of axes; shown on no screen."""
+    """A figure of ``width x height`` inches and its ``(rows, columns)`` array of axes, without a display."""
     require("figures", "matplotlib")
     from matplotlib.figure import Figure
 
@@ -39,13 +39,12 @@ def write_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
 
 
 def draw_reconstructions(columns: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """A grid of pictures: one column per name, one row per image; each column ``(N, C, H, W)``, floating point.
+    """Draw a grid of pictures: one column per name, one row per image; each column ``(N, C, H, W)``, floating point.
 
-    Every pixel is drawn as it is, or enlarged to a square of whole pixels where pictures are small. One channel is
-    grey, three and more are red, green and blue (others are not shown); of two the first is drawn, grey. A row whose
-    first picture lies in [0, 1], give or take half a grey level, is drawn from 0, black, to 1, white, unless nothing in
-    it comes near; any other from the lowest to the highest value of its first picture. NaN is drawn as grey: what was
-    hidden.
+    Small pictures are enlarged by an integer factor, without interpolation. One channel is drawn as grey, the first of
+    two as well, and the first three of more as RGB. If a row's first picture is within [0, 1], up to half a grey level,
+    0 is black and 1 is white, unless it is very dark; otherwise the range is that of the row's first picture. NaN, used
+    for hidden patches, is grey.
     """
     require("figures", "PIL")
     from PIL import Image, ImageDraw
@@ -68,7 +67,7 @@ def draw_reconstructions(columns: Mapping[str, Tensor], path: str | os.PathLike[
 
 
 def _drawable(image: Tensor, original: Tensor) -> Tensor:
-    """An image ``(C, H, W)`` as red, green and blue ``(H, W, 3)``, uint8, on the brightness scale of another."""
+    """An image ``(C, H, W)`` as RGB ``(H, W, 3)``, uint8, on the brightness scale of ``original``."""
     low, high = float(original.min()), float(original.max())
     if low > -HALF_LEVEL and high < 1 + HALF_LEVEL and (high > DARK or low == high):
         low, high = 0.0, 1.0
@@ -78,13 +77,13 @@ def _drawable(image: Tensor, original: Tensor) -> Tensor:
 
 
 def draw_mixing_weights(weight: Tensor, feature_map_indices: Sequence[int], path: str | os.PathLike[str]) -> None:
-    """A heat map of what each decoder block attends to: red is added, blue subtracted, white left out.
+    """Draw a heat map of what each decoder block attends to: red is added, blue subtracted, white ignored.
 
-    A LayerNorm follows every mix, so within a row the proportions count and between rows nothing does.
+    A LayerNorm follows every mix, so only proportions within a row matter; rows cannot be compared.
 
     Args:
         weight: ``(n, k)``, decoder blocks by feature maps: ``model.decoder.mixing.weight``.
-        feature_map_indices: which map each column stands for, ``model.config.feature_maps``; 0 is the encoder's input.
+        feature_map_indices: the map of each column, ``model.config.feature_maps``; 0 is the encoder's input.
         path: where to write the PNG.
     """
     blocks, maps = weight.shape
@@ -110,7 +109,7 @@ def draw_learning(
     titles: tuple[str, str] = ("pretraining loss", "frozen features, held-out images"),
     accuracy: str = "kNN accuracy, %",
 ) -> None:
-    """Loss by step, smoothed, and accuracy by step, of frozen features unless said otherwise, with reference levels."""
+    """Draw the smoothed loss and the accuracy by step, of frozen features by default, with reference levels."""
     figure, axes = new_figure(1, 2, 10, 3.8)
     left, right = axes[0]
     for name, values in losses.items():
@@ -131,11 +130,11 @@ def draw_learning(
 
 
 def draw_confusion(counts: Tensor, classes: Sequence[str], path: str | os.PathLike[str]) -> None:
-    """A confusion matrix: of the images of each class, a row, the share that is taken for each class, a column.
+    """Draw a confusion matrix: the share of each class's images (rows) that is predicted as each class (columns).
 
     Args:
         counts: ``(classes, classes)``, by label and prediction.
-        classes: what they are called; written beside up to 40.
+        classes: their names; written beside the matrix if at most 40.
         path: where to write the PNG.
     """
     shares = counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
@@ -153,9 +152,9 @@ def draw_confusion(counts: Tensor, classes: Sequence[str], path: str | os.PathLi
 
 
 def draw_cost(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Bars of decoder GMAC per model, MAE and CrossMAE by prediction ratio, one panel per image size.
+    """Draw bars of decoder GMAC per model, for MAE and for CrossMAE by prediction ratio, one panel per image size.
 
-    ``rows`` are those of ``flops.cost_table``; each CrossMAE bar carries MAE's cost over its own.
+    ``rows`` come from ``flops.cost_table``; each CrossMAE bar is labelled with MAE's cost divided by its own.
     """
     sizes = sorted({row["image"] for row in rows})
     figure, axes = new_figure(1, len(sizes), 5.5 * len(sizes), 4)

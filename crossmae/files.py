@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Write files whole or not at all."""
 
 import errno
 import os
@@ -12,12 +12,12 @@ from pathlib import Path
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; renamed to ``path`` on success, removed on failure.
 
-    Raises OSError, as ``require_folder_of`` does before anything is written; it names ``path``, not the one beside.
+    Raises OSError, like ``require_folder_of`` before anything is written; it names ``path``, not the temporary one.
     """
     path = Path(path)
     require_folder_of(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)  # of a process that was killed, whose number is ours now; it may be a link
+    beside.unlink(missing_ok=True)  # left by a killed process that had our process id; it may be a link
     try:
         yield beside
         os.replace(beside, path)
@@ -33,34 +33,34 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a folder beside ``path`` to write into; renamed to ``path`` on success, removed on failure.
 
-    Raises OSError, as ``require_new_folder`` does before anything is written.
+    Raises OSError, like ``require_new_folder`` before anything is written.
     """
     path = Path(path)
     require_new_folder(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed, whose number is ours now
+    shutil.rmtree(beside, ignore_errors=True)  # left by a killed process that had our process id
     try:
         beside.mkdir()
         yield beside
         if path.is_dir():
-            path.rmdir()  # empty; Windows renames to no folder that is there
+            path.rmdir()  # empty; Windows cannot rename to an existing folder
         beside.rename(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
 def to_disk(folder: Path) -> None:
-    """Let the files of a folder, and their names in it, survive a power failure."""
+    """Flush a folder's files and names to disk, to survive a power failure."""
     for path in folder.iterdir():
-        with path.open("r+b") as file:  # Windows writes out what is open for writing
+        with path.open("r+b") as file:  # Windows flushes only files open for writing
             os.fsync(file.fileno())
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folder, and keeps names in a journal
+    except PermissionError:  # Windows cannot open folders, and journals names
         return
     try:
         os.fsync(descriptor)
-    except OSError as error:  # of file systems that know files only
+    except OSError as error:  # of file systems that cannot sync folders
         if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
             raise
     finally:
@@ -68,7 +68,7 @@ def to_disk(folder: Path) -> None:
 
 
 def require_folder_of(path: str | os.PathLike[str]) -> None:
-    """Raise FileNotFoundError, IsADirectoryError or PermissionError where no file can be written."""
+    """Raise FileNotFoundError, IsADirectoryError or PermissionError if no file can be written there."""
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
@@ -78,29 +78,29 @@ def require_folder_of(path: str | os.PathLike[str]) -> None:
 
 
 def require_new_folder(path: str | os.PathLike[str]) -> None:
-    """Raise OSError where no new folder can be made, or one is there that is not empty."""
+    """Raise OSError if no new folder can be made, or it exists and is not empty."""
     path = Path(path).absolute()
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"cannot write into {path}: it is a file")
     if path.is_dir() and any(path.iterdir()):
-        raise FileExistsError(f"cannot write into {path}: it holds something already; give a new or an empty folder")
+        raise FileExistsError(f"cannot write into {path}: it is not empty; choose a new or an empty folder")
     _require_permission(path.parent)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder to write into, and those that it lies in, where they are missing.
+    """Make a folder to write into, and its missing parents.
 
-    Raises NotADirectoryError if one of them is a file, PermissionError if nothing may be written there.
+    Raises NotADirectoryError if one of them is a file, PermissionError if it is not writable.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(f"cannot write into {path}: it is a file, or lies below one") from None
+        raise NotADirectoryError(f"cannot write into {path}: it is a file, or is below one") from None
     _require_permission(path)
 
 
 def _require_permission(folder: Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"there is no permission to write into the folder {folder}")
+        raise PermissionError(f"no permission to write into the folder {folder}")

@@ -1,7 +1,7 @@
-"""Cost in closed form, the decoder's above all: arithmetic, in two conventions it is reported in, and memory.
+"""Cost in closed form, mainly the decoder's: arithmetic, in the two conventions it is reported in, and memory.
 
-A multiply-accumulate (MAC) is one product of any matrix multiplication: linear layers, attention scores, attention
-averages, mixing of feature maps. Norms, activations and the loss are not counted, here as everywhere in the field.
+A multiply-accumulate (MAC) is one product in any matrix multiplication: linear layers, attention scores, attention
+averages, mixing of feature maps. As usual in the field, norms, activations and the loss are not counted.
 """
 
 from collections.abc import Iterable
@@ -18,13 +18,13 @@ Part = Literal[
 
 
 def decoder_parts(config: Config, prediction_ratio: float = 0.25, mask_ratio: float = 0.75) -> dict[Part, int]:
-    """MACs per image of every part of the decoder.
+    """MACs per image in each part of the decoder.
 
-    Each predicted patch pays for its own query in every block, as in the paper; see ``executed_decoder_macs`` for
-    what sharing the first block's queries saves. MAE decodes all patches whatever the prediction ratio.
+    Every predicted patch counts its own query in every block, as in the paper; ``executed_decoder_macs`` subtracts what
+    sharing the first block's queries saves. MAE decodes all patches whatever the prediction ratio.
     """
     if config.decoder is None:
-        raise ValueError("the model is an encoder alone; it has no decoder to count")
+        raise ValueError("the model has no decoder to count")
     visible, predicted = mask_counts(config.patches, mask_ratio, prediction_ratio)
     keys, tokens = visible + config.class_tokens, config.patches + config.decoder_class_tokens
     width, features = config.decoder_width, config.encoder_width
@@ -58,7 +58,7 @@ def _self_attention_linears(tokens: int, width: int) -> int:
 
 
 def decoder_macs(model: Config | nn.Module, prediction_ratio: float = 0.25, mask_ratio: float = 0.75) -> int:
-    """MACs per image of a decoder's forward pass, of a configuration or of a model that has one."""
+    """MACs per image of a decoder's forward pass, for a configuration or a model that has one."""
     return sum(decoder_parts(_config(model), prediction_ratio, mask_ratio).values())
 
 
@@ -72,7 +72,7 @@ def encoder_macs(config: Config, mask_ratio: float = 0.75) -> int:
 
 
 def decoder_flops_of_paper(model: Config | nn.Module, prediction_ratio: float = 0.25, mask_ratio: float = 0.75) -> int:
-    """FLOPs per image as CrossMAE's paper counts them: two per MAC, those of attention itself left out.
+    """FLOPs per image as CrossMAE's paper counts them: two per MAC, without those of attention itself.
 
     The convention is inferred from the paper's chart; it yields the "2.5 to 3.7 times" of its abstract.
     """
@@ -83,9 +83,9 @@ def decoder_flops_of_paper(model: Config | nn.Module, prediction_ratio: float = 
 def executed_decoder_macs(
     model: Config | nn.Module, batch: int, prediction_ratio: float = 0.25, mask_ratio: float = 0.75
 ) -> int:
-    """MACs that our decoder executes for a whole batch.
+    """MACs that our decoder executes for a batch.
 
-    Less than ``batch * decoder_macs``: the first block's queries are one table of all patches, projected once.
+    Fewer than ``batch * decoder_macs``: the first block's queries are one table of all patches, projected once.
     """
     config = _config(model)
     macs = batch * decoder_macs(config, prediction_ratio, mask_ratio)
@@ -98,11 +98,11 @@ def executed_decoder_macs(
 def decoder_saved_bytes(
     model: Config | nn.Module, prediction_ratio: float = 0.25, mask_ratio: float = 0.75, element_size: int = 2
 ) -> int:
-    """Bytes per image that CrossMAE's decoder keeps for the backward pass with kernels, under 16-bit autocast.
+    """Bytes per image that CrossMAE's decoder saves for the backward pass with kernels, under 16-bit autocast.
 
-    Counted are its own: not the feature maps, which come from the encoder, and not what all images share (weights, and
-    the first block's queries). For each token that a linear layer multiplies, its normalised input and a float32
-    statistic; queries, keys, values and the attended rows; the hidden layers only with ``hidden_layer="save"``.
+    Excludes the feature maps, which come from the encoder, and everything shared by all images (weights, and the first
+    block's queries). Counts, for each token that a linear layer multiplies, its normalised input and a float32
+    statistic; queries, keys, values and attention outputs; and hidden layers only with ``hidden_layer="save"``.
     """
     config = _config(model)
     if config.decoder != "crossmae" or config.feature_maps is None or config.decoder_self_attention:
@@ -126,7 +126,7 @@ def decoder_saved_bytes(
 def _config(model: Config | nn.Module) -> Config:
     config = model if isinstance(model, Config) else getattr(model, "config", None)
     if not isinstance(config, Config):
-        raise TypeError(f"a Config or a model of this package is needed, got {type(model).__name__}")
+        raise TypeError(f"expected a Config or a model of this package, got {type(model).__name__}")
     return config
 
 

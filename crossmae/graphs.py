@@ -1,4 +1,4 @@
-"""CUDA graphs: a training step's forward and backward pass, captured once and replayed without launching anything."""
+"""CUDA graphs: capture a training step's forward and backward pass once, and replay it without kernel launches."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,18 +8,18 @@ from torch import Tensor
 
 from crossmae.model import MaskedAutoencoder, Output
 
-# Runs before the capture: kernels are compiled, and libraries choose and allocate what they need.
+# Warm-up runs before the capture: kernels are compiled, and libraries choose algorithms and allocate workspaces.
 WARM_UP_STEPS = 3
 
 Result = TypeVar("Result")
 
 
 def graphed(model: MaskedAutoencoder, sample: Tensor, **arguments: Any) -> Callable[[Tensor], Output]:
-    """Forward and backward pass of ``model`` as a function of images alone.
+    """The forward and backward pass of ``model`` as a function of images alone.
 
-    A call copies the images, replays, and leaves the gradients of that batch in the parameters' ``grad`` (do not set
-    these to None: the graph writes where they lie). Random masks are new in every call, those from a ``generator`` of
-    yours too. Under autocast, capture within ``torch.autocast(..., cache_enabled=False)``.
+    A call copies the images, replays the graph, and leaves that batch's gradients in the parameters' ``grad`` (do not
+    set these to None, as the graph writes to their memory). Every call draws new random masks, also from your own
+    ``generator``. Under autocast, capture within ``torch.autocast(..., cache_enabled=False)``.
 
     Args:
         model: on a CUDA device.
@@ -30,7 +30,7 @@ def graphed(model: MaskedAutoencoder, sample: Tensor, **arguments: Any) -> Calla
         A function from images to an output whose tensors are overwritten by the next call.
 
     Raises:
-        ValueError: if the images are not on a CUDA device, or a generator on another one, or if later images are of
+        ValueError: if the images are not on a CUDA device, a generator is on another device, or later images have
             another shape or dtype.
     """
     if not sample.is_cuda:
@@ -65,11 +65,11 @@ def graphed(model: MaskedAutoencoder, sample: Tensor, **arguments: Any) -> Calla
 def captured(
     run: Callable[[], Result], generator: torch.Generator | None = None
 ) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """A CUDA graph of what ``run`` launches, and what it returned, which every replay overwrites.
+    """A CUDA graph of everything ``run`` launches, and its result, which every replay overwrites.
 
-    ``run`` is called four times; a generator that it draws from, other than the device's default one, is named.
+    ``run`` is called four times; pass any generator it draws from, other than the device's default one.
     """
-    # Capturing asks for a warm-up on another stream than the current one.
+    # Capturing requires a warm-up on a side stream.
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -78,7 +78,7 @@ def captured(
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     if generator is not None:
-        # PyTorch does so by itself for the device's default generator alone, and raises where another one draws.
+        # PyTorch registers only the device's default generator itself, and raises if another one draws.
         graph.register_generator_state(generator)
     with torch.cuda.graph(graph):
         result = run()

@@ -1,4 +1,4 @@
-"""The cost of a computation on this machine: interleaved timings, and memory kept for the backward pass."""
+"""The cost of a computation on this machine: interleaved timings, and memory saved for the backward pass."""
 
 import statistics
 import time
@@ -15,9 +15,9 @@ def interleaved_medians(
 ) -> dict[str, float]:
     """Median seconds of each contender.
 
-    Every round runs all of them in turn, after one round of warm-up, so that a machine that slows down or has other
-    work slows all alike. Waits for the accelerator where there is one. ``progress`` is told whose turn it is, and in
-    which round (0: the warm-up), while no clock runs.
+    After one warm-up round, every round runs all of them in turn, so that throttling or other load affects all alike.
+    Waits for the accelerator, if any. ``progress`` is called with the contender's name and the round (0: warm-up),
+    outside of the timing.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
@@ -38,11 +38,11 @@ def wait_for_device() -> None:
 
 
 def bytes_saved_for_backward(run: Callable[[], object], module: nn.Module) -> int:
-    """Bytes that autograd keeps from ``run`` until its backward pass, the module's own parameters and buffers aside.
+    """Bytes that autograd saves from ``run`` for its backward pass, without the module's parameters and buffers.
 
-    A storage that is kept several times, whole or in part, counts once, and whole: a part keeps all of it alive.
+    A storage saved several times, in whole or in part, counts once and in full, as a part keeps all of it alive.
     """
-    # Not the address: tensors without data, as of ``FakeTensorMode``, have none.
+    # Not by address: tensors without data, as in ``FakeTensorMode``, have none.
     own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
     kept: dict[int, int] = {}
     alive: list[Tensor] = []
@@ -51,7 +51,7 @@ def bytes_saved_for_backward(run: Callable[[], object], module: nn.Module) -> in
         storage = tensor.untyped_storage()._cdata
         if storage not in own:
             kept[storage] = tensor.untyped_storage().nbytes()
-            alive.append(tensor)  # an identity may not be given out again while we count
+            alive.append(tensor)  # so that no id is reused while we count
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -1,4 +1,4 @@
-"""Uniform noise, drawn from a generator in compiled code too."""
+"""Draw uniform noise from a generator, even in compiled code."""
 
 import ctypes
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crossmae_kernels.runtime.device import constant_when_compiled
 
-# Generators that compiled graphs name by their id. They stay, so that no other object can come to have that id.
+# Generators that compiled graphs refer to by id. They are kept alive, so that no other object can get that id.
 _generators: dict[int, torch.Generator] = {}
 
 _library = torch.library.Library("crossmae", "FRAGMENT")
@@ -19,13 +19,13 @@ _library.define(
 def uniform(
     shape: tuple[int, ...], generator: torch.Generator | None = None, device: torch.device | str | None = None
 ) -> Tensor:
-    """Float32 noise in [0, 1) on ``device``, or where the generator lives.
+    """Float32 noise in [0, 1) on ``device``, by default the generator's.
 
-    PyTorch's compiler cannot take a generator into a graph. It takes its id, and compiles again for another generator;
-    an operator draws from the generator of that id.
+    PyTorch's compiler cannot put a generator into a graph. The graph holds its id instead, is recompiled for another
+    generator, and calls an operator that draws from the generator with that id.
 
     Raises:
-        ValueError: if a generator is to be exported, since an exported program outlives it.
+        ValueError: when exporting with a generator, since an exported program outlives it.
     """
     if generator is None:
         return torch.rand(shape, device=device)
@@ -38,8 +38,8 @@ def uniform(
 
 @constant_when_compiled
 def _held(identity: int) -> int:
-    """The id of a generator, which is alive while it is an argument of what is being compiled."""
-    # Asked here, where the answer is true: PyTorch 2.11 traces it as True whatever is compiled.
+    """The id of a generator, which is alive while code that has it as argument is compiled."""
+    # Checked here, where the answer is right: PyTorch 2.11 traces it as True whatever is compiled.
     if torch.compiler.is_exporting():
         raise ValueError("a generator cannot be exported; pass noise, or leave the generator out")
     _generators[identity] = ctypes.cast(identity, ctypes.py_object).value
@@ -54,6 +54,6 @@ def _uniform_fake(shape: list[int], generator: int, device: torch.device) -> Ten
     return torch.empty(shape, device=device)
 
 
-# No argument is a tensor whose device would choose the implementation.
+# No argument is a tensor, so no device selects the implementation.
 _library.impl("uniform", _uniform, "BackendSelect")
 torch.library.register_fake("crossmae::uniform", _uniform_fake, lib=_library)

@@ -1,4 +1,4 @@
-"""From predicted patches back to pictures, with brightness and contrast from a stated source."""
+"""Turn predicted patches back into pictures, with brightness and contrast from a stated source."""
 
 import warnings
 from typing import Literal
@@ -22,18 +22,18 @@ Statistics = Literal["visible", "true"]
 def reconstruction_columns(
     model: MaskedAutoencoder, images: Tensor, output: Output, statistics: Statistics = "visible", blocks: bool = False
 ) -> dict[str, Tensor]:
-    """Images, what is visible of them and a model's reconstruction, as columns for ``figures.draw_reconstructions``.
+    """Images, their visible part and a model's reconstruction, as columns for ``figures.draw_reconstructions``.
 
     Args:
         model: in evaluation mode.
         images: ``(B, C, H, W)``, normalised.
-        output: ``model(images, ...)``, of any mask.
+        output: ``model(images, ...)``, with any mask.
         statistics: see ``reconstruct``.
-        blocks: also the prediction as it stands behind each decoder block but the last (see ``block_predictions``).
+        blocks: include the prediction after each decoder block but the last (see ``block_predictions``).
 
     Returns:
-        Pictures ``(B, C, H, W)`` by name: "original", "masked" (NaN where nothing is visible), with ``blocks``
-        "after block 1" and so on, "reconstruction". Shares of full scale if the model has pixel statistics.
+        Pictures ``(B, C, H, W)`` by name: "original", "masked" (NaN where hidden), with ``blocks`` "after
+        block 1" and so on, "reconstruction". Scaled to [0, 1] if the model has pixel statistics.
     """
     config, masking = model.config, output.masking
     predictions = {"reconstruction": output.prediction}
@@ -48,11 +48,10 @@ def reconstruction_columns(
 
 @torch.no_grad()
 def block_predictions(model: MaskedAutoencoder, maps: list[Tensor], masking: Masking) -> list[Tensor]:
-    """The prediction as it stands behind each decoder block: final norm and head, applied early to the residual.
+    """The prediction after each decoder block, by applying the final norm and head early to the residual.
 
-    For language models this is known as the logit lens (nostalgebraist, 2020). The head was trained on the last
-    block's output alone, so early predictions are what the later blocks start from, not the best that could be read
-    from it.
+    For language models this is known as the logit lens (nostalgebraist, 2020). The head was trained only on the last
+    block's output, so early predictions show what later blocks start from, not the best that could be decoded.
 
     Args:
         model: with CrossMAE's or MAE's decoder.
@@ -68,22 +67,22 @@ def block_predictions(model: MaskedAutoencoder, maps: list[Tensor], masking: Mas
 def reconstruct(
     images: Tensor, prediction: Tensor, masking: Masking, config: Config, statistics: Statistics = "visible"
 ) -> Tensor:
-    """Images of which the predicted patches are predictions and the visible ones themselves.
+    """Images composed of predicted patches and the original visible ones.
 
-    Patches that are neither take the mean of the image's visible pixels. A model trained on normalised pixels
-    predicts a patch up to its brightness and contrast; ``statistics`` says where these are taken from:
+    Patches that are neither get the mean of the image's visible pixels. A model trained on normalised pixels predicts a
+    patch only up to brightness and contrast; ``statistics`` says where these come from:
 
-    - ``"visible"``: interpolated between the visible patches (inverse squared distance, Shepard 1968). Nothing that
-      was hidden from the model is used.
-    - ``"true"``: the hidden patch's own. Looks better than the model is, since it leaks what was to be predicted;
-      a ``UserWarning`` says so.
+    - ``"visible"``: interpolated between the visible patches (inverse squared distance, Shepard 1968). Nothing
+      hidden from the model is used.
+    - ``"true"``: the hidden patch's own. Looks better than the model is, since it leaks the target; a ``UserWarning``
+      says so.
 
     Args:
         images: ``(B, C, H, W)``.
-        prediction: ``(B, Q, P)``, a model's ``Output.prediction``, in the model's own order of pixels.
-        masking: ids that the prediction belongs to.
+        prediction: ``(B, Q, P)``, a model's ``Output.prediction``, in the model's own pixel order.
+        masking: the mask of the prediction.
         config: the model's.
-        statistics: see above; without effect for models trained on plain pixels.
+        statistics: see above; has no effect for models trained on plain pixels.
 
     Returns:
         ``(B, C, H, W)`` in the dtype of the images.
@@ -106,25 +105,25 @@ def reconstruct(
     return to_images(patches, config)
 
 
-@constant_when_compiled  # which calls it once, when it compiles
+@constant_when_compiled  # called once, at compile time
 def _warn_of_a_leak() -> None:
     warnings.warn(
         "statistics='true' gives every predicted patch the hidden patch's own mean and variance, "
-        "which leaks what was to be predicted",
+        "which leaks the target",
         UserWarning,
         stacklevel=3,
     )
 
 
 def visible_part(images: Tensor, masking: Masking, config: Config) -> Tensor:
-    """Images ``(B, C, H, W)``, floating point, with NaN in all patches but the visible ones."""
+    """Images ``(B, C, H, W)``, floating point, with NaN in all patches except the visible ones."""
     visible = ck.gather_patches(images, masking.visible_ids, config.patch_size)
     patches = visible.new_full((images.shape[0], config.patches, config.patch_values), float("nan"))
     return to_images(patches.scatter(1, masking.visible_ids[:, :, None].expand_as(visible), visible), config)
 
 
 def denormalized(images: Tensor, config: Config) -> Tensor:
-    """Normalised images ``(..., C, H, W)`` as shares of full scale; unchanged without pixel statistics."""
+    """Normalised images ``(..., C, H, W)`` scaled back to [0, 1]; unchanged without pixel statistics."""
     if config.pixel_mean is None or config.pixel_std is None:
         return images
     mean, std = (images.new_tensor(values)[:, None, None] for values in (config.pixel_mean, config.pixel_std))

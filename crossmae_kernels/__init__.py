@@ -1,7 +1,7 @@
 """The operations of CrossMAE's decoder: tensors in, tensors out.
 
-Every op lives in a folder of its own with a reference in plain PyTorch that specifies it. ``impl`` chooses who
-serves a call: ``"auto"``, ``"triton"`` or ``"reference"``; an explicit choice never falls back.
+Every op has its own folder, with a reference in plain PyTorch that specifies it. ``impl`` chooses the implementation:
+``"auto"``, ``"triton"`` or ``"reference"``; an explicit choice never falls back.
 """
 
 from crossmae_kernels.cross_attention import cross_attention, cross_attention_kvpacked, self_attention_qkvpacked

@@ -1,4 +1,4 @@
-"""How every command ends: an exit code, and at most one line where something went wrong."""
+"""How every command ends: with an exit code, and at most one line if something went wrong."""
 
 import contextlib
 import errno
@@ -10,19 +10,18 @@ from collections.abc import Callable
 from crossmae_kernels.environment import require_environment
 from crossmae_kernels.extras import MissingPackageError, missing_package, require
 
-# As a shell has it for a process that a signal ended: 128 + SIGINT, 128 + SIGPIPE.
+# A shell's codes for a process ended by a signal: 128 + SIGINT, 128 + SIGPIPE.
 INTERRUPTED, READER_GONE = 130, 141
-# As argparse has it where a command is asked for what it does not know.
+# argparse's code for wrong arguments.
 MISUSED = 2
 
 
 def run_command(name: str, function: Callable[[], int | None]) -> int:
     """Run a command; returns its exit code.
 
-    What is expected to go wrong, or to be missing, is one line on standard error and code 1; Ctrl-C is one line too. So
-    is a wrong value of an environment variable of this package, with code 2, and then nothing is run.
-    Where nobody reads standard output any more (``| head``) there is nothing to say. Errors of the program itself are
-    not caught.
+    Expected errors and missing packages give one line on standard error and code 1; Ctrl-C gives one line too. A wrong
+    value of this package's environment variables gives one line and code 2, and nothing is run.
+    If nobody reads standard output any more (``| head``), nothing is reported. Bugs in the program are not caught.
     """
     _make_printable()
     try:
@@ -53,7 +52,7 @@ def run_command(name: str, function: Callable[[], int | None]) -> int:
 
 
 def stop_without(name: str, extra: str) -> None:
-    """End the process with the line of ``run_command`` if a package of an extra is missing.
+    """Exit with the same line as ``run_command`` if a package of an extra is missing.
 
     For programs whose own imports need the extra.
     """
@@ -62,7 +61,7 @@ def stop_without(name: str, extra: str) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, on one line; of the operating system its words rather than its number."""
+    """What went wrong, on one line; for operating system errors the text without the number."""
     if isinstance(error, OSError) and error.strerror:
         files = [os.fsdecode(file) for file in (error.filename, error.filename2) if isinstance(file, (str, bytes))]
         return ": ".join([" -> ".join(files), error.strerror] if files else [error.strerror])
@@ -70,7 +69,7 @@ def reason(error: BaseException) -> str:
 
 
 def _flush() -> None:
-    """Print what waits now: at exit it is too late to answer for it."""
+    """Flush output now: at exit it is too late to handle errors."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -79,7 +78,7 @@ def _flush() -> None:
 
 
 def _make_printable() -> None:
-    """No encoding of a terminal, and no closed stream, is a reason to fail."""
+    """Keep a terminal's encoding, or a closed stream, from causing failures."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -100,6 +99,6 @@ def _reader_is_gone(error: OSError) -> bool:
 
 
 def _drop_output() -> None:
-    """What could not be written would fail again at exit."""
+    """Discard unwritten output, which would fail again at exit."""
     with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())

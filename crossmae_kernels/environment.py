@@ -1,6 +1,6 @@
-"""The environment variables that say who serves ops, and who chooses their forms; PyTorch is not needed to read them.
+"""The environment variables that choose implementations and forms of ops; reading them does not need PyTorch.
 
-A wrong value is refused by a command before it begins, and in Python by the first call that asks.
+A wrong value is refused by a command before it starts, and in Python by the first call that reads it.
 """
 
 import os
@@ -14,13 +14,13 @@ OPTIONS: dict[str, tuple[str, ...]] = {IMPLEMENTATION: get_args(Implementation),
 
 
 def require_option(variable: str, value: str, where: str | None = None) -> None:
-    """Raise ValueError unless ``value`` is one that the variable may have; ``where`` names it in the message."""
+    """Raise ValueError unless ``value`` is allowed for the variable; ``where`` names it in the message."""
     if value not in OPTIONS[variable]:
         raise ValueError(f"{where or variable} must be one of {', '.join(OPTIONS[variable])}, got {value!r}")
 
 
 def require_environment() -> None:
-    """Raise ValueError if a variable has a value that it may not have."""
+    """Raise ValueError if a variable has an invalid value."""
     for variable in OPTIONS:
         if variable in os.environ:
             require_option(variable, os.environ[variable])

@@ -1,11 +1,11 @@
-"""Packages that only some of this package need: what to install where one is not there."""
+"""Optional dependencies: what to install if one is missing."""
 
 import importlib.metadata
 import importlib.util
 import sys
 
-# Modules by the extra of pyproject.toml that brings them, "" for what every installation has. A module that several
-# bring counts as the first one's unless the extra is named.
+# Modules by the extra in pyproject.toml that installs them, "" for the base installation. A module in several extras
+# counts as the first one's unless the extra is named.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "": ("torch", "triton", "numpy", "safetensors", "jsonargparse", "yaml", "tabulate"),
     "figures": ("matplotlib", "PIL", "plotly"),
@@ -20,7 +20,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "test": ("pytest", "pytest_benchmark", "xdist", "webdataset"),
 }
 
-# What pip calls them, where it is not the module's name with dashes.
+# Names of distributions that are not the module's name with dashes.
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "mkdocstrings": "mkdocstrings-python",
@@ -32,14 +32,14 @@ DISTRIBUTIONS = {
 
 
 class MissingPackageError(ImportError):
-    """Packages are not installed; the message is what needs them continued: "needs ...: pip install ..."."""
+    """Packages are not installed; the message continues the name of what needs them: "needs ...: pip install ..."."""
 
     def __init__(self, modules: tuple[str, ...], extra: str) -> None:
         names = ", ".join(distribution(module) for module in modules)
         if extra:
             command = f"pip install 'crossmae-kernels[{extra}]'"
         elif modules == ("triton",):
-            command = "pip install triton, which there is for Linux"
+            command = "pip install triton, which is available for Linux"
         else:
             command = "pip install crossmae-kernels"
         super().__init__(f"needs {names}: {command}", name=modules[0])
@@ -51,7 +51,7 @@ def distribution(module: str) -> str:
 
 
 def version(distribution: str) -> str | None:
-    """Version of an installed distribution."""
+    """The version of an installed distribution, or None."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -59,7 +59,7 @@ def version(distribution: str) -> str | None:
 
 
 def installed(module: str) -> bool:
-    """Whether a top-level module can be found; it is not imported."""
+    """Whether a top-level module can be found, without importing it."""
     if sys.modules.get(module) is not None:
         return True
     try:
@@ -69,9 +69,9 @@ def installed(module: str) -> bool:
 
 
 def require(extra: str, *modules: str) -> None:
-    """Raise MissingPackageError, with all that is missing of an extra, or of the modules of it that are named.
+    """Raise MissingPackageError, listing all missing modules of an extra, or of those named.
 
-    Asked before work starts: what is first imported hours later would end a run then.
+    Called before work starts, as a missing module that is first imported hours later would end a run then.
     """
     missing = tuple(module for module in modules or EXTRAS[extra] if not installed(module))
     if missing:
@@ -79,9 +79,9 @@ def require(extra: str, *modules: str) -> None:
 
 
 def missing_package(error: ModuleNotFoundError) -> MissingPackageError | None:
-    """What to install where an import failed; None where that is no matter of installing a package.
+    """What to install after an import failed; None if installing a package would not help.
 
-    A module that an installed package lacks is that package's fault or the importer's.
+    A missing module inside an installed package is a bug in that package or in the importing code.
     """
     module = (error.name or "").partition(".")[0]
     extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)

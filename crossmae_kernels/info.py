@@ -1,7 +1,7 @@
-"""Which implementation serves each op on this machine, and why no other: ``python -m crossmae_kernels.info``.
+"""Which implementation runs each op on this machine, and why: ``python -m crossmae_kernels.info``.
 
-Every op is asked itself: it is called with tensors that have shapes and no data, so it checks and refuses as it would
-in training, and no kernel runs.
+Every op is called with tensors that have shapes but no data, so it checks and refuses as in training, but no kernel
+runs.
 """
 
 import functools
@@ -36,13 +36,13 @@ def call_kernels(op: str, device: torch.device, dtype: torch.dtype) -> None:
 
 @functools.cache
 def _problems(device: torch.device) -> tuple[FakeTensorMode, dict[str, Problem]]:
-    """One of each op, and the mode that their tensors belong to."""
+    """One problem per op, and the fake mode of their tensors."""
     with FakeTensorMode() as mode:
         return mode, {problem.op: problem for problem in vit_base(Draw(device=device))}
 
 
 def served_by(op: str, device: torch.device, dtype: torch.dtype) -> str:
-    """Who serves calls of an op with ``impl="auto"`` there, and why the kernel does not."""
+    """Which implementation runs calls of an op with ``impl="auto"`` there, and why it is not the kernel."""
     refusals = []
     try:
         call_kernels(op, device, dtype)
@@ -63,7 +63,7 @@ def served_by(op: str, device: torch.device, dtype: torch.dtype) -> str:
 
 
 def rows_of(device: torch.device) -> list[str]:
-    """For each op, a line for the dtypes that are served alike."""
+    """For each op, one line per group of dtypes with the same implementation."""
     lines = []
     for op in ck.__all__:
         by_answer: dict[str, list[str]] = {}
@@ -75,7 +75,7 @@ def rows_of(device: torch.device) -> list[str]:
 
 
 def report() -> list[str]:
-    """Lines of the report."""
+    """The lines of the report."""
     lines = [f"python      {platform.python_version()} on {platform.system()} {platform.machine()}"]
     for name in ("torch", "triton", "flash-attn", "xformers"):
         lines.append(f"{name:12}{version(name) or 'not installed'}")
@@ -90,14 +90,14 @@ def report() -> list[str]:
 
 
 def describe(device: torch.device) -> str:
-    """Name and what matters of it."""
+    """The device's name and relevant properties."""
     if device.type != "cuda":
         return f"{os.cpu_count()} cores"
     properties = torch.cuda.get_device_properties(device)
     return (
         f"{properties.name}, compute capability {properties.major}.{properties.minor},"
         f" {properties.multi_processor_count} multiprocessors,"
-        f" {limits(device).shared_memory // 1024} KiB of shared memory a program"
+        f" {limits(device).shared_memory // 1024} KiB of shared memory per program"
     )
 
 

@@ -22,18 +22,31 @@ import torch
 ROOT = Path(__file__).parents[1]
 
 
+# oneDNN's sets of instructions in their order, with one that a CPU must have for each (``torch.cpu.get_capabilities``).
+ONE_DNN = {
+    "SSE41": "sse4_1",
+    "AVX2": "avx2",
+    "AVX2_VNNI_2": "avx_ne_convert",
+    "AVX512_CORE": "avx512_bw",
+    "AVX512_CORE_BF16": "avx512_bf16",
+    "AVX512_CORE_FP16": "avx512_fp16",
+    "AVX512_CORE_AMX": "amx_bf16",
+}
+
+
 def settings():
-    """Variables by name; a CPU without some of oneDNN's sets takes the next best by itself."""
-    one_dnn = ("SSE41", "AVX2", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX")
-    yield "default", {}
-    for name in one_dnn:
+    """Variables by name, of what this CPU has; the best of them is what it takes by itself."""
+    here = torch.cpu.get_capabilities()
+    one_dnn = [name for name, needed in ONE_DNN.items() if here.get(needed)]
+    best = torch.backends.cpu.get_cpu_capability().lower()
+    aten = {"avx512": ["default", "avx2"], "avx2": ["default"]}.get(best, [])
+    yield "as it is", {}
+    for name in one_dnn[:-1]:
         yield f"oneDNN {name}", {"ONEDNN_MAX_CPU_ISA": name}
-    # ATen takes these at their word, so only what this CPU has.
-    best = torch.backends.cpu.get_cpu_capability()
-    for name in ("default", "avx2", "avx512"):
-        if name == "default" or best == "AVX512" or name.upper() == best:
-            yield f"ATen {name}", {"ATEN_CPU_CAPABILITY": name}
-    yield "oneDNN AVX2, ATen avx2", {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    for name in aten:
+        yield f"ATen {name}", {"ATEN_CPU_CAPABILITY": name}
+    if best == "avx512":
+        yield "oneDNN AVX2, ATen avx2", {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
 
 def run(variables, seed, select, file):

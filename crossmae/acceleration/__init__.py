@@ -1,4 +1,4 @@
-"""Training code written around somebody else's model, on this package's operations: two lines, and one to undo it."""
+"""Run other libraries' models on this package's operations: one call to accelerate a model, one to undo it."""
 
 from typing import Any
 
@@ -15,46 +15,45 @@ __all__ = ["accelerate", "restore"]
 
 
 def accelerate(model: nn.Module, **arguments: Any) -> nn.Module:
-    """Let a model compute with this package's operations, in place.
+    """Make a model compute with this package's operations, in place.
 
-    It remains the model it is: its parameters and state dict, its forward's arguments, defaults and results, and the
-    autocast that its forward opens. Layers are looked up at every call, so the model may be copied, pickled, sharded
-    by ``fully_shard``, wrapped, compiled, exported, or given other parameters or layers. Hooks on the model and on its
-    blocks, and activation checkpointing of blocks, work as ever; with hooks on decoder blocks, or sharded ones, keys
-    and values are projected block by block instead of all at once.
+    The model keeps its parameters and state dict, its forward's arguments, defaults and results, and any autocast
+    that its forward enables. Layers are looked up at every call, so the model may be copied, pickled, sharded by
+    ``fully_shard``, wrapped, compiled, exported, or given other parameters or layers. Hooks on the model and its
+    blocks, and activation checkpointing of blocks, keep working; if decoder blocks have hooks or are sharded, keys and
+    values are projected block by block instead of all at once.
 
-    What is replaced depends on what the model is made of, whatever its class is called:
+    What is replaced depends on the model's submodules, not on its class:
 
-    - Under a release's names, CrossMAE's or MAE's, its whole forward; other submodules than blocks are not called.
-      It may be sharded before too. The model's own forward runs once for each value of its Boolean arguments, on two
-      images of noise: what it returns is what will be returned, and where it does not agree with what would be
-      computed, it is refused.
-    - Else every transformer block under the names of timm, birder or Hugging Face, every CrossMAE decoder under those
-      of stable-pretraining and every CrossMAE under those of birder, wherever they stand in it. All else is called as
-      ever. Each part's own forward runs twice on noise, and is compared in the same way.
+    - With the names of the CrossMAE or MAE release: the whole forward; submodules other than blocks are not called.
+      Such a model may already be sharded. Its own forward runs once for each value of its Boolean arguments, on two
+      images of noise, to learn what it returns; if the results do not agree with ours, the model is refused.
+    - Otherwise: every transformer block with the names of timm, birder or Hugging Face, every CrossMAE decoder with
+      those of stable-pretraining and every CrossMAE with those of birder, anywhere in the model. Everything else is
+      called as before. Each part's own forward runs twice on noise, and is compared in the same way.
 
     Args:
-        model: any module with such submodules and parameters.
-        arguments: constructor arguments of the release (see ``from_release``) that cannot be read off the model, such
-            as ``num_heads`` where its attention has no such attribute.
+        model: any module with such submodules.
+        arguments: constructor arguments of the release (see ``from_release``) that the model does not show, such as
+            ``num_heads`` if its attention has no such attribute.
 
     Returns:
         The model.
 
     Raises:
-        TypeError: on an argument that the release does not have, or any where the model is none.
-        ValueError: before anything is changed, naming what cannot be honoured (a hook on a layer, dropout, a submodule
-            that is not known), what the model does not tell, or which argument contradicts it. A hook on a layer, or
-            dropout, that comes later is refused at the next call, with a RuntimeError.
+        TypeError: if an argument does not exist, or is passed for a model that is not a release's.
+        ValueError: before anything is changed, naming what is not supported (a hook on a layer, dropout, an unknown
+            submodule), what the model does not show, or which argument contradicts it. A hook on a layer, or dropout,
+            added later raises a RuntimeError at the next call.
     """
     known = (*FIELDS, *MAPS)
     unknown = sorted(set(arguments) - set(known))
     if unknown:
-        raise TypeError(f"accelerate: no argument {', '.join(unknown)}; there are {', '.join(known)}")
+        raise TypeError(f"accelerate: no argument {', '.join(unknown)}; choose from {', '.join(known)}")
     if not isinstance(model, nn.Module):
-        raise TypeError(f"accelerate: a module is needed, got {type(model).__name__}")
+        raise TypeError(f"accelerate: expected a module, got {type(model).__name__}")
     if _accelerated(model):
-        raise ValueError(f"accelerate: this {type(model).__name__} is accelerated already; see crossmae.restore")
+        raise ValueError(f"accelerate: this {type(model).__name__} is already accelerated; see crossmae.restore")
     require_unwrapped(model)
     if has_release_blocks(model):
         accelerate_release(model, arguments, restore)
@@ -65,20 +64,20 @@ def accelerate(model: nn.Module, **arguments: Any) -> nn.Module:
     if arguments:
         given = ", ".join(sorted(arguments))
         raise TypeError(
-            f"accelerate: {given} describe a release's model, {type(model).__name__} tells everything itself"
+            f"accelerate: {given} describe a release's model, but {type(model).__name__} shows everything itself"
         )
     accelerate_parts(model, parts, restore)
     return model
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Undo ``accelerate``, in a model or in a copy of one, wrapped or not; its tensors stay as they are.
+    """Undo ``accelerate`` on a model or a copy of one, wrapped or not; its tensors are unchanged.
 
     Raises:
         ValueError: if nothing in it is accelerated.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"restore: a module is needed, got {type(model).__name__}")
+        raise TypeError(f"restore: expected a module, got {type(model).__name__}")
     accelerated = _accelerated(model)
     if not accelerated:
         raise ValueError(f"restore: this {type(model).__name__} is not accelerated")

@@ -1,4 +1,4 @@
-"""Whether a model computes the same with our forwards as with its own, and what of our results it returns where."""
+"""Check that a model computes the same with our forwards as with its own, and match our results to its outputs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 from crossmae.acceleration.contract import Result, Setting, Template
 from crossmae.acceleration.observation import Observation
 
-# Roundings add up on the way through a model. All distances are root mean squares, relative to the model's own.
+# Rounding errors accumulate through a model. All distances are root mean squares, relative to the model's own values.
 _DEEP = 30
 _LEAST = 1e-4
 
@@ -21,17 +21,17 @@ def agree(
     names: tuple[str, ...],
     within: torch.dtype | None,
 ) -> dict[Setting, Template]:
-    """Templates of what the model returns.
+    """Check agreement; returns a template of the model's output for each setting.
 
     Args:
-        own: the model with its own forwards.
-        ours: with ours, which returned all results of ``names`` as a tuple.
+        own: observed with the model's own forwards.
+        ours: observed with ours, which return all results in ``names`` as a tuple.
         names: of our results.
-        within: what products may be computed in where blocks and results do not show it: autocast's dtype, or that of
-            shards; residuals and a loss stay float32.
+        within: a dtype in which products may be computed without blocks and results showing it: autocast's, or that
+            of shards; residuals and a loss stay float32.
 
     Raises:
-        ValueError: naming the first block, result or gradient that is another.
+        ValueError: naming the first block, result or gradient that differs.
     """
     templates = {}
     for setting, theirs in own.items():
@@ -43,22 +43,22 @@ def agree(
 
 
 def compare_steps(own: Observation, ours: Observation) -> None:
-    """Raise ValueError where blocks are called more or less often, or a gradient is another or one of both has none."""
+    """Raise ValueError if the number of block calls differs, or a gradient differs or exists only on one side."""
     if own.calls != ours.calls:
         path = next(p for p in {**own.calls, **ours.calls} if own.calls[p] != ours.calls[p])
         raise ValueError(
-            f"accelerate: the model calls {path} {own.calls[path]} times in a step, would do so {ours.calls[path]} "
-            "times (checkpoint blocks by checkpoint_wrapper, which is honoured)"
+            f"accelerate: the model calls {path} {own.calls[path]} times per step, but would call it "
+            f"{ours.calls[path]} times (checkpoint_wrapper is the supported way to checkpoint blocks)"
         )
     present = [gradient for gradient in own.gradients.values() if gradient is not None]
-    # Some are nought but for rounding, such as those of weights in front of a norm that divides by their size.
+    # Some are zero up to rounding, such as those of weights before a norm that divides by their size.
     floor = 1e-3 * max((_rms(gradient) for gradient in present), default=0.0)
     dtype = _coarsest(own)
     for name, gradient in own.gradients.items():
         other = ours.gradients.get(name)
         if (gradient is None) != (other is None):
             changes = "get a gradient" if gradient is None else "lose its gradient"
-            raise ValueError(f"accelerate: {name} would {changes}; the model's own forward detaches something else")
+            raise ValueError(f"accelerate: {name} would {changes}; the model's own forward detaches other tensors")
         if gradient is not None and other is not None:
             distance, allowed = _distance(other, gradient, floor), 10 * _tolerance(gradient, dtype)
             if not distance <= allowed:
@@ -66,25 +66,25 @@ def compare_steps(own: Observation, ours: Observation) -> None:
 
 
 def compare_outputs(own: Any, ours: Any, where: str) -> None:
-    """Raise ValueError where two outputs differ: tensors and what holds them, by more than rounding.
+    """Raise ValueError if two outputs differ in structure, or their tensors by more than rounding.
 
     Args:
-        own: what a module returned with its own forward.
-        ours: what it returned with ours.
+        own: a module's output with its own forward.
+        ours: its output with ours.
         where: names the module in messages.
     """
     (theirs, structure), (found, other) = tree_flatten(own), tree_flatten(ours)
     if structure != other or len(theirs) != len(found):
         kinds = [f"{type(output).__name__} of {len(tree_leaves(output))}" for output in (own, ours)]
-        raise ValueError(f"accelerate: {where} returns a {kinds[0]}, would return a {kinds[1]}")
+        raise ValueError(f"accelerate: {where} returns a {kinds[0]}, but would return a {kinds[1]}")
     for expected, leaf in zip(theirs, found, strict=True):
         if not isinstance(expected, Tensor) or not isinstance(leaf, Tensor):
             if type(expected) is not type(leaf) or expected != leaf:
-                raise ValueError(f"accelerate: {where} returns {expected!r}, would return {leaf!r}")
+                raise ValueError(f"accelerate: {where} returns {expected!r}, but would return {leaf!r}")
             continue
         if (expected.shape, expected.dtype) != (leaf.shape, leaf.dtype):
             shapes = [f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in (expected, leaf)]
-            raise ValueError(f"accelerate: {where} returns {shapes[0]}, would return {shapes[1]}")
+            raise ValueError(f"accelerate: {where} returns {shapes[0]}, but would return {shapes[1]}")
         dtype = expected.dtype if expected.is_floating_point() else torch.float32
         distance, allowed = _distance(leaf, expected), _tolerance(expected, dtype)
         if not distance <= allowed:
@@ -94,12 +94,13 @@ def compare_outputs(own: Any, ours: Any, where: str) -> None:
 def _compare_blocks(theirs: Observation, ours: Observation, dtype: torch.dtype) -> None:
     if len(theirs.blocks) != len(ours.blocks):
         raise ValueError(
-            f"accelerate: the model calls its blocks {len(theirs.blocks)} times, would do so {len(ours.blocks)} times"
+            f"accelerate: the model calls its blocks {len(theirs.blocks)} times, but would call them "
+            f"{len(ours.blocks)} times"
         )
     for (path, output), (other_path, found) in zip(theirs.blocks, ours.blocks, strict=True):
         if path != other_path or output.shape != found.shape:
             raise ValueError(
-                f"accelerate: the model's {path} returns {tuple(output.shape)}, in its place {other_path} would return "
+                f"accelerate: the model's {path} returns {tuple(output.shape)}, but {other_path} would return "
                 f"{tuple(found.shape)}"
             )
         distance, allowed = _distance(found, output), _tolerance(output, dtype)
@@ -116,11 +117,11 @@ def _template(output: Any, results: Mapping[str, Tensor], where: str, dtype: tor
         parts = (_template(part, results, f"{where}[{index}]", dtype) for index, part in enumerate(output))
         return type(output)(parts)
     if not isinstance(output, Tensor):
-        raise ValueError(f"accelerate: {where} is of {type(output)}; tensors, tuples, lists and dicts are served")
+        raise ValueError(f"accelerate: {where} is of {type(output)}; supported are tensors, tuples, lists and dicts")
     what = f"{where}, {output.dtype} {tuple(output.shape)},"
     distances = {name: _distance(r, output) for name, r in results.items() if r.shape == output.shape}
     if not distances:
-        raise ValueError(f"accelerate: {what} has the shape of none of {', '.join(results)}, which are served")
+        raise ValueError(f"accelerate: {what} has the shape of none of the supported results: {', '.join(results)}")
     closest = min(distances, key=distances.__getitem__)
     allowed = _tolerance(output, dtype)
     if not distances[closest] <= allowed:
@@ -133,8 +134,8 @@ def _template(output: Any, results: Mapping[str, Tensor], where: str, dtype: tor
 
 def _other(what: str, distance: float, allowed: float) -> str:
     return (
-        f"{what} is another than would be computed: {distance:.1e} apart in the root mean square, {allowed:.0e} is "
-        "allowed. Something in the model's own forward is not as in the models that are served"
+        f"{what} differs from ours by {distance:.1e} (root mean square); {allowed:.0e} is allowed. Something in the "
+        "model's own forward is unlike the supported models"
     )
 
 
@@ -143,13 +144,13 @@ def _rms(tensor: Tensor) -> float:
 
 
 def _distance(ours: Tensor, theirs: Tensor, floor: float = 1e-30) -> float:
-    """Infinite where either is not finite."""
+    """Relative root mean square distance; infinite if either is not finite."""
     distance = _rms(ours.double() - theirs.double()) / max(_rms(theirs), floor)
     return distance if distance == distance else float("inf")
 
 
 def _coarsest(seen: Observation, within: torch.dtype | None = None) -> torch.dtype:
-    """Of the dtypes in which anything was computed, one that does not show included."""
+    """The coarsest dtype in which anything was computed, including one that does not show."""
     tensors = [output for _, output in seen.blocks] + [t for t in tree_leaves(seen.output) if isinstance(t, Tensor)]
     dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} | ({within} if within else set())
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)

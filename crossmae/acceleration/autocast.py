@@ -1,4 +1,4 @@
-"""Under which autocast a model's own forward computes, given the one it is called under."""
+"""Find the autocast in which a model's own forward computes, given the one it is called in."""
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -7,27 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Autocast's dtype, None where it is off.
+# Autocast's dtype, None if it is off.
 State = torch.dtype | None
 
 _OUTER: tuple[State, ...] = (None, torch.bfloat16, torch.float16)
 
 
 class _ReachedError(Exception):
-    """The forward came to its first layer."""
+    """The forward reached its first layer."""
 
 
 def state_of(device_type: str) -> State:
-    """The autocast that is on for a type of devices."""
+    """The current autocast for a device type."""
     if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)
 
 
 def observe_autocast(model: nn.Module, images: Tensor) -> dict[State, State]:
-    """The autocast within the model's own forward, for each one outside of it.
+    """The autocast inside the model's own forward, for each one outside.
 
-    The forward is run up to its patch embedding and no further.
+    Runs the forward only up to its patch embedding.
     """
     device_type = images.device.type
     if not torch.amp.is_autocast_available(device_type):
@@ -46,7 +46,7 @@ def observe_autocast(model: nn.Module, images: Tensor) -> dict[State, State]:
                 torch.random.fork_rng([images.device] if images.is_cuda else []),
                 warnings.catch_warnings(),
             ):
-                # Autocast for CUDA is opened by forwards that run on a CPU too, where it warns and does nothing.
+                # Some forwards enable CUDA autocast even on a CPU, where it warns and does nothing.
                 warnings.simplefilter("ignore")
                 try:
                     type(model).forward(model, images)

@@ -1,4 +1,4 @@
-"""A CrossMAE around an encoder that gives all of its feature maps, as birder's is."""
+"""birder's CrossMAE, built around an encoder that returns all of its feature maps."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ _LAYERS: Roles = {
 }
 _TABLES = ("encoder.class_token", "encoder.pos_embedding", "encoder.reg_tokens")
 _FIRST_BLOCK: Roles = {"decoder_layers.0.cross_attn.kv": nn.Linear}
-# What is called as ever, or, on top of the encoder, not at all.
+# Submodules that are called as before or, on top of the encoder, not at all.
 _CALLED = (
     "encoder.encoder.block",
     "decoder_layers",
@@ -40,8 +40,8 @@ _CALLED = (
 class BirderForward(ModuleForward):
     """The forward of the whole model: ``loss``, ``pred`` and ``mask`` in a dict.
 
-    The encoder's norm is applied to the last map before mixing, and in return the last block's mix has none. The
-    ratios and the table of positions are the model's; targets are always normalised.
+    The encoder's norm is applied to the last map before mixing, and instead the last block's mix has none. Ratios and
+    position table are the model's; targets are always normalised.
     """
 
     def __init__(self, model: nn.Module, prefix: str) -> None:
@@ -51,12 +51,12 @@ class BirderForward(ModuleForward):
 
     @staticmethod
     def recognises(module: nn.Module) -> bool:
-        """Whether a module has the parts of such a model."""
+        """Whether a module has the submodules of such a model."""
         has_tables = all(hasattr(module, name) for name in ("mask_token", "decoder_pos_embed", "kept_mask_ratio"))
         return has_tables and has_roles(module, {**_LAYERS, **_FIRST_BLOCK})
 
     def obstacles(self) -> list[str]:
-        """As every forward's, and what such a model may have that is not served."""
+        """Those of every forward, and unsupported features that such a model may have."""
         return super().obstacles() or self._more_than_served()
 
     def _more_than_served(self) -> list[str]:
@@ -72,12 +72,14 @@ class BirderForward(ModuleForward):
         }
         replaced = [f"{self.prefix}{name} was replaced in this instance" for name in sorted(overridden(model))]
         unserved = [
-            f"{self.prefix.rstrip('.') or 'the model'} has {what}, not served" for what, is_so in told.items() if is_so
+            f"{self.prefix.rstrip('.') or 'the model'} has {what}: not supported"
+            for what, is_so in told.items()
+            if is_so
         ]
         return [*replaced, *unserved, *mixing_obstacles(f"{self.prefix}decoder_norms", norms)]
 
     def __call__(self, x: Tensor, *, return_moe_training_output: bool = False) -> dict[str, Tensor]:
-        """Images ``(B, C, H, W)`` -> loss, predictions ``(B, Q, P)``, and a mask ``(B, L)``, 1 where they stand."""
+        """Images ``(B, C, H, W)`` -> loss, predictions ``(B, Q, P)``, and a mask ``(B, L)``, 1 where predicted."""
         self.require_unchanged()
         if return_moe_training_output:
             raise ValueError("an accelerated model has no experts: return_moe_training_output must be False, got True")
@@ -100,7 +102,7 @@ class BirderForward(ModuleForward):
         return {"loss": loss.to(torch.promote_types(pred.dtype, x.dtype)), "pred": pred, "mask": mask}
 
     def _encode(self, images: Tensor, visible_ids: Tensor) -> list[Tensor]:
-        """Outputs of all blocks, the last one normed, each ``(B, V + 1, E)``."""
+        """Outputs of all blocks, each ``(B, V + 1, E)``; the last one is normed."""
         model: Any = self.module
         encoder = model.encoder
         positions, token = encoder.pos_embedding[0], encoder.class_token

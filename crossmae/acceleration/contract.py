@@ -1,4 +1,4 @@
-"""What callers of a model may rely on: its arguments, and what it returns."""
+"""A model's calling convention: its arguments and the structure of its output."""
 
 import inspect
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ MASK_RATIO, PREDICTION_RATIO = "mask_ratio", "kept_mask_ratio"
 
 @dataclass(frozen=True)
 class Result:
-    """The place of one of our results in what a model returns, and its dtype there if that is another."""
+    """Marks where one of our results goes in a model's output, and its dtype there if it differs."""
 
     name: str
     detached: bool = False
     dtype: torch.dtype | None = None
 
 
-# What a call returns: results, None, and tuples, lists and dicts of such.
+# A call's output: results, None, and tuples, lists and dicts of them.
 Template = Any
 
-# In training or not, and the values of the Boolean arguments.
+# Whether in training mode, and the values of the Boolean arguments.
 Setting = tuple[bool, ...]
 
 
@@ -32,8 +32,8 @@ Setting = tuple[bool, ...]
 class Contract:
     """How a model is called and what it returns.
 
-    ``defaults`` of all parameters by name, in order, the images' first; ``flags`` are the Boolean ones; ``outputs`` has
-    what is returned in each setting.
+    ``defaults`` holds all parameters by name, in order, images first; ``flags`` are the Boolean ones; ``outputs`` has
+    the template of the output in each setting.
     """
 
     defaults: dict[str, Any]
@@ -41,11 +41,11 @@ class Contract:
     outputs: dict[Setting, Template]
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Values of all parameters in a call.
+        """The values of all parameters in a call.
 
         Raises:
-            TypeError: on arguments that the model's own forward does not take.
-            ValueError: on a value other than the default for a parameter whose meaning is not known.
+            TypeError: if the model's own forward does not take the arguments.
+            ValueError: if a parameter of unknown meaning has a value other than its default.
         """
         names = list(self.defaults)
         if len(args) > len(names):
@@ -62,16 +62,16 @@ class Contract:
             value, default = values[name], self.defaults[name]
             known = name in (MASK_RATIO, PREDICTION_RATIO) or name in self.flags
             if not known and value is not default and (isinstance(value, Tensor) or value != default):
-                raise ValueError(f"forward: {name} is served at its default {default!r} only")
+                raise ValueError(f"forward: {name} is supported only at its default {default!r}")
         return values
 
     def template(self, training: bool, values: Mapping[str, Any]) -> Template:
-        """What a call with these values returns."""
+        """The template of the output of a call with these values."""
         return self.outputs[training, *(bool(values[name]) for name in self.flags)]
 
 
 def results_in(template: Template) -> set[str]:
-    """Names of the results that a template wants."""
+    """Names of the results in a template."""
     if template is None:
         return set()
     if isinstance(template, Result):
@@ -80,7 +80,7 @@ def results_in(template: Template) -> set[str]:
 
 
 def filled(template: Template, results: Mapping[str, Tensor]) -> Any:
-    """The template with results in their places."""
+    """The template, filled with results."""
     if template is None:
         return None
     if isinstance(template, Result):
@@ -96,7 +96,7 @@ def parameters_of(model: nn.Module) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Defaults by name, and the Boolean parameters, of a model's forward.
 
     Raises:
-        ValueError: if the model has no forward of its own, or none that takes images and a mask ratio.
+        ValueError: if the model has no forward of its own, or it does not take images and a mask ratio.
     """
     kind = type(model)
     if kind.forward is nn.Module.forward:
@@ -107,7 +107,7 @@ def parameters_of(model: nn.Module) -> tuple[dict[str, Any], tuple[str, ...]]:
     ratio = next((p.default for p in parameters if p.name == MASK_RATIO), None)
     if not fixed or not parameters or open_ended or not isinstance(ratio, float):
         raise ValueError(
-            f"accelerate: {kind.__name__}.forward must take images, {MASK_RATIO} with a number for default, and others "
+            f"accelerate: {kind.__name__}.forward must take images, {MASK_RATIO} with a number as default, and others "
             f"with defaults, got ({', '.join(map(str, parameters))})"
         )
     return {p.name: p.default for p in parameters}, tuple(p.name for p in parameters if isinstance(p.default, bool))

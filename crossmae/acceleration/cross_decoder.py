@@ -1,4 +1,4 @@
-"""A CrossMAE decoder that is a module of its own, as stable-pretraining's is."""
+"""A CrossMAE decoder that is a separate module, like stable-pretraining's."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ _FIRST_BLOCK: Roles = {"blocks.0.cross_attn.kv": nn.Linear}
 class CrossDecoderForward(ModuleForward):
     """The forward of a decoder with its mask token, positions, mixing weights, norms, blocks and head.
 
-    Its epsilon is that of its LayerNorms (stable-pretraining's is 1e-5, its encoder's 1e-6), its positions have no row
-    for a class token, and its pixels come in the order that its head was trained in: nothing here depends on it.
+    Its epsilon is that of its LayerNorms (1e-5 in stable-pretraining, whose encoder has 1e-6), its positions have no
+    row for a class token, and nothing here depends on the order of pixels that its head was trained with.
     """
 
     def __init__(self, decoder: nn.Module, prefix: str) -> None:
@@ -31,12 +31,12 @@ class CrossDecoderForward(ModuleForward):
 
     @staticmethod
     def recognises(module: nn.Module) -> bool:
-        """Whether a module has the parts of such a decoder."""
+        """Whether a module has the submodules of such a decoder."""
         has_tables = all(hasattr(module, table) for table in ("mask_token", "pos_embed"))
         return has_tables and has_roles(module, {**_LAYERS, **_FIRST_BLOCK})
 
     def obstacles(self) -> list[str]:
-        """As every forward's, and what keeps the norms from being applied together."""
+        """Those of every forward, and reasons why the norms cannot be applied together."""
         norms = [*self.module.get_submodule("context_norms").children()]
         return super().obstacles() or [*mixing_obstacles(f"{self.prefix}context_norms", norms)]
 

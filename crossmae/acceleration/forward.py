@@ -1,7 +1,7 @@
-"""Forwards that take the place of blocks' own, on this package's operations, and what models around them share.
+"""Forwards on this package's operations that replace blocks' own, and code shared by the models around them.
 
-They hold the module they belong to and look up its layers at every call, so that whatever replaces a parameter or a
-layer is used; copied or pickled with the module, they belong to the copy.
+They hold their module and look up its layers at every call, so replaced parameters or layers take effect; if the module
+is copied or pickled, they belong to the copy.
 """
 
 import functools
@@ -26,12 +26,12 @@ from crossmae.model.blocks import (
     self_attention,
 )
 
-# Hugging Face records a block's output by a hook on the block, which is called.
+# Hugging Face records a block's output by a hook on the block, which still runs.
 _RECORDED = ("output_hidden_states",)
 
 
 class ModuleForward:
-    """The forward of one module, in whose place it stands."""
+    """Replaces the forward of one module."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class ModuleForward:
         tables: tuple[str, ...] = (),
         proven: Mapping[str, Any] | None = None,
     ) -> None:
-        """``prefix`` names the module in messages; the others are as ``obstacles`` takes them."""
+        """``prefix`` names the module in messages; for the others see ``obstacles``."""
         self.module = module
         self.prefix = prefix
         self.roles = roles
@@ -53,13 +53,13 @@ class ModuleForward:
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """That of the module's own forward."""
+        """The signature of the module's own forward."""
         own = inspect.signature(type(self.module).forward)
         return own.replace(parameters=list(own.parameters.values())[1:])
 
     @property
     def __code__(self) -> CodeType:
-        """``torch.export`` asks every forward for its place in the source."""
+        """``torch.export`` looks up every forward's place in the source."""
         return type(self).__call__.__code__
 
     def sample(self) -> tuple[Any, ...]:
@@ -67,21 +67,21 @@ class ModuleForward:
         raise NotImplementedError
 
     def obstacles(self) -> list[str]:
-        """Every reason why the module's layers could not be honoured as they are now."""
+        """Every reason why the module's layers, as they are now, are not supported."""
         return [*obstacles(self.module, self.roles, self.known, self.prefix, self.called, self.tables)]
 
     def require_unchanged(self) -> None:
-        """Refuse hooks and layers that came after acceleration and would not be honoured."""
+        """Refuse unsupported hooks and layers that were added after acceleration."""
         self.refuse(self.obstacles())
 
     def refuse(self, problems: list[str]) -> None:
         """Raise RuntimeError if there are problems."""
         if problems:
-            raise RuntimeError(f"an accelerated model cannot honour this: {listed(problems)}; see crossmae.restore")
+            raise RuntimeError(f"not supported in an accelerated model: {listed(problems)}; see crossmae.restore")
 
 
 class BlockForward(ModuleForward):
-    """The forward of a transformer block. ``heads`` are those of attention that does not tell its own."""
+    """The forward of a transformer block. ``heads`` is used if its attention does not store their number."""
 
     def __init__(
         self,
@@ -99,18 +99,18 @@ class BlockForward(ModuleForward):
         self.open_ended = len(self.parameters) < len(parameters)
 
     def layer(self, path: str) -> Any:
-        """The layer that stands there now."""
+        """The layer currently at a path."""
         return self.module.get_submodule(path)
 
     @property
     def told_heads(self) -> tuple[str, str]:
-        """Where attention stands, and what it calls its number of heads."""
+        """The path of the attention, and its attribute for the number of heads."""
         if isinstance(self.layers, SelfAttentionLayers):
             return self.layers.attention, self.layers.heads
         return "cross_attn", "num_heads"
 
     def only(self, tensors: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        """The first ``tensors`` arguments; others, such as masks, must be the nothing that they are by default."""
+        """The first ``tensors`` arguments; others, such as masks, must be left at their default, nothing."""
         values = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
         names = self.parameters[:tensors]
         unknown = [] if self.open_ended else [name for name in kwargs if name not in self.parameters]
@@ -121,7 +121,7 @@ class BlockForward(ModuleForward):
         others = [
             name for name, value in values.items() if name not in served and not (value is None or value is False)
         ]
-        self.refuse([f"{self.prefix}{name} is served at its default only" for name in others])
+        self.refuse([f"{self.prefix}{name} is supported only at its default" for name in others])
         return [values[name] for name in names]
 
 
@@ -133,7 +133,7 @@ class SelfAttentionForward(BlockForward):
         self.require_unchanged()
         (x,) = args if len(args) == 1 and not kwargs else self.only(1, args, kwargs)
         block: Any = self.module
-        # Hugging Face's checkpointing belongs to the forward that was replaced.
+        # Hugging Face's checkpointing is part of the forward that was replaced.
         if getattr(block, "gradient_checkpointing", False) and block.training and torch.is_grad_enabled():
             return block._gradient_checkpointing_func(self.compute, x)
         return self.compute(x)
@@ -181,7 +181,7 @@ class CrossAttentionForward(BlockForward):
         return mlp(x, block.norm2, self.layer(self.layers.fc1), self.layer(self.layers.fc2), folded=folded)
 
     def folded_layers(self) -> DecoderLayers:
-        """Those that are folded and cast together with other blocks'."""
+        """The layers that are folded and cast together with those of other blocks."""
         block: Any = self.module
         q, kv, proj = block.cross_attn.q, block.cross_attn.kv, block.cross_attn.proj
         fc1, fc2 = self.layer(self.layers.fc1), self.layer(self.layers.fc2)
@@ -193,7 +193,7 @@ class CrossAttentionForward(BlockForward):
 
 
 def noise(layer: Any, tokens: int, seed: int = 0) -> Tensor:
-    """``(2, tokens, width)`` as a layer takes it; its rows span four orders of magnitude, so that an epsilon shows."""
+    """Input ``(2, tokens, width)`` for a layer; its rows span four orders of magnitude, so a wrong epsilon shows."""
     width = layer.in_features if isinstance(layer, nn.Linear) else layer.normalized_shape[-1]
     generator = torch.Generator().manual_seed(seed)
     x, scale = (
@@ -204,9 +204,9 @@ def noise(layer: Any, tokens: int, seed: int = 0) -> Tensor:
 
 
 def embed(images: Tensor, ids: Tensor, projection: nn.Conv2d, positions: Tensor, token: Tensor) -> Tensor:
-    """An encoder's input ``(B, V + 1, E)``: a class token ``(1, 1, E)``, and the visible patches of ``ids`` ``(B, V)``.
+    """An encoder's input ``(B, V + 1, E)``: a class token ``(1, 1, E)``, and the visible patches ``ids`` ``(B, V)``.
 
-    ``positions`` are those of all patches, ``(L, E)``.
+    ``positions`` are the embeddings of all patches, ``(L, E)``.
     """
     patches = ck.gather_patches(images, ids, projection.kernel_size[0])
     x = nn.functional.linear(patches, projection.weight.permute(0, 2, 3, 1).flatten(1), projection.bias)
@@ -222,28 +222,28 @@ def decode(
     norms: Sequence[Any],
     blocks: Sequence[Any],
 ) -> Tensor:
-    """CrossMAE's decoder (section 3.3) but for its head: ``(B, Q, D)``.
+    """CrossMAE's decoder (section 3.3) without its head: ``(B, Q, D)``.
 
     Args:
         maps: k feature maps ``(B, K, E)``.
         ids: of the patches to predict, ``(B, Q)``.
         table: queries of all patches ``(L, D)``.
         mixing_weight: ``(n, k)``.
-        norms: of the n mixes, LayerNorms; the last ones may be left out, and their mixes stay as they are.
+        norms: LayerNorms of the n mixes; if the last ones are left out, their mixes are not normed.
         blocks: n blocks, wrapped or not.
 
     Raises:
         RuntimeError: if the norms cannot be applied together.
     """
-    # Shards of a model may compute in other dtypes than the whole.
+    # Shards of a model may compute in other dtypes than the rest.
     dtype = functools.reduce(torch.promote_types, (each.dtype for each in maps))
     maps, normed = [each.to(dtype) for each in maps], len(norms)
     scale, shift, eps = torch.stack([n.weight for n in norms]), torch.stack([n.bias for n in norms]), norms[0].eps
     layers = [block.forward.folded_layers() for block in blocks] if all(map(_is_bare, blocks)) else []
     if layers and all(layer.bias is not None for each in layers for layer in each):
-        # Nothing else wants to see the features: keys and values of all normed mixes in one product.
+        # Nothing else needs the features, so project keys and values of all normed mixes in one product.
         prepared = keys_and_values_of_blocks(maps, mixing_weight, scale, shift, layers, eps)
-        x, places = table, [ids, *[None] * (len(blocks) - 1)]  # from the second block on queries are rows of each image
+        x, places = table, [ids, *[None] * (len(blocks) - 1)]  # from block 2 on, each image has its own queries
         for block, (keys_and_values, folded), place in zip(blocks, prepared, places, strict=True):
             x = block.forward.attend(x, keys_and_values, place, folded)
         return x
@@ -261,12 +261,12 @@ def pixels(x: Tensor, norm: Any, head: Any) -> Tensor:
 
 
 def overridden(module: nn.Module) -> set[str]:
-    """Methods of the class that the instance has of its own, ``forward`` aside."""
+    """Methods that the instance overrides, except ``forward``."""
     return {n for n, value in module.__dict__.items() if callable(value) and hasattr(type(module), n)} - {"forward"}
 
 
 def _joint(layers: list[nn.Linear]) -> nn.Linear | Projection:
-    """Projections side by side as one."""
+    """Concatenate projections into one."""
     if len(layers) == 1:
         return layers[0]
     weights: list[Tensor] = [layer.weight for layer in layers]

@@ -1,4 +1,4 @@
-"""Where the layers of a transformer block stand within it, in the models of those who wrote it."""
+"""The paths of a transformer block's layers in different libraries."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ def _mlp(fc1: str, fc2: str) -> Roles:
 
 @dataclass(frozen=True)
 class SelfAttentionLayers:
-    """Paths within a pre-norm block, and what its attention calls its number of heads.
+    """Paths within a pre-norm block, and its attention's attribute for the number of heads.
 
-    ``qkv`` is one joint projection, or those of queries, keys and values.
+    ``qkv`` is one joint projection, or three for queries, keys and values.
     """
 
     norm1: str = "norm1"
@@ -36,7 +36,7 @@ class SelfAttentionLayers:
 
 @dataclass(frozen=True)
 class CrossAttentionLayers:
-    """Paths within a decoder block of CrossMAE; with ``attends_to_itself`` its queries see each other first."""
+    """Paths within a CrossMAE decoder block; with ``attends_to_itself``, queries first attend to each other."""
 
     fc1: str = "mlp.fc1"
     fc2: str = "mlp.fc2"
@@ -62,7 +62,7 @@ class CrossAttentionLayers:
         return {**(first if self.attends_to_itself else {}), **attention, **rest}
 
 
-# MAE's and CrossMAE's releases, timm, lightly and stable-pretraining share names.
+# The MAE and CrossMAE releases, timm, lightly and stable-pretraining share names.
 SELF_ATTENTION = SelfAttentionLayers()
 # birder's MLP is torchvision's, a sequence of layers.
 BIRDER_SELF_ATTENTION = SelfAttentionLayers(fc1="mlp.0", fc2="mlp.3")

@@ -1,4 +1,4 @@
-"""The forward that takes the place of that of a release's model, CrossMAE's or MAE's."""
+"""The forward that replaces a CrossMAE or MAE release model's own."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ from crossmae_kernels.patches.reference import standardize
 
 
 def result_names(structure: Structure) -> tuple[str, ...]:
-    """What a model can return: masks are 1 where a patch is predicted, or where it is hidden from the encoder."""
+    """The results a model can return; "mask" is 1 where a patch is predicted, "hidden" where the encoder sees none."""
     names = ("loss", "prediction", "target", "all targets", "mask", "hidden")
     return (*names, "all predictions") if structure.maps is None else names
 
 
 class ModelForward(ModuleForward):
-    """The forward of a whole model. ``arguments`` are the release's, as they were given to ``accelerate``."""
+    """The forward of a whole model. ``arguments`` are the release's, as passed to ``accelerate``."""
 
     def __init__(
         self, model: nn.Module, structure: Structure, roles: Roles, arguments: dict[str, Any], contract: Contract
@@ -35,7 +35,7 @@ class ModelForward(ModuleForward):
         self.overridden = overridden(model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the model's own forward."""
+        """Like the model's own forward."""
         self.require_unchanged()
         self.refuse([f"{name} was replaced in this instance" for name in overridden(self.module) - self.overridden])
         self.structure = read_structure(self.module, self.arguments)
@@ -70,7 +70,7 @@ class ModelForward(ModuleForward):
     def _results(
         self, images: Tensor, mask_ratio: float, prediction_ratio: float, requested: set[str]
     ) -> dict[str, Tensor]:
-        """What a call may return, by name, if it is ``requested``."""
+        """The ``requested`` results, by name."""
         structure, batch = self.structure, images.shape[0]
         masking = random_masking(
             batch, structure.patches, mask_ratio, prediction_ratio, device=images.device, rounding="release"
@@ -86,7 +86,7 @@ class ModelForward(ModuleForward):
         if "loss" in requested:
             loss = ck.patch_loss(prediction, images, ids, patch, structure.normalize_targets)
             if structure.maps is not None:
-                # A mean over what is predicted. MAE's is weighted by the mask, which is float32.
+                # A mean over predicted patches. MAE's is weighted by the mask, which is float32.
                 loss = loss.to(torch.promote_types(prediction.dtype, images.dtype))
             results["loss"] = loss
         if requested & {"target", "all targets"}:
@@ -102,7 +102,7 @@ class ModelForward(ModuleForward):
     def _encode(self, images: Tensor, visible_ids: Tensor) -> list[Tensor]:
         """The encoder's input and the output of each of its blocks, each ``(B, V + 1, E)``."""
         model: Any = self.module
-        # MAE gives its class token a row of the table, which is zero while the table is the fixed one; CrossMAE none.
+        # MAE adds the table's first row to its class token (zero in the fixed table); CrossMAE adds nothing.
         token = model.cls_token + model.pos_embed[:, :1] if self.structure.maps is None else model.cls_token
         maps = [embed(images, visible_ids, model.patch_embed.proj, model.pos_embed[0, 1:], token)]
         for block in model.blocks:
@@ -133,7 +133,7 @@ class ModelForward(ModuleForward):
         return pixels(x, model.decoder_norm, model.decoder_pred)[:, 1:]
 
     def _targets(self, images: Tensor) -> Tensor:
-        """What all patches are to be predicted as, ``(B, L, P)``."""
+        """Targets of all patches, ``(B, L, P)``."""
         every = torch.arange(self.structure.patches, device=images.device).expand(images.shape[0], -1)
         patches = ck.gather_patches(images, every, self.structure.patch_size)
         return standardize(patches) if self.structure.normalize_targets else patches

@@ -1,4 +1,4 @@
-"""What a model does when it is called: results, outputs of its blocks, gradients; and the model left as it was."""
+"""Observe a model's call: results, block outputs and gradients; the model is left unchanged."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +15,13 @@ from torch.utils._pytree import tree_leaves
 from crossmae.acceleration.contract import MASK_RATIO, PREDICTION_RATIO, Setting
 from crossmae.acceleration.structure import BLOCKS, blocks_of
 
-# Visible, left out and predicted patches differ in number, and truncated products from rounded ones.
+# The numbers of visible, unpredicted and predicted patches differ, and so do truncated and rounded products.
 _RATIOS = {True: (0.7, 0.3), False: (0.5, 0.25)}
 
 
 @dataclass
 class Observation:
-    """One call of a model, or one step: then with gradients of the results' weighted sum, None where there are none."""
+    """One call of a model, or one step with the gradients of the results' weighted sum, None where there are none."""
 
     output: Any = None
     blocks: list[tuple[str, Tensor]] = field(default_factory=list)
@@ -30,10 +30,10 @@ class Observation:
 
 
 def noise_images(token: Any, channels: int, size: tuple[int, int], patch: int) -> Tensor:
-    """Two images of noise, where and as a model with that class or mask token takes them, from a generator of its own.
+    """Two images of noise with the device and dtype of a class or mask token, from a separate generator.
 
-    Brightness and contrast of their patches span four orders of magnitude, as dark and bright pictures do, so that
-    formulas show which differ only for some of them.
+    Brightness and contrast of their patches span four orders of magnitude, like dark and bright pictures, to expose
+    formulas that differ only for some of them.
     """
     if token.is_meta:
         raise ValueError("accelerate: the model's tensors are on the meta device; load its weights first")
@@ -51,23 +51,23 @@ def noise_images(token: Any, channels: int, size: tuple[int, int], patch: int) -
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 gathers the model's parameters when it is called."""
+    """Whether FSDP2 gathers the model's parameters when the model is called."""
     return any(hasattr(module, "set_reshard_after_forward") for module in model.modules())
 
 
 def observe(
     model: nn.Module, images: Tensor, defaults: Mapping[str, Any], flags: tuple[str, ...], exactly: bool
 ) -> dict[Setting, Observation]:
-    """The model in training and in evaluation, for all values of its Boolean arguments, always on the same randoms.
+    """Observe the model in training and evaluation, for all values of its Boolean arguments, with fixed random numbers.
 
-    The model is called as a whole, which a sharded one needs; what hooks on it make of its results is left out.
+    Calls the whole model, as sharding needs; changes that hooks on it make to its results are left out.
 
     Args:
-        model: computes with its own forward or with ours.
+        model: with its own forward or with ours.
         images: from ``sample_images``.
-        defaults: those of its parameters.
+        defaults: of its parameters.
         flags: Boolean parameters.
-        exactly: whether to let nobody compute under autocast, so that small differences show.
+        exactly: whether to disable autocast everywhere, so that small differences show.
     """
     settings = product((True, False), *[(False, True)] * len(flags))
     return {
@@ -76,13 +76,13 @@ def observe(
 
 
 def observe_step(model: nn.Module, images: Tensor, defaults: Mapping[str, Any], flags: tuple[str, ...]) -> Observation:
-    """The same of one training step, with the gradients of all parameters; they are not kept in ``grad``."""
+    """Observe one training step, with the gradients of all parameters, which are not left in ``grad``."""
     setting = (True, *[False] * len(flags))
     return _observe(model, images, _arguments(defaults, flags, setting), setting, exactly=True, step=True)
 
 
 def observe_part(module: nn.Module, inputs: tuple[Any, ...]) -> dict[Setting, Observation]:
-    """One module by itself in training and in evaluation, on the same randoms: its output and all gradients."""
+    """Observe one module in training and evaluation, with fixed random numbers: its output and all gradients."""
     seen: dict[Setting, Observation] = {}
     tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     for training in (True, False):
@@ -123,7 +123,7 @@ def _observe(
     with ExitStack() as stack:
         stack.enter_context(_left_as_it_was(model, images))
         stack.enter_context(torch.inference_mode(False))
-        # Graphs show what is detached. A sharded model's would wait for a backward pass.
+        # The graph shows what is detached. A sharded model would then wait for a backward pass.
         stack.enter_context(torch.set_grad_enabled(not is_sharded(model)))
         stack.enter_context(torch.autocast(images.device.type, enabled=False))
         if exactly:
@@ -153,7 +153,7 @@ def _gradients(model: nn.Module, output: Any, inputs: Sequence[Tensor] = ()) -> 
     parameters |= {f"input {index}": x for index, x in enumerate(inputs) if x.requires_grad}  # type: ignore[misc]
     if not leaves or not parameters:
         return {}
-    # A slope, which tells the elements of a result from one another.
+    # Weights with a slope, so that the elements of a result are distinguished.
     total = sum((leaf * torch.linspace(1, 2, leaf.numel(), device=leaf.device).view_as(leaf)).sum() for leaf in leaves)
     gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)  # type: ignore[arg-type]
     return dict(zip(parameters, gradients, strict=True))
@@ -161,15 +161,15 @@ def _gradients(model: nn.Module, output: Any, inputs: Sequence[Tensor] = ()) -> 
 
 @contextmanager
 def _left_as_it_was(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """Restore random numbers, buffers, which a call may update, modes, and shards."""
+    """Restore random states, modes, shards, and buffers, which a call may update."""
     modes = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with torch.random.fork_rng([images.device] if images.is_cuda else []):
         yield
     for module, training in modes.items():
         module.training = training
-        # Behind a forward pass FSDP2's root waits for the backward pass with its parameters gathered: an optimizer that
-        # is made now would be given these, and its steps would be lost.
+        # After a forward pass FSDP2's root keeps its parameters gathered for the backward pass: an optimizer created
+        # now would get these, and its steps would be lost.
         reshard: Any = getattr(module, "reshard", None)
         if reshard is not None:
             reshard()
@@ -180,6 +180,6 @@ def _left_as_it_was(model: nn.Module, images: Tensor) -> Iterator[None]:
 
 @contextmanager
 def _no_autocast() -> Iterator[None]:
-    """Let autocast that a forward opens itself do nothing."""
+    """Disable autocast that a forward enables itself."""
     with mock.patch.multiple(torch.autocast, __enter__=lambda self: self, __exit__=lambda *_: None):
         yield

@@ -1,4 +1,4 @@
-"""What in a model of somebody else's would not be honoured: fused operations read its layers and do not call them."""
+"""What is not supported in another library's model: fused operations read its layers but do not call them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-# Submodules by path: the class whose arithmetic they must have, or None for a mere holder of others.
+# Submodules by path: the class whose arithmetic they must have, or None for a mere container.
 Roles = Mapping[str, type[nn.Module] | None]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
-# Where Hugging Face's hooks come from that stay on a model once something was recorded in it.
+# The origin of Hugging Face's hooks, which stay on a model once it has recorded outputs.
 _RECORDER = "transformers.utils.output_capturing"
 
-# Wrappers that do nothing but call the module they hold: activation checkpointing's, FSDP1's, torch.compile's.
+# Wrappers that only call the module they hold: activation checkpointing's, FSDP1's, torch.compile's.
 WRAPPED = ("_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod")
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -22,7 +22,7 @@ _NOTHING = (nn.Identity.forward, nn.GELU.forward, *(kind.forward for kind in _DR
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module within wrappers."""
+    """The module without its wrappers."""
     for name in WRAPPED:
         inner = module._modules.get(name)
         if inner is not None:
@@ -36,14 +36,14 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def listed(problems: list[str]) -> str:
-    """The first five problems, and how many more there are."""
+    """The first five problems, and the number of others."""
     return "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
 
 
 def below(module: nn.Module, called: tuple[str, ...] = (), prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Submodules by path, but for those within children that are ``called``.
+    """Submodules by path, except those within children that are ``called``.
 
-    Parametrizations compute a layer's weight whenever it is read, so they are honoured.
+    Parametrizations are supported, as they compute a layer's weight whenever it is read.
     """
     for name, child in module._modules.items():
         if child is not None and name != "parametrizations":
@@ -53,7 +53,7 @@ def below(module: nn.Module, called: tuple[str, ...] = (), prefix: str = "") -> 
 
 
 def has_roles(module: nn.Module, roles: Roles) -> bool:
-    """Whether the submodules are there, whatever they compute; those on the way may be wrapped."""
+    """Whether the submodules exist, whatever they compute; their parents may be wrapped."""
     return all(_find(module, path.split(".")) is not None for path in roles)
 
 
@@ -79,10 +79,10 @@ def obstacles(
     Args:
         module: a block, or a model.
         roles: what its submodules must be.
-        known: forwards, by path, as they were when it was accelerated, of submodules that only hold others, and of
-            those that were seen to compute what they should.
-        prefix: names the module in front of a path.
-        called: paths of what is called as ever, or not at all.
+        known: forwards by path, at the time of acceleration, of containers and of submodules that were verified to
+            compute the right thing.
+        prefix: names the module in messages, before a path.
+        called: paths of submodules that are called as before, or not at all.
         tables: paths of parameters that submodules hold for ``module``, such as tokens and positions.
     """
     seen = set()
@@ -101,9 +101,9 @@ def obstacles(
             kind, forward = roles[path], type(child).forward
             if kind is not None and forward is not kind.forward and forward is not known.get(path):
                 got = f"{type(child).__module__}.{type(child).__qualname__}"
-                yield f"{name} must compute as nn.{kind.__name__} does, got {got}"
+                yield f"{name} must compute like nn.{kind.__name__}, got {got}"
             elif kind is None and (unknown := [own for own in child._parameters if f"{path}.{own}" not in tables]):
-                yield f"{name} has a parameter that is not known, {unknown[0]}"
+                yield f"{name} has an unknown parameter, {unknown[0]}"
             elif kind is None and forward is not known.get(path, forward):
                 yield f"{name} was replaced by one with another forward, {type(child).__qualname__}"
             elif kind is None:
@@ -121,45 +121,45 @@ def forwards(module: nn.Module, called: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def _hooks_of(module: nn.Module) -> str:
-    """What is wrong with the module's hooks, if anything."""
+    """Why the module's hooks are not supported; empty if they are."""
     hooks = [hook for name in _HOOKS for hook in module.__dict__[name].values()]
-    # One of Hugging Face's records attention's weights or nothing; blocks refuse to be asked for weights.
+    # Hugging Face's own hook records attention weights or nothing; blocks refuse requests for weights.
     hooks = [hook for hook in hooks if getattr(hook, "__module__", None) != _RECORDER]
     if not hooks:
         return ""
     if hasattr(module, "set_reshard_after_forward"):
-        return "is sharded by itself; shard the model and its blocks only"
+        return "is sharded on its own; shard only the model and its blocks"
     kinds = sorted({getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks})
-    return f"has a hook ({', '.join(kinds)}), which would not be called (those of the model and of its blocks are)"
+    return f"has a hook ({', '.join(kinds)}), which would not run (hooks on the model and its blocks do)"
 
 
 def _more_than_nothing(name: str, module: nn.Module, known: Any) -> Iterator[str]:
-    """Why a module without a role is more than a place in which nothing happens; ``known`` is a forward that is not."""
-    # Stochastic depth, wherever it comes from, has drop_prob or p.
+    """Why a module without a role does more than nothing; ``known`` is a forward that is known to be harmless."""
+    # Every library's stochastic depth has drop_prob or p.
     rate = getattr(module, "drop_prob", getattr(module, "p", None))
     if isinstance(rate, float | int) and rate:
-        yield f"{name} drops with probability {rate:g}, only 0 is served"
+        yield f"{name} drops with probability {rate:g}; only 0 is supported"
     elif isinstance(module, nn.GELU) and module.approximate != "none":
         yield f"{name} must be exact GELU, got approximate={module.approximate!r}"
     elif type(module).forward not in (*_NOTHING, known) and not (rate == 0 and not isinstance(module, _DropoutNd)):
-        yield f"{name} ({type(module).__name__}) is not known"
+        yield f"{name} ({type(module).__name__}) is unknown"
 
 
 def _more_than_patches(name: str, convolution: Any) -> Iterator[str]:
     layout = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
     if layout != (convolution.kernel_size, (0, 0), (1, 1), 1):
-        yield f"{name} must take patches side by side, got stride, padding, dilation, groups {layout}"
+        yield f"{name} must take adjacent patches, got stride, padding, dilation, groups {layout}"
 
 
 def _odd_attention(name: str, attention: nn.Module) -> Iterator[str]:
-    """What attention does, by its attributes, that fused attention does not."""
+    """Settings in an attention's attributes that fused attention does not support."""
     for key in ("attn_drop", "attention_dropout"):
         rate = getattr(attention, key, None)
         if isinstance(rate, float) and rate:
-            yield f"{name}.{key} drops with probability {rate:g}, only 0 is served"
+            yield f"{name}.{key} drops with probability {rate:g}; only 0 is supported"
     if getattr(getattr(attention, "config", None), "output_attentions", False):
         yield f"{name} must return no weights, got config.output_attentions=True"
-    # Scores are divided by the root of a head's width, whatever a module may say.
+    # Scores are always scaled by 1 / sqrt(head width), so a module must not say otherwise.
     for key, heads_key, proj_key in (("scale", "num_heads", "proj"), ("scaling", "num_attention_heads", "o_proj")):
         scale, heads, proj = (getattr(attention, each, None) for each in (key, heads_key, proj_key))
         if isinstance(scale, float) and isinstance(heads, int) and isinstance(proj, nn.Linear):
@@ -169,7 +169,7 @@ def _odd_attention(name: str, attention: nn.Module) -> Iterator[str]:
 
 
 def mixing_obstacles(name: str, norms: list[Any]) -> Iterator[str]:
-    """Why the norms of the decoder blocks' mixes, which stand under ``name``, cannot be applied together."""
+    """Why the norms of the decoder blocks' mixes, found under ``name``, cannot be applied together."""
     if any(norm.weight is None or norm.bias is None for norm in norms):
         yield f"{name} must all have a weight and a bias"
     if len({norm.eps for norm in norms}) > 1:

@@ -1,7 +1,7 @@
-"""Models that others wrote around blocks of the usual kind: the parts of them that are replaced.
+"""Find and replace the supported parts of other libraries' models, such as transformer blocks.
 
-Such a model keeps its own forward, and with it its arguments, masks, results and what it does in evaluation. Parts are
-found by the submodules that they are made of, and each is compared with its own forward before it is kept.
+Such a model keeps its own forward, and so its arguments, masks, results and evaluation behaviour. Parts are found by
+their submodules, and each replacement is compared with the part's own forward before it is kept.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ from crossmae.acceleration.observation import is_sharded, observe_part
 from crossmae.acceleration.obstacles import below, has_roles, listed
 from crossmae.acceleration.structure import has_release_blocks
 
-# The first of these whose layers a module has tells its kind.
+# The first of these whose layers a module has determines its kind.
 _BLOCKS: tuple[SelfAttentionLayers | CrossAttentionLayers, ...] = (
     CrossAttentionLayers(attends_to_itself=True),
     CROSS_ATTENTION,
@@ -40,7 +40,7 @@ _WHOLE: tuple[type[BirderForward] | type[CrossDecoderForward], ...] = (BirderFor
 
 
 def find_parts(model: nn.Module) -> list[ModuleForward]:
-    """A forward for every part that is known, blocks first, none of them in its place yet."""
+    """Create a forward for every known part, blocks first, without installing any."""
     blocks: list[ModuleForward] = []
     around: list[ModuleForward] = []
     if any(
@@ -49,7 +49,7 @@ def find_parts(model: nn.Module) -> list[ModuleForward]:
         raise ValueError("accelerate: the model's tensors are on the meta device; load its weights first")
     for path, module in model.named_modules():
         if has_release_blocks(module):
-            raise ValueError(f"accelerate: give {type(model).__name__}.{path}, a model under a release's names")
+            raise ValueError(f"accelerate: pass {type(model).__name__}.{path}, a model with a release's names")
         prefix = f"{path}." if path else ""
         around += [kind(module, prefix) for kind in _WHOLE if kind.recognises(module)]
         layers = _layers_of(module)
@@ -60,18 +60,18 @@ def find_parts(model: nn.Module) -> list[ModuleForward]:
 
 
 def accelerate_parts(model: nn.Module, parts: list[ModuleForward], restore: Callable[[nn.Module], object]) -> None:
-    """Put the forwards in their modules' places, where they compute the same as the modules' own.
+    """Install the forwards in their modules, if they compute the same as the modules' own.
 
     Raises:
-        ValueError: with nothing changed, naming what cannot be honoured or the first result that is another.
+        ValueError: with nothing changed, naming what is not supported or the first result that differs.
     """
     name = type(model).__name__
     if is_sharded(model):
-        raise ValueError(f"accelerate: {name} is sharded already; accelerate it first and call fully_shard then")
+        raise ValueError(f"accelerate: {name} is already sharded; accelerate the model first, then call fully_shard")
     problems = [problem for part in parts for problem in (*_own_obstacles(part), *part.obstacles())]
     problems += _other_siblings(model, {id(part.module) for part in parts})
     if problems:
-        raise ValueError(f"accelerate: {name} cannot be served: {listed(problems)}")
+        raise ValueError(f"accelerate: {name} is not supported: {listed(problems)}")
     inputs = [part.sample() for part in parts]
     try:
         own = [observe_part(part.module, sample) for part, sample in zip(parts, inputs, strict=True)]
@@ -99,26 +99,26 @@ def _own_obstacles(part: ModuleForward) -> Iterator[str]:
     if "forward" in part.module.__dict__:
         yield f"{name} has a forward of its own"
     if isinstance(part, BlockForward):
-        yield from (f"{name} has a parameter that is not known, {own}" for own in part.module._parameters)
+        yield from (f"{name} has an unknown parameter, {own}" for own in part.module._parameters)
         attention, key = part.told_heads
         if not isinstance(getattr(part.layer(attention), key, None), int):
-            yield f"{name}.{attention} does not tell its {key}"
+            yield f"{name}.{attention} has no {key}"
 
 
 def _other_siblings(model: nn.Module, served: set[int]) -> list[str]:
-    """Blocks that are unlike others of their class in the same list, such as those with experts for an MLP."""
+    """Blocks unlike others of their class in the same list, such as those with experts instead of an MLP."""
     found = []
     for path, holder in model.named_modules():
         children = {name: child for name, child in holder._modules.items() if child is not None}
         kinds = {type(child) for child in children.values() if id(child) in served}
         for name, child in children.items():
             if type(child) in kinds and id(child) not in served:
-                found.append(f"{path + '.' if path else ''}{name} has not the layers of the blocks beside it")
+                found.append(f"{path + '.' if path else ''}{name} does not have the layers of its neighbouring blocks")
     return found
 
 
 def _proven(module: nn.Module, layers: SelfAttentionLayers | CrossAttentionLayers) -> dict[str, Any]:
-    """Forwards, by path, of others' layers that compute on noise as a LayerNorm, as exact GELU, or nothing."""
+    """Forwards, by path, of other libraries' layers that on noise compute a LayerNorm, exact GELU, or nothing."""
     roles = layers.roles
     return {
         path: type(child).forward
@@ -145,7 +145,7 @@ def _is_activation(module: nn.Module) -> bool:
 
 
 def _is_norm(module: nn.Module, kind: Any) -> bool:
-    """Whether it is a LayerNorm by another forward, as timm's is."""
+    """Whether it computes a LayerNorm by another forward, like timm's."""
     if kind is not nn.LayerNorm or not isinstance(module, nn.LayerNorm) or {*module._parameters} != {"weight", "bias"}:
         return False
     x = torch.randn(3, module.normalized_shape[-1], generator=torch.Generator().manual_seed(0), device="cpu")

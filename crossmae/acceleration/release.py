@@ -1,4 +1,4 @@
-"""Models under a release's names, CrossMAE's or MAE's: their forward and their blocks' are replaced."""
+"""Accelerate models with the CrossMAE or MAE release's names: replace the model's forward and its blocks'."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +17,10 @@ from crossmae.acceleration.structure import BLOCKS, Structure, blocks_of, read_s
 
 
 def accelerate_release(model: nn.Module, arguments: dict[str, Any], restore: Callable[[nn.Module], object]) -> None:
-    """Replace the forwards of a release's model, where they compute the same as its own.
+    """Replace the forwards of a release's model, if ours compute the same as its own.
 
     Raises:
-        ValueError: with nothing changed, as ``accelerate`` says.
+        ValueError: with nothing changed; see ``accelerate``.
     """
     _require_whole_sharding(model)
     structure = read_structure(model, arguments)
@@ -30,7 +30,7 @@ def accelerate_release(model: nn.Module, arguments: dict[str, Any], restore: Cal
     autocast = {images.device.type: observe_autocast(model, images)}
     if torch.cuda.is_available():
         autocast["cuda"] = observe_autocast(model, images.cuda())
-    # Exactly, to tell one formula from another; and as it is, for dtypes.
+    # Exactly, to tell formulas apart; and under its own autocast, for dtypes.
     passes = (True, False) if autocast[images.device.type][None] else (True,)
     own = {exactly: observe(model, images, defaults, flags, exactly) for exactly in passes}
     step = None if is_sharded(model) else observe_step(model, images, defaults, flags)
@@ -41,7 +41,7 @@ def accelerate_release(model: nn.Module, arguments: dict[str, Any], restore: Cal
     try:
         for exactly in passes:
             ours = observe(model, images, defaults, flags, exactly)
-            # FSDP2 may let parts compute in 16 bits too.
+            # FSDP2 may make parts compute in 16 bits too.
             within = torch.bfloat16 if is_sharded(model) else None if exactly else autocast[images.device.type][None]
             templates = agree(own[exactly], ours, names, within)
         forward.contract = Contract(defaults, flags, templates)
@@ -67,10 +67,10 @@ def _replace_forwards(
 
 
 def _require_whole_sharding(model: nn.Module) -> None:
-    """Running the model would take its shards, if it is to be sharded as a whole later, for all there are."""
+    """Refuse a model of which only parts are sharded: running it would make FSDP2 take a part for the root."""
     sharded = [name for name, module in model.named_modules() if hasattr(module, "set_reshard_after_forward")]
     if sharded and sharded[0] != "":
         raise ValueError(
-            f"accelerate: {sharded[0]} is sharded and the model is not yet; call fully_shard on the model first, "
-            "or accelerate before any of it is sharded"
+            f"accelerate: {sharded[0]} is sharded, but the model is not; call fully_shard on the model first, "
+            "or accelerate before sharding any of it"
         )

@@ -1,4 +1,4 @@
-"""What a model under the releases' names is made of, read off the model."""
+"""Infer the structure of a model with the releases' names."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,10 +15,10 @@ TABLES = ("cls_token", "mask_token", "pos_embed", "decoder_pos_embed")
 
 @dataclass(frozen=True)
 class Structure:
-    """The numbers that a model's tensors are used with.
+    """The settings with which a model uses its tensors.
 
-    ``maps`` are the encoder feature maps that CrossMAE's decoder blocks mix, 0 for the encoder's input and i for the
-    output of its i-th block; None of MAE.
+    ``maps`` are the encoder feature maps that CrossMAE's decoder blocks mix: 0 for the encoder's input, i for the
+    output of its i-th block; None for MAE.
     """
 
     image_size: tuple[int, int]
@@ -32,18 +32,18 @@ class Structure:
 
     @property
     def patches(self) -> int:
-        """Patches of an image."""
+        """The number of patches in an image."""
         return (self.image_size[0] // self.patch_size) * (self.image_size[1] // self.patch_size)
 
     @property
     def decoder_block(self) -> SelfAttentionLayers | CrossAttentionLayers:
-        """Where the layers of a block of the decoder stand."""
+        """The paths of a decoder block's layers."""
         if self.maps is None:
             return SELF_ATTENTION
         return replace(CROSS_ATTENTION, attends_to_itself=self.decoder_self_attention)
 
     def outside_of_blocks(self, decoder_depth: int) -> Roles:
-        """Roles within the model but for its blocks."""
+        """Roles of the model's submodules outside its blocks."""
         roles: dict[str, type[nn.Module] | None] = {"patch_embed": None, "patch_embed.proj": nn.Conv2d}
         if self.maps is None:
             roles |= {"norm": nn.LayerNorm, "decoder_embed": nn.Linear}
@@ -54,26 +54,26 @@ class Structure:
 
 
 def blocks_of(model: nn.Module, path: str) -> list[nn.Module]:
-    """The encoder's blocks or the decoder's, without wrappers; one that stands in two places is there twice."""
+    """The encoder's or decoder's blocks, without wrappers; a block used in two places is listed twice."""
     return [unwrapped(block) for block in model.get_submodule(path)._modules.values() if block is not None]
 
 
 def read_structure(model: nn.Module, given: Mapping[str, Any]) -> Structure:
-    """The structure of a model.
+    """Infer the structure of a model.
 
     Args:
         model: with a release's names.
-        given: constructor arguments of the release, for what the model does not tell.
+        given: constructor arguments of the release, for what the model does not show.
 
     Raises:
-        ValueError: naming what is missing, is not known, or is given otherwise than the model has it.
+        ValueError: naming everything that is missing, unknown, or given differently from the model.
     """
     require_names(model)
     encoder, decoder = (blocks_of(model, path) for path in BLOCKS)
     is_mae, attends_to_itself = hasattr(model, "decoder_embed"), hasattr(decoder[0], "self_attn")
     attentions = ("attn",) if is_mae else ("cross_attn", "self_attn")[: 1 + attends_to_itself]
     projection: Any = model.get_submodule("patch_embed.proj")
-    # Sizes as layers tell them: to read a weight is to compute it where it is parametrized.
+    # Sizes come from layers' attributes: reading a parametrized weight would compute it.
     fc1: Any = encoder[0].get_submodule("mlp.fc1")
     tokens: Any = model.mask_token
     numbers = _Numbers(given)
@@ -100,40 +100,40 @@ def read_structure(model: nn.Module, given: Mapping[str, Any]) -> Structure:
     ):
         numbers.settle(name, told, where)
     if numbers.problems:
-        raise ValueError(f"accelerate: {type(model).__name__} cannot be served: {listed(numbers.problems)}")
+        raise ValueError(f"accelerate: {type(model).__name__} is not supported: {listed(numbers.problems)}")
     return structure
 
 
 class _Numbers:
-    """Numbers that the model tells or the caller gives; ``problems`` where the two differ or nobody says."""
+    """Settings from the model or the caller; ``problems`` lists those that differ or that neither gives."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self.given = given
         self.problems: list[str] = []
 
     def settle(self, name: str, told: Any, where: str, canonical: Callable[[Any], Any] = lambda value: value) -> Any:
-        """What the model tells, which stands ``where``, or else the caller."""
+        """The model's own value, found ``where``, or else the caller's."""
         given = canonical(self.given[name]) if name in self.given else None
         told = None if told is None else canonical(told)
         if told is None and given is None:
-            self.problems.append(f"the model does not tell {name} ({where}), give {name}=")
+            self.problems.append(f"the model does not show {name} ({where}), pass {name}=")
             return canonical(1)
         if told is not None and given is not None and told != given:
-            self.problems.append(f"{name}={given!r} was given, the model has {told!r} ({where})")
+            self.problems.append(f"{name}={given!r} was given, but the model has {told!r} ({where})")
         return given if told is None else told
 
 
 def has_release_blocks(model: nn.Module) -> bool:
-    """Whether the encoder's blocks and the decoder's stand where a release's model has them."""
+    """Whether the encoder's and decoder's blocks are where a release's model has them."""
     return all(path in model._modules for path in BLOCKS)
 
 
 def require_unwrapped(model: nn.Module) -> None:
-    """Raise ValueError if a model is given in one of the usual wrappers."""
+    """Raise ValueError if a model is in one of the usual wrappers."""
     for name in ("module", *WRAPPED):
         if name in model._modules:
             kind = type(model).__name__
-            raise ValueError(f"accelerate: give the model before it is wrapped, got {kind}, which holds it as {name}")
+            raise ValueError(f"accelerate: pass the model before wrapping it, got {kind}, which holds it as {name}")
 
 
 def require_names(model: nn.Module) -> None:
@@ -146,9 +146,9 @@ def require_names(model: nn.Module) -> None:
         needed += ["wfm.linear", "dec_norms.0", "decoder_blocks.0.cross_attn.proj"]
     missing = [name for name in needed if not _has(model, name)]
     if missing:
-        blocks = "" if has_release_blocks(model) else ", nor has it a transformer block that is known"
+        blocks = "" if has_release_blocks(model) else ", and has no known transformer block"
         raise ValueError(
-            f"accelerate: {type(model).__name__} is no CrossMAE or MAE under the releases' names{blocks}: "
+            f"accelerate: {type(model).__name__} is not a CrossMAE or MAE with the releases' names{blocks}: "
             f"it has no {listed(missing)}"
         )
 
@@ -163,7 +163,7 @@ def _has(model: nn.Module, path: str) -> bool:
 
 
 def _single(size: Any) -> int:
-    """A patch size that may have been given for both directions."""
+    """A patch size that may be given as a pair."""
     height, width = _pair(size)
     if height != width:
         raise ValueError(f"accelerate: patches must be square, got {height} x {width}")
@@ -175,7 +175,7 @@ def _pair(size: Any) -> tuple[int, int]:
         return size, size
     if isinstance(size, tuple | list) and len(size) == 2:
         return int(size[0]), int(size[1])
-    raise ValueError(f"accelerate: a size must be a number or two, got {size!r}")
+    raise ValueError(f"accelerate: a size must be one number or two, got {size!r}")
 
 
 def _image_size(model: nn.Module, patch_size: int) -> Any:
@@ -185,7 +185,7 @@ def _image_size(model: nn.Module, patch_size: int) -> Any:
 
 
 def _heads(blocks: list[nn.Module], *attentions: str) -> Any:
-    """The number of heads, which all must share; None if they do not tell."""
+    """The number of heads, which must be equal in all blocks; None if they do not store it."""
     heads = {getattr(getattr(block, name, None), "num_heads", None) for block in blocks for name in attentions}
     if len(heads) > 1:
         raise ValueError(f"accelerate: {attentions[0]}.num_heads must be the same in all blocks, got {heads}")
@@ -195,8 +195,8 @@ def _heads(blocks: list[nn.Module], *attentions: str) -> Any:
 def _maps(model: nn.Module, depth: int, numbers: _Numbers) -> tuple[int, ...]:
     """The release's ``use_fm`` (block indices, from the end if negative) and ``use_input``.
 
-    Its default, -1 alone, stands for every block; the columns of the mixing weights tell it from the last block. Where
-    neither model nor caller say, only all blocks, with or without the encoder's input, can be told from the columns.
+    Its default, a single -1, means every block; the columns of the mixing weights tell it from the last block. If
+    neither model nor caller says, the columns can only show all blocks, with or without the encoder's input.
     """
     mixing: Any = model.get_submodule("wfm.linear")
     columns = mixing.in_features
@@ -219,7 +219,7 @@ def _maps(model: nn.Module, depth: int, numbers: _Numbers) -> tuple[int, ...]:
     if len(blocks) + use_input != columns:
         numbers.problems.append(
             f"use_fm={list(blocks)} and use_input={use_input} are {len(blocks) + use_input} maps, "
-            f"wfm.linear mixes {columns}"
+            f"but wfm.linear mixes {columns}"
         )
     return (0,) * use_input + tuple(block + 1 for block in blocks)
 
@@ -229,24 +229,24 @@ def require_no_obstacles(model: nn.Module, structure: Structure) -> None:
     encoder, decoder = (blocks_of(model, path) for path in BLOCKS)
     problems = [*_all_obstacles(model, structure, encoder, decoder)]
     if problems:
-        raise ValueError(f"accelerate: {type(model).__name__} cannot be served: {listed(problems)}")
+        raise ValueError(f"accelerate: {type(model).__name__} is not supported: {listed(problems)}")
 
 
 def _all_obstacles(
     model: nn.Module, structure: Structure, encoder: list[nn.Module], decoder: list[nn.Module]
 ) -> Iterator[str]:
     if "forward" in model.__dict__:
-        yield "the model has a forward of its own instance"
+        yield "this instance of the model has its own forward"
     yield from obstacles(model, structure.outside_of_blocks(len(decoder)), {}, called=BLOCKS)
     for name in {**model._parameters, **model._buffers}:
         if name not in TABLES:
-            yield f"{name} is a tensor that is not known"
+            yield f"{name} is an unknown tensor"
     for path, blocks, roles in zip(
         BLOCKS, (encoder, decoder), (SELF_ATTENTION.roles, structure.decoder_block.roles), strict=True
     ):
         for index, block in enumerate(blocks):
             name = f"{path}.{index}"
-            yield from (f"{name} has a parameter that is not known, {own}" for own in block._parameters)
+            yield from (f"{name} has an unknown parameter, {own}" for own in block._parameters)
             if "forward" in block.__dict__:
                 yield f"{name} has a forward of its own"
             yield from obstacles(block, roles, {}, f"{name}.")

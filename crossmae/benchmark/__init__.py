@@ -1,1 +1,1 @@
-"""Decoders of CrossMAE and MAE, timed in turn on this machine beside what their arithmetic predicts."""
+"""Time CrossMAE's and MAE's decoders in turn on this machine, beside counts of their arithmetic."""

@@ -1,4 +1,4 @@
-"""Decoding timed: CrossMAE's decoders and MAE's on random feature maps, in turn, beside counts of their arithmetic."""
+"""Time CrossMAE's and MAE's decoders in turn on random feature maps, beside counts of their arithmetic."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -23,28 +23,28 @@ from crossmae_kernels.runtime.dispatch import default_implementation
 Formulation = Literal["ours", "reference", "release"]
 Execution = Literal["eager", "compiled", "graph"]
 
-# Who serves this package's operations; the release's formulation calls none of them.
+# The implementation of this package's operations; the release's formulation calls none of them.
 SERVED_BY: dict[Formulation, Implementation] = {"ours": "auto", "reference": "reference", "release": "reference"}
 DECODERS = {"crossmae": "CrossMAE", "mae": "MAE"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is compared, and on what.
+    """What to compare, and on what inputs and device.
 
     Attributes:
-        crossmae: a model with inter-block attention where the release's formulation competes.
+        crossmae: needs inter-block attention if the release's formulation is compared.
         mae: the baseline.
-        prediction_ratios: of CrossMAE, shares of all patches.
-        depths: decoder blocks of CrossMAE; the model's own if there are none.
+        prediction_ratios: for CrossMAE, fractions of all patches.
+        depths: numbers of decoder blocks for CrossMAE; the model's own if empty.
         mask_ratio: of both.
-        batch: images.
+        batch: number of images.
         dtype: of products, by autocast unless float32.
-        device: where.
-        formulations: "ours" is this package as it serves a call here, "reference" its operations in plain PyTorch,
-            "release" the formulation of CrossMAE's release.
-        executions: called, compiled by ``torch.compile``, or replayed from a CUDA graph.
-        rounds: how often each is timed.
+        device: to measure on.
+        formulations: "ours" is this package as it runs here, "reference" its operations in plain PyTorch, "release" the
+            formulation of CrossMAE's release.
+        executions: eager, compiled by ``torch.compile``, or replayed from a CUDA graph.
+        rounds: how often to time each.
     """
 
     crossmae: Config
@@ -60,7 +60,7 @@ class Setting:
     rounds: int = 5
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured, before anything is built."""
+        """Refuse settings that cannot be measured, before anything is built."""
         if min(self.batch, self.rounds) < 1:
             raise ValueError(f"batch and rounds must be positive, got {self.batch} and {self.rounds}")
         for entrant in entrants(self):
@@ -78,7 +78,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Entrant:
-    """One decoder, by one formulation and one way to run it."""
+    """One decoder in one formulation and execution."""
 
     config: Config
     prediction_ratio: float
@@ -87,12 +87,12 @@ class Entrant:
 
     @property
     def means(self) -> str:
-        """Formulation and execution in words."""
+        """Formulation and execution as text."""
         return self.formulation if self.execution == "eager" else f"{self.formulation}, {self.execution}"
 
     @property
     def name(self) -> str:
-        """All of it in words."""
+        """The full description as text."""
         decoder = DECODERS[str(self.config.decoder)]
         predicts = "" if decoder == "MAE" else f", predicts {self.prediction_ratio:g}"
         return f"{decoder}, {self.means}, {self.config.decoder_depth} blocks{predicts}"
@@ -100,36 +100,36 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one decoder: counts per image, seconds per batch, speed-ups over MAE by the same means."""
+    """Results for one decoder: counts per image, seconds per batch, speed-ups over MAE in the same execution."""
 
     decoder: str
     means: str
     blocks: int
     predicts: float
     macs: float
-    """Of a forward pass, in closed form."""
+    """MACs of a forward pass, in closed form."""
     fewer: float | None = None
-    """MAE's MACs over these."""
+    """MAE's MACs divided by these."""
     counted: float | None = None
-    """Those that PyTorch's counter saw."""
+    """MACs by PyTorch's FLOP counter."""
     forward: float | None = None
     both: float | None = None
     """Seconds of a forward and a backward pass."""
     forward_speedup: float | None = None
     both_speedup: float | None = None
     saved: float | None = None
-    """Bytes per image that autograd keeps for the backward pass."""
+    """Bytes per image that autograd saves for the backward pass."""
     failure: str = ""
     """Why it was not timed."""
 
     @property
     def name(self) -> str:
-        """Decoder and means."""
+        """Decoder, formulation and execution."""
         return f"{self.decoder}, {self.means}" if self.means else self.decoder
 
 
 def entrants(setting: Setting) -> list[Entrant]:
-    """Who competes: MAE by each means that another is compared with, then CrossMAE."""
+    """The contenders: MAE in each formulation and execution needed as a baseline, then CrossMAE."""
     deep = setting.depths or (setting.crossmae.decoder_depth,)
     configs = [replace(setting.crossmae, decoder_depth=depth) for depth in deep]
     plain = dict.fromkeys(_of_mae(formulation) for formulation in setting.formulations)
@@ -149,15 +149,15 @@ def entrants(setting: Setting) -> list[Entrant]:
 
 
 def measure(setting: Setting, tell: Callable[[str], object] = lambda line: None) -> list[Row]:
-    """Build, count and time everybody; who fails has the reason in its row.
+    """Build, count and time all contenders; a failure is reported in the contender's row.
 
-    ``tell`` is handed a line at every step: what is being built, and which round is timed.
+    ``tell`` is called with a line at every step: what is being built, and which round is timed.
     """
     found = entrants(setting)
     inputs = _Inputs(setting)
     rows: dict[Entrant, Row] = {}
     calls: dict[str, Callable[[], object]] = {}
-    # Entrants share code, and the compiler keeps eight graphs of a function unless told otherwise.
+    # Entrants share code, and by default the compiler keeps only eight graphs per function.
     compiles = "compiled" in setting.executions
     with torch._dynamo.config.patch(recompile_limit=8 * len(found)) if compiles else nullcontext():
         for place, entrant in enumerate(found, start=1):
@@ -177,7 +177,7 @@ def measure(setting: Setting, tell: Callable[[str], object] = lambda line: None)
 
 
 class _Inputs:
-    """What decoders are handed, the same tensors to all that take the same, and the decoders themselves."""
+    """The decoders and their inputs; decoders with the same input shapes share tensors."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -199,7 +199,7 @@ class _Inputs:
         )
 
     def maps(self, config: Config, visible: int) -> list[Tensor]:
-        """Float32, which is what an encoder hands out under autocast too."""
+        """Feature maps in float32, an encoder's output dtype even under autocast."""
         shape = self.setting.batch, visible + config.class_tokens, config.encoder_width
         count = len(config.feature_maps or (None,))
         kept = self._maps.setdefault(shape, [])
@@ -210,12 +210,12 @@ class _Inputs:
 def _ready(
     entrant: Entrant, setting: Setting, inputs: _Inputs
 ) -> tuple[Row, Callable[[], object], Callable[[], object]]:
-    """A row with counts, and the passes to be timed, which have run once by now."""
+    """A row with counts, and the passes to time, which have already run once."""
     decoder, masking = inputs.decoder(entrant.config), inputs.masking(entrant)
     maps = inputs.maps(entrant.config, masking.visible_ids.shape[1])
     release = entrant.formulation == "release"
     if release and entrant.execution == "graph":
-        raise RuntimeError(f"no CUDA graph holds it: it {SYNCHRONIZES}")
+        raise RuntimeError(f"it cannot be captured in a CUDA graph: it {SYNCHRONIZES}")
     plain: Callable[..., Tensor] = partial(release_decode, decoder) if release else decoder
     decode = torch.compile(plain, dynamic=False) if entrant.execution == "compiled" else plain
 
@@ -244,12 +244,12 @@ def _ready(
 def _autocast(setting: Setting) -> AbstractContextManager[Any]:
     if setting.dtype == torch.float32:
         return nullcontext()
-    # Its cache of cast weights would outlive a captured graph.
+    # Autocast's cache of cast weights would outlive a captured graph.
     return torch.autocast(setting.device.type, setting.dtype, cache_enabled=False)
 
 
 def _counted(entrant: Entrant, setting: Setting) -> Row:
-    """What is known in closed form."""
+    """The row's closed-form part."""
     config, ratio = entrant.config, entrant.prediction_ratio
     macs, mae = (
         decoder_macs(config, ratio, setting.mask_ratio),
@@ -260,12 +260,12 @@ def _counted(entrant: Entrant, setting: Setting) -> Row:
 
 
 def _of_mae(formulation: Formulation) -> Formulation:
-    """What serves MAE where CrossMAE is so formulated: the release's MAE is plain PyTorch."""
+    """MAE's formulation beside CrossMAE's: the release's MAE is plain PyTorch."""
     return "reference" if formulation == "release" else formulation
 
 
 def _compared(found: list[Entrant], rows: dict[Entrant, Row], seconds: dict[str, float]) -> Iterator[Row]:
-    """Rows with times, and speed-ups over MAE by the same means."""
+    """Rows with times, and speed-ups over MAE in the same execution."""
     for entrant in found:
         mae = next(
             e for e in found if (e.formulation, e.execution) == (_of_mae(entrant.formulation), entrant.execution)

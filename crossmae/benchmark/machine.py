@@ -1,4 +1,4 @@
-"""What measurements depend on beside the code: the device and the versions."""
+"""What measurements depend on besides the code: device and versions."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from crossmae_kernels.extras import version
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on: device, driver, versions."""
+    """Device, driver and versions."""
     on_cuda = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_cuda else f"CPU, {torch.get_num_threads()} threads",

@@ -1,10 +1,10 @@
-"""CrossMAE as its release formulates it and people use it today, on the same weights: what ours has to beat.
+"""CrossMAE as formulated in its release, which people use today, on the same weights: the baseline to beat.
 
 Written from its described behaviour, not from its code.
 
-All patches are embedded and most then dropped. Feature maps are stacked on the last axis, every decoder block norms a
-strided slice of their mix. All mask tokens are laid out and the predicted ones selected by a boolean mask, and every
-block projects every query. Target patches are made of the whole image. Under autocast the residual is float32.
+All patches are embedded, and most are then dropped. Feature maps are stacked on the last axis, and every decoder block
+norms a strided slice of their mix. All mask tokens are created and the predicted ones selected by a boolean mask; every
+block projects every query. Target patches are computed for the whole image. Under autocast the residual is float32.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ SYNCHRONIZES = "selects by a boolean mask, and the host waits to learn how many"
 
 
 def release_decode(decoder: CrossMAEDecoder, maps: list[Tensor], masking: Masking) -> Tensor:
-    """The same as ``decoder(maps, masking)`` for a decoder with inter-block attention and no self-attention."""
+    """Equals ``decoder(maps, masking)`` for a decoder with inter-block attention and no self-attention."""
     assert decoder.mixing is not None
     batch, patches = len(maps[0]), decoder.positions.shape[1] - 1
     tokens = decoder.mask_token + decoder.positions[:, 1:].repeat(batch, 1, 1)
@@ -40,7 +40,7 @@ def release_decode(decoder: CrossMAEDecoder, maps: list[Tensor], masking: Maskin
 
 
 def release_mixing(maps: list[Tensor], weight: Tensor, eps: float) -> tuple[Tensor, ...]:
-    """``mix_feature_maps`` without an affine, one mix ``(B, K, E)`` for each decoder block."""
+    """``mix_feature_maps`` without affine parameters, one mix ``(B, K, E)`` per decoder block."""
     mixed = F.linear(torch.stack(maps, dim=-1), weight)
     return tuple(F.layer_norm(features, features.shape[-1:], eps=eps) for features in mixed.unbind(-1))
 
@@ -64,7 +64,7 @@ def release_projections(
 
 
 def release_encode(encoder: Encoder, images: Tensor, masking: Masking) -> list[Tensor]:
-    """The same as ``encoder(images, masking.visible_ids)`` for an encoder that hands out feature maps."""
+    """Equals ``encoder(images, masking.visible_ids)`` for an encoder that returns feature maps."""
     assert encoder.config.feature_maps is not None
     embed = encoder.patch_embed
     patches = F.conv2d(images, embed.weight, embed.bias, stride=embed.patch_size).flatten(2).transpose(1, 2)
@@ -84,13 +84,13 @@ def release_encode(encoder: Encoder, images: Tensor, masking: Masking) -> list[T
 
 
 def release_gather(images: Tensor, ids: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
-    """``gather_patches``, from patches of the whole image."""
+    """``gather_patches``, by patchifying the whole image."""
     patches = _patchify(images, patch_size)
     return patches.gather(1, ids[:, :, None].expand(-1, -1, patches.shape[-1]))
 
 
 def release_loss(prediction: Tensor, images: Tensor, ids: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
-    """``patch_loss`` of each predicted patch ``(B, Q)`` to normalised targets, ids ascending."""
+    """``patch_loss`` of each predicted patch ``(B, Q)`` with normalised targets; ids must be ascending."""
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     target = _patchify(images, patch_size).to(dtype)
     variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
@@ -114,7 +114,7 @@ def _patchify(images: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
 
 
 def _select(rows: Tensor, ids: Tensor, patches: int) -> Tensor:
-    """Rows ``(B, L, D)`` of ascending ids ``(B, Q)`` by a boolean mask."""
+    """Select rows of ``(B, L, D)`` with ascending ids ``(B, Q)`` by a boolean mask."""
     chosen = torch.zeros(len(rows), patches, dtype=torch.bool, device=rows.device).scatter(1, ids, True)
     return rows.masked_select(chosen[:, :, None]).view(len(rows), -1, rows.shape[-1])
 

@@ -1,4 +1,4 @@
-"""Rows of decoders as a table and a picture."""
+"""The benchmark's rows as a table and a picture."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ HEADERS = [
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Markdown: what was not measured is an empty cell, and what nobody was measured for is left out."""
+    """A Markdown table; values not measured are empty cells, and columns without any values are left out."""
     cells = [
         [
             row.name,
@@ -56,13 +56,13 @@ def _milliseconds(seconds: float) -> str:
 
 
 def draw(rows: Sequence[Row], title: str, path: str | os.PathLike[str], labelled: str | None = None) -> None:
-    """Ratio of times against ratio of MACs, forward and backward: on the diagonal a MAC costs what MAE's does.
+    """Plot speed-up against MAC ratio, forward and backward: on the diagonal a MAC costs as much as MAE's.
 
     Args:
-        rows: those without a speed-up are left out.
+        rows: ones without a speed-up are left out.
         title: what all rows have in common.
         path: where to write the PNG.
-        labelled: the means whose points say how many blocks and what share they predict; the first unless given.
+        labelled: the formulation whose points are labelled with blocks and prediction ratio; by default the first.
     """
     points = [(row.fewer, row.both_speedup, row) for row in rows if row.fewer and row.both_speedup]
     if not points:

@@ -1,7 +1,7 @@
-"""Checkpoints: our own files, those of CrossMAE's and MAE's releases and of timm, and Hugging Face's folders.
+"""Checkpoints: our own files, those of the CrossMAE and MAE releases and of timm, and Hugging Face folders.
 
-Loading never runs code: tensors, plain values and a few classes that only hold some are all that is ever unpickled.
-What a file does not tell is asked for, or assumed with a ``CheckpointWarning``.
+Loading never runs code: only tensors, plain values and a few classes that merely hold values are ever unpickled.
+If a file lacks a setting, ``load`` asks for it, or assumes it with a ``CheckpointWarning``.
 """
 
 from crossmae.checkpoint.encoders import load_encoder

@@ -1,4 +1,4 @@
-"""The configuration of a model whose file does not hold it: read off, and the rest asked for or assumed."""
+"""Infer the configuration of a model whose file does not store one; ask for or assume the rest."""
 
 import argparse
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ from crossmae.checkpoint.wrappers import Layout, StateDict
 from crossmae.model.config import Config, usual_heads
 from crossmae.model.values import as_tuple, pair
 
-# What is built on top of an encoder for a task.
+# Heads that a downstream task adds to an encoder.
 _ON_TOP = ("head.", "heads.", "fc_norm.", "attn_pool.", "classifier.", "pooler.")
 _RELEASE_NAMES = {field: name for name, field in FIELDS.items()}
 
 
 def named_as_released(state: StateDict) -> dict[str, Tensor]:
-    """A model's tensors by the releases' names; those that are none of ours keep their own."""
+    """A model's tensors under the releases' names; tensors that are not ours keep their names."""
     if state.layout == "huggingface":
         return huggingface.renamed(state.tensors)
     if state.layout == "torchvision":
@@ -39,9 +39,9 @@ def named_as_released(state: StateDict) -> dict[str, Tensor]:
 
 
 def told_by_training(content: Any) -> dict[str, Any]:
-    """What the arguments of a training script, saved beside the weights, tell under the releases' names.
+    """Settings from the training script's arguments saved beside the weights, under the releases' names.
 
-    The releases' scripts and many others keep them under ``args``, Lightning under ``hyper_parameters``.
+    The releases' scripts and many others store them under ``args``, Lightning under ``hyper_parameters``.
     """
     named = content if isinstance(content, Mapping) else {}
     arguments = named.get("args", named.get("hyper_parameters"))
@@ -50,7 +50,7 @@ def told_by_training(content: Any) -> dict[str, Any]:
     if not isinstance(arguments, Mapping):
         return {}
     told = {name: arguments[name] for name in ("norm_pix_loss", "use_input") if isinstance(arguments.get(name), bool)}
-    # What ``export`` writes of the constructor's arguments beside those of the script.
+    # ``export`` writes these constructor arguments beside those of the script.
     counts = {"num_heads": "num_heads", "decoder_num_heads": "decoder_num_heads", "input_size": "img_size"}
     told |= {counts[name]: value for name, value in arguments.items() if name in counts and type(value) is int}
     blocks = arguments.get("use_fm")
@@ -67,22 +67,23 @@ def configuration(
     arguments: Mapping[str, Any],
     said: list[str],
 ) -> Config:
-    """The configuration of a model from its tensors and what is told beside them.
+    """Infer a model's configuration from its tensors and the settings saved with them.
 
     Args:
-        file: for messages.
-        tensors: by the releases' names.
-        layout: that they had in the file.
+        file: named in messages.
+        tensors: under the releases' names.
+        layout: of the file.
         trained: see ``told_by_training``.
-        arguments: those of ``load`` that describe the model.
-        said: what is assumed or of no use is appended.
+        arguments: of ``load`` that describe the model.
+        said: receives a note for everything assumed or ignored.
 
     Raises:
-        TypeError: on arguments that do not exist.
-        ValueError: for what is no model, is told twice and differently, or can neither be read off nor assumed.
+        TypeError: if an argument does not exist.
+        ValueError: if the tensors are not a model, two sources disagree, or a setting can be neither inferred nor
+            assumed.
     """
     of_fields, of_maps = _translated(arguments)
-    # In the file's own words; image_size as an argument of load is the size to interpolate to.
+    # Names as the file spells them; load's own image_size argument is the size to interpolate to.
     words = {**({} if layout == "ours" else _RELEASE_NAMES), "image_size": "img_size"}
     told = Told(file)
     told.add("its tensors", told_by_tensors(tensors, file))
@@ -99,63 +100,64 @@ def configuration(
         told.add("its mixing weights", {"feature_maps": maps})
     if told["decoder"] is None:
         if told["feature_maps"] is not None:
-            said.append("there is no final norm, so encode() gives tokens as the last block leaves them")
+            said.append("there is no final norm, so encode() returns the last block's output as it is")
         unused = [name for name in of_fields if name.startswith("decoder_") or name == "normalize_targets"]
         of_fields = {name: value for name, value in of_fields.items() if name not in unused}
         if unused:
-            said.append(f"of no use without a decoder: {first_few([words.get(name, name) for name in unused])}")
+            said.append(f"ignored, as there is no decoder: {first_few([words.get(name, name) for name in unused])}")
     told.add("the arguments", of_fields)
 
     needed = huggingface.needed(told["decoder"]) if layout == "huggingface" else ()
     lacking = [words.get(field, field) for field in needed if field not in told]
     if lacking:
         raise ValueError(
-            f"{file} has Hugging Face's layout and no config.json beside it, which tells the rest: put it there, or "
-            f"give {'=, '.join(lacking)}="
+            f"{file} has Hugging Face's layout but no config.json beside it, which holds the other settings: put it "
+            f"there, or pass {'=, '.join(lacking)}="
         )
     assumed, asked = _assumed(told, tensors, layout, words)
     if asked:
-        raise ValueError(f"{file} does not tell {'; nor '.join(asked)}")
+        raise ValueError(f"{file} does not say {'; nor '.join(asked)}")
     if assumed:
         values = ", ".join(f"{words.get(field, field)}={value!r}" for field, value in assumed.items())
-        said.append(f"not told and so assumed, unless given to load: {values}")
+        said.append(f"not in the file, so assumed unless passed to load: {values}")
     if told["decoder"] is None and said:
-        said.insert(0, "an encoder alone")
+        said.insert(0, "this is an encoder without a decoder")
     return Config.from_dict({**told, **assumed})
 
 
 def on_top(tensors: Mapping[str, Tensor], said: list[str]) -> set[str]:
-    """Names of tensors that a task put on top of an encoder, which are left out."""
+    """Names of the tensors that a downstream task added to an encoder; they are left out."""
     names = sorted(name for name in tensors if name.startswith(_ON_TOP))
     if names:
-        said.append(f"left out, as built on top of the encoder: {first_few(names)}")
+        said.append(f"left out, as part of a task's head: {first_few(names)}")
     return set(names)
 
 
 class Told(dict[str, Any]):
-    """What is known by name, told by one source or by several that agree."""
+    """Settings by name, each from one source or from several that agree."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
         self._file, self._sources = file, dict[str, str]()
 
     def add(self, source: str, values: Mapping[str, Any]) -> None:
-        """Take what one more source tells; raises ValueError if an earlier one tells something else."""
+        """Add the settings of another source; raises ValueError if an earlier one disagrees."""
         for name, value in values.items():
             if name in self and self[name] != value:
                 raise ValueError(
-                    f"{self._file}: {name} is {self[name]!r} by {self._sources[name]}, and {value!r} by {source}"
+                    f"{self._file}: {name} is {self[name]!r} according to {self._sources[name]}, but {value!r} "
+                    f"according to {source}"
                 )
             self[name] = value
             self._sources.setdefault(name, source)
 
 
 def _translated(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments of either spelling as fields of ``Config``, and those that choose maps as the releases do."""
+    """Arguments in either spelling as fields of ``Config``, and those that choose maps as the releases do."""
     there_are = {*FIELDS, *MAPS, *Config.__dataclass_fields__} - {"image_size"}
     unknown = [name for name in arguments if name not in there_are]
     if unknown:
-        raise ArgumentError(f"load: no argument {', '.join(unknown)}; there are {', '.join(sorted(there_are))}")
+        raise ArgumentError(f"load: no argument {', '.join(unknown)}; choose from {', '.join(sorted(there_are))}")
     maps, translated = dict[str, Any](), dict[str, Any]()
     spelling: dict[str, str] = {}
     for name, value in arguments.items():
@@ -167,13 +169,15 @@ def _translated(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
         plain = pair(plain) if name == "img_size" else plain
         if translated.setdefault(field, plain) != plain:
             first = spelling[field]
-            raise ValueError(f"load: {first}={arguments[first]!r} and {name}={value!r} are the same setting")
+            raise ValueError(
+                f"load: {first}={arguments[first]!r} and {name}={value!r} disagree: both are the same setting"
+            )
         spelling[field] = name
     return translated, maps
 
 
 def _fits(image_size: tuple[int, int] | None, told: Mapping[str, Any], positions: Tensor) -> bool:
-    """Whether images of this size have as many patches as there are positions."""
+    """Whether an image of this size has as many patches as there are position embeddings."""
     if image_size is None:
         return False
     height, width = pair(told["patch_size"])
@@ -183,7 +187,7 @@ def _fits(image_size: tuple[int, int] | None, told: Mapping[str, Any], positions
 def _maps(
     depth: int, mixing: Tensor | None, trained: Mapping[str, Any], given: Mapping[str, Any], file: Path
 ) -> tuple[int, ...] | None:
-    """``feature_maps`` as far as mixing weights, and the releases' arguments for them, tell."""
+    """``feature_maps``, if the mixing weights and the releases' arguments for them determine it."""
     choice = Told(file)
     choice.add("its tensors", {"weight_fm": mixing is not None})
     if mixing is None:
@@ -202,7 +206,7 @@ def _maps(
 def _assumed(
     told: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout | None, words: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Fields that are not told but usual, and what has to be asked for."""
+    """Missing fields that have a usual value, and descriptions of those that must be asked for."""
     asked = []
     parts: list[Literal["encoder", "decoder"]] = ["encoder"] if told["decoder"] is None else ["encoder", "decoder"]
     assumed: dict[str, Any] = {
@@ -212,7 +216,8 @@ def _assumed(
     if unusual:
         widths = ", ".join(f"{part} width {told[f'{part}_width']}" for part in parts)
         asked.append(
-            f"its numbers of heads ({widths}); give {' and '.join(f'{words.get(field, field)}=' for field in unusual)}"
+            f"how many attention heads it has ({widths}); "
+            f"pass {' and '.join(f'{words.get(field, field)}=' for field in unusual)}"
         )
     if "image_size" not in told:
         rows = tensors["pos_embed"].shape[1]
@@ -222,24 +227,26 @@ def _assumed(
             height, width = pair(told["patch_size"])
             assumed["image_size"] = (side * height, side * width)
         else:
-            # What timm calls no_embed_class adds positions to the patches alone.
-            other = f" (or its {rows} positions have no row for the class token, which cannot be served)"
+            # timm's no_embed_class adds position embeddings to the patches alone.
+            other = f" (or its {rows} position embeddings have no row for the class token, which is not supported)"
             other *= isqrt(rows) ** 2 == rows
             asked.append(
-                f"how its {patches} patches lie{other}; give img_size=(height, width), the size it was trained on"
+                f"how its {patches} patches are arranged{other}; pass img_size=(height, width), the size it was "
+                "trained on"
             )
     if "feature_maps" not in told:
         columns = tensors["wfm.linear.weight"].shape[-1]
         names = "feature_maps=" if layout == "ours" else "use_fm= and use_input="
-        asked.append(f"which {columns} feature maps of its encoder it mixes; give {names}")
+        asked.append(f"which {columns} feature maps of its encoder it mixes; pass {names}")
     if told["decoder"] is None and "norm_eps" not in told:
-        # Of MAE and timm; other encoders have 1e-5 or 1e-12.
+        # MAE's and timm's value; other encoders use 1e-5 or 1e-12.
         assumed["norm_eps"] = Config.norm_eps
     if told["decoder"] is not None and "normalize_targets" not in told:
-        # CrossMAE's release trains with it throughout; of MAE's whole models those to look at were trained without.
+        # CrossMAE's release always trains with it; MAE's released models with a decoder, meant for
+        # visualization, were trained without.
         assumed["normalize_targets"] = told["decoder"] == "crossmae" or layout == "ours"
     if told["decoder"] is not None and layout == "ours":
-        # Habits of other models, which no tensor shows.
+        # These differ between model families, and no tensor shows them.
         usual = {"norm_eps": Config.norm_eps, "pixel_order": Config.pixel_order}
         assumed |= {name: value for name, value in usual.items() if name not in told}
     return assumed, asked

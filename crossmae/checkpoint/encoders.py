@@ -1,4 +1,4 @@
-"""The encoder of one model for another: out of ours for any vision transformer, and from any checkpoint into ours."""
+"""Encoder transfer: from our models to any vision transformer, and from any checkpoint into our models."""
 
 import os
 import warnings
@@ -25,16 +25,16 @@ from crossmae.model.encoder import Encoder
 from crossmae.model.positions import interpolate_positions
 from crossmae.model.values import pair
 
-# What shapes of tensors tell.
+# Fields that the shapes of tensors determine.
 _SIZES = ("encoder_width", "encoder_depth", "patch_size", "channels", "class_tokens", "mlp_ratio")
-# What changes features and no tensor tells, beside the grid.
+# Fields that change features but that no tensor determines, beside the grid.
 _BESIDE = ("encoder_heads", "norm_eps")
 
 
 def encoder_tensors(model: MaskedAutoencoder) -> dict[str, Tensor]:
-    """A model's encoder by the releases' names, as any vision transformer reads it: every token gets its position.
+    """A model's encoder under the releases' names, with a position embedding for every token, as any ViT expects.
 
-    CrossMAE gives its class tokens none, so their rows are zero here.
+    CrossMAE adds none to its class tokens, so their rows are zero here.
     """
     tensors = to_release({name: t for name, t in model.state_dict().items() if name.startswith("encoder.")})
     if not model.config.embeds_class:
@@ -43,23 +43,22 @@ def encoder_tensors(model: MaskedAutoencoder) -> dict[str, Tensor]:
 
 
 def load_encoder(model: MaskedAutoencoder, path: str | os.PathLike[str], key: str | None = None) -> None:
-    """Give a model the encoder of a checkpoint, to pretrain or train from it; the model's decoder stays as it is.
+    """Load a checkpoint's encoder into a model, to continue training from it; the model's decoder is unchanged.
 
     Args:
-        model: takes weights and positions in its own dtype and on its own device. Positions of another grid are
-            interpolated to its image size. A CrossMAE gives its class tokens no position, so the checkpoint's are
-            added to the tokens themselves.
+        model: keeps its dtype and device. Position embeddings of another grid are interpolated to its image size. A
+            CrossMAE adds no position to its class tokens, so the checkpoint's are added to the tokens themselves.
         path: any checkpoint that ``load`` reads, with or without a decoder.
-        key: where in the file the weights are, see ``load``.
+        key: where in the file the weights are; see ``load``.
 
     Warns:
-        CheckpointWarning: once, of what is left out (heads; a final norm that the model has no place for), interpolated
+        CheckpointWarning: once, listing everything left out (heads; a final norm if the model has none), interpolated
             or assumed.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is no checkpoint, or its encoder is not of the model's width, depth, heads, patch size,
-            channels or epsilon; with the first tensors that do not fit. The model is as before then.
+        ValueError: if the file is not a checkpoint, or its encoder differs from the model's in width, depth, heads,
+            patch size, channels or epsilon; names the first tensors that do not fit. The model is then unchanged.
     """
     if not isinstance(model, MaskedAutoencoder):
         raise TypeError(f"load_encoder fills models of this package, got {type(model).__name__}; see crossmae.export")
@@ -71,7 +70,7 @@ def load_encoder(model: MaskedAutoencoder, path: str | os.PathLike[str], key: st
 
 @dataclass(frozen=True)
 class StartingEncoder:
-    """The encoder of a checkpoint as a model needs it, by the names of the model's encoder, and what is said of it."""
+    """A checkpoint's encoder converted for a model, under the names of the model's encoder, with notes for the user."""
 
     file: Path
     tensors: dict[str, Tensor]
@@ -79,16 +78,16 @@ class StartingEncoder:
 
     @property
     def said(self) -> str:
-        """The file, and the notes if there are any."""
+        """The file, and any notes."""
         return f"{self.file}: {'; '.join(self.notes)}" if self.notes else str(self.file)
 
     def put_into(self, model: MaskedAutoencoder) -> None:
-        """Copy into a model of the configuration that it was read for."""
-        model.encoder.load_state_dict(self.tensors, strict=False)  # a norm that is not told stays
+        """Copy into a model of the configuration it was read for."""
+        model.encoder.load_state_dict(self.tensors, strict=False)  # a norm missing from the checkpoint is kept
 
 
 def starting_encoder(config: Config, path: str | os.PathLike[str], key: str | None = None) -> StartingEncoder:
-    """Read what ``load_encoder`` gives to a model of this configuration; raises as it does."""
+    """Read what ``load_encoder`` copies into a model of this configuration; raises the same errors."""
     file = find(path)
     tensors, told, said = _read_encoder(file, key)
     with torch.device("meta"):
@@ -96,7 +95,7 @@ def starting_encoder(config: Config, path: str | os.PathLike[str], key: str | No
     names = {release_name(f"encoder.{name}"): name for name in encoder}
     _agree_on_the_norm(tensors, names, said)
     expected = {theirs: tuple(encoder[ours].shape) for theirs, ours in names.items()}
-    rows = tensors["pos_embed"].shape[1]  # interpolated below, where they are of another grid
+    rows = tensors["pos_embed"].shape[1]  # interpolated below, if the grid differs
     expected["pos_embed"] = (1, rows, config.encoder_width)
     if wrong := misfits(expected, tensors):
         sizes = [(name, told[name], getattr(config, name)) for name in _SIZES if told[name] != getattr(config, name)]
@@ -104,7 +103,7 @@ def starting_encoder(config: Config, path: str | os.PathLike[str], key: str | No
         raise ValueError(f"{file} does not fit the model's encoder{why}: {first_few(wrong, separator='; ')}")
     beside = {name: getattr(config, name) for name in _BESIDE}
     if missing := [f"{name}={value!r}" for name, value in beside.items() if name not in told]:
-        said.append(f"not told and so taken to be as the model's: {', '.join(missing)}")
+        said.append(f"not in the file, so taken from the model: {', '.join(missing)}")
     told.add("the model", beside)
 
     tensors = {name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in tensors.items()}
@@ -116,7 +115,7 @@ def starting_encoder(config: Config, path: str | os.PathLike[str], key: str | No
 
 
 def _read_encoder(file: Path, key: str | None) -> tuple[dict[str, Tensor], Told, list[str]]:
-    """An encoder's tensors as ``encoder_tensors`` has them, fields of ``Config`` that are told, what is to be said."""
+    """An encoder's tensors named as by ``encoder_tensors``, the known fields of ``Config``, and notes for the user."""
     content, metadata = read(file)
     told = Told(file)
     if CONFIG_KEY in metadata:
@@ -140,14 +139,14 @@ def _read_encoder(file: Path, key: str | None) -> tuple[dict[str, Tensor], Told,
 
 
 def _agree_on_the_norm(tensors: dict[str, Tensor], names: dict[str, str], said: list[str]) -> None:
-    """Leave a final norm out that only one of checkpoint and model has."""
+    """Leave out a final norm that only the checkpoint or only the model has."""
     theirs, ours = ([name for name in of if name.startswith("norm.")] for of in (tensors, names))
     if theirs and not ours:
         said.append(f"left out, as the model has no final norm: {', '.join(theirs)}")
         for name in theirs:
             del tensors[name]
     elif ours and not theirs:
-        said.append("it has no final norm, and the model's stays as it is")
+        said.append("it has no final norm, so the model's is kept")
         for name in ours:
             del names[name]
 
@@ -155,7 +154,7 @@ def _agree_on_the_norm(tensors: dict[str, Tensor], names: dict[str, str], said: 
 def _for_the_grid(
     positions: Tensor, config: Config, image_size: tuple[int, int] | None, file: Path, said: list[str]
 ) -> Tensor:
-    """Positions for the grid of a model, from those of images of another size or of one that is not told."""
+    """Position embeddings for a model's grid, from those for another image size or an unknown one."""
     patches, (height, width) = positions.shape[1] - config.class_tokens, pair(config.patch_size)
     if image_size is None:
         side = isqrt(patches)
@@ -165,17 +164,19 @@ def _for_the_grid(
             image_size = (side * height, side * width)
         else:
             raise ValueError(
-                f"{file} does not tell how its {patches} patches lie (or its {positions.shape[1]} positions have no "
-                "row for the class token, which cannot be served); crossmae.load it with img_size=(height, width), "
-                "crossmae.save it and start from that"
+                f"{file} does not say how its {patches} patches are arranged (or its {positions.shape[1]} position "
+                "embeddings have no row for the class token, which is not supported); crossmae.load it with "
+                "img_size=(height, width), crossmae.save it and start from that"
             )
-        said.append(f"not told and so assumed: image_size={image_size}")
+        said.append(f"not in the file, so assumed: image_size={image_size}")
     grid = image_size[0] // height, image_size[1] // width
     if grid[0] * grid[1] != patches:
-        raise ValueError(f"{file} has positions of {patches} patches, and {grid[0]} x {grid[1]} by its image size")
+        raise ValueError(
+            f"{file} has position embeddings for {patches} patches, but {grid[0]} x {grid[1]} patches by its image size"
+        )
     if grid == config.grid:
         return positions
-    said.append(f"positions are interpolated from images of {image_size} to {config.image_size}")
+    said.append(f"position embeddings are interpolated from image size {image_size} to {config.image_size}")
     return interpolate_positions(positions, grid, config.grid, config.class_tokens)
 
 

@@ -1,4 +1,4 @@
-"""A model from a configuration and the tensors of a file."""
+"""Build a model from a configuration and the tensors of a file."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,15 +18,15 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def filled(
     config: Config, state_dict: Mapping[str, Tensor], source: str, rename: Callable[[str], str] = str
 ) -> MaskedAutoencoder:
-    """A model of the configuration with exactly the given tensors, copied, in one dtype.
+    """A model of the given configuration with exactly the given tensors, copied, in one dtype.
 
-    That is the widest of the weights', at least float32. Positions, which NumPy makes in float64, follow the weights.
+    The dtype is the widest of the weights', at least float32. Positions, which NumPy computes in float64, follow it.
 
     Args:
         config: of the model.
         state_dict: tensors by name.
-        source: of the tensors, for messages.
-        rename: tells the name in the state dict of one of our tensors.
+        source: of the tensors, named in messages.
+        rename: maps a name of ours to the name in the state dict.
 
     Raises:
         ValueError: naming the first tensors that are missing, unexpected, or not of the model's shape.
@@ -46,7 +46,7 @@ def filled(
 
 
 def misfits(expected: Mapping[str, tuple[int, ...]], state_dict: Mapping[str, Tensor]) -> list[str]:
-    """What is wrong with tensors that must have the expected names and shapes, and a floating-point dtype."""
+    """Problems with tensors that must have the expected names and shapes and a floating-point dtype."""
     wrong = [f"missing {name} {shape}" for name, shape in expected.items() if name not in state_dict]
     wrong += [f"unexpected {name} {tuple(t.shape)}" for name, t in state_dict.items() if name not in expected]
     for name, tensor in state_dict.items():
@@ -56,12 +56,12 @@ def misfits(expected: Mapping[str, tuple[int, ...]], state_dict: Mapping[str, Te
         elif tensor.is_meta or tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
             layout = "" if tensor.layout == torch.strided else f", {tensor.layout},"
             got = f"{tensor.dtype}{layout} on {tensor.device}"
-            wrong.append(f"{name} must be of 16, 32 or 64-bit floats, dense and with data, got {got}")
+            wrong.append(f"{name} must be dense 16, 32 or 64-bit floats with data, got {got}")
     return wrong
 
 
 def resized(model: MaskedAutoencoder, image_size: tuple[int, int]) -> MaskedAutoencoder:
-    """The same weights for images of another size, positions interpolated in 2-D."""
+    """The same weights for another image size, with position embeddings interpolated in 2-D."""
     config = replace(model.config, image_size=image_size)
     state = model.state_dict()
     for name in ("encoder.positions", "decoder.positions"):

@@ -1,4 +1,4 @@
-"""Hugging Face's layout: a folder of ViTMAE, or of ViT, whose config.json tells what tensors do not."""
+"""Hugging Face's layout: a ViTMAE or ViT folder, whose config.json holds the settings that tensors do not show."""
 
 import json
 import re
@@ -14,8 +14,8 @@ from crossmae.model.config import field_types
 from crossmae.model.values import expected_instead, pair
 
 _QKV = ("query", "key", "value")
-# Modules of version 5 have names of their own, and ``save_pretrained`` writes a third spelling of the decoder's blocks.
-# The first of each is that of the files that were published, which every version reads.
+# Version 5 renamed modules, and its ``save_pretrained`` spells the decoder's blocks in a third way. The first of
+# each is the spelling of the published files, which every version reads.
 _NAMES = Names(
     others=[
         ("embeddings.cls_token", "cls_token"),
@@ -44,7 +44,7 @@ _NAMES = Names(
 )
 
 _MODELS = ("vit_mae", "vit")
-# What config.json tells of ours, with the defaults that hold for what it leaves out.
+# Our fields in config.json, with Hugging Face's defaults for those it leaves out.
 _ENCODER: dict[str, tuple[str, Any]] = {
     "encoder_heads": ("num_attention_heads", 12),
     "norm_eps": ("layer_norm_eps", 1e-12),
@@ -56,7 +56,7 @@ _DECODER: dict[str, tuple[str, Any]] = {
     "decoder_heads": ("decoder_num_attention_heads", 16),
     "normalize_targets": ("norm_pix_loss", False),
 }
-# What tensors tell as well: the dimension of one, and the number of blocks. Nothing holds for what is left out.
+# Settings that tensors show as well: the dimension of one, and the number of blocks. They have no default here.
 _SIZES = {
     "hidden_size": ("cls_token", -1),
     "intermediate_size": ("blocks.0.mlp.fc1.weight", 0),
@@ -68,7 +68,7 @@ _FIXED = {"hidden_act": "gelu", "qkv_bias": True}
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors by the releases' names, queries, keys and values joined; unknown names stay."""
+    """The same tensors under the releases' names, with queries, keys and values joined; unknown names are kept."""
     names = {_NAMES.read(name.removeprefix("vit.")): tensor for name, tensor in tensors.items()}
     for name in [name for name in names if re.search(r"blocks\.\d+\.query\.\w+$", name)]:
         parts = [name.replace(".query.", f".{part}.") for part in _QKV]
@@ -79,7 +79,7 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def written(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of ``renamed``: of a ViT or, with a decoder among the tensors, of a ViTMAE."""
+    """The inverse of ``renamed``, for a ViT or, if there is a decoder among the tensors, a ViTMAE."""
     names: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if ".attn.qkv." in name:
@@ -95,15 +95,15 @@ def written(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def needed(decoder: str | None) -> tuple[str, ...]:
-    """The fields of ``Config`` that a model needs and no shape of a tensor tells."""
+    """The fields of ``Config`` that a model needs but that no tensor's shape shows."""
     return ("encoder_heads", "norm_eps", *(() if decoder is None else tuple(_DECODER)))
 
 
 def told_by_config(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Fields of ``Config`` that a folder's config.json tells; None if there is no such file.
+    """Fields of ``Config`` from a folder's config.json; None if there is no such file.
 
-    Raises ValueError for a model of another kind, one that cannot be expressed, or one that has not these tensors, by
-    the releases' names.
+    Raises ValueError if the model is of another kind, cannot be expressed, or does not have these tensors (given under
+    the releases' names).
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -114,10 +114,10 @@ def told_by_config(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if kind not in _MODELS:
-        raise ValueError(f"{path} is of a model of type {kind!r}; there are {' and '.join(_MODELS)}")
+        raise ValueError(f"{path} describes a model of type {kind!r}; supported are {' and '.join(_MODELS)}")
     wrong = [f"{name} {values[name]!r}" for name, only in _FIXED.items() if values.get(name, only) != only]
     if wrong:
-        raise ValueError(f"{path} asks for {', '.join(wrong)}; there is only {_FIXED}")
+        raise ValueError(f"{path} asks for {', '.join(wrong)}; only {_FIXED} is supported")
     known = {**_ENCODER, **(_DECODER if kind == "vit_mae" else {})}
     told = {field: values.get(name, default) for field, (name, default) in known.items()}
     told["image_size"] = pair(told["image_size"])
@@ -135,9 +135,9 @@ def told_by_config(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any
 
 
 def _contradictions(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]:
-    """What a config.json says about the sizes of tensors that they are not."""
+    """Sizes in a config.json that the tensors contradict."""
     wrong = [
-        f"{name} is {values[name]!r}, and {tensors[tensor].shape[dimension]} by the shape of {tensor}"
+        f"{name} is {values[name]!r}, but {tensors[tensor].shape[dimension]} according to the shape of {tensor}"
         for name, (tensor, dimension) in _SIZES.items()
         if name in values and tensor in tensors and values[name] != tensors[tensor].shape[dimension]
     ]
@@ -146,5 +146,5 @@ def _contradictions(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
         if there and name in values and depth != len(there):
             first = next(i for i in range(len(there) + 1) if str(i) not in there)
             missing = f": missing {prefix}.{first}" if isinstance(depth, int) and depth > len(there) else ""
-            wrong.append(f"{name} is {depth!r}, and there are {len(there)} blocks{missing}")
+            wrong.append(f"{name} is {depth!r}, but there are {len(there)} blocks{missing}")
     return wrong

@@ -1,4 +1,4 @@
-"""``load``: from a file of any kind to a model, with what the file does not tell asked for or assumed aloud."""
+"""``load``: from a file of any kind to a model; missing settings are asked for, or assumed with a warning."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from crossmae.model.config import Config
 from crossmae.model.values import pair
 
 _RUNNING = ("drop_path", "gradient_checkpointing", "hidden_layer", "residual")
-# Fields that every file of ours has; those that came later have a default that holds for the files before.
+# Fields that every file of ours has; later fields have defaults that are right for older files.
 _ALWAYS = (
     "image_size",
     "patch_size",
@@ -39,7 +39,7 @@ _ALWAYS = (
 
 
 class CheckpointWarning(UserWarning):
-    """What was assumed of a checkpoint, or left out of it."""
+    """Something was assumed about a checkpoint, or left out of it."""
 
 
 def load(
@@ -48,32 +48,32 @@ def load(
     key: str | None = None,
     **arguments: Any,
 ) -> MaskedAutoencoder:
-    """The model of a checkpoint, recognised by its content.
+    """Load a model from a checkpoint, whose format is recognised by its content.
 
-    Ours, with its configuration or as a bare ``state_dict()``; CrossMAE's and MAE's releases; an encoder alone or
-    fine-tuned, as MAE, timm and torchvision publish them; Hugging Face's ViTMAE and ViT. Prefixes of DDP, FSDP,
-    torch.compile, Lightning and EMA are taken off. Of an encoder alone the model has ``encode`` and no decoder.
+    Reads our own files, with a configuration or as a bare ``state_dict()``; those of the CrossMAE and MAE releases;
+    encoders alone or fine-tuned, as MAE, timm and torchvision publish them; and Hugging Face's ViTMAE and ViT. Prefixes
+    of DDP, FSDP, torch.compile, Lightning and EMA are removed. From an encoder alone, the model has ``encode`` and no
+    decoder.
 
     Args:
-        path: a safetensors file, one written by ``torch.save``, an index of shards, or a folder that holds
-            ``model.safetensors`` or ``pytorch_model.bin``, whole or in shards, such as that of a training run.
-        image_size: interpolate the position embeddings, in 2-D, for images of this size; the checkpoint's own
-            unless given.
-        key: where in the file the weights are, such as ``"model_ema"``, if there is more than one model. Of raw and
-            averaged weights the raw ones are taken unless it is given.
-        arguments: ``drop_path``, ``gradient_checkpointing``, ``hidden_layer`` and ``residual`` of ``Config``, for
-            every file. And what a file does not tell, as a field of ``Config`` or as a constructor argument of the
-            release (see ``from_release``): ``num_heads``, ``img_size``, ``norm_pix_loss``, ``use_fm`` and others.
+        path: a safetensors file, a file written by ``torch.save``, an index of shards, or a folder with
+            ``model.safetensors`` or ``pytorch_model.bin``, whole or in shards, such as a training run's.
+        image_size: interpolate the position embeddings in 2-D to this size; by default the checkpoint's own.
+        key: where in the file the weights are, such as ``"model_ema"``, if it holds more than one model. By default
+            raw weights are preferred to averaged ones.
+        arguments: ``drop_path``, ``gradient_checkpointing``, ``hidden_layer`` and ``residual`` of ``Config``, for any
+            file; and settings the file lacks, as fields of ``Config`` or constructor arguments of the release (see
+            ``from_release``): ``num_heads``, ``img_size``, ``norm_pix_loss``, ``use_fm`` and others.
 
     Warns:
-        CheckpointWarning: once, of everything that was assumed or left out.
+        CheckpointWarning: once, listing everything assumed or left out.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        TypeError: on arguments that do not exist, or are given for a file of ours that tells its configuration.
-        ValueError: if an argument is of another type, or its two spellings differ; if the file is not a checkpoint or
-            damaged, holds other tensors than the model has, does not tell what cannot be assumed, or tells something
-            else than the arguments.
+        TypeError: if an argument does not exist, or is passed for a file of ours that stores its configuration.
+        ValueError: if an argument has the wrong type, or its two spellings disagree; if the file is not a checkpoint or
+            is damaged, does not have the model's tensors, lacks a setting that cannot be assumed, or contradicts the
+            arguments.
     """
     wrong = wrong_types({**arguments, **({} if image_size is None else {"image_size": image_size})})
     if key is not None and type(key) is not str:
@@ -88,7 +88,7 @@ def load(
         if key is not None:
             arguments["key"] = key
         if arguments:
-            raise ArgumentError(f"{file} tells its configuration itself; remove {', '.join(arguments)}")
+            raise ArgumentError(f"{file} stores its configuration; remove {', '.join(arguments)}")
         model = filled(replace(own_config(metadata[CONFIG_KEY], file), **running), content, str(file))
     else:
         state, said = find_state_dict(content, file, key)
@@ -106,13 +106,13 @@ def load(
 
 
 def own_config(text: str, file: Path) -> Config:
-    """The configuration that a file of ours holds; raises ValueError if it is none, or a newer version's."""
+    """The configuration stored in a file of ours; raises ValueError if it is invalid or from a newer version."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} holds a configuration that cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{file} holds a configuration that must be a JSON object, got {text[:80]!r}")
+        raise ValueError(f"{file} must hold its configuration as a JSON object, got {text[:80]!r}")
     if unknown := sorted(values.keys() - Config.__dataclass_fields__.keys()):
         raise ValueError(f"{file} was written by a newer version: unknown field {', '.join(unknown)}")
     if missing := [field for field in _ALWAYS if field not in values]:
@@ -120,4 +120,4 @@ def own_config(text: str, file: Path) -> Config:
     try:
         return Config.from_dict(values)
     except ValueError as error:
-        raise ValueError(f"{file} holds a configuration that cannot be: {error}") from error
+        raise ValueError(f"{file} holds an invalid configuration: {error}") from error

@@ -1,4 +1,4 @@
-"""How messages name many things at once."""
+"""How messages list many things at once."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ _NAMED = 5
 
 
 class ArgumentError(TypeError, ValueError):
-    """An argument that does not exist, or that a checkpoint contradicts: from a user of a command it is a value."""
+    """An argument that does not exist or that a checkpoint contradicts; to a command's user it is a wrong value."""
 
 
 def first_few(names: Sequence[str], of: int | None = None, kind: str = "tensors", separator: str = ", ") -> str:
-    """The first names and a count of the rest, so that a message stays one line."""
+    """The first names and the number of the others, so that a message stays on one line."""
     listed = separator.join(names[:_NAMED])
     if len(names) > _NAMED:
         listed += f"{separator}and {len(names) - _NAMED} more"

@@ -1,4 +1,4 @@
-"""Names of tensors in another library's layout, read and written from one table."""
+"""Tensor names of another library's layout, read and written by one table."""
 
 import re
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ Pairs = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Names:
-    """Beginnings of names, theirs and the releases', of an encoder or a whole model.
+    """Prefixes of names, theirs and the releases', of an encoder or a whole model.
 
-    ``blocks`` stand in front of a block's number, ``parts`` behind it, ``others`` have none. Where they spell one name
-    in several ways, all are read and the first is written.
+    ``blocks`` come before a block's number, ``parts`` after it, ``others`` have none. If they spell one name in several
+    ways, all are read and the first is written.
     """
 
     others: Pairs
@@ -20,7 +20,7 @@ class Names:
     parts: Pairs
 
     def read(self, name: str) -> str:
-        """The releases' name for one of theirs; what is unknown stays."""
+        """The releases' name for one of theirs; unknown names are kept."""
         return self._translated(name, 0, 1)
 
     def written(self, name: str) -> str:
@@ -36,7 +36,7 @@ class Names:
 
 
 def _replaced(name: str, pairs: Pairs, source: int, target: int) -> str:
-    """The name with another beginning, by the first pair that has its own."""
+    """The name with its prefix replaced, by the first pair that has it."""
     for pair in pairs:
         if name.startswith(pair[source]):
             return pair[target] + name.removeprefix(pair[source])

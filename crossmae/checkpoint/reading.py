@@ -1,4 +1,4 @@
-"""Reading files of tensors without running code of theirs: safetensors, ``torch.save``, and both in shards."""
+"""Read files of tensors without running code from them: safetensors, ``torch.save``, and both in shards."""
 
 import argparse
 import json
@@ -14,23 +14,23 @@ from torch import Tensor
 from crossmae.checkpoint.messages import first_few
 from crossmae.checkpoint.recognition import first_class, looks_like
 
-# What a folder is looked through for, in this order.
+# Files to look for in a folder, in this order.
 _INDEX = ".index.json"
 _MODEL, _OTHERS = "model.safetensors", (f"model.safetensors{_INDEX}", "pytorch_model.bin", f"pytorch_model.bin{_INDEX}")
-# A name such as owner/model, with no suffix of a file.
+# A name such as owner/model, without a file's suffix.
 _HUB = r"[\w-][\w.-]*/(?!.*\.(?:pth|pt|bin|ckpt|safetensors|json|tar|pkl)$)[\w.-]+"
 
 
 class _Nothing:
-    """In the place of a value that no weight depends on; keeps nothing of it."""
+    """Stands in for a value that no weight depends on, and discards it."""
 
     def __init__(self, *_: object) -> None: ...
 
     def __setstate__(self, _: object) -> None: ...
 
 
-# Beyond tensors and plain values. A path is read as a pure one, which exists for every system on every system
-# (Python 3.13 pickles paths under another module's name). NumPy's values are scores, losses and states of generators.
+# Allowed beyond tensors and plain values. A path is read as a pure one, which works for any system on any system
+# (Python 3.13 pickles paths under another module's name). NumPy values are scores, losses and generators' states.
 _HARMLESS: list[Any] = [
     argparse.Namespace,
     (str, "torch.torch_version.TorchVersion"),
@@ -55,9 +55,9 @@ _HARMLESS: list[Any] = [
 
 
 def find(path: str | os.PathLike[str]) -> Path:
-    """The file to read: ``path`` itself, or the one that a folder holds.
+    """The file to read: ``path`` itself, or the one found in a folder.
 
-    Raises FileNotFoundError, with what is there instead; for addresses, that nothing is downloaded.
+    Raises FileNotFoundError, listing what is there instead; for a URL, it says that nothing is downloaded.
     """
     name, file = os.fspath(path), Path(path)
     if name and file.is_dir():
@@ -72,17 +72,18 @@ def find(path: str | os.PathLike[str]) -> Path:
     if file.is_file():
         return file
     if re.match(r"[a-z][a-z0-9+.-]+:/", name):
-        raise FileNotFoundError(f"{name} is a URL, and nothing is downloaded: fetch the file and give its path")
-    hub = "; if that is a model on a hub: nothing is downloaded, so fetch its folder and give that"
+        raise FileNotFoundError(f"{name} is a URL, and nothing is downloaded: fetch the file and pass its path")
+    hub = "; if it is a model on a hub: nothing is downloaded, so fetch its folder and pass that"
     raise FileNotFoundError(
         f"there is no checkpoint file {name or repr(name)}{hub if re.fullmatch(_HUB, name) else ''}"
     )
 
 
 def read(path: Path) -> tuple[Any, dict[str, str]]:
-    """What the file holds, tensors on the CPU, and the metadata that safetensors files may have.
+    """The file's content, with tensors on the CPU, and the metadata that safetensors files may have.
 
-    Raises ValueError for a file that is damaged or holds more than it may, FileNotFoundError for a missing shard.
+    Raises ValueError if the file is damaged or holds objects that are not allowed, FileNotFoundError if a shard is
+    missing.
     """
     if path.name.endswith(_INDEX):
         return _read_shards(path), {}
@@ -105,9 +106,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickled(path: Path) -> Any:
     try:
-        # An open file, since torch.load goes by the names of paths.
+        # An open file, since torch.load decides by the suffix of a path.
         with path.open("rb") as file, torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles that then fail, and of sparse tensors
+            warnings.simplefilter("ignore")  # about pickles that fail anyway, and sparse tensors
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle may raise anything
         asked = re.search(r"GLOBAL (\S+)", str(error))
@@ -117,31 +118,33 @@ def _read_pickled(path: Path) -> Any:
             why = "is a TorchScript archive, which is never run; save a model's state_dict() instead"
         else:
             first = str(error).strip().partition("\n")[0]
-            # PyTorch's advice to unpickle anything is not passed on.
+            # PyTorch's advice to unpickle anything is withheld.
             reason = "" if "weights" in first.lower() else f": {first or type(error).__name__}"
-            why = f"is not a checkpoint, or is damaged: neither safetensors nor a file of torch.save{reason}"
+            why = (
+                f"is not a checkpoint, or is damaged: neither a safetensors file nor one written by torch.save{reason}"
+            )
         raise ValueError(f"{path} {why}") from error
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of all files that an index names."""
+    """The tensors of all files listed in an index."""
     by_shard: dict[str, set[str]] = {}
     try:
         for name, shard in json.loads(index.read_text("utf-8"))["weight_map"].items():
             if Path(shard).name != shard or shard.endswith(_INDEX):
-                raise ValueError(f"{shard!r} is not the name of a file beside it")
+                raise ValueError(f"{shard!r} is not the name of a file next to it")
             by_shard.setdefault(shard, set()).add(name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is not an index of shards: {error!r}") from error
     missing = sorted(shard for shard in by_shard if not (index.parent / shard).is_file())
     if missing:
-        raise FileNotFoundError(f"{index} names {first_few(missing, len(by_shard), 'shards')}, which are missing")
+        raise FileNotFoundError(f"{index} lists {first_few(missing, len(by_shard), 'shards')}, which are missing")
     tensors: dict[str, Tensor] = {}
     for shard, expected in sorted(by_shard.items()):
         held, _ = read(index.parent / shard)
         if not isinstance(held, dict):
             raise ValueError(f"{index.parent / shard} must hold tensors by name, got {type(held).__name__}")
-        for problem, names in (("lacks", expected - held.keys()), ("holds as well", held.keys() - expected)):
+        for problem, names in (("lacks", expected - held.keys()), ("has extra", held.keys() - expected)):
             if names:
                 raise ValueError(f"{index.parent / shard} {problem}, unlike {index.name}: {first_few(sorted(names))}")
         tensors |= held

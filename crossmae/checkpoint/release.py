@@ -1,4 +1,4 @@
-"""The layout of CrossMAE's and MAE's releases, which timm shares: names of tensors, and constructor arguments."""
+"""The layout of the CrossMAE and MAE releases, which timm shares: tensor names and constructor arguments."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config, field_types
 from crossmae.model.values import as_tuple, expected_instead, pair
 
-# Our names on the left, the releases' on the right. Applied in order, the first that matches.
+# Our names on the left, the releases' on the right. The first match applies.
 _RENAMES = [
     (r"encoder\.positions", r"pos_embed"),
     (r"encoder\.patch_embed\.(.+)", r"patch_embed.proj.\1"),
@@ -43,7 +43,7 @@ _DEFAULTS: dict[str, Any] = {
     "self_attn": False,
 }
 
-# Those that are a field of ``Config`` each. The releases' ``img_size`` is what the checkpoint was trained with.
+# Arguments that correspond to one field of ``Config`` each. ``img_size`` is the size the checkpoint was trained with.
 FIELDS = {
     "img_size": "image_size",
     "patch_size": "patch_size",
@@ -58,7 +58,7 @@ FIELDS = {
     "norm_pix_loss": "normalize_targets",
     "self_attn": "decoder_self_attention",
 }
-# And those that choose feature maps together, with their types.
+# Arguments that choose feature maps together, and their types.
 MAPS = {"weight_fm": bool, "use_fm": tuple[int, ...], "use_input": bool}
 
 

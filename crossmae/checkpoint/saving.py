@@ -14,12 +14,12 @@ CONFIG_KEY = "crossmae_config"
 
 
 def save(model: MaskedAutoencoder, path: str | os.PathLike[str]) -> None:
-    """Write model and configuration to one safetensors file; an existing file is replaced whole or not at all."""
+    """Write a model and its configuration to one safetensors file; an existing file is replaced whole or not at all."""
     save_state(model.state_dict(), model.config, path)
 
 
 def save_state(state_dict: Mapping[str, Tensor], config: Config, path: str | os.PathLike[str]) -> None:
-    """As ``save``, for a model whose tensors were gathered from elsewhere."""
+    """Like ``save``, for a model whose tensors were gathered elsewhere, such as from shards."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in state_dict.items()}

@@ -1,8 +1,8 @@
-"""torchvision's layout of a vision transformer."""
+"""torchvision's layout for vision transformers."""
 
 from crossmae.checkpoint.names import Names
 
-# ``linear_1`` and ``linear_2`` are those of the files that torchvision published before its version 0.13.
+# ``linear_1`` and ``linear_2`` are the names in files published before torchvision 0.13.
 NAMES = Names(
     others=[
         ("class_token", "cls_token"),

@@ -1,4 +1,4 @@
-"""Where a file keeps a model's tensors: under which key, and in how many wrappers."""
+"""Find a model's tensors in a file, under any key and in any number of wrappers."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from crossmae.checkpoint.messages import first_few
 
 Layout = Literal["ours", "release", "huggingface", "torchvision"]
 
-# What DDP and EMA, torch.compile, FSDP, activation checkpointing and Fabric put into names, at any depth.
+# Name parts that DDP and EMA, torch.compile, FSDP, activation checkpointing and Fabric insert, at any depth.
 _WRAPPERS = {
     "module",
     "_orig_mod",
@@ -21,7 +21,7 @@ _WRAPPERS = {
     "_checkpoint_wrapped_module",
     "_forward_module",
 }
-# The embedding of patches tells a layout from the others, and what stands in front of it is no part of the names.
+# The name of the patch embedding identifies the layout; what precedes it is a prefix to remove.
 _PATCHES: dict[Layout, str] = {
     "huggingface": r"(?:vit\.)?embeddings\.patch_embeddings\.projection\.weight",
     "torchvision": r"conv_proj\.weight",
@@ -30,14 +30,14 @@ _PATCHES: dict[Layout, str] = {
 }
 _CLASS_TOKENS = ("cls_token", "class_token")
 _AVERAGED = {"ema", "swa", "averaged", "average"}
-# An optimizer's moments and gradients may be named like the parameters they belong to.
+# An optimizer's moments and gradients may be named like their parameters.
 _OPTIMIZER = re.compile(r"(^|_)(opt(im(izers?)?)?|exp_avg|momentum_buffer|moments?|grad(ient)?s?)(_|$)|^momentum$")
-_DEPTH = 4  # of dictionaries in dictionaries
+_DEPTH = 4  # of nested dictionaries
 
 
 @dataclass(frozen=True)
 class StateDict:
-    """The tensors of one model, by the names of their layout."""
+    """The tensors of one model, under the names of their layout."""
 
     tensors: dict[str, Tensor]
     layout: Layout | None
@@ -47,12 +47,12 @@ class StateDict:
 
 
 def find_state_dict(content: Any, path: Path, key: str | None) -> tuple[StateDict, list[str]]:
-    """The model in what a file holds, and what is to be said about the choice.
+    """Find the model in a file's content; returns it and notes on the choice.
 
     Args:
         content: tensors by name, or dictionaries of them and of anything else.
-        path: of the file, for messages.
-        key: the place to take, of several; of one raw and any number of averaged models the raw one is taken.
+        path: of the file, named in messages.
+        key: chooses among several models; by default, one raw model is preferred to any number of averaged ones.
     """
     there = [model for keys, tensors in _dictionaries(content, ()) for model in _models(tensors, keys, path)]
     found = [model for model in there if key is None or f".{key}." in f".{model.place}."]
@@ -60,7 +60,7 @@ def find_state_dict(content: Any, path: Path, key: str | None) -> tuple[StateDic
     found = whole or found
     if not found:
         if there:
-            raise ValueError(f"{path} holds no model under {key!r}; there are models {_places(there)}")
+            raise ValueError(f"{path} holds no model under {key!r}; its models are {_places(there)}")
         return _unknown(content, path), []
     raw = [model for model in found if not model.averaged] or found
     if len(raw) > 1:
@@ -73,10 +73,10 @@ def find_state_dict(content: Any, path: Path, key: str | None) -> tuple[StateDic
     others = [model for model in found if model is not chosen]
     if others:
         said.append(
-            f"the weights {_places(raw)} are taken; averaged ones, {_places(others)}, are there too (key= takes them)"
+            f"it holds several weights: those {_places(raw)} are loaded; key= chooses averaged ones, {_places(others)}"
         )
     elif chosen.averaged and key is None:
-        said.append(f"its only weights, {_places(raw)}, are averaged ones")
+        said.append(f"its only weights, {_places(raw)}, are averaged")
     if chosen.left_out:
         said.append(f"left out as no part of the model: {first_few(chosen.left_out)}")
     return chosen, said
@@ -92,7 +92,7 @@ def _places(models: list[StateDict]) -> str:
 
 
 def _dictionaries(content: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Every dictionary that holds tensors, with the keys that lead to it."""
+    """Every dictionary with tensors in it, and the keys that lead to it."""
     if not isinstance(content, Mapping) or len(keys) > _DEPTH:
         return
     named = {name: value for name, value in content.items() if isinstance(name, str)}
@@ -105,7 +105,7 @@ def _dictionaries(content: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[s
 
 
 def _models(tensors: dict[str, Tensor], keys: tuple[str, ...], path: Path) -> Iterator[StateDict]:
-    """The models whose tensors lie in one dictionary, each with a prefix of its own."""
+    """The models whose tensors are in one dictionary, each under its own prefix."""
     tensors = _unwrapped(tensors, path)
     prefixes: dict[str, Layout] = {}
     for layout, patches in _PATCHES.items():
@@ -118,7 +118,7 @@ def _models(tensors: dict[str, Tensor], keys: tuple[str, ...], path: Path) -> It
     for prefix, layout in prefixes.items():
         model = {name.removeprefix(prefix): tensors[name] for name in tensors if owner[name] == prefix}
         counted = model.pop("n_averaged", None) is not None
-        if layout == "ours" and "patch_embed.weight" in model:  # the state of a model's encoder alone
+        if layout == "ours" and "patch_embed.weight" in model:  # the state dict of an encoder alone
             model = {f"encoder.{name}": tensor for name, tensor in model.items()}
         place = ".".join([*keys, *prefix.split(".")[:-1]])
         yield StateDict(
@@ -136,7 +136,7 @@ def _unwrapped(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
         if short in plain and not _same(plain[short], tensor):
-            raise ValueError(f"{path} holds two tensors {short!r} that differ, in different wrappers")
+            raise ValueError(f"{path} holds two tensors {short!r} that differ, under different wrappers")
         plain[short] = tensor
     return plain
 

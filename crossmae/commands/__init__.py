@@ -1,1 +1,1 @@
-"""The commands of ``crossmae``, one in a file, and the command line that reads their options."""
+"""The commands of ``crossmae``, one per file, and the command line that parses their options."""

@@ -1,4 +1,4 @@
-"""``crossmae bench``: decoding by CrossMAE and by MAE on this machine, in arithmetic and in time."""
+"""``crossmae bench``: arithmetic and time of CrossMAE's and MAE's decoders on this machine."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ def setting_of(
     executions: Sequence[Execution],
     rounds: int,
 ) -> Setting:
-    """The arguments are those of ``crossmae.commands.cli.bench``."""
+    """Translate the arguments of ``crossmae.commands.cli.bench``."""
     crossmae, mae = crossmae_and_mae(model, image_size)
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -54,7 +54,7 @@ def setting_of(
 
 
 def run(setting: Setting, model: str, out: str) -> int:
-    """Measure, print the table and leave it in ``out``, with all numbers and a picture; 1 if anything was not timed."""
+    """Measure, print the table and write it to ``out`` with all numbers and a picture; 1 if anything was not timed."""
     folder = Path(out)
     make_folder(folder)
     progress = Progress()
@@ -88,7 +88,7 @@ def run(setting: Setting, model: str, out: str) -> int:
 
 
 def where(about: dict[str, object]) -> str:
-    """A line with what is common to all rows."""
+    """A line with the settings common to all rows."""
     size = " x ".join(map(str, about["pixels"]))  # type: ignore[call-overload]
     parts = [f"{about['model']}, {size} px, batch {about['batch']}, {about['dtype']}", str(about["device"])]
     parts += ["kernels in Triton's interpreter: times mean nothing"] if about["interpreted"] else []
@@ -100,9 +100,9 @@ def notes(rows: list[Row]) -> str:
     """What the columns mean, and why something was not timed."""
     lines = [
         "",
-        "Times are medians of a batch, all decoders in turn; a speed-up is over MAE's decoder by the same means, the "
-        "release's over plain PyTorch. GMAC are those of a forward pass, in closed form; counted are those that "
-        "PyTorch's FLOP counter saw, where ours projects the first block's queries once for all images.",
+        "Times are medians per batch, with all decoders timed in turn. Speed-ups are over MAE's decoder in the same "
+        'execution, the release\'s over plain PyTorch. GMAC are for a forward pass, in closed form; "counted" is what '
+        "PyTorch's FLOP counter saw, where our decoder projects the first block's queries once for all images.",
     ]
     for row in rows:
         if row.failure:
@@ -111,14 +111,14 @@ def notes(rows: list[Row]) -> str:
 
 
 class Progress:
-    """Lines on standard error: on a terminal in one place, elsewhere one for each decoder prepared and each round."""
+    """Progress on standard error: one updating line on a terminal, else a line per decoder prepared and per round."""
 
     def __init__(self) -> None:
         self._began, self._step = time.perf_counter(), ""
         self._in_place = sys.stderr.isatty()
 
     def __call__(self, line: str) -> None:
-        """Tell what goes on, and for how long it has."""
+        """Show the current step and the time since the start."""
         step, text = line.partition(",")[0], f"{time.perf_counter() - self._began:5.0f} s  {line}"
         if self._in_place:
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
@@ -127,6 +127,6 @@ class Progress:
         self._step = step
 
     def done(self) -> None:
-        """Clear the place."""
+        """Clear the line."""
         if self._in_place:
             print("\r\033[K", end="", file=sys.stderr, flush=True)

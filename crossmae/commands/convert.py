@@ -1,4 +1,4 @@
-"""``crossmae convert``: a checkpoint in another library's format, and what that library has to be told."""
+"""``crossmae convert``: write a checkpoint in another library's format, with notes on using it there."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ def run(source: str, destination: str, to: Target, load_options: dict[str, Any])
     """Load, export, save and report; the arguments are those of ``crossmae.commands.cli.convert``."""
     require_place(to, destination)
     if Path(destination).exists():
-        raise FileExistsError(f"{destination} is there already, and stays; name a file that is not")
+        raise FileExistsError(f"{destination} exists and is not overwritten; choose another name")
     exported = export(load_aloud(source, load_options), to)
     exported.save(destination)
     for note in exported.notes:

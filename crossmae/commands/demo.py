@@ -1,4 +1,4 @@
-"""The comparison in small: CrossMAE against MAE on real pictures, with the same encoder and the same images."""
+"""``crossmae demo``: a small comparison of CrossMAE and MAE on real pictures, with the same encoder and images."""
 
 import shutil
 from pathlib import Path
@@ -24,15 +24,15 @@ from crossmae.training.run import open_dataset
 from crossmae.training.study import BATCH, MASK_RATIO, Variant, evaluations, pretrained, recipe_of
 
 VARIANTS = {"MAE": Variant("MAE", family="mae", prediction_ratio=MASK_RATIO), "CrossMAE": Variant("CrossMAE")}
-EVALUATIONS = 4  # of the features, while training
+EVALUATIONS = 4  # of the features, during training
 PICTURES = 6
-BASE_BATCH = 8  # of ViT-B, for the decoders' times
+BASE_BATCH = 8  # of ViT-B, for timing the decoders
 
 
 def run(out: str, steps: int) -> None:
-    """A study of two decoders on one task with one seed; leaves pictures and ``results.md`` in the folder ``out``.
+    """A study of two decoders on one task with one seed; writes pictures and ``results.md`` to the folder ``out``.
 
-    The runs themselves are left in folders beside them, anew each time.
+    The runs themselves are in folders beside them, repeated each time.
     """
     if steps < EVALUATIONS:
         raise ValueError(f"steps must be at least {EVALUATIONS}, got {steps}")
@@ -47,7 +47,7 @@ def run(out: str, steps: int) -> None:
         every = steps // EVALUATIONS / (len(images) // recipe.batch_size)
         logs[name] = pretrained(recipe, folder / name, probe_every=every)
         models[name] = load(folder / name / "model.safetensors")
-    print("Comparing with raw pixels and an untrained encoder, measuring the decoders ...")
+    print("Evaluating raw pixels and an untrained encoder, and timing the decoders ...")
     levels = baseline_accuracies(images, models["CrossMAE"].config, recipe.seed)
     decode = _decode_cost({name: model.config for name, model in models.items()}, BATCH, precision)
     base = {"MAE": named_config("mae_vit_base_patch16"), "CrossMAE": named_config("crossmae_vit_base_patch16")}
@@ -78,7 +78,7 @@ def run(out: str, steps: int) -> None:
 
 
 def _decode_cost(models: dict[str, Config], batch: int, precision: Precision) -> list[Row]:
-    """MAE's decoder and CrossMAE's, as ``crossmae bench`` measures them."""
+    """MAE's and CrossMAE's decoders, measured like ``crossmae bench``."""
     ratio = VARIANTS["CrossMAE"].prediction_ratio
     dtype = getattr(torch, precision)
     return measure(Setting(models["CrossMAE"], models["MAE"], (ratio,), (), MASK_RATIO, batch, dtype, rounds=3))
@@ -86,9 +86,9 @@ def _decode_cost(models: dict[str, Config], batch: int, precision: Precision) ->
 
 @torch.no_grad()
 def _reconstructions(models: dict[str, MaskedAutoencoder], images: ImageDataset) -> dict[str, Tensor]:
-    """Columns of pictures: the images, what the encoder saw, and what each model makes of it.
+    """Columns of pictures: the images, their visible part, and each model's reconstruction.
 
-    All masked patches are decoded, also by the model that was trained on a third of them: queries are independent.
+    All masked patches are decoded, even by the model trained on a third of them, as queries are independent.
     """
     config, normalized = models["MAE"].config, _pictures(models["MAE"], images)
     masking = random_masking(
@@ -103,9 +103,9 @@ def _reconstructions(models: dict[str, MaskedAutoencoder], images: ImageDataset)
 
 @torch.no_grad()
 def _by_ratio(model: MaskedAutoencoder, images: ImageDataset) -> dict[str, Tensor]:
-    """Columns of pictures: what the encoder saw, and with it what is predicted at each prediction ratio.
+    """Columns of pictures: the visible part, and with it the predictions at each prediction ratio.
 
-    Queries are independent, so a patch that is predicted at several ratios is predicted alike.
+    Queries are independent, so a patch has the same prediction at every ratio that includes it.
     """
     config, normalized = model.config, _pictures(model, images)
     noise = torch.rand(PICTURES, config.patches, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Checkpoints for commands: what loading says is printed, what it refuses is one line."""
+"""Load checkpoints for commands, printing warnings and reporting errors in one line."""
 
 import warnings
 from typing import Any
@@ -8,9 +8,9 @@ from crossmae.model import MaskedAutoencoder
 
 
 def load_aloud(checkpoint: str, options: dict[str, Any]) -> MaskedAutoencoder:
-    """The model of a checkpoint, with what is assumed of it printed.
+    """Load a checkpoint's model and print what was assumed.
 
-    Raises ValueError, also for options that the checkpoint tells itself or that do not exist, and FileNotFoundError.
+    Raises ValueError, including for options that do not exist or that the checkpoint stores, or FileNotFoundError.
     """
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", CheckpointWarning)

@@ -1,4 +1,4 @@
-"""Options of the command line, from the signatures and docstrings of functions."""
+"""Command-line options from the signatures and docstrings of functions."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,32 +11,32 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from crossmae.training.recipe import TrainingRecipe, read_recipes
 
 _HELP = {
-    "depths": "decoder blocks of CrossMAE; the model's own unless given",
-    "executions": "called as they are, compiled by torch.compile, or replayed from a CUDA graph",
-    "formulations": "this package as it serves a call here, its operations in plain PyTorch, or the formulation of "
-    "CrossMAE's release",
-    "prediction_ratios": "shares of all patches that CrossMAE predicts",
-    "attentive": "also train a probe on what a learned query reads from all tokens, of which all are kept",
-    "blocks": "also draw the reconstruction as it stands behind each decoder block",
+    "depths": "decoder blocks of CrossMAE; by default the model's own",
+    "executions": "eager, compiled by torch.compile, or replayed from a CUDA graph",
+    "formulations": "this package as it runs here, its operations in plain PyTorch, or the formulation of CrossMAE's "
+    "release",
+    "prediction_ratios": "fractions of all patches that CrossMAE predicts",
+    "attentive": "also train an attentive probe, which needs the features of all tokens",
+    "blocks": "also draw the reconstruction after each decoder block",
     "destination": "file or new folder to write",
-    "checkpoints": "what crossmae.load takes: files, or folders that hold one",
-    "devices": "names of GPUs, such as h100 and l4; a usual one of each architecture unless given",
-    "dtypes": "of bf16, fp16, fp32 and tf32; all unless given",
+    "checkpoints": "anything crossmae.load takes: files, or folders that hold one",
+    "devices": "names of GPUs, such as h100 and l4; by default one of each architecture",
+    "dtypes": "any of bf16, fp16, fp32 and tf32; by default all",
     "dry_run": "print the plan and do nothing",
-    "strict": "stop at the first image that cannot be read, instead of taking the next one and logging its name",
+    "strict": "stop at the first unreadable image, instead of logging its name and taking the next one",
     "images": "pictures, TIFF files or .npy arrays",
     "interpret": "run the kernels on the CPU, in Triton's interpreter",
     "json": "numbers as JSON instead of a table",
     "path": "a checkpoint that crossmae.load reads, file or folder",
     "short": "each kernel once, in bfloat16",
-    "kernels": "names of kernels; all unless given",
-    "ops": "names of operations; all unless given",
-    "norm_pix_loss": "the model was trained on normalised pixels, for a release's checkpoint that does not tell",
+    "kernels": "names of kernels; by default all",
+    "ops": "names of operations; by default all",
+    "norm_pix_loss": "the model was trained on normalised pixels; for a release's checkpoint that does not say so",
 }
 
-# jsonargparse's own; the variable is there since it took the place of an option, --print_shtab.
+# jsonargparse's own; the variable is needed because this option replaced another one, --print_shtab.
 _COMPLETION = (
-    "Completion for bash, zsh or fish, with the package shtab: "
+    "Completion for bash, zsh or fish, if the package shtab is installed: "
     "JSONARGPARSE_ADD_PRINT_COMPLETION_ARGUMENT=true crossmae --print_completion=shtab-bash"
 )
 
@@ -44,24 +44,24 @@ _FILES = ("path", "destination")
 
 
 class _Parser(ArgumentParser):
-    """A parser that refuses in one line, as everything here does."""
+    """A parser that reports errors in one line, like everything here."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End the process with code 2."""
+        """Exit with code 2."""
         name = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")
         self.exit(2, f"{name}: error: {' '.join(message.split())}; see {name} --help\n")
 
 
 class _RecipeFiles(ActionConfigFile):
-    """Files of settings, which may also be named by the name of a recipe."""
+    """Files of settings, or names of recipes."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Apply each of those joined by +, in order."""
+        """Apply those joined by +, in order."""
         super().__call__(parser, cfg, json.dumps(read_recipes(values.split("+"))), option_string)
 
 
 def parser_of(commands: Mapping[str, tuple[Callable[..., int | None], str]]) -> ArgumentParser:
-    """A parser with a subcommand for each function, which is given with an example of its use."""
+    """A parser with a subcommand for each function, given with an example of its use."""
     parser = _Parser(
         prog="crossmae", description="CrossMAE with fused kernels: benchmarks, training, checks.", epilog=_COMPLETION
     )
@@ -74,10 +74,10 @@ def parser_of(commands: Mapping[str, tuple[Callable[..., int | None], str]]) -> 
 
 
 def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -> None:
-    """One option for each parameter of a function; of a parameter that is a dataclass, one for each field.
+    """Add one option per parameter of a function, or per field if the parameter is a dataclass.
 
-    A list of files, and what a command converts, is given without the name of an option; other sequences are options
-    that take several values.
+    Lists of files, and ``convert``'s source and destination, are positional; other sequences are options that take
+    several values.
     """
     kinds: list[Any] = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
     if any(issubclass(kind, TrainingRecipe) for kind in kinds):
@@ -102,13 +102,13 @@ def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -
 
 
 def with_underscores(word: str) -> str:
-    """An option as it is defined, ``--dry_run``, however it is spelled; other words, and values, as they are."""
+    """Spell an option as defined, such as ``--dry_run`` for ``--dry-run``; other words, and values, are unchanged."""
     name, sign, value = word.partition("=")
     return f"--{name[2:].replace('-', '_')}{sign}{value}" if word.startswith("--") else word
 
 
 def arguments_of(function: Callable[..., int | None], options: Any) -> dict[str, Any]:
-    """Options back to the function's arguments."""
+    """The function's arguments from its parsed options."""
     arguments: dict[str, Any] = {}
     for name, parameter in signature(function).parameters.items():
         make = parameter.annotation
@@ -118,5 +118,5 @@ def arguments_of(function: Callable[..., int | None], options: Any) -> dict[str,
 
 
 def _description(docstring: str) -> str:
-    """The docstring down to its list of arguments, which the parser prints itself."""
+    """The docstring up to its list of arguments, which the parser prints itself."""
     return docstring.partition("Args:")[0].strip()

@@ -1,4 +1,4 @@
-"""What the features of some checkpoints tell of images: kNN, linear and attentive probes, side by side."""
+"""``crossmae probe``: compare checkpoints' features by kNN, linear and attentive probes."""
 
 import json
 import re
@@ -48,14 +48,14 @@ def run(
     recipe: ProbeRecipe,
     load_options: dict[str, Any],
 ) -> None:
-    """Probe all checkpoints and leave table, pictures and features in the folder ``out``."""
+    """Probe all checkpoints and write the table, pictures and features to the folder ``out``."""
     folder = Path(out)
     cases = [_case(checkpoint, data, image_size, load_options) for checkpoint in dict.fromkeys(checkpoints)]
     if remark := cases[0].classes.remark:
         print(f"Classes: {remark}.")
     if attentive:
         numbers = sum(map(_tokens, cases))
-        print(f"All tokens of all images take {4 * numbers / 2**30:,.1f} GiB on disk, and of one checkpoint in memory.")
+        print(f"All tokens of all images take {4 * numbers / 2**30:,.1f} GiB on disk, and one checkpoint's in memory.")
     make_folder(folder)
     results = [_probed(case, folder, pooling, attentive, recipe) for case in cases]
     table = tabulate(
@@ -69,7 +69,7 @@ def run(
     )
     tokens = "average of the patch tokens" if pooling == "average" else "class token"
     steps, _ = recipe.steps(len(cases[0].images))
-    told = f"Features: {tokens} of images that are not augmented; linear probe of {steps:,} steps"
+    told = f"Features: {tokens}, without augmentation; linear probe of {steps:,} steps"
     print(f"\n{table}\n\n{told}. Confusion matrices and table: {folder}")
     with replacing(folder / "results.md") as beside:
         beside.write_text(f"{table}\n\n{told}.\n", "utf-8")
@@ -82,7 +82,7 @@ def _case(checkpoint: str, data: DataConfig, image_size: int | None, load_option
     own = with_statistics(data, model.config)
     images = open_images(own, model.config.channels, model.config.image_size, mask_noise=0)
     if own.mean is None:
-        print(f"{checkpoint} does not tell mean and deviation of pixels: the images' own; --mean and --std say others.")
+        print(f"{checkpoint} stores no pixel statistics: using the images' own; set others by --mean and --std.")
     statistics = {f"pixel_{name}": getattr(images.data, name) for name in ("mean", "std")}
     model.config = replace(model.config, **statistics)
     model.register_pixel_statistics()
@@ -90,14 +90,14 @@ def _case(checkpoint: str, data: DataConfig, image_size: int | None, load_option
 
 
 def _tokens(case: _Case) -> int:
-    """Numbers that the tokens of all images are."""
+    """How many numbers the tokens of all images hold."""
     config, held_out = case.model.config, case.images.evaluation
     images = len(case.images) + (0 if held_out is None else len(held_out))
     return images * (1 + config.patches) * config.encoder_width
 
 
 def _probed(case: _Case, folder: Path, pooling: Pooling, attentive: bool, recipe: ProbeRecipe) -> dict[str, Any]:
-    """Accuracies, with a confusion matrix drawn for each way of probing."""
+    """Accuracies by each kind of probe, with a confusion matrix drawn for each."""
     result: dict[str, Any] = {"checkpoint": case.checkpoint}
     train, test = _features(case, folder, pooling)
     count, width, device = len(case.classes.names), case.model.config.encoder_width, device_kind()
@@ -128,7 +128,7 @@ def _judged(case: _Case, folder: Path, how: str, test: LabelledFeatures, predict
 
 
 def _features(case: _Case, folder: Path, pooling: Pooling) -> tuple[LabelledFeatures, LabelledFeatures]:
-    """Of the images to train on and of held-out ones; those that cannot be read are left out and named."""
+    """Features of the training and the held-out images; unreadable ones are left out and named."""
     images = case.images
     assert images.evaluation is not None  # classes_of refuses it
     return (

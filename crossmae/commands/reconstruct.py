@@ -1,4 +1,4 @@
-"""``crossmae reconstruct``: a model's reconstruction of the hidden part of images, as a picture."""
+"""``crossmae reconstruct``: draw a model's reconstructions of the masked part of images."""
 
 import warnings
 from dataclasses import replace
@@ -20,7 +20,7 @@ from crossmae.training.data.augmentation import centred
 from crossmae.training.data.decoding import read
 from crossmae.training.data.statistics import FAR_OFF, MEAN_OFF
 
-# What the releases' models were trained with.
+# The releases' models were trained with these.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -39,7 +39,7 @@ def run(
     norm_pix_loss: bool,
     load_options: dict[str, Any],
 ) -> None:
-    """Mask, reconstruct, draw and report; the arguments are those of ``crossmae.commands.cli.reconstruct``."""
+    """Mask, reconstruct, draw and report; takes the arguments of ``crossmae.commands.cli.reconstruct``."""
     for picture in (out, mixing):
         if picture is not None:
             require_folder_of(picture)
@@ -68,7 +68,7 @@ def run(
         hidden = mask.predicted_ids.shape[1]
         print(f"{path}: loss {output.loss:.4f} on the {hidden} masked patches of {config.patches}")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about true statistics, which the text below reports
+            warnings.simplefilter("ignore", UserWarning)  # about true statistics, which are reported below
             rows.append(reconstruction_columns(model, image, output, statistics, blocks))
     draw_reconstructions({name: torch.cat([row[name] for row in rows]) for name in rows[0]}, out)
     print(_provenance(config, statistics))
@@ -81,16 +81,16 @@ def _loaded(checkpoint: str, options: dict[str, Any]) -> MaskedAutoencoder:
     """The model of a checkpoint, with ImageNet's pixel statistics if it has three channels and none of its own."""
     model = load_aloud(checkpoint, options).eval()
     if model.config.decoder is None:
-        raise ValueError(f"{checkpoint} holds an encoder alone, which reconstructs nothing; take a file with a decoder")
+        raise ValueError(f"{checkpoint} holds no decoder, so it cannot reconstruct; use a file with one")
     if model.config.pixel_mean is None:
         if model.config.channels != 3:
             raise ValueError(
-                f"{checkpoint} does not have the pixel statistics of its images of {model.config.channels} channels; "
-                "without them only 3 channels are read, normalised as ImageNet's"
+                f"{checkpoint} stores no pixel statistics for its {model.config.channels} channels; without them only "
+                "3-channel images can be read, with ImageNet's statistics"
             )
-        print(f"{checkpoint} does not say what its images are normalised with; ImageNet's statistics are taken.")
+        print(f"{checkpoint} stores no pixel statistics; using ImageNet's.")
         if not model.config.normalize_targets:
-            print("If it was trained on normalised pixels, which not every checkpoint tells, give --norm_pix_loss.")
+            print("If it was trained on normalised pixels, which not every checkpoint says, pass --norm_pix_loss.")
         model.config = replace(model.config, pixel_mean=IMAGENET_MEAN, pixel_std=IMAGENET_STD)
         model.register_pixel_statistics()
     return model
@@ -104,7 +104,7 @@ def _draw_mixing(model: MaskedAutoencoder, checkpoint: str, path: str) -> None:
 
 
 def _read(path: str, config: Config) -> Tensor:
-    """An image as the model was trained on ``(1, C, H, W)``, covering its size and cropped at the centre."""
+    """An image prepared as in training, resized and centre-cropped to the model's size: ``(1, C, H, W)``."""
     nodata = None if config.pixel_nodata is None else float(config.pixel_nodata)
     picture = read(Path(path), path, config.channels, config.image_size, nodata)
     image = picture.tensor(config.channels, torch.float32, config.pixel_numbers, config.pixel_mean)
@@ -119,33 +119,33 @@ def _read(path: str, config: Config) -> Tensor:
 
 
 def _tell_if_unlike(path: str, image: Tensor) -> None:
-    """Warn if a normalised image ``(1, C, H, W)`` is outside of the range of any training image."""
+    """Warn if a normalised image ``(1, C, H, W)`` is far outside the range of training images."""
     for channel, (std, mean) in enumerate(zip(*torch.std_mean(image[0], (1, 2), correction=0), strict=True)):
         if abs(mean) > MEAN_OFF or std > FAR_OFF:
             print(
                 f"{path} is unlike the images that the model was trained on: channel {channel}, normalised, has mean "
-                f"{mean:.3g} and deviates by {std:.3g}, where 0 and 1 were the whole data set's."
+                f"{mean:.3g} and deviation {std:.3g}; the whole data set's were 0 and 1."
             )
             return
 
 
 def _provenance(config: Config, statistics: Statistics) -> str:
-    """What in the reconstructions is not the model's own."""
+    """Which parts of the reconstructions are not the model's own."""
     sentences = []
     if config.normalize_targets and statistics == "visible":
         sentences.append(
-            "The model was trained on normalised pixels and tells a patch only up to brightness and contrast; "
-            "both are interpolated from the visible patches, so nothing that was hidden is used."
+            "The model was trained on normalised pixels and predicts a patch only up to brightness and contrast; "
+            "both are interpolated from the visible patches, so nothing hidden is used."
         )
     elif config.normalize_targets:
         sentences.append(
-            "The model was trained on normalised pixels and tells a patch only up to brightness and contrast; "
-            "both are the hidden patch's own (--statistics true), which leaks it: the picture is better than the model."
+            "The model was trained on normalised pixels and predicts a patch only up to brightness and contrast; "
+            "both are the hidden patch's own (--statistics true), which leaks it: the picture flatters the model."
         )
     else:
         sentences.append("The model was trained on plain pixels: brightness and contrast are its own prediction.")
     if config.channels == 2:
-        sentences.append("Of 2 channels the first is drawn.")
+        sentences.append("Only the first of 2 channels is drawn.")
     elif config.channels > 3:
-        sentences.append(f"Of {config.channels} channels the first three are drawn, as red, green and blue.")
+        sentences.append(f"Only the first three of {config.channels} channels are drawn, as red, green and blue.")
     return "\n".join(sentences)

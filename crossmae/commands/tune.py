@@ -1,4 +1,4 @@
-"""Tuning before a run: every form and every tile that a model's training step meets, timed and remembered."""
+"""``crossmae tune``: before a run, time every kernel form and tile that a training step uses, and save the best."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, is_dataclass
@@ -14,9 +14,9 @@ from crossmae_kernels.runtime.tuning import Finding, findings, tuning_mode
 
 
 def run(model: str, batch: int, precision: Precision, prediction_ratio: float | None, options: dict[str, Any]) -> None:
-    """Take a training step and a step of validation with everything tuned, and print what was found."""
+    """Take a training step and a validation step with tuning enabled, and print the results."""
     if not torch.cuda.is_available():
-        raise RuntimeError("tuning times kernels on a CUDA device, and there is none")
+        raise RuntimeError("tuning needs a CUDA device to time kernels on, and there is none")
     if batch < 1:
         raise ValueError(f"batch must be positive, got {batch}")
     take_steps(model, batch, precision, prediction_ratio, options, torch.device("cuda"))
@@ -32,7 +32,7 @@ def take_steps(
     options: dict[str, Any],
     device: torch.device,
 ) -> None:
-    """One forward and backward pass and one without gradients."""
+    """Run a forward and backward pass, and a forward pass without gradients."""
     network = create_model(model, **options).to(device)
     images = torch.randn(batch, network.config.channels, *network.config.image_size, device=device)
     dtype = getattr(torch, precision)
@@ -45,7 +45,7 @@ def take_steps(
 
 
 def table(found: Iterable[Finding]) -> str:
-    """A line for each choice; times of tiles for the rule's and the best ones, of forms for all."""
+    """One line per choice, with the times of the rule's and the best tiles, or of all forms."""
     rows = []
     for finding in found:
         times = finding.milliseconds
@@ -68,7 +68,7 @@ def table(found: Iterable[Finding]) -> str:
 
 
 def _short(part: object) -> str:
-    """A part of a key, or a choice, in few letters."""
+    """A short spelling of part of a key, or of a choice."""
     if isinstance(part, torch.Size):
         return " x ".join(map(str, part))
     if is_dataclass(part) and not isinstance(part, type):

@@ -17,21 +17,21 @@ from crossmae.model.encoder import Encoder
 from crossmae.model.positions import interpolate_positions
 from crossmae.model.values import pair
 
-GLOBAL_BLOCKS = 4  # that see the whole image, evenly spaced, the last block among them (ViTDet, section 3)
+GLOBAL_BLOCKS = 4  # with attention over the whole image, evenly spaced and including the last (ViTDet, section 3)
 
 
-# Fields of a configuration that say what follows an encoder, by their defaults nothing.
+# Configuration fields for what follows an encoder; by their defaults, nothing does.
 _OF_DECODERS = ("feature_maps", "decoder_self_attention", "last_mix_norm", "decoder_class_token")
 
 
 def backbone_config(pretrained: Config, image_size: int) -> Config:
-    """Of an encoder for square images of this side in pixels, without class token, final norm and decoder.
+    """Configure an encoder for square images of this side in pixels, without class token, final norm or decoder.
 
-    Strides of feature maps have to be powers of two: patches of another side, ViT-H's 14, become those of the nearest
-    one, 16, as in ViTDet.
+    Strides of feature maps must be powers of two: patch sizes are rounded to the nearest, such as ViT-H's 14 to 16, as
+    in ViTDet.
 
     Raises:
-        ValueError: if patches are not square, or the side is no multiple of two of them, which the pyramid halves.
+        ValueError: if patches are not square, or the side is not a multiple of two patches (the pyramid halves maps).
     """
     height, width = pair(pretrained.patch_size)
     if height != width:
@@ -51,7 +51,7 @@ def backbone_config(pretrained: Config, image_size: int) -> Config:
 
 
 def backbone_model(pretrained: MaskedAutoencoder, config: Config) -> MaskedAutoencoder:
-    """The pretrained encoder in a model of ``backbone_config``: positions and filters of patches are interpolated."""
+    """The pretrained encoder in a model of ``backbone_config``, interpolating positions and patch filters."""
     model, old = MaskedAutoencoder(config), pretrained.config
     state = pretrained.encoder.state_dict()
     positions = interpolate_positions(state["positions"], old.grid, config.grid, old.class_tokens)
@@ -60,14 +60,14 @@ def backbone_model(pretrained: MaskedAutoencoder, config: Config) -> MaskedAutoe
     before, after = weight.shape[-1], pair(config.patch_size)[0]
     if before != after:
         filters = F.interpolate(weight, size=(after, after), mode="bicubic", align_corners=False)
-        # Of more pixels: so an image of one colour is embedded as before, but for rounding.
+        # A filter over more pixels: scaled so that an image of one colour has the same embedding, up to rounding.
         state["patch_embed.weight"] = filters * (before / after) ** 2
     model.encoder.load_state_dict({name: t for name, t in state.items() if not name.startswith("norm.")})
     return model
 
 
 def use_windows(encoder: Encoder, window: int) -> None:
-    """Let all blocks but ``global_blocks`` attend within windows of this side in patches."""
+    """Let all blocks except ``global_blocks`` attend within windows of this side, in patches."""
     block: Any
     for index, block in enumerate(encoder.blocks):
         if index not in global_blocks(len(encoder.blocks)):
@@ -75,7 +75,7 @@ def use_windows(encoder: Encoder, window: int) -> None:
 
 
 def global_blocks(depth: int) -> list[int]:
-    """Which of ``depth`` blocks see the whole image: the last of each quarter, 2, 5, 8 and 11 of 12."""
+    """Which of ``depth`` blocks have global attention: the last of each quarter, such as 2, 5, 8 and 11 of 12."""
     return sorted({math.ceil((quarter + 1) * depth / GLOBAL_BLOCKS) - 1 for quarter in range(GLOBAL_BLOCKS)})
 
 
@@ -86,7 +86,7 @@ def last_map(encoder: Encoder, images: Tensor) -> Tensor:
 
 
 class ViTDet(nn.Module):
-    """Feature maps as torchvision's detectors ask for them: ``features``, of another module, and a pyramid on top."""
+    """The backbone that torchvision's detectors expect: another module's ``features``, and a pyramid on top."""
 
     def __init__(self, features: Callable[[Tensor], Tensor], channels: int, out_channels: int) -> None:
         super().__init__()
@@ -94,5 +94,5 @@ class ViTDet(nn.Module):
         self.pyramid = SimpleFeaturePyramid(channels, out_channels)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """Normalised images ``(B, C, S, S)`` -> feature maps by name, as ``SimpleFeaturePyramid`` returns them."""
+        """Normalised images ``(B, C, S, S)`` -> feature maps by name, see ``SimpleFeaturePyramid``."""
         return self.pyramid(self.features(images))

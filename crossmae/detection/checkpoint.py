@@ -1,4 +1,4 @@
-"""A detector's checkpoint: its encoder as ``crossmae.load`` takes it, and beside it the rest of the detector."""
+"""A detector's checkpoint: its encoder, for ``crossmae.load``, and beside it the rest of the detector."""
 
 import json
 from dataclasses import asdict
@@ -15,25 +15,25 @@ _KEY = "crossmae_detector"
 
 
 def head_metadata(head: HeadConfig) -> dict[str, str]:
-    """What is written into the file of a head."""
+    """Metadata for the file of a detector's head."""
     return {_KEY: json.dumps(asdict(head))}
 
 
 def load_detector(path: Path) -> Detector:
-    """The detector of a checkpoint of a detection run; of the run's folder, of its newest.
+    """Load the detector of a detection run's checkpoint, or of the newest checkpoint in a run's folder.
 
     Raises:
         FileNotFoundError: if there is no such folder, or no detector in it.
-        ValueError: if it holds something else.
+        ValueError: if it does not hold a detector.
     """
     path = checkpoint_in(path)
     if not (path / HEAD).is_file():
-        raise FileNotFoundError(f"{path} holds no detector: there is no {HEAD} in it")
+        raise FileNotFoundError(f"{path} holds no detector: it has no {HEAD}")
     try:
         with safe_open(path / HEAD, framework="pt") as opened:
             values = json.loads((opened.metadata() or {})[_KEY])
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path / HEAD} is not of a detector: {error!r}") from error
+        raise ValueError(f"{path / HEAD} is not a detector's head: {error!r}") from error
     categories = tuple((number, name) for number, name in values["categories"])
     detector = Detector(load(path / MODEL), HeadConfig(**{**values, "categories": categories}))
     missing, unexpected = detector.load_state_dict(load_file(path / HEAD), strict=False)
@@ -44,6 +44,6 @@ def load_detector(path: Path) -> Detector:
 
 
 def checkpoint_in(path: Path) -> Path:
-    """The folder of a checkpoint: itself, or the newest in the folder of a run."""
+    """A checkpoint's folder: ``path`` itself, or the newest checkpoint in a run's folder."""
     there = Checkpoints(path / "checkpoints", 1, None).there()
     return there[-1].path if there else path

@@ -1,4 +1,4 @@
-"""Images with objects, as they are for evaluation or augmented for training, and batches of them."""
+"""Images with objects, plain for evaluation or augmented for training, and batches of them."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from crossmae.training.data.values import UnreadableImage
 
 @dataclass(frozen=True)
 class ObjectSample:
-    """One image ``(C, H, W)``, uint8, its objects, its id in the annotations, and the names of what was unreadable."""
+    """One image ``(C, H, W)``, uint8, its objects, its id in the annotations, and names of unreadable images."""
 
     image: Tensor
     target: Target
@@ -39,11 +39,11 @@ class ObjectBatch:
     unreadable: tuple[str, ...]
 
     def to(self, device: torch.device | str) -> "ObjectBatch":
-        """On another device; from pinned memory without waiting for it."""
+        """Move to a device, asynchronously from pinned memory."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "ObjectBatch":
-        """In page-locked memory; PyTorch's loader calls it."""
+        """Move to page-locked memory; PyTorch's loader calls this."""
         return self._mapped(Tensor.pin_memory)
 
     def _mapped(self, move: Callable[[Tensor], Tensor]) -> "ObjectBatch":
@@ -52,7 +52,7 @@ class ObjectBatch:
 
 
 def collate(samples: Sequence[ObjectSample]) -> ObjectBatch:
-    """Samples in lists."""
+    """Collect samples into lists."""
     return ObjectBatch(
         [sample.image for sample in samples],
         [sample.target for sample in samples],
@@ -62,7 +62,7 @@ def collate(samples: Sequence[ObjectSample]) -> ObjectBatch:
 
 
 class ImageFolder:
-    """Images of a folder, by name."""
+    """Images in a folder, by name."""
 
     def __init__(self, folder: Path, channels: int) -> None:
         self.folder, self.channels = folder, channels
@@ -73,14 +73,14 @@ class ImageFolder:
 
 
 class ObjectImages(Dataset[ObjectSample]):
-    """Images and their objects by index, nothing random about them. Crowds are no objects to learn from.
+    """Images and their objects by index, without randomness. Crowds are not used as objects.
 
-    Raises UnreadableImage for a file that is none, or an image that is not of the size its annotations are for.
+    Raises UnreadableImage if a file is not an image, or its size differs from the one in the annotations.
     """
 
     def __init__(self, annotations: Annotations, read: Callable[[str], Tensor]) -> None:
         self.categories, self.read = annotations.categories, read
-        # In one buffer, which worker processes share without copying it.
+        # One buffer, which worker processes share without copying.
         self._records = PackedNames(
             json.dumps({**image, "objects": [one for one in annotations.objects[image["id"]] if not one["iscrowd"]]})
             for image in annotations.images
@@ -96,7 +96,7 @@ class ObjectImages(Dataset[ObjectSample]):
         if tuple(image.shape[1:]) != size:
             found = " x ".join(map(str, image.shape[1:]))
             raise UnreadableImage(
-                f"{record['file_name']} has {found} pixels, its annotations are for {size[0]} x {size[1]}"
+                f"{record['file_name']} has {found} pixels, but its annotations are for {size[0]} x {size[1]}"
             )
         objects = record["objects"]
         label = {number: i for i, (number, _) in enumerate(self.categories, start=1)}
@@ -116,9 +116,9 @@ class ObjectImages(Dataset[ObjectSample]):
 
 @dataclass(frozen=True)
 class TrainingImages(Dataset[ObjectSample]):
-    """Images to train on, by (epoch, index): the jitter of one is a function of seed, epoch and index alone.
+    """Training images by (epoch, index); the jitter is a function of seed, epoch and index alone.
 
-    An image that cannot be read is replaced by the next one that can. For the others see ``jitter.jitter``.
+    An unreadable image is replaced by the next readable one. For the other arguments see ``jitter.jitter``.
     """
 
     images: ObjectImages

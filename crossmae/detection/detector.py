@@ -1,4 +1,4 @@
-"""torchvision's Mask R-CNN on a ViTDet backbone, with ViTDet's heads, and its configuration."""
+"""torchvision's Mask R-CNN with ViTDet's backbone and heads, and its configuration."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,13 +25,13 @@ from crossmae.training.task import TrainedModule
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What a detector has beside its encoder.
+    """Settings of a detector, beside its encoder's.
 
     Attributes:
-        categories: id in the annotations and name of each; the i-th is label i + 1 of the network, 0 is background.
+        categories: annotation id and name of each; the i-th is the network's label i + 1, 0 is background.
         window: side of the attention windows, in patches.
-        width: channels of feature maps and of the heads' convolutions; 4 times as many in the box head's linear layer.
-        options: numbers among the arguments of torchvision's ``MaskRCNN``, such as ``box_score_thresh``.
+        width: channels of feature maps and of the heads' convolutions; the box head's linear layer has 4 times as many.
+        options: numeric arguments of torchvision's ``MaskRCNN``, such as ``box_score_thresh``.
     """
 
     categories: tuple[tuple[int, str], ...]
@@ -40,7 +40,7 @@ class HeadConfig:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-# What ``HeadConfig.options`` may hold: numbers, not parts.
+# Allowed in ``HeadConfig.options``: numbers, not modules.
 _PARTS = ("_generator", "_head", "_pool", "_predictor")
 _OPTIONS = [
     n for n in signature(MaskRCNN).parameters if n.startswith(("rpn_", "box_", "bbox_")) and not n.endswith(_PARTS)
@@ -48,18 +48,19 @@ _OPTIONS = [
 
 
 class Detector(TrainedModule):
-    """Mask R-CNN with ViTDet's heads (its appendix A.2): more convolutions than usual, each with a LayerNorm.
+    """Mask R-CNN with ViTDet's heads (appendix A.2): more convolutions than usual, each with a LayerNorm.
 
-    ``model`` is the encoder alone, of a ``backbone_config`` with pixel statistics; its attention is windowed in place.
+    ``model`` is an encoder without decoder, with a ``backbone_config`` and pixel statistics; its attention is windowed
+    in place.
 
     Raises:
-        ValueError: if ``head.options`` has what torchvision's ``MaskRCNN`` does not take.
+        ValueError: if ``head.options`` has options that torchvision's ``MaskRCNN`` does not accept.
     """
 
     def __init__(self, model: MaskedAutoencoder, head: HeadConfig) -> None:
         super().__init__()
         if unknown := sorted(head.options.keys() - set(_OPTIONS)):
-            raise ValueError(f"detector_options: no such option: {', '.join(unknown)}; there are {', '.join(_OPTIONS)}")
+            raise ValueError(f"detector_options: no option {', '.join(unknown)}; choose from {', '.join(_OPTIONS)}")
         self.model, self.head = model, head
         config, width, classes, patch = (
             model.config,
@@ -67,11 +68,11 @@ class Detector(TrainedModule):
             1 + len(head.categories),
             pair(model.config.patch_size)[0],
         )
-        assert config.pixel_mean is not None  # and so
+        assert config.pixel_mean is not None
         assert config.pixel_std is not None
-        model.encoder.cls_token.requires_grad_(False)  # there is none
+        model.encoder.cls_token.requires_grad_(False)  # it has no rows
         use_windows(model.encoder, head.window)
-        # For five maps, of strides from a quarter patch to 4: 8 strides each, 32 to 512 pixels with patches of 16.
+        # For five maps with strides from a quarter patch to 4: 8 strides each, 32 to 512 pixels for patches of 16.
         anchors = AnchorGenerator(tuple((2 * patch * 2**level,) for level in range(5)), ((0.5, 1.0, 2.0),) * 5)
         self.rcnn = MaskRCNN(
             ViTDet(self.features, config.encoder_width, width),
@@ -90,13 +91,13 @@ class Detector(TrainedModule):
         return last_map(self.model.encoder, images)
 
     def forward(self, images: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
-        """The sum of Mask R-CNN's five losses for images ``(C, h, w)``, uint8, of at most the side of the square."""
+        """The sum of Mask R-CNN's five losses for images ``(C, h, w)``, uint8, that fit the square."""
         losses: dict[str, Tensor] = self.rcnn(list(map(self._shares, images)), list(targets))
         return torch.stack([*losses.values()]).sum()
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Objects in images ``(C, h, w)``, uint8, of any size; the module goes on in the mode it was in.
+        """Detect objects in images ``(C, h, w)``, uint8, of any size; the module's mode is restored afterwards.
 
         Returns:
             For each image ``boxes`` (N, 4), ``labels`` (N,), ``scores`` (N,) and ``masks`` (N, 1, h, w), probabilities.
@@ -114,13 +115,13 @@ class Detector(TrainedModule):
 
 
 class _Square(GeneralizedRCNNTransform):
-    """Images padded below and on the right to a square, which they are scaled to fit unless in training."""
+    """Pads images at the bottom and right to a square, and outside of training scales them to fit it first."""
 
     def __init__(self, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__(side, side, list(mean), list(std), size_divisible=side)
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """``(C, h, w)`` -> the longer side as long as the square's; training's images come scaled at random."""
+        """Scale ``(C, h, w)`` so that its longer side fits the square; training images are already scaled by jitter."""
         if self.training:
             return image, target
         scale = self.max_size / max(image.shape[-2:])

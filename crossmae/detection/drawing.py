@@ -1,4 +1,4 @@
-"""Pictures of what a detector found: masks, boxes, names and scores on the images."""
+"""Draw detections: masks, boxes, names and scores on the images."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from crossmae.figures import draw_reconstructions
 
 PIXELS = 320  # the longer side of a picture
-LEAST_SCORE = 0.5  # of what is drawn
+LEAST_SCORE = 0.5  # of the detections drawn
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#000075")
 
 
@@ -21,13 +21,13 @@ def draw_detections(
     categories: Sequence[tuple[int, str]],
     path: str | os.PathLike[str],
 ) -> None:
-    """A row for each image: the image, then once more for each column, with what is in it.
+    """Draw a row for each image: the image itself, then one copy per column, with that column's objects.
 
     Args:
         images: ``(C, H, W)``, uint8, of any size.
-        columns: by title, for each image boxes, labels and masks as torchvision has them: ``masks`` (N, H, W) or
-            (N, 1, H, W). What has ``scores`` is drawn from ``LEAST_SCORE`` on.
-        categories: of the labels.
+        columns: by title; for each image, torchvision's boxes, labels and masks, ``masks`` being (N, H, W) or
+            (N, 1, H, W). If there are ``scores``, only objects from ``LEAST_SCORE`` on are drawn.
+        categories: for the labels.
         path: where to write the PNG.
     """
     plain = {"image": [_enlarged(image) for image in images]}
@@ -40,7 +40,7 @@ def draw_detections(
 
 
 def _drawn(image: Tensor, objects: dict[str, Tensor], categories: Sequence[tuple[int, str]]) -> Tensor:
-    """The image, enlarged, with its objects: ``(3, h, w)``, in [0, 1]."""
+    """The image with its objects, enlarged: ``(3, h, w)``, in [0, 1]."""
     picture = (_enlarged(image) * 255).round().to(torch.uint8)
     scores = objects.get("scores")
     kept = torch.ones_like(objects["labels"], dtype=torch.bool) if scores is None else scores >= LEAST_SCORE
@@ -60,7 +60,7 @@ def _drawn(image: Tensor, objects: dict[str, Tensor], categories: Sequence[tuple
 
 
 def _enlarged(image: Tensor) -> Tensor:
-    """``(C, H, W)``, uint8, as red, green and blue in [0, 1], its longer side ``PIXELS`` long."""
+    """``(C, H, W)``, uint8, as RGB in [0, 1] with the longer side resized to ``PIXELS``."""
     colours = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     scale = PIXELS / max(image.shape[-2:])
     size = [max(1, round(scale * side)) for side in image.shape[-2:]]
@@ -69,5 +69,5 @@ def _enlarged(image: Tensor) -> Tensor:
 
 
 def _squared(picture: Tensor) -> Tensor:
-    """White below and on the right."""
+    """Pad with white at the bottom and right."""
     return F.pad(picture, (0, PIXELS - picture.shape[2], 0, PIXELS - picture.shape[1]), value=1.0)

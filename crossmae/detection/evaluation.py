@@ -1,4 +1,4 @@
-"""A detector on held-out images: what it finds in them, how good that is, and how it looks."""
+"""Evaluate a detector on held-out images: detections, metrics and pictures."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ SHOWN = 6  # images in a picture
 
 
 class Evaluation:
-    """Images and the truth about them. ``unreadable`` names images in which nothing could be found for that reason."""
+    """Images and their ground truth. ``unreadable`` names unreadable images, which have no detections."""
 
     def __init__(self, annotations: Annotations, images: ObjectImages) -> None:
         self.annotations, self._images = annotations, images
@@ -28,7 +28,7 @@ class Evaluation:
         return len(self._images)
 
     def detections(self, detector: Detector, fabric: Fabric) -> list[Any]:
-        """What is found in all images, in COCO's format; every device calls, takes its share, and gets all of them."""
+        """Detections in all images, in COCO's format; every device calls, processes its part and gets all of them."""
         found: list[Any] = []
         places = range(fabric.global_rank, len(self._images), fabric.world_size)
         for index in tqdm(places, "evaluation", leave=False, disable=not fabric.is_global_zero):
@@ -47,7 +47,7 @@ class Evaluation:
         return average_precision(self.annotations, found)
 
     def draw(self, detector: Detector, path: Path) -> None:
-        """Some images, the truth, and what the detector finds, as a picture."""
+        """Draw some images, their ground truth and the detections."""
         step = max(1, len(self._images) // SHOWN)
         read = [self._read(index) for index in range(0, len(self._images), step)]
         samples = [sample for sample in read if sample is not None][:SHOWN]

@@ -1,4 +1,4 @@
-"""Annotations and images as the settings of a run name them."""
+"""Open the annotations and images that a run's settings name."""
 
 from pathlib import Path
 from typing import Literal
@@ -16,10 +16,10 @@ TRAINING_SHAPES, EVALUATION_SHAPES = 512, 128
 def open_images(
     data: DetectionData, part: Literal["train", "evaluation"], channels: int
 ) -> tuple[Annotations, ObjectImages]:
-    """The annotations to train or to evaluate on, and their images with this number of channels.
+    """The annotations for training or evaluation, and their images with this number of channels.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_annotations``.
+        FileNotFoundError, ValueError: see ``read_annotations``.
     """
     named, folder = getattr(data, part), getattr(data, f"{part}_images")
     training = part == "train"
@@ -28,7 +28,7 @@ def open_images(
     if named == SHAPES:
         annotations, read = shapes("train", TRAINING_SHAPES) if training else shapes("val", EVALUATION_SHAPES)
         if channels != 3:
-            raise ValueError(f"shapes have 3 channels, the encoder takes {channels}")
+            raise ValueError(f"shapes have 3 channels, but the encoder takes {channels}")
         return annotations, ObjectImages(annotations, read)
     path = Path(named)
     images = image_folder(path) if folder is None else Path(folder)
@@ -37,14 +37,14 @@ def open_images(
 
 
 def image_folder(annotations: Path) -> Path:
-    """Where the images of a file of annotations lie, unless told: COCO's ``<part>`` for
-    ``annotations/instances_<part>.json``, else the folder of the file."""
+    """The default image folder of an annotation file: COCO's ``<part>`` for ``annotations/instances_<part>.json``,
+    else the file's own folder."""
     as_in_coco = annotations.parent.parent / annotations.stem.removeprefix("instances_")
     return as_in_coco if annotations.parent.name == "annotations" and as_in_coco.is_dir() else annotations.parent
 
 
 def open_evaluation(data: DetectionData, channels: int, categories: tuple[tuple[int, str], ...]) -> Evaluation:
-    """What to evaluate a detector of these categories on; raises ValueError if it cannot know some of the truth's."""
+    """The evaluation of a detector of these categories; raises ValueError if the ground truth has others."""
     annotations, images = open_images(data, "evaluation", channels)
     unknown = [f"{name} ({number})" for number, name in annotations.categories if (number, name) not in categories]
     if unknown:

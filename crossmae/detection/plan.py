@@ -1,4 +1,4 @@
-"""A detection recipe worked out: its schedule, and the plan in words."""
+"""The plan of a detection run: its schedule and its description."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from crossmae.model import MaskedAutoencoder
 from crossmae.training.plan import GIB, Plan, rows_of_the_optimizer
 
 DECAYS = (8 / 9, 26 / 27)
-"""Shares of a run after which the learning rate falls to a tenth: steps 163,889 and 177,546 of ViTDet's 184,375."""
+"""Fractions of a run after which the learning rate drops to a tenth: ViTDet's steps 163,889 and 177,546 of 184,375."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class DetectionPlan(Plan):
     recipe: DetectionRecipe
 
     def learning_rate(self, step: int) -> float:
-        """The heads' learning rate of a step: a linear warm-up, then the peak, which falls to a tenth twice."""
+        """The heads' learning rate at a step: a linear warm-up, then the peak, which drops to a tenth twice."""
         if step < self.warmup_steps:
             return self.peak_learning_rate * (step + 1) / self.warmup_steps
         return self.peak_learning_rate * 0.1 ** sum(step >= round(share * self.steps) for share in DECAYS)
@@ -57,15 +57,15 @@ def describe(plan: DetectionPlan, head: HeadConfig) -> str:
 
 
 def first_layer_scale(plan: DetectionPlan) -> float:
-    """Of the learning rate, for the embedding of the patches."""
+    """The factor on the learning rate for the patch embedding."""
     return plan.recipe.layer_decay ** (plan.config.encoder_depth + 1)
 
 
 def parameter_groups(detector: nn.Module, plan: DetectionPlan) -> list[dict[str, object]]:
-    """Layer-wise decay of the learning rate (arXiv 2003.10555), and weight decay for all but biases, norms, positions.
+    """Layer-wise learning rate decay (arXiv 2003.10555), and weight decay except for biases, norms and positions.
 
-    The embedding of the patches is layer 0, the encoder's i-th block layer i, counted from 1, and all that follows the
-    last. The learning rate of layer l is ``layer_decay ** (depth + 1 - l)`` times that of the heads.
+    The patch embedding is layer 0, the encoder's i-th block (from 1) is layer i, and everything after it is the last
+    layer. The learning rate of layer l is ``layer_decay ** (depth + 1 - l)`` times that of the heads.
     """
     depth, recipe = plan.config.encoder_depth, plan.recipe
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}

@@ -1,4 +1,4 @@
-"""The simple feature pyramid: maps of four strides from the last one of a plain backbone."""
+"""The simple feature pyramid: maps of four strides from a plain backbone's last map."""
 
 from collections import OrderedDict
 from functools import partial
@@ -15,7 +15,7 @@ class SimpleFeaturePyramid(nn.Module):
     """Maps of 1/4, 1/2, 1 and 2 times the stride of one map (ViTDet, section 3 and appendix A.2).
 
     Deconvolutions enlarge it and max pooling halves it; a 1 x 1 and a 3 x 3 convolution follow, each with a LayerNorm.
-    The last map, halved once more, is for the proposals of the largest objects (as in FPN, arXiv 1612.03144).
+    The last map, halved once more, serves proposals for the largest objects (as in FPN, arXiv 1612.03144).
     """
 
     def __init__(self, channels: int, out_channels: int) -> None:

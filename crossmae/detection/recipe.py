@@ -7,24 +7,24 @@ from crossmae.training.recipe import Options, TrainingRecipe
 
 SCRATCH = "scratch"
 SHAPES = "shapes"
-"""Of ``DetectionData``, images that are generated."""
+"""The value of ``DetectionData.train`` and ``evaluation`` for generated images."""
 
 
 @dataclass(frozen=True)
 class DetectionData:
-    """Images with annotations in COCO's format, and what is done to them.
+    """Images with annotations in COCO's format, and how to process them.
 
     Args:
-        train: JSON file of annotations to train on, or "shapes": generated discs, squares and triangles.
-        train_images: folder of its images; if not given, ``<part>`` beside the folder ``annotations`` of
-            ``annotations/instances_<part>.json``, as COCO has it, and of others the folder of the file.
-        evaluation: annotations to evaluate on, likewise.
+        train: JSON file of annotations for training, or "shapes": generated discs, squares and triangles.
+        train_images: folder of its images; by default, for ``annotations/instances_<part>.json``, the folder ``<part>``
+            beside ``annotations``, as in COCO, and for other files their own folder.
+        evaluation: annotations for evaluation, likewise.
         evaluation_images: folder of its images, likewise.
         scale: range of large-scale jitter, relative to the scale at which an image fits.
-        flip: whether to mirror images at random.
-        mean: of each channel, in shares of full brightness, where the checkpoint does not tell its own.
+        flip: whether to flip images horizontally at random.
+        mean: of each channel, as fractions of full brightness, if the checkpoint does not store its own.
         std: standard deviation of each channel, likewise.
-        workers: processes that load images, for each training process; 0 loads between the steps.
+        workers: processes that load images, per training process; 0 loads in the training process itself.
     """
 
     train: str | None = None
@@ -49,26 +49,27 @@ class DetectionData:
 
 @dataclass(frozen=True)
 class DetectionRecipe(TrainingRecipe):
-    """Everything that the result of training a detector depends on.
+    """Everything the result of training a detector depends on.
 
     Args:
         data: the images.
-        checkpoint: what ``crossmae.load`` takes, whose encoder becomes the backbone; or "scratch", random weights.
-        model: name of the model that the encoder is one of; see ``crossmae.list_models``. Its checkpoint's if null.
-        model_options: arguments of ``crossmae.load`` that the checkpoint does not tell, such as ``num_heads``, or how
-            the model runs, such as ``gradient_checkpointing``; from scratch any field of ``crossmae.Config``.
+        checkpoint: any checkpoint for ``crossmae.load``, whose encoder becomes the backbone; or "scratch" for random
+            weights.
+        model: name of the encoder's model, see ``crossmae.list_models``; if null, the checkpoint's.
+        model_options: arguments of ``crossmae.load``: settings the checkpoint lacks, such as ``num_heads``, or how the
+            model runs, such as ``gradient_checkpointing``; from scratch, any field of ``crossmae.Config``.
         image_size: side in pixels of the square that images are scaled to.
         window: side of the attention windows, in patches.
         width: channels of the feature maps and of the heads' convolutions.
-        detector_options: numbers among the arguments of torchvision's ``MaskRCNN``, such as ``box_score_thresh``.
+        detector_options: numeric arguments of torchvision's ``MaskRCNN``, such as ``box_score_thresh``.
         epochs: passes over the images.
-        batch_size: images of an optimizer step, over all devices and micro-batches.
-        base_learning_rate: of the heads, for 256 images; that of a run is this x batch size / 256, 1e-4 for ViTDet's
-            64. It falls to a tenth after 8/9 and after 26/27 of the run.
-        drop_path: rate at which an image skips a residual branch of the last block, falling to 0 at the first.
-        layer_decay: factor on the learning rate from each block to the one before it.
-        warmup: share of the run over which the learning rate rises from 0; ViTDet's 250 steps.
-        weight_decay: AdamW's, for all parameters but biases and norms.
+        batch_size: images per optimizer step, over all devices and micro-batches.
+        base_learning_rate: of the heads, for 256 images; a run's is this x batch size / 256, 1e-4 for ViTDet's 64. It
+            drops to a tenth after 8/9 and after 26/27 of the run.
+        drop_path: rate of stochastic depth in the last block, falling linearly to 0 at the first.
+        layer_decay: factor on the learning rate from each block to the one below.
+        warmup: fraction of the run over which the learning rate rises from 0; ViTDet's 250 steps.
+        weight_decay: AdamW's, for all parameters except biases and norms.
         betas: AdamW's.
     """
 
@@ -92,7 +93,7 @@ class DetectionRecipe(TrainingRecipe):
     def _wrong(self) -> list[str]:
         wrong = super()._wrong()
         if self.checkpoint == SCRATCH and self.model is None:
-            wrong.append("model must be named to start from scratch")
+            wrong.append("starting from scratch needs the name of a model")
         if not 0 <= self.drop_path < 1:
             wrong.append(f"drop_path must lie in [0, 1), got {self.drop_path}")
         for name in ("window", "width", "image_size"):
@@ -101,7 +102,7 @@ class DetectionRecipe(TrainingRecipe):
         if not 0 < self.layer_decay <= 1:
             wrong.append(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
         if self.precision == "auto":
-            wrong.append("precision auto is measured for pretraining alone; take bfloat16 or float32")
+            wrong.append("precision auto measures pretraining steps only; use bfloat16 or float32")
         if self.execution != "eager":
             wrong.append(
                 f"execution must be eager, since the shapes of a detector's tensors change, got {self.execution}"
@@ -115,10 +116,10 @@ class DetectionOptions(Options):
 
     Args:
         out: folder of the run, or of an evaluation; created if missing.
-        evaluate: a checkpoint of a detection run, or the folder of one for its newest: evaluate it and stop. Of the
-            recipe ``data.evaluation`` counts, which is the run's own unless given.
+        evaluate: only evaluate this checkpoint of a detection run, or the newest in a run's folder. Of the recipe, only
+            ``data.evaluation`` counts, by default the run's own.
         evaluate_every: epochs between evaluations, if there are images for it.
-        pictures_every: epochs between pictures of what is found in evaluation images.
+        pictures_every: epochs between pictures of detections in evaluation images.
     """
 
     out: str = "detection"

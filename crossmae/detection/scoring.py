@@ -13,20 +13,20 @@ from torch import Tensor
 
 from crossmae.detection.annotations import Annotations, coco_of
 
-# Of pycocotools' summary: averages over IoU .50 to .95, at .50, at .75, and of objects by their area in pixels, below
-# 32^2, up to 96^2, and above; then average recall by detections per image, and of these sizes.
+# The order of pycocotools' summary: AP averaged over IoU .50 to .95, at .50, at .75, and for objects with an area below
+# 32^2 pixels, up to 96^2, and above; then average recall by detections per image, and for these sizes.
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KINDS = {"box": "bbox", "mask": "segm"}
 
 
 def detections(image_id: int, prediction: dict[str, Tensor], categories: tuple[tuple[int, str], ...]) -> list[Any]:
-    """What a detector found in one image, in COCO's format of results.
+    """A detector's output for one image, in COCO's results format.
 
     Args:
         image_id: in the annotations.
         prediction: torchvision's: ``boxes`` (N, 4), ``scores`` (N,), ``labels`` (N,) from 1 and ``masks`` (N, 1, H, W),
             probabilities.
-        categories: of the labels.
+        categories: for the labels.
     """
     masks = (prediction["masks"][:, 0] > 0.5).to(torch.uint8).cpu().numpy()
     corners = prediction["boxes"].tolist()
@@ -48,17 +48,17 @@ def detections(image_id: int, prediction: dict[str, Tensor], categories: tuple[t
 
 
 def average_precision(annotations: Annotations, found: list[Any]) -> dict[str, float]:
-    """Metrics of COCO by name, such as "box AP" and "mask AP50", and "box AP of <category>"; NaN where nothing counts.
+    """COCO's metrics by name, such as "box AP" and "mask AP50", and "box AP of <category>"; NaN if undefined.
 
     Args:
-        annotations: the truth.
+        annotations: the ground truth.
         found: all detections, as ``detections`` returns them for each image.
     """
     return {name: value for kind in KINDS for name, value in _of_kind(kind, annotations, found).items()}
 
 
 def headline(metrics: dict[str, float]) -> dict[str, float]:
-    """The average precisions over all categories that are numbers, for log and curves."""
+    """The average precisions over all categories that are not NaN, for log and curves."""
     names = [f"{kind} {metric}" for kind in KINDS for metric in METRICS if metric.startswith("AP")]
     return {name: metrics[name] for name in names if not math.isnan(metrics[name])}
 
@@ -69,7 +69,7 @@ def _of_kind(kind: str, annotations: Annotations, found: list[Any]) -> dict[str,
             **one,
             "id": number,
             "iscrowd": 0,
-            # The area that sizes are told by is the box's or the mask's.
+            # Objects are classed by size with the area of the box or of the mask.
             "area": one["bbox"][2] * one["bbox"][3] if kind == "box" else float(rle.area(one["segmentation"])),
         }
         for number, one in enumerate(found, start=1)
@@ -81,7 +81,7 @@ def _of_kind(kind: str, annotations: Annotations, found: list[Any]) -> dict[str,
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    # (IoU thresholds, recalls, categories, sizes of objects, detections per image), -1 where there is no object
+    # (IoU thresholds, recalls, categories, object sizes, detections per image), -1 if there is no object
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     of_category = [
         values[values > -1].mean() if (values > -1).any() else -1.0 for values in precision.transpose(2, 0, 1)

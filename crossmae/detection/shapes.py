@@ -1,4 +1,4 @@
-"""Generated images of discs, squares and triangles, with exact boxes and masks, for trials and tests: no download."""
+"""Generated images of discs, squares and triangles, with exact boxes and masks, for trials and tests."""
 
 from typing import Any
 
@@ -13,16 +13,16 @@ from crossmae.detection.annotations import Annotations, checked
 Bool = npt.NDArray[np.bool_]
 
 SIDE = 64  # of an image, in pixels
-NAMES = {1: "disc", 3: "square", 7: "triangle"}  # ids that skip numbers, as COCO's do
-LEAST_SEEN = 0.6  # of an object that others cover, else it is not drawn
+NAMES = {1: "disc", 3: "square", 7: "triangle"}  # ids skip numbers, as COCO's do
+LEAST_SEEN = 0.6  # visible fraction of an object; if others cover more, it is not drawn
 _PARTS = {"train": 0, "val": 1}
 
 
 def shapes(part: str, images: int) -> tuple[Annotations, "ShapeImages"]:
-    """Images ``(3, 64, 64)`` of the part "train" or "val" and their annotations; one to five objects in each.
+    """Images ``(3, 64, 64)`` of the part "train" or "val" and their annotations, with one to five objects each.
 
-    Colours are random and background is noise, so shape alone tells the categories. Objects may cover others and are
-    cut at the border; masks and boxes are of what is seen.
+    Colours are random and the background is noise, so only shape identifies the category. Objects may cover others and
+    are cut at the border; masks and boxes are those of the visible part.
     """
     pictures, annotations = [], []
     for number in range(images):
@@ -44,12 +44,12 @@ class ShapeImages:
         self._images = images
 
     def __call__(self, name: str) -> Tensor:
-        """The image ``(3, H, W)`` whose number the name is."""
+        """The image ``(3, H, W)`` whose index the name is."""
         return self._images[int(name)]
 
 
 def _scene(rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], list[tuple[int, Bool]]]:
-    """An image ``(3, H, W)``, and category and mask of what is seen in it."""
+    """An image ``(3, H, W)``, and category and visible mask of each object."""
     image = rng.uniform(0, 255, 3)[:, None, None] + rng.normal(0, 20, (3, SIDE, SIDE))
     seen: list[tuple[int, Bool]] = []
     for category in rng.choice(list(NAMES), size=rng.integers(1, 6)):
@@ -63,13 +63,13 @@ def _scene(rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], list[tuple[
 
 
 def _shape(category: int, rng: np.random.Generator) -> Bool:
-    """The mask ``(H, W)`` of a disc, square or triangle of 10 to 28 pixels, whose centre is in the image."""
+    """The mask ``(H, W)`` of a disc, square or triangle of 10 to 28 pixels with its centre in the image."""
     radius, turn = rng.uniform(5, 14), rng.uniform(0, 2 * np.pi)
     row, column = np.indices((SIDE, SIDE)) - rng.uniform(radius / 2, SIDE - radius / 2, (2, 1, 1))
     if NAMES[category] == "disc":
         return np.asarray(row**2 + column**2 <= radius**2)
     corners = 4 if NAMES[category] == "square" else 3
-    # Inside of all edges, each at the distance of a regular polygon's from its centre.
+    # The points inside all edges of a regular polygon.
     angles = turn + 2 * np.pi * np.arange(corners)[:, None, None] / corners
     return np.asarray((row * np.sin(angles) + column * np.cos(angles) <= radius * np.cos(np.pi / corners)).all(0))
 

@@ -1,4 +1,4 @@
-"""The evaluation of a detector's checkpoint alone."""
+"""Evaluate a detector's checkpoint, without training."""
 
 import json
 import math
@@ -19,16 +19,16 @@ from crossmae.training.recipe import RECIPE
 
 
 def evaluate(checkpoint: Path, recipe: DetectionRecipe, options: DetectionOptions) -> dict[str, float]:
-    """COCO's metrics of a checkpoint, as ``scoring.average_precision`` returns them; printed, and written to a folder.
+    """Compute a checkpoint's COCO metrics (see ``scoring.average_precision``), print them and write them to a folder.
 
-    A dry run says what would be evaluated on, and returns nothing.
+    A dry run only prints what would be evaluated, and returns no metrics.
 
-    That then holds ``evaluation.json``, ``detections.json`` in COCO's format of results, and ``detections.png``.
+    The folder then holds ``evaluation.json``, ``detections.json`` in COCO's results format, and ``detections.png``.
 
     Args:
         checkpoint: of a detection run, or a run's folder.
-        recipe: its ``data.evaluation`` says what to evaluate on; the run's own if it names nothing.
-        options: where to write, and on which devices to run.
+        recipe: its ``data.evaluation`` says what to evaluate on; by default the run's own.
+        options: where to write and which devices to use.
 
     Raises:
         ValueError, OSError: before any work, if checkpoint, annotations or folder do not allow it.
@@ -42,7 +42,7 @@ def evaluate(checkpoint: Path, recipe: DetectionRecipe, options: DetectionOption
         return {}
     folder, devices = Path(options.out), processes(options)
     make_folder(folder)
-    # Only precision and devices of the plan count: nothing is trained.
+    # Only the plan's precision and devices matter, as nothing is trained.
     fabric = make_fabric(DetectionPlan(replace(recipe, batch_size=devices), config, devices, devices), options)
     fabric.launch()
     if fabric.is_global_zero:
@@ -54,7 +54,7 @@ def evaluate(checkpoint: Path, recipe: DetectionRecipe, options: DetectionOption
     if fabric.is_global_zero:
         if evaluation.unreadable:
             first = next(iter(evaluation.unreadable))
-            print(f"Nothing is found in {len(evaluation.unreadable):,} images that could not be read: {first}")
+            print(f"{len(evaluation.unreadable):,} images could not be read, so nothing is detected in them: {first}")
         print(table(metrics))
         _write(
             {name: None if math.isnan(value) else value for name, value in metrics.items()}, folder / "evaluation.json"
@@ -66,7 +66,7 @@ def evaluate(checkpoint: Path, recipe: DetectionRecipe, options: DetectionOption
 
 
 def _as_the_run(recipe: DetectionRecipe, written: Path) -> DetectionRecipe:
-    """With what the run's own recipe says of precision and, if nothing else is named, of evaluation images."""
+    """The recipe with the run's own precision and, if it names none, the run's evaluation images."""
     if not written.is_file():
         return recipe
     own = json.loads(written.read_text("utf-8"))
@@ -77,7 +77,7 @@ def _as_the_run(recipe: DetectionRecipe, written: Path) -> DetectionRecipe:
 
 
 def table(metrics: dict[str, float]) -> str:
-    """Metrics in percent: a row for each, boxes and masks side by side; then for each category."""
+    """Metrics in percent, one row each, for boxes and masks side by side; then a row per category."""
     names = [name.removeprefix("box ") for name in metrics if name.startswith("box ")]
     rows = [(name, *(_percent(metrics[f"{kind} {name}"]) for kind in KINDS)) for name in names]
     return tabulate(rows, headers=["%", *KINDS], tablefmt="github", disable_numparse=True)

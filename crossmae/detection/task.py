@@ -1,4 +1,4 @@
-"""Detection as a task to train for: Mask R-CNN's losses, judged by COCO's average precision."""
+"""Detection as a training task: Mask R-CNN's losses, evaluated by COCO's average precision."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,14 +21,14 @@ from crossmae.training.task import Task
 
 
 class Detection(Task):
-    """Of a detector on a pretrained encoder.
+    """Trains a detector on a pretrained encoder.
 
     Args:
         plan: of the run.
-        head: what the detector has beside its encoder.
-        pretrained: whose encoder it is; None for one that starts from noise.
-        images: to train on.
-        evaluation: to judge the detector by, if there is anything.
+        head: settings of the detector beside its encoder's.
+        pretrained: the model with the pretrained encoder; None to start from random weights.
+        images: for training.
+        evaluation: of the detector, if there is any.
         options: of the run.
     """
 
@@ -70,7 +70,7 @@ class Detection(Task):
 
     @override
     def evaluate(self, stepper: Stepper) -> dict[str, float] | None:
-        assert self._evaluation is not None  # the loop asks only if there is something to evaluate on
+        assert self._evaluation is not None  # the loop calls this only if there is an evaluation
         assert isinstance(stepper.module, Detector)
         found = self._evaluation.detections(stepper.module, stepper.fabric)
         self.unreadable = self._evaluation.unreadable

@@ -1,4 +1,4 @@
-"""Models in the formats of other libraries, each with what else the library has to be told."""
+"""Export models to other libraries' formats, with notes on anything else the library needs to know."""
 
 from crossmae.export.exported import Exported, Target
 from crossmae.export.targets import export

@@ -11,18 +11,18 @@ from crossmae.model import MaskedAutoencoder
 
 
 def exported(model: MaskedAutoencoder) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
-    """State dict of the backbone's ``net``, arguments of its constructor and notes."""
+    """The state dict of the backbone's ``net``, its constructor arguments, and notes."""
     config = model.config
     notes.refuse(
         "detectron2",
         {
-            f"it has square images alone in pretraining, got {config.image_size}": len(set(config.image_size)) > 1,
-            f"it has square patches alone, got {config.patch_size}": not isinstance(config.patch_size, int),
+            f"it needs square images in pretraining, got {config.image_size}": len(set(config.image_size)) > 1,
+            f"it needs square patches, got {config.patch_size}": not isinstance(config.patch_size, int),
         },
     )
     tensors = encoder_tensors(model)
     one = config.class_tokens == 1
-    if not one:  # it skips one row of positions or none
+    if not one:  # it skips at most one row of positions
         tensors["pos_embed"] = tensors["pos_embed"][:, config.class_tokens :]
     left_out = [name for name in tensors if name.partition(".")[0] in ("cls_token", "norm")]
     arguments = {
@@ -40,9 +40,9 @@ def exported(model: MaskedAutoencoder) -> tuple[dict[str, Tensor], dict[str, Any
     }
     said = [
         *notes.of_encoders(model, "detectron2 has no place for it"),
-        f"left out, as ViTDet has none: {', '.join(left_out)}; so features are not those of encode()",
-        f"pretrain_use_cls_token={one}, as positions have {'a' if one else 'no'} row for a class token",
-        f"norm_layer=partial(torch.nn.LayerNorm, eps={config.norm_eps}), where its own eps is 1e-05",
-        "image size, windows, relative positions and drop path are the detector's; rel_pos_h and rel_pos_w start anew",
+        f"left out, as ViTDet has none: {', '.join(left_out)}; so features differ from those of encode()",
+        f"pretrain_use_cls_token={one}, as the position embeddings have {'a' if one else 'no'} row for a class token",
+        f"norm_layer=partial(torch.nn.LayerNorm, eps={config.norm_eps}), as its default eps is 1e-05",
+        "image size, windows, relative positions and drop path are the detector's; rel_pos_h and rel_pos_w are new",
     ]
     return {name: tensor for name, tensor in tensors.items() if name not in left_out}, arguments, said

@@ -1,4 +1,4 @@
-"""A model in another library's format, and the file in which that library keeps one."""
+"""A model in another library's format, and writing that library's files."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from crossmae.files import new_folder, replacing, require_folder_of, require_new
 
 Target = Literal["timm", "hf", "torchvision", "detectron2", "release"]
 
-# Those that keep a configuration beside the tensors, in a folder; the others have one file.
+# Targets that store a folder, with a configuration beside the tensors; the others store one file.
 _FOLDERS = ("timm", "hf")
 
 
@@ -24,9 +24,8 @@ class Exported:
     Args:
         target: the library.
         state: its state dict, on the CPU, shared with nothing.
-        config: what its model is built with: the contents of ``config.json`` (timm, Hugging Face), else arguments of
-            the constructor.
-        notes: what was left out and what the library has to be told besides, a sentence each.
+        config: for building its model: the content of ``config.json`` (timm, Hugging Face), else constructor arguments.
+        notes: what was left out and what else the library needs to know, a sentence each.
     """
 
     target: Target
@@ -35,15 +34,15 @@ class Exported:
     notes: tuple[str, ...]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write what the library opens, whole or not at all.
+        """Write a file or folder that the library opens, whole or not at all.
 
         For timm (``timm.create_model("local-dir:PATH", pretrained=True)``) and Hugging Face (``from_pretrained(PATH)``)
-        a new folder of ``config.json`` and ``model.safetensors``; else a file of ``torch.save``: torchvision's state
-        dict, detectron2's checkpoint of a detector, a release's checkpoint.
+        that is a new folder with ``config.json`` and ``model.safetensors``; else a file by ``torch.save``:
+        torchvision's state dict, detectron2's detector checkpoint, or a release's checkpoint.
 
         Raises:
-            ValueError: if the library's file cannot say what the model needs.
-            OSError: if nothing can be written there, or a folder holds something already.
+            ValueError: if the library's file cannot express what the model needs.
+            OSError: if the path is not writable, or a folder is not empty.
         """
         if self.target in _FOLDERS:
             self._save_folder(path)
@@ -54,7 +53,7 @@ class Exported:
         elif self.target == "detectron2":
             content = {"model": {f"backbone.net.{name}": tensor for name, tensor in self.state.items()}}
         else:
-            content["args"] = {**self.config, "input_size": self.config["img_size"]}  # as the releases' scripts call it
+            content["args"] = {**self.config, "input_size": self.config["img_size"]}  # the scripts' name
         with replacing(path) as beside:
             torch.save(content, beside)
 
@@ -71,5 +70,5 @@ class Exported:
 
 
 def require_place(target: Target, path: str | os.PathLike[str]) -> None:
-    """Raise OSError, before work starts, where ``Exported.save`` could not write."""
+    """Raise OSError, before work starts, if ``Exported.save`` could not write."""
     (require_new_folder if target in _FOLDERS else require_folder_of)(Path(path))

@@ -1,4 +1,4 @@
-"""Hugging Face's ViTMAE for MAE, and its ViT for every other encoder, as ``from_pretrained`` opens them."""
+"""Hugging Face's ViTMAE for MAE, and its ViT for any other encoder, for ``from_pretrained``."""
 
 from typing import Any
 
@@ -13,36 +13,36 @@ from crossmae.model.config import Config
 
 
 def exported(model: MaskedAutoencoder) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
-    """State dict, contents of ``config.json`` and notes."""
+    """The state dict, the content of ``config.json``, and notes."""
     config = model.config
-    notes.refuse("Hugging Face", {f"it has one class token, got {config.class_tokens}": config.class_tokens != 1})
+    notes.refuse("Hugging Face", {f"it needs one class token, got {config.class_tokens}": config.class_tokens != 1})
     if config.decoder == "mae" and not _unlike_vitmae(config):
         tensors = {**to_release(model.state_dict()), **encoder_tensors(model)}
         said = [
             notes.images(config),
-            "ViTMAEModel masks and shuffles where features are wanted too: from_pretrained(path, mask_ratio=0.0), and "
-            f"noise=torch.arange({config.patches}.0).expand(batch, -1) in each call, keep all tokens in order",
+            "ViTMAEModel masks and shuffles patches even for features: from_pretrained(path, mask_ratio=0.0) and "
+            f"noise=torch.arange({config.patches}.0).expand(batch, -1) in each call keep all tokens, in order",
         ]
         return written(tensors), {**_encoder(config), **_mae(config)}, said
     unlike = _unlike_vitmae(config) if config.decoder == "mae" else []
-    why = f"ViTMAE knows no {', '.join(unlike)}" if unlike else "ViTModel has no place for it"
+    why = f"ViTMAE does not support {', '.join(unlike)}" if unlike else "ViTModel has none"
     said = notes.of_encoders(model, why)
-    said.append("ViTModel.from_pretrained(path, add_pooling_layer=False): a pooler would be untrained")
+    said.append("use ViTModel.from_pretrained(path, add_pooling_layer=False): a pooler would be untrained")
     if not config.norms_last_map:
         said.append(
-            "there is no final norm, as in any CrossMAE that mixes maps, and ViTModel makes an untrained one, with a "
-            "message that layernorm is missing: set model.layernorm = torch.nn.Identity()"
+            "there is no final norm, as in any CrossMAE that mixes maps, but ViTModel creates an untrained one and "
+            "warns that layernorm is missing: set model.layernorm = torch.nn.Identity()"
         )
     said.append(
         "interpolate_pos_encoding=True resizes positions as this package does"
         if config.grid[0] == config.grid[1] and isinstance(config.patch_size, int)
-        else "positions are resized rightly from square images alone: crossmae.load(path, image_size=...) resizes these"
+        else "it resizes positions correctly only for square images; crossmae.load(path, image_size=...) resizes these"
     )
     return written(encoder_tensors(model)), _encoder(config), said
 
 
 def _unlike_vitmae(config: Config) -> list[str]:
-    """What an MAE has that ViTMAE cannot say."""
+    """Settings of an MAE that ViTMAE cannot express."""
     differs = {
         "image_size": len(set(config.image_size)) > 1,
         "patch_size": not isinstance(config.patch_size, int),

@@ -1,4 +1,4 @@
-"""``export``: from a model to another library's format."""
+"""``export``: convert a model to another library's format."""
 
 from typing import get_args
 
@@ -18,19 +18,19 @@ _FORMATS = {
 
 
 def export(model: MaskedAutoencoder, target: Target) -> Exported:
-    """A model in another library's format: names of tensors, configuration, and what else has to be told.
+    """Convert a model to another library's format: tensor names, configuration, and notes.
 
-    All but "release" hold the encoder alone, and "hf" MAE's decoder too. Features are those of ``model.encode`` but for
-    detectron2, whose backbone has no class token; ``notes`` of the result say what each library needs for that.
+    Only "release", and "hf" for MAE, include the decoder. Features equal those of ``model.encode``, except for
+    detectron2, whose backbone has no class token; the result's ``notes`` say what each library needs for that.
 
     Args:
         model: with or without a decoder.
-        target: ``timm``'s VisionTransformer; ``hf``, Hugging Face's ViTMAE for MAE and ViT else; ``torchvision``'s
+        target: ``timm``'s VisionTransformer; ``hf``, Hugging Face's ViTMAE for MAE, else its ViT; ``torchvision``'s
             VisionTransformer; ``detectron2``'s ViT, the backbone of ViTDet; ``release``, that of CrossMAE or MAE.
 
     Raises:
-        TypeError: for a model that is none of this package.
-        ValueError: for another target; for a model that the library cannot express, saying why.
+        TypeError: if the model is not one of this package.
+        ValueError: if the target is unknown, or the library cannot express the model; says why.
     """
     if not isinstance(model, MaskedAutoencoder):
         raise TypeError(f"model must be a MaskedAutoencoder, as crossmae.load returns, got {type(model).__name__}")

@@ -12,16 +12,16 @@ from crossmae.model import MaskedAutoencoder
 
 
 def exported(model: MaskedAutoencoder) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
-    """State dict, arguments of the constructor and notes."""
+    """The state dict, constructor arguments, and notes."""
     config = model.config
     height, width = config.image_size
     notes.refuse(
         "torchvision",
         {
-            f"it has square images alone, got {config.image_size}": height != width,
-            f"it has square patches alone, got {config.patch_size}": not isinstance(config.patch_size, int),
-            f"it has one class token, got {config.class_tokens}": config.class_tokens != 1,
-            f"it has 3 channels alone, got {config.channels}": config.channels != 3,
+            f"it needs square images, got {config.image_size}": height != width,
+            f"it needs square patches, got {config.patch_size}": not isinstance(config.patch_size, int),
+            f"it needs one class token, got {config.class_tokens}": config.class_tokens != 1,
+            f"it needs 3 channels, got {config.channels}": config.channels != 3,
         },
     )
     arguments = {
@@ -33,19 +33,17 @@ def exported(model: MaskedAutoencoder) -> tuple[dict[str, Tensor], dict[str, Any
         "mlp_dim": int(config.encoder_width * config.mlp_ratio),
         "norm_layer": partial(nn.LayerNorm, eps=config.norm_eps),
     }
-    said = notes.of_encoders(model, "torchvision has no place for it")
-    said.append(
-        "its heads are not there: set model.heads = torch.nn.Identity(), or one of your own, for the class token"
-    )
+    said = notes.of_encoders(model, "torchvision has none")
+    said.append("there are no heads: set model.heads = torch.nn.Identity(), or your own, which gets the class token")
     if not config.norms_last_map:
         said.append(
-            "there is no final norm, as in any CrossMAE that mixes maps, and an untrained one spoils the features: set "
+            "there is no final norm, as in any CrossMAE that mixes maps, but an untrained one spoils the features: set "
             "model.encoder.ln = torch.nn.Identity()"
         )
     if config.norm_eps != notes.LAYER_NORM_EPS:
         said.append(f"build the model with norm_layer=partial(torch.nn.LayerNorm, eps={config.norm_eps})")
     said.append(
-        "torchvision's interpolate_embeddings aligns corners, which changes positions; crossmae.load(path, "
-        "image_size=...) before exporting does not"
+        "torchvision's interpolate_embeddings aligns corners, which changes positions; to avoid that, resize before "
+        "exporting with crossmae.load(path, image_size=...)"
     )
     return {NAMES.written(name): tensor for name, tensor in encoder_tensors(model).items()}, arguments, said

@@ -1,7 +1,7 @@
 """Which patches the encoder sees and which the decoder predicts, as ids.
 
-Masks are ids throughout: no boolean mask, no data-dependent shape, and no wait for the device in what a training
-step calls.
+Masks are ids throughout: a training step has no boolean masks, no data-dependent shapes, and never waits for the
+device.
 """
 
 from crossmae.masking.drawing import Rounding, mask_counts, random_masking

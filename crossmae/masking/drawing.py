@@ -17,13 +17,12 @@ def mask_counts(
 ) -> tuple[int, int]:
     """How many patches are visible and how many are predicted.
 
-    ``"exact"`` takes the ratios as the decimal numbers they are written as and rounds the number of masked and of
-    predicted patches to the nearest integer, halves up. ``"release"`` truncates floating-point products as the
-    authors' release does, where 225 patches at ratio 0.8 leave 44 visible and not 45.
+    ``"exact"`` takes ratios as the decimal numbers they are written as and rounds the numbers of masked and predicted
+    patches to the nearest integer, halves up. ``"release"`` truncates floating-point products like the authors'
+    release, so that 225 patches at ratio 0.8 leave 44 visible instead of 45.
 
-    Compiled code has a graph for every pair of ratios: counts are sizes, and no compiler computes a size from a number
-    that it does not know. A mask that is drawn outside and passed in comes with its sizes, of which one graph serves
-    all.
+    Compiled code has one graph per pair of ratios, as counts are sizes and the compiler needs known numbers to compute
+    them. With a mask drawn outside and passed in, one graph works for all sizes.
     """
     mask_ratio, prediction_ratio = known(mask_ratio), known(prediction_ratio)
     if not 0 < mask_ratio < 1:
@@ -48,16 +47,16 @@ def mask_counts(
 
 
 def known(ratio: float) -> float:
-    """The same number, known to a compiler, to which a ratio that changes between calls is a symbol otherwise.
+    """The same number as a constant to the compiler, which otherwise makes a symbol of a ratio that changes.
 
-    To put a symbol into a set is to ask for its hash, and so for its value; its string is refused, or is the symbol.
+    Putting a symbol into a set asks for its hash and so specializes its value; converting it to a string does not.
     """
     (value,) = {ratio}
     return value
 
 
 def nearest(patches: int, ratio: float) -> int:
-    """``patches * ratio``, the ratio read as a decimal, to the nearest integer, halves up."""
+    """``patches * ratio``, with the ratio taken as a decimal, rounded to the nearest integer, halves up."""
     share = Fraction(str(ratio))
     return (2 * patches * share.numerator + share.denominator) // (2 * share.denominator)
 
@@ -74,17 +73,17 @@ def random_masking(
 ) -> Masking:
     """A uniformly random mask per image (MAE, section 3; CrossMAE, section 3.2).
 
-    The patches of lowest noise are visible, those of highest noise are predicted, in ascending order; what lies
-    between is neither.
+    The patches with the lowest noise are visible and those with the highest are predicted, in ascending order; the
+    others are neither.
 
     Args:
         batch: number of images.
-        patches: patches of an image.
-        mask_ratio: share of patches hidden from the encoder, in (0, 1).
-        prediction_ratio: share of all patches to predict, in (0, mask_ratio].
-        noise: ``(batch, patches)`` to sort by; drawn uniformly unless given.
+        patches: number of patches per image.
+        mask_ratio: fraction of patches hidden from the encoder, in (0, 1).
+        prediction_ratio: fraction of all patches to predict, in (0, mask_ratio].
+        noise: ``(batch, patches)`` to sort by; by default drawn uniformly.
         generator: for the noise.
-        device: for the noise; the noise's or the generator's own unless given.
+        device: for the noise; by default the noise's or the generator's.
         rounding: see ``mask_counts``.
     """
     visible, predicted = mask_counts(patches, mask_ratio, prediction_ratio, rounding)
@@ -100,7 +99,7 @@ def given_or_drawn(
     generator: torch.Generator | None,
     device: torch.device | str | None,
 ) -> Tensor:
-    """Noise ``(batch, count)``, drawn unless given; raises ValueError if what is given has another shape."""
+    """Noise ``(batch, count)``, drawn unless given; raises ValueError if the given noise has another shape."""
     if given is None:
         return uniform((batch, count), generator, device)
     if given.shape != (batch, count):

@@ -14,8 +14,8 @@ from crossmae_kernels.runtime.checks import traced
 class Masking:
     """Ids of visible patches ``(B, V)`` and of predicted patches ``(B, Q)``, int64.
 
-    ``patches`` is the patch count for which the ids are known to be valid: set by the functions of this module and by
-    ``checked``. A model checks a mask that does not carry its patch count.
+    ``patches`` is the patch count for which the ids are known to be valid, set by this module's functions and by
+    ``checked``. A model checks a mask without a patch count.
     """
 
     visible_ids: Tensor
@@ -30,22 +30,22 @@ class Masking:
         trim: bool = False,
         generator: torch.Generator | None = None,
     ) -> "Masking":
-        """Ids from boolean masks, such as Hugging Face's ``bool_masked_pos``.
+        """Create a mask from boolean masks, such as Hugging Face's ``bool_masked_pos``.
 
-        Reads the masks, so on an accelerator it waits for them.
+        Reads the masks, so it waits for them on an accelerator.
 
         Args:
-            masked: bool ``(B, L)``, True where a patch is hidden from the encoder. Rows and columns are to be
-                flattened before: which grid they were of, ids do not tell.
-            predicted: of the same shape, True where a masked patch is to be predicted; all masked ones unless given.
-            trim: of images that differ in their numbers of visible or predicted patches, keep as many of each as the
-                image with the fewest has, drawn at random; the others are neither seen nor predicted. Without it such
-                masks are refused, since the images of a batch have as many tokens each.
+            masked: bool ``(B, L)``, True where a patch is hidden from the encoder. Flatten rows and columns
+                first, as ids do not store the grid.
+            predicted: the same shape, True where a masked patch is to be predicted; by default all masked patches.
+            trim: if images differ in their numbers of visible or predicted patches, keep as many of each as the image
+                with the fewest has, drawn at random; the others are neither seen nor predicted. Without it such masks
+                are refused, since all images of a batch must have equally many tokens.
             generator: for that draw.
 
         Raises:
-            TypeError, ValueError: on masks of another dtype or of different shapes, without visible or predicted
-                patches, of different counts without ``trim``, or with predicted patches that are visible.
+            TypeError, ValueError: if masks have another dtype or different shapes, no visible or predicted patches,
+                different counts without ``trim``, or predicted patches that are visible.
         """
         flags = {"masked": masked} if predicted is None else {"masked": masked, "predicted": predicted}
         for name, mask in flags.items():
@@ -68,13 +68,13 @@ class Masking:
     def checked(self, patches: int) -> "Masking":
         """The same mask, validated for images of ``patches`` patches; ValueError or TypeError if it is not valid.
 
-        Reads the ids, so on an accelerator it waits for them: check a mask of your own once, not every step. In
-        compiled code, which cannot read them, a check on the device takes its place: RuntimeError if it is no mask.
+        Reads the ids, so it waits for them on an accelerator: check your own mask once, not at every step. Compiled
+        code, which cannot read them, asserts on the device instead: RuntimeError if the mask is invalid.
         """
         if self.patches == patches:
             return self
         if self.patches is not None:
-            raise ValueError(f"the masking is for images of {self.patches} patches, these have {patches}")
+            raise ValueError(f"the masking is for images of {self.patches} patches, but these have {patches}")
         for name, ids in (("visible_ids", self.visible_ids), ("predicted_ids", self.predicted_ids)):
             if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
                 raise TypeError(
@@ -109,16 +109,16 @@ class Masking:
         return Masking(visible, predicted, patches)
 
 
-# So that exported programs, and whatever else looks for tensors in arguments and results, find them in a mask.
+# So that exported programs, and others that look for tensors in arguments and results, find a mask's tensors.
 _pytree.register_dataclass(Masking)
 
 
 def _ids(what: str, flags: Tensor, trim: bool, generator: torch.Generator | None) -> Tensor:
-    """Ascending ids ``(B, N)`` of the patches that are True; with ``trim``, of as many as the fewest have."""
+    """Ascending ids ``(B, N)`` of the True patches; with ``trim``, only as many as the image with the fewest has."""
     counts = flags.sum(dim=1)
     fewest, most = int(counts.min()), int(counts.max())
     if fewest == 0:
-        raise ValueError(f"every image needs at least one {what} patch, image {int(counts.argmin())} has none")
+        raise ValueError(f"every image needs at least one {what} patch, but image {int(counts.argmin())} has none")
     if fewest < most and not trim:
         raise ValueError(
             f"every image must have as many {what} patches, got {fewest} in image {int(counts.argmin())} and {most} in "

@@ -10,7 +10,7 @@ from crossmae.masking.masks import Masking
 
 MaskShape = Literal["random", "grid", "block", "cells", "furthest"]
 
-_BLOCK_DRAWS = 3  # the row and the column of a block's centre, and its aspect
+_BLOCK_DRAWS = 3  # a block's centre row, centre column and aspect ratio
 
 
 def grid_masking(
@@ -24,8 +24,8 @@ def grid_masking(
 ) -> Masking:
     """One visible patch in every ``stride x stride`` cell, its first (MAE, table 1f, "grid").
 
-    ``prediction_ratio`` of all patches are predicted, drawn at random among the masked ones; all unless given.
-    ``noise``, ``(batch, rows * columns)``, chooses them, drawn uniformly unless given.
+    ``prediction_ratio`` of all patches are predicted, drawn at random among the masked ones; all by default.
+    ``noise``, ``(batch, rows * columns)``, chooses them; drawn uniformly by default.
     """
     if stride < 2:
         raise ValueError(f"stride must be at least 2, or nothing is masked, got {stride}")
@@ -37,10 +37,10 @@ def grid_masking(
 
 
 def grid_stride(grid: tuple[int, int], mask_ratio: float) -> int:
-    """The stride of the grid mask that hides just the share ``mask_ratio`` of ``(rows, columns)`` of patches.
+    """The stride of the grid mask that hides exactly the fraction ``mask_ratio`` of ``(rows, columns)`` patches.
 
     Raises:
-        ValueError: if there is none, with the ratios of which there is one.
+        ValueError: if there is none; lists the possible ratios.
     """
     patches = grid[0] * grid[1]
     visible, _ = mask_counts(patches, mask_ratio, mask_ratio)
@@ -57,7 +57,7 @@ def grid_stride(grid: tuple[int, int], mask_ratio: float) -> int:
 
 
 def _cells(grid: tuple[int, int], stride: int) -> int:
-    """How many ``stride x stride`` cells a grid has, those that its border cuts included."""
+    """How many ``stride x stride`` cells a grid has, including those cut by its border."""
     return -(-grid[0] // stride) * -(-grid[1] // stride)
 
 
@@ -70,12 +70,12 @@ def block_masking(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Masking:
-    """One masked block per image, of random place and aspect (as MAE's "block", table 1f), exact in count.
+    """One masked block per image, of random place and aspect ratio (MAE, table 1f, "block"), exact in count.
 
     The masked patches are the nearest to a random centre in a stretched maximum norm: a rectangle, cut at the
-    border. ``prediction_ratio`` of all patches are predicted, drawn at random among the masked; all unless given.
-    ``noise``, ``(batch, 3 + rows * columns)``, places and stretches the block and chooses these; drawn uniformly unless
-    given.
+    border. ``prediction_ratio`` of all patches are predicted, drawn at random among the masked; all by default.
+    ``noise``, ``(batch, 3 + rows * columns)``, places and stretches the block and chooses these; drawn uniformly by
+    default.
     """
     rows, columns = grid
     visible, _ = mask_counts(rows * columns, mask_ratio, mask_ratio)
@@ -87,7 +87,7 @@ def block_masking(
     distance = torch.maximum(
         (row + 0.5 - draw[:, 0] * rows).abs() * stretch, (column + 0.5 - draw[:, 1] * columns).abs() / stretch
     )
-    # Patches of a line are equally far: sorted stably, so that a mask is a function of its noise.
+    # Patches on a line are equally far, so sort stably to make the mask a function of its noise.
     masked = distance.argsort(dim=1, stable=True)[:, : rows * columns - visible]
     return _structured(
         torch.full_like(noise, -1).scatter(1, masked, noise.gather(1, masked)), visible, prediction_ratio
@@ -104,12 +104,12 @@ def cell_masking(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Masking:
-    """Random cells of ``cell x cell`` patches are masked, whole (Pixio, arXiv 2512.15715: 4 x 4).
+    """Mask whole random cells of ``cell x cell`` patches (Pixio, arXiv 2512.15715: 4 x 4).
 
-    Exact in count: where a mask ratio is no whole number of cells, or the border cuts some, one cell is masked in part,
-    its last patches. ``prediction_ratio`` of all patches are predicted, drawn at random among the masked; all unless
-    given. ``noise``, ``(batch, 2 * rows * columns)``, chooses cells, by the value at their first patch, and then these;
-    drawn uniformly unless given.
+    Exact in count: if a mask ratio is not a whole number of cells, or the border cuts some, only the last patches of
+    one cell are masked. ``prediction_ratio`` of all patches are predicted, drawn at random among the masked; all by
+    default. ``noise``, ``(batch, 2 * rows * columns)``, chooses cells, by the value at their first patch, and then
+    these; drawn uniformly by default.
     """
     if cell < 2:
         raise ValueError(f"cell must be at least 2, or cells are patches, got {cell}")
@@ -121,7 +121,7 @@ def cell_masking(
     first_row = torch.arange(rows, device=noise.device) // cell * cell
     first_column = torch.arange(columns, device=noise.device) // cell * cell
     first = (first_row[:, None] * columns + first_column).flatten()
-    # Patches of a cell are equal: sorted stably, so that they stay together and in order.
+    # Patches of a cell have equal keys, so sort stably to keep them together and in order.
     seen = of_cells[:, first].argsort(dim=1, stable=True)[:, :visible]
     return _structured(noise.scatter(1, seen, -1.0), visible, prediction_ratio)
 
@@ -137,10 +137,9 @@ def furthest_masking(
 ) -> Masking:
     """A random mask whose predicted patches are spread over it (furthest-point sampling; PR-MIM, arXiv 2411.15746).
 
-    The masked patch of highest noise is the first; each next one is the masked patch that is furthest from all chosen
-    so far, in the plane, and of several the one of highest noise. That takes as many steps as patches are predicted,
-    each a few small operations. ``noise``, ``(batch, rows * columns)``, is that of ``random_masking``, and so are the
-    visible patches.
+    The first is the masked patch with the highest noise; each next one is the masked patch furthest from all chosen so
+    far, in the plane, with ties broken by the highest noise. It takes one step of a few small operations per predicted
+    patch. ``noise``, ``(batch, rows * columns)``, and the visible patches are those of ``random_masking``.
     """
     rows, columns = grid
     visible, predicted = mask_counts(rows * columns, mask_ratio, prediction_ratio)
@@ -149,7 +148,7 @@ def furthest_masking(
     axes = (torch.arange(size, device=noise.device) for size in grid)
     places = torch.cartesian_prod(*axes).to(noise.dtype)
     apart = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist").square().round()
-    # Squared distances are whole numbers, so that noise below 1 decides between equal ones and nothing else.
+    # Squared distances are integers, so adding noise below 1 only breaks ties.
     nearest_chosen = torch.full_like(noise, rows**2 + columns**2).scatter(1, seen, -1.0)
     chosen = []
     for _ in range(predicted):
@@ -161,9 +160,9 @@ def furthest_masking(
 def draw_masking(
     shape: MaskShape, grid: tuple[int, int], mask_ratio: float, prediction_ratio: float, noise: Tensor
 ) -> Masking:
-    """Masks of a shape, as a function of noise ``(B, N)`` in which every image has its own ``noise_length`` values.
+    """Masks of a given shape, as a function of noise ``(B, N)`` with ``noise_length`` values per image.
 
-    Raises ValueError, as ``mask_counts`` and, for grids, ``grid_stride`` do.
+    Raises ValueError like ``mask_counts`` and, for grids, ``grid_stride``.
     """
     batch = noise.shape[0]
     if shape == "random":
@@ -180,12 +179,12 @@ def draw_masking(
 
 
 def noise_length(shape: MaskShape, patches: int) -> int:
-    """How many random numbers in [0, 1) determine the mask of an image."""
+    """How many random numbers in [0, 1) determine an image's mask."""
     return {"block": patches + _BLOCK_DRAWS, "cells": 2 * patches}.get(shape, patches)
 
 
 def _structured(priority: Tensor, visible: int, prediction_ratio: float | None) -> Masking:
-    """The ``visible`` patches of lowest priority are seen, ``prediction_ratio`` of all, of highest, predicted."""
+    """The ``visible`` patches of lowest priority are seen; those of highest priority are predicted."""
     patches = priority.shape[1]
     masked = patches - visible
     predicted = masked if prediction_ratio is None else nearest(patches, known(prediction_ratio))

@@ -1,4 +1,4 @@
-"""The whole model, from images to loss: encoder, decoder of either family, and what a call returns."""
+"""The whole model, from images to loss: encoder, decoder of either family, and the forward pass's output."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from crossmae_kernels.runtime.autocast import autocasts
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward pass returns: the scalar loss, the predicted patches ``(B, Q, P)`` and the mask they belong to."""
+    """The output of a forward pass: the scalar loss, the predicted patches ``(B, Q, P)`` and their mask."""
 
     loss: Tensor
     prediction: Tensor
@@ -30,20 +30,20 @@ _pytree.register_dataclass(Output)
 
 
 class NoDecoder(nn.Module):
-    """Stands in for the decoder in a model that is an encoder alone."""
+    """Stands in for the decoder in a model that has only an encoder."""
 
     def forward(self, *_: object) -> Never:
         """Refuse, saying what to do instead."""
         raise ValueError(
-            "this model is an encoder alone and reconstructs nothing: encode(images) gives its features. To train a "
-            "decoder on it: model = crossmae.create_model(...); crossmae.load_encoder(model, path)"
+            "this model has no decoder and cannot reconstruct: encode(images) returns its features. To train a decoder "
+            "on it: model = crossmae.create_model(...); crossmae.load_encoder(model, path)"
         )
 
     residuals = pixels = forward
 
 
 class MaskedAutoencoder(nn.Module):
-    """A masked autoencoder with CrossMAE's or MAE's decoder, or an encoder alone, as ``config.decoder`` says."""
+    """A masked autoencoder with CrossMAE's or MAE's decoder, or only an encoder, depending on ``config.decoder``."""
 
     pixel_mean: Tensor | None
     pixel_std: Tensor | None
@@ -58,7 +58,7 @@ class MaskedAutoencoder(nn.Module):
     def register_pixel_statistics(self) -> None:
         """Put the configuration's pixel statistics on the default device.
 
-        They are not part of the state: the configuration tells them, and the releases' state dicts do not hold them.
+        They are not in the state dict: the configuration stores them, and the releases' state dicts do not have them.
         """
         for name in ("pixel_mean", "pixel_std"):
             values = getattr(self.config, name)
@@ -74,18 +74,18 @@ class MaskedAutoencoder(nn.Module):
         rounding: Rounding = "exact",
         masking: Masking | None = None,
     ) -> Output:
-        """Mask, encode, decode, compare.
+        """Mask and encode images, predict masked patches and compute the loss.
 
         Args:
-            images: ``(B, C, H, W)``, of the size and channels of the configuration, floating point or, for a model
-                that knows its ``pixel_mean`` and ``pixel_std``, uint8.
-            mask_ratio: share of patches hidden from the encoder.
-            prediction_ratio: share of all patches to predict; 0.25 (at most ``mask_ratio``) for CrossMAE and
-                ``mask_ratio`` for MAE unless given.
-            noise: ``(B, L)`` that orders the patches; drawn first thing unless given.
+            images: ``(B, C, H, W)`` with the configuration's size and channels, floating point or, if it has
+                ``pixel_mean`` and ``pixel_std``, uint8.
+            mask_ratio: fraction of patches hidden from the encoder.
+            prediction_ratio: fraction of all patches to predict; by default 0.25 (at most ``mask_ratio``) for CrossMAE
+                and ``mask_ratio`` for MAE.
+            noise: ``(B, L)`` that orders the patches; by default drawn before anything else.
             generator: for the noise.
             rounding: see ``mask_counts``.
-            masking: a mask of your own instead of a random one; the arguments above are then ignored.
+            masking: your own mask instead of a random one; the arguments above are then ignored.
         """
         if isinstance(self.decoder, NoDecoder):
             self.decoder()
@@ -127,15 +127,15 @@ class MaskedAutoencoder(nn.Module):
         return Output(loss, prediction, masking)
 
     def encode(self, images: Tensor, dynamic_img_size: bool = False) -> Tensor:
-        """Features of unmasked images for downstream use, behind the encoder's last norm if it has one.
+        """Features of unmasked images for downstream use, after the encoder's final norm if it has one.
 
         Args:
             images: ``(B, C, H, W)``, see ``forward``.
-            dynamic_img_size: take images of any size that patches divide, with positions interpolated
-                (``positions.interpolate_positions``); others than the configuration's are refused without it.
+            dynamic_img_size: accept images of any size that is a multiple of the patch size, interpolating positions
+                (``positions.interpolate_positions``); otherwise only the configuration's size is accepted.
 
         Returns:
-            ``(B, T, E)``: class tokens, one as a rule, then all patches row by row.
+            ``(B, T, E)``: class tokens, usually one, then all patches row by row.
         """
         self._check(images, dynamic_img_size)
         for x in self.encoder.maps_of_whole_images(images, *self._statistics(images)):
@@ -155,31 +155,31 @@ class MaskedAutoencoder(nn.Module):
         intermediates_only: bool = False,
         dynamic_img_size: bool = False,
     ) -> Any:
-        """Outputs of chosen encoder blocks for unmasked images, as timm's method of this name gives them.
+        """Outputs of chosen encoder blocks for unmasked images, like timm's method of this name.
 
         Args:
             images: ``(B, C, H, W)``, see ``forward``.
-            indices: blocks, the first is 0 and the last is -1; a number n is the last n, None are all. They come in
-                the order of the blocks.
-            return_prefix_tokens: a pair instead of each map: the map and its class tokens ``(B, T - L, E)``.
-            norm: pass the maps through the encoder's last norm.
-            output_fmt: maps as images ``(B, E, rows, columns)`` or as tokens of patches ``(B, L, E)``.
-            intermediates_only: leave out the final features, and blocks that come after the last one asked for.
+            indices: blocks, from 0 or, if negative, from the end; a number n means the last n, None all. Returned in
+                block order.
+            return_prefix_tokens: return each map as a pair with its class tokens ``(B, T - L, E)``.
+            norm: apply the encoder's final norm to the maps.
+            output_fmt: "NCHW" for maps ``(B, E, rows, columns)``, "NLC" for patch tokens ``(B, L, E)``.
+            intermediates_only: leave out the final features, and blocks after the last one requested.
             dynamic_img_size: as in ``encode``.
 
         Returns:
-            The features that ``encode`` returns, and a list of maps; the list alone with ``intermediates_only``.
+            The features that ``encode`` returns, and a list of maps; only the list with ``intermediates_only``.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
         if norm and not self.config.norms_last_map:
-            raise ValueError("norm=True needs a norm behind the encoder, which this model has not (Config.final_norm)")
+            raise ValueError("norm=True needs a final norm, which this encoder does not have (Config.final_norm)")
         taken = _taken(self.config.encoder_depth, indices)
         self._check(images, dynamic_img_size)
         first, (height, width) = self.config.class_tokens, pair(self.config.patch_size)
         grid = images.shape[2] // height, images.shape[3] // width
         intermediates: list[Any] = []
-        # Place 0 is the input of the first block.
+        # Index 0 is the input of the first block.
         for place, x in enumerate(self.encoder.maps_of_whole_images(images, *self._statistics(images)), start=-1):
             if place in taken:
                 y = self.encoder.norm(x) if norm else x
@@ -192,20 +192,20 @@ class MaskedAutoencoder(nn.Module):
         return self.encoder.norm(x), intermediates
 
     def normalized(self, images: Tensor) -> Tensor:
-        """Raw images ``(B, C, H, W)`` as the model sees them: uint8, or floating point in shares of full scale."""
+        """Normalise raw images ``(B, C, H, W)``, uint8 or floating point in [0, 1]."""
         if self.pixel_mean is None or self.pixel_std is None:
             return images
         shares = images.to(self.pixel_mean.dtype) / (255 if images.dtype == torch.uint8 else 1)
         return (shares - self.pixel_mean[:, None, None]) / self.pixel_std[:, None, None]
 
     def _statistics(self, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Mean and standard deviation of each channel, float32, for images that are still to be normalised."""
+        """Mean and standard deviation of each channel, float32, for images that still need normalising."""
         if images.dtype != torch.uint8 or self.pixel_mean is None or self.pixel_std is None:
             return None, None
         return self.pixel_mean.float(), self.pixel_std.float()
 
     def _check(self, images: Tensor, dynamic_img_size: bool | None = None) -> None:
-        """Refuse anything but a batch of images for this model; None where no other size can be asked for."""
+        """Refuse anything but a batch of images for this model; None if the caller cannot accept other sizes."""
         config = self.config
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor, got {type(images).__name__}")
@@ -213,8 +213,8 @@ class MaskedAutoencoder(nn.Module):
         normalizes = self.pixel_mean is not None and (own == torch.float32 or autocast)
         if not images.dtype.is_floating_point and not (images.dtype == torch.uint8 and normalizes):
             raise TypeError(
-                f"images must be floating point, got {images.dtype}; normalise them first (uint8 images go as they are "
-                "into float32 models whose configuration has pixel_mean and pixel_std)"
+                f"images must be floating point, got {images.dtype}; normalise them first (float32 models whose "
+                "configuration has pixel_mean and pixel_std take uint8 images directly)"
             )
         if images.dtype not in (own, torch.uint8) and not autocast:
             raise TypeError(f"images must be {own} like the model, got {images.dtype}")
@@ -241,14 +241,14 @@ def pixels_in_rows(patches: Tensor, config: Config) -> Tensor:
 
 
 def _taken(depth: int, indices: int | Sequence[int] | None) -> set[int]:
-    """Blocks that ``forward_intermediates`` is asked for, counted from 0."""
+    """The blocks requested from ``forward_intermediates``, counted from 0."""
     if isinstance(indices, int):
         blocks: Sequence[int] = range(depth - indices, depth) if 0 < indices <= depth else ()
     else:
         blocks = range(depth) if indices is None else [index + depth if index < 0 else index for index in indices]
     if not blocks or not all(0 <= block < depth for block in blocks):
         raise ValueError(
-            f"indices must be a number of blocks from 1 to {depth} or name blocks from {-depth} to {depth - 1}, "
+            f"indices must be a number of blocks from 1 to {depth} or list blocks from {-depth} to {depth - 1}, "
             f"at least one, got {indices!r}"
         )
     return set(blocks)
@@ -261,5 +261,5 @@ def _decoder(config: Config) -> MAEDecoder | CrossMAEDecoder | NoDecoder:
 
 
 def create_model(name: str, image_size: int | Sequence[int] | None = None, **overrides: Any) -> MaskedAutoencoder:
-    """A freshly initialised model by name; see ``list_models`` and, for ``overrides``, ``Config``."""
+    """Create a newly initialised model by name; see ``list_models`` and, for ``overrides``, ``Config``."""
     return MaskedAutoencoder(named_config(name, image_size, **overrides))

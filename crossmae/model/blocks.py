@@ -1,4 +1,4 @@
-"""The parts that encoder and decoders are made of: attention and MLP with their norms and residuals."""
+"""The building blocks of encoder and decoders: attention and MLP with their norms and residuals."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,14 +15,14 @@ from crossmae_kernels.runtime.autocast import autocasts, compute_dtype
 
 
 class Projection(NamedTuple):
-    """What a linear layer computes with, in place of its own parameters."""
+    """Parameters that replace a linear layer's own."""
 
     weight: Tensor
     bias: Tensor | None
 
 
 class Folded(NamedTuple):
-    """What the layers of a decoder block compute with, in place of their own parameters and of the norms' affines."""
+    """Parameters that replace those of a decoder block's layers, with the norms' affines folded in."""
 
     q: Projection
     proj: Projection
@@ -31,7 +31,7 @@ class Folded(NamedTuple):
 
 
 class DecoderLayers(NamedTuple):
-    """The layers of a decoder block that are folded and cast together with those of the other blocks."""
+    """The layers of a decoder block that are folded and cast together with those of other blocks."""
 
     norm1: nn.LayerNorm
     q: nn.Linear
@@ -43,7 +43,7 @@ class DecoderLayers(NamedTuple):
 
 
 class BareNorm(NamedTuple):
-    """A LayerNorm whose affine is folded into the layer behind it."""
+    """A LayerNorm whose affine is folded into the next layer."""
 
     eps: float
     weight: None = None
@@ -71,7 +71,7 @@ def cross_attention(
     ids: Tensor | None = None,
     folded: Folded | None = None,
 ) -> Tensor:
-    """``x + proj(attention(q(norm(x)), keys_and_values))``, of ``folded`` layers where they are given.
+    """``x + proj(attention(q(norm(x)), keys_and_values))``, with ``folded`` layers if given.
 
     Queries ``(B, Q, D)``, or a table ``(N, D)`` and ids ``(B, Q)``; projected keys and values ``(B, K, 2 D)`` ->
     ``(B, Q, D)``.
@@ -91,12 +91,13 @@ def keys_and_values_of_blocks(
     blocks: Sequence[DecoderLayers],
     eps: float,
 ) -> list[tuple[Tensor, Folded | None]]:
-    """Of every decoder block, from its mix of the maps: keys and values ``(B, K, 2 D)``, and what its layers become.
+    """For every decoder block, from its mix of the maps: keys and values ``(B, K, 2 D)``, and its folded layers.
 
-    ``proj`` takes up what all values have in common; None where the layers stay as they are. Maps, mixing weights and
-    the mixes' norms are as ``project_feature_maps`` takes them; all layers have biases. All blocks' layers are folded
-    and cast together, kind by kind: block by block it would be three launches for each forward, and six backward. Where
-    there are norms for the first blocks alone, the others take their mix and their layers as they are.
+    ``proj`` absorbs what all values have in common; the layers are None if they are not folded. Maps, mixing weights
+    and the mixes' norms are those of ``project_feature_maps``; all layers have biases. The layers of all blocks are
+    folded
+    and cast together, kind by kind: block by block would take three launches each forward and six backward. If only the
+    first blocks have norms, the others use their mix and layers unchanged.
     """
     normed = len(norm_weight)
     if normed < len(blocks):
@@ -120,7 +121,7 @@ def keys_and_values_of_blocks(
     projected, of_values = project_keys_and_values(maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps)
     if of_values is None:
         return [(keys_and_values, None) for keys_and_values in projected]
-    # Nothing is folded into the MLP's second layer, which is cast; its bias is read as it is.
+    # The MLP's second layer is only cast, as nothing is folded into it; its bias is used unchanged.
     weights, biases = all_of("fc2")
     if weights[0].dtype != (dtype := compute_dtype(weights[0])):
         weights = [*ck.fold_norm(weights, None, None, None, dtype)[0].unbind()]
@@ -141,7 +142,7 @@ def mlp(
     hidden: Hidden = "recompute",
     folded: Folded | None = None,
 ) -> Tensor:
-    """``x + fc2(gelu(fc1(norm(x))))``, ``(..., D)`` -> ``(..., D)``, of ``folded`` layers where they are given."""
+    """``x + fc2(gelu(fc1(norm(x))))``, ``(..., D)`` -> ``(..., D)``, with ``folded`` layers if given."""
     if folded is not None:
         norm, fc1, fc2 = BareNorm(norm.eps), folded.fc1, folded.fc2
     return ck.mlp(x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, hidden=hidden)
@@ -164,7 +165,7 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """The layers of ``cross_attention``; the norm belongs to the caller's block.
 
-    Keys and values come projected: of all blocks at once (``CrossAttentionDecoder.keys_and_values``).
+    Keys and values are projected outside, for all blocks at once (``CrossAttentionDecoder.keys_and_values``).
     """
 
     def __init__(self, width: int, feature_width: int, heads: int) -> None:
@@ -182,7 +183,7 @@ class CrossAttention(nn.Module):
         ids: Tensor | None = None,
         folded: Folded | None = None,
     ) -> Tensor:
-        """As ``cross_attention``."""
+        """See ``cross_attention``."""
         return cross_attention(x, norm, self.q, self.proj, self.heads, keys_and_values, ids, folded)
 
 
@@ -217,7 +218,7 @@ class SelfAttentionBlock(nn.Module):
         return self._skipped(x, self.mlp(x, self.norm2))
 
     def _skipped(self, x: Tensor, after: Tensor) -> Tensor:
-        """``after`` for some images and ``x`` for others, with the branch between them scaled up in return."""
+        """Stochastic depth: ``x`` for some images, ``after`` with a scaled-up branch for the others."""
         if not self.training or self.drop_path == 0:
             return after
         kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.drop_path
@@ -225,7 +226,7 @@ class SelfAttentionBlock(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """Decoder block of CrossMAE; optionally with self-attention between the queries in front (an ablation)."""
+    """Decoder block of CrossMAE; optionally with self-attention among the queries first (an ablation)."""
 
     def __init__(
         self,
@@ -248,7 +249,7 @@ class CrossAttentionBlock(nn.Module):
         self.attends_to_itself = attends_to_itself
 
     def layers(self) -> DecoderLayers:
-        """Those that are folded and cast together with other blocks'."""
+        """The layers that are folded and cast together with those of other blocks."""
         attention, mlp = self.cross_attn, self.mlp
         return DecoderLayers(self.norm1, attention.q, attention.kv, attention.proj, self.norm2, mlp.fc1, mlp.fc2)
 
@@ -257,18 +258,18 @@ class CrossAttentionBlock(nn.Module):
     ) -> Tensor:
         """Queries ``(B, Q, D)``, or table ``(N, D)`` and ids ``(B, Q)``; ``(B, K, 2 D)`` -> ``(B, Q, D)``.
 
-        ``folded`` is as ``keys_and_values_of_blocks`` has it.
+        ``folded`` comes from ``keys_and_values_of_blocks``.
         """
         if self.attends_to_itself:
             if ids is not None:
-                # Self-attention depends on who else is predicted, so nothing can be shared between images.
+                # Self-attention depends on which other patches are predicted, so images cannot share anything.
                 x, ids = x[ids], None
             x = self.self_attn(x, self.norm0)
         return self.mlp(self.cross_attn(x, self.norm1, keys_and_values, ids, folded), self.norm2, folded)
 
 
 def run_block(block: nn.Module, checkpointed: bool, *arguments: Tensor | Folded | None) -> Tensor:
-    """The block's output; ``checkpointed`` keeps nothing but the arguments and computes the block again in backward."""
+    """The block's output; ``checkpointed`` saves only the arguments and recomputes the block in the backward pass."""
     if checkpointed and block.training and torch.is_grad_enabled():
         return checkpoint(block, *arguments, use_reentrant=False)
     return block(*arguments)
@@ -283,7 +284,7 @@ def to_residual(x: Tensor, residual: Residual) -> Tensor:
 
 
 def initialize(module: nn.Module) -> None:
-    """Initialisation of MAE (its appendix A.1): Xavier-uniform linear layers, zero biases."""
+    """MAE's initialisation (appendix A.1): Xavier-uniform linear layers, zero biases."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -18,47 +18,47 @@ PixelOrder = Literal["hwc", "chw"]
 
 @dataclass(frozen=True)
 class Config:
-    """Shape of a masked autoencoder. All sizes in pixels, channels or counts.
+    """The configuration of a masked autoencoder. Sizes are in pixels, channels or counts.
 
-    ``patch_size`` is the side of a square, or height and width: models of spectrograms have patches as high as the
-    image (SSAST: 128 x 2), and a signal is an image of one row.
+    ``patch_size`` is the side of a square, or height and width: spectrogram models have patches as high as the image
+    (SSAST: 128 x 2), and a signal is an image with one row.
 
-    ``feature_maps`` chooses what the decoder blocks of CrossMAE attend to: indices of encoder feature maps, 0 for the
+    ``feature_maps`` selects what CrossMAE's decoder blocks attend to: indices of encoder feature maps, 0 for the
     encoder's input and i for the output of its i-th block. Every decoder block learns its own mix of them
-    (inter-block attention). None means no inter-block attention: all attend to the normalised output of the last
-    encoder block. MAE's decoder always uses that one.
+    (inter-block attention). None means no inter-block attention: all blocks attend to the normalised output of the last
+    encoder block, as MAE's decoder always does.
 
-    ``decoder`` None is an encoder alone, as many are published: it has ``encode`` and nothing to train or reconstruct
-    with. Its last norm is there unless ``feature_maps`` are named, as with a decoder. ``norm_eps`` is that of all
-    LayerNorms, 1e-6 in MAE and CrossMAE.
+    ``decoder`` None means an encoder alone, as many are published: it has ``encode`` and cannot train or reconstruct.
+    It has a final norm unless ``feature_maps`` are given, as with a decoder. ``norm_eps`` applies to all LayerNorms,
+    1e-6 in MAE and CrossMAE.
 
-    The second group says what other models of this kind do differently:
+    The second group covers differences in other models of this kind:
 
-    - ``decoder_norm_eps``: the decoder's own epsilon, that of mixing included (stable-pretraining: 1e-5 beside the
-      encoder's 1e-6); None: ``norm_eps``.
-    - ``class_tokens``: how many stand in front of the patches, 8 in Pixio, none in ViTs that are pooled.
-    - ``no_embed_class``: whether class tokens get no position, timm's name for it. None: as in the releases, where
-      CrossMAE's gets none and MAE's does; birder's CrossMAE adds one (False).
-    - ``pos_embed`` and ``decoder_pos_embed``: "sincos", fixed, or "learn", parameters, as Pixio's are on both sides,
-      timm's and birder's in the encoder.
-    - ``final_norm``: whether a LayerNorm follows the last encoder block, timm's name. None: with one map, not where
-      several are mixed. birder's CrossMAE norms its last map, and that alone, before mixing (True).
-    - ``last_mix_norm``: False leaves out the norm on the mix of the last decoder block, as birder does.
+    - ``decoder_norm_eps``: the decoder's own epsilon, including that of mixing (stable-pretraining: 1e-5, and 1e-6 in
+      the encoder); None: ``norm_eps``.
+    - ``class_tokens``: how many precede the patches; 8 in Pixio, none in ViTs with pooling.
+    - ``no_embed_class``: whether class tokens get no position embedding (timm's name). None: as in the releases, where
+      MAE's gets one and CrossMAE's does not; birder's CrossMAE adds one (False).
+    - ``pos_embed`` and ``decoder_pos_embed``: "sincos", fixed, or "learn", parameters, as in Pixio on both sides and
+      in timm's and birder's encoders.
+    - ``final_norm``: whether a LayerNorm follows the last encoder block (timm's name). None: yes, unless maps are
+      mixed. birder's CrossMAE norms only its last map before mixing (True).
+    - ``last_mix_norm``: False leaves out the norm on the last decoder block's mix, as in birder.
     - ``decoder_class_token``: False keeps class tokens out of MAE's decoder, as in stable-pretraining's MAE.
-    - ``pixel_order``: what a predicted patch runs over, (row, column, channel) in the releases, "chw" in
+    - ``pixel_order``: order of values in a predicted patch, (row, column, channel) in the releases, "chw" in
       stable-pretraining.
 
-    ``pixel_mean`` and ``pixel_std``, one value per channel, are what the model's images are normalised with: uint8
-    images as ``(pixel / 255 - mean) / std``. A model that has them takes uint8 images as they are. None: it takes
-    floating-point images that were normalised before.
-    ``pixel_numbers`` and ``pixel_nodata`` say what image files held: "shares" of full scale or "values" taken as they
-    are, and the value that stood for no data ("nan": none but those that are not finite). None: unknown.
+    ``pixel_mean`` and ``pixel_std``, one value per channel, normalise the model's images: uint8 images as
+    ``(pixel / 255 - mean) / std``. With them, the model takes raw uint8 images; with None, it takes floating-point
+    images that are already normalised.
+    ``pixel_numbers`` and ``pixel_nodata`` say what the image files held: "shares" of full scale or raw "values", and
+    the value that marked missing data ("nan": only non-finite values). None: unknown.
 
-    The last fields say how a model runs and do not change its parameters: ``drop_path`` is the rate, rising to
-    this from 0 along the encoder's depth, at which an image skips a residual branch while training (stochastic depth,
-    arXiv 1603.09382); ``gradient_checkpointing`` computes blocks again in the backward pass instead of keeping what
-    they need; ``hidden_layer`` is that choice for the MLPs' hidden layers alone, with kernels; ``residual`` is the
-    dtype of the residual under autocast, float32 (sums of dozens of branches lose nothing) or autocast's own.
+    The last fields say how a model runs and do not change its parameters: ``drop_path`` is the rate of stochastic depth
+    (arXiv 1603.09382) in training, rising linearly from 0 to this value along the encoder; ``gradient_checkpointing``
+    recomputes blocks in the backward pass instead of saving what they need; ``hidden_layer`` is that choice for the
+    MLPs' hidden layers alone, with kernels; ``residual`` is the dtype of the residual under autocast, float32 (sums of
+    dozens of branches lose nothing) or autocast's own.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -98,7 +98,7 @@ class Config:
     residual: Residual = "float32"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built, naming every wrong field."""
+        """Refuse invalid configurations, naming every wrong field."""
         wrong = [
             f"{name} must be {expected}, got {getattr(self, name)!r}"
             for name, kind in field_types().items()
@@ -112,7 +112,7 @@ class Config:
             raise ValueError("Config: " + "; ".join(wrong))
 
     def _out_of_range(self) -> list[str]:
-        """Fields that are wrong alone, of the right type."""
+        """Fields of the right type with invalid values."""
         wrong = [
             f"{name} must be a positive integer, got {getattr(self, name)}"
             for name in (
@@ -147,7 +147,7 @@ class Config:
         return wrong
 
     def _misfits(self) -> list[str]:
-        """Fields that are fine alone and do not fit each other."""
+        """Fields that are valid alone but do not fit together."""
         wrong = []
         if any(size % side for size, side in zip(self.image_size, pair(self.patch_size), strict=True)):
             wrong.append(f"patch_size must divide image_size {self.image_size}, got {self.patch_size}")
@@ -177,7 +177,7 @@ class Config:
         return wrong + self._misfits_of_variants()
 
     def _misfits_of_variants(self) -> list[str]:
-        """Of the second group, what would change nothing. Without a decoder its fields lie idle, as its sizes do."""
+        """Fields of the second group that would have no effect. Without a decoder, its fields and sizes are ignored."""
         wrong = []
         maps, mixes = self.feature_maps, self.decoder == "crossmae" and self.feature_maps is not None
         if not self.last_mix_norm and self.decoder is not None and not mixes:
@@ -198,19 +198,19 @@ class Config:
 
     @property
     def patches(self) -> int:
-        """Patches of an image, L."""
+        """Number of patches in an image, L."""
         return self.grid[0] * self.grid[1]
 
     @property
     def patch_values(self) -> int:
-        """Values of a patch as a vector, P."""
+        """Number of values in a patch, P."""
         height, width = pair(self.patch_size)
         return int(height * width) * self.channels
 
     @property
     def embeds_class(self) -> bool:
         """Whether class tokens get positions in the encoder, see ``no_embed_class``."""
-        # CrossMAE's release gives the class token none, where MAE and ViTs that are encoders alone do.
+        # CrossMAE's release adds none to the class token; MAE and plain ViTs do.
         return self.decoder != "crossmae" if self.no_embed_class is None else not self.no_embed_class
 
     @property
@@ -226,16 +226,16 @@ class Config:
 
     @property
     def decoder_class_tokens(self) -> int:
-        """Class tokens among those that the decoder attends to."""
+        """Number of class tokens that the decoder attends to."""
         return self.class_tokens if self.decoder_class_token else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
+        """Plain values, suitable for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
-        """The inverse of ``to_dict``, also after a trip through JSON."""
+        """The inverse of ``to_dict``, also after a JSON round trip."""
         tuples = ("image_size", "patch_size", "feature_maps", "pixel_mean", "pixel_std")
         return cls(**{name: as_tuple(value) if name in tuples else value for name, value in values.items()})
 
@@ -262,31 +262,31 @@ _ENCODERS: dict[str, dict[str, Any]] = {
     "large_patch16": {"encoder_width": 1024, "encoder_depth": 24, "encoder_heads": 16},
     "huge_patch14": {"patch_size": 14, "encoder_width": 1280, "encoder_depth": 32, "encoder_heads": 16},
 }
-# MAE decodes with 8 blocks in its paper; the tiny model keeps its own depth in both families.
+# MAE's paper uses 8 decoder blocks; the tiny model has the same depth in both families.
 _MAE_DECODER_DEPTH = 8
 
 
 def list_models() -> list[str]:
-    """Names that ``create_model`` takes."""
+    """The names that ``create_model`` accepts."""
     return [f"{family}_vit_{size}" for family in get_args(Decoder) for size in _ENCODERS]
 
 
 def named_config(name: str, image_size: int | Sequence[int] | None = None, **overrides: Any) -> Config:
-    """Configuration of a named model.
+    """The configuration of a named model.
 
     Args:
         name: one of ``list_models()``.
-        image_size: side of a square, or (height, width); the model's own (224; tiny: 32) unless given.
+        image_size: side of a square, or (height, width); by default the model's own (224; tiny: 32).
         overrides: any other field of ``Config``.
 
     A CrossMAE mixes all encoder feature maps, the encoder's input included, unless ``feature_maps`` says otherwise.
     """
     family, _, size = name.partition("_vit_")
     if family not in get_args(Decoder) or size not in _ENCODERS:
-        raise ValueError(f"there is no model {name!r}; there are {', '.join(list_models())}")
+        raise ValueError(f"there is no model {name!r}; choose from {', '.join(list_models())}")
     unknown = sorted(set(overrides) - set(Config.__dataclass_fields__))
     if unknown:
-        raise ValueError(f"{', '.join(unknown)}: no such setting; there are {', '.join(Config.__dataclass_fields__)}")
+        raise ValueError(f"{', '.join(unknown)}: no such setting; choose from {', '.join(Config.__dataclass_fields__)}")
     if overrides.get("decoder", family) != family:
         raise ValueError(f"the decoder of {name!r} is {family!r}; choose another model for {overrides['decoder']!r}")
     values: dict[str, Any] = {"decoder": family, **_ENCODERS[size]}
@@ -314,7 +314,7 @@ def crossmae_and_mae(name: str, image_size: int | Sequence[int] | None = None) -
 
 
 def usual_heads(part: Literal["encoder", "decoder"], width: int) -> int | None:
-    """Attention heads of the named model, and so of the published ones, of this width; None if none is so wide."""
+    """Attention heads of the named (and so of the published) model with this width; None if there is none."""
     for size in _ENCODERS:
         config = named_config(f"mae_vit_{size}")
         if getattr(config, f"{part}_width") == width:

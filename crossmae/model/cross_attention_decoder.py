@@ -1,4 +1,4 @@
-"""CrossMAE's decoder alone (arXiv 2401.14391, section 3): for feature maps of any encoder and queries anywhere."""
+"""CrossMAE's decoder (arXiv 2401.14391, section 3), for any encoder's feature maps and queries anywhere."""
 
 from collections.abc import Iterator, Sequence
 from typing import get_args
@@ -23,7 +23,7 @@ from crossmae.model.config import Hidden, Residual
 class FeatureMixing(nn.Module):
     """Every decoder block's own learned, normalised mix of encoder feature maps (CrossMAE, section 3.3).
 
-    ``last_norm`` False leaves the last block's mix as it is.
+    With ``last_norm`` False, the last block's mix is not normalised.
     """
 
     def __init__(self, blocks: int, maps: int, width: int, eps: float, last_norm: bool = True) -> None:
@@ -34,7 +34,7 @@ class FeatureMixing(nn.Module):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, maps: Sequence[Tensor], blocks: list[DecoderLayers]) -> list[tuple[Tensor, Folded | None]]:
-        """Maps, each ``(B, K, E)`` -> what each decoder block takes, see ``keys_and_values_of_blocks``."""
+        """Maps, each ``(B, K, E)`` -> the inputs of each decoder block, see ``keys_and_values_of_blocks``."""
         norms = [norm for norm in self.norms if isinstance(norm, nn.LayerNorm)]
         none = self.weight.new_empty(0, maps[0].shape[-1])
         scale = torch.stack([norm.weight for norm in norms]) if norms else none
@@ -43,25 +43,25 @@ class FeatureMixing(nn.Module):
 
 
 class CrossAttentionDecoder(nn.Module):
-    """Blocks of cross-attention from queries to feature maps. No query sees another, so any of them may be left out.
+    """Cross-attention blocks from queries to feature maps. Queries do not see each other, so any may be left out.
 
-    A query is the learned ``mask_token`` and the embedding of a position, of whatever kind: ``position_embedding``
-    makes one of coordinates. What is predicted there is up to the head and the loss.
+    A query is the learned ``mask_token`` plus any position embedding, such as ``position_embedding`` of coordinates.
+    What it predicts is up to the head and the loss.
 
     Args:
         feature_width: channels E of the feature maps.
-        maps: how many feature maps there are, of which each block learns its own normalised mix (inter-block
-            attention); None: there is one, which blocks attend to as it is, so norm it before.
-        out_features: values predicted for each query; None leaves out the linear head, for one of your own.
+        maps: number of feature maps, of which each block learns its own normalised mix (inter-block attention);
+            None: a single map, which blocks attend to directly, so normalise it first.
+        out_features: values predicted per query; None leaves out the linear head, so you can add your own.
         width: channels D of queries.
         depth: number of blocks.
-        heads: attention heads of a block; they divide ``width``.
-        mlp_ratio: hidden channels of a block's MLP over ``width``.
+        heads: attention heads per block; must divide ``width``.
+        mlp_ratio: hidden channels of a block's MLP, divided by ``width``.
         norm_eps: epsilon of all LayerNorms.
-        self_attention: let queries attend to each other in front of each block, an ablation of CrossMAE. Then a
-            prediction depends on which others are asked for.
+        self_attention: let queries attend to each other before each block, an ablation of CrossMAE. A prediction then
+            depends on which others are requested.
         last_mix_norm: False leaves out the norm on the last block's mix.
-        gradient_checkpointing: see ``Config``, and so are the others.
+        gradient_checkpointing: see ``Config``, as for the remaining arguments.
     """
 
     def __init__(
@@ -96,22 +96,22 @@ class CrossAttentionDecoder(nn.Module):
         self.apply(initialize)
 
     def forward(self, maps: Sequence[Tensor], queries: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Predictions ``(B, Q, out_features)``, or ``(B, Q, D)`` behind the last norm if there is no head.
+        """Predictions ``(B, Q, out_features)``, or ``(B, Q, D)`` after the final norm if there is no head.
 
         Args:
             maps: feature maps, each ``(B, K, E)``, of any number of tokens K, the same for all.
-            queries: embeddings of positions, ``(B, Q, D)``, or ``(N, D)``: then all images are asked for all of them.
-            ids: of ``queries`` ``(N, D)``, those that each image is asked for, ``(B, Q)``.
+            queries: position embeddings ``(B, Q, D)``, or ``(N, D)`` to be used for every image.
+            ids: ``(B, Q)``, which of the queries ``(N, D)`` to use for each image; by default all.
 
         Raises:
-            ValueError: if there are more or fewer maps than was said, or shapes do not fit.
+            ValueError: if the number of maps is wrong, or shapes do not fit.
         """
         for x in self.residuals(maps, queries, ids):
             last = x
         return self.output(last)
 
     def residuals(self, maps: Sequence[Tensor], queries: Tensor, ids: Tensor | None = None) -> Iterator[Tensor]:
-        """The residual ``(B, Q, D)`` as each block in turn leaves it; arguments are as in ``forward``."""
+        """The residual ``(B, Q, D)`` after each block in turn; takes the arguments of ``forward``."""
         self._check(maps, queries, ids)
         if queries.ndim == 2 and ids is None:
             ids = torch.arange(queries.shape[0], device=queries.device).expand(maps[0].shape[0], -1)
@@ -120,18 +120,18 @@ class CrossAttentionDecoder(nn.Module):
         x = to_residual(mask_token + queries, self.residual)
         for block, (keys_and_values, folded) in zip(self.blocks, self.keys_and_values(maps), strict=True):
             x = run_block(block, self.gradient_checkpointing, x, keys_and_values, ids, folded)
-            ids = None  # from the second block on queries are rows of each image
+            ids = None  # from block 2 on, each image has its own queries
             yield x
 
     def output(self, x: Tensor) -> Tensor:
-        """The residual ``(B, Q, D)`` behind any block -> what ``forward`` returns of the last."""
+        """What ``forward`` returns, from the residual ``(B, Q, D)`` after any block."""
         if self.head is None:
             normed: Tensor = self.norm(x)
             return normed
         return ck.norm_linear(x, self.head.weight, self.head.bias, self.norm.weight, self.norm.bias, self.norm.eps)
 
     def keys_and_values(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, Folded | None]]:
-        """Keys and values ``(B, K, 2 D)`` of every block, which depend on no query, and its layers, folded."""
+        """Keys and values ``(B, K, 2 D)`` of every block, which do not depend on queries, and its folded layers."""
         blocks = [block.layers() for block in self.blocks if isinstance(block, CrossAttentionBlock)]
         if self.mixing is None:
             return [(block.kv(maps[0]), None) for block in blocks]
@@ -140,7 +140,7 @@ class CrossAttentionDecoder(nn.Module):
     def _check(self, maps: Sequence[Tensor], queries: Tensor, ids: Tensor | None) -> None:
         count, width = self.maps or 1, self.mask_token.shape[-1]
         shapes = [tuple(each.shape) for each in maps]
-        # Compared, not put into a set: a compiler fixes a size that is hashed.
+        # Compared instead of put into a set: the compiler specializes sizes that are hashed.
         alike = len(shapes) == count and all(shape == shapes[0] for shape in shapes)
         if not alike or shapes[0][2:] != (self.feature_width,):
             found = ", ".join(map(str, dict.fromkeys(shapes)))
@@ -162,7 +162,7 @@ class CrossAttentionDecoder(nn.Module):
 def _check_sizes(
     feature_width: int, maps: int | None, out_features: int | None, width: int, depth: int, heads: int
 ) -> None:
-    """Refuse sizes that cannot be, naming all of them."""
+    """Refuse invalid sizes, naming all of them."""
     sizes = {"feature_width": feature_width, "maps": maps, "out_features": out_features, "width": width}
     sizes |= {"depth": depth, "heads": heads}
     wrong = [
@@ -185,7 +185,7 @@ def _check_options(
     hidden_layer: Hidden,
     residual: Residual,
 ) -> None:
-    """Refuse what cannot be computed, or would change nothing, naming all of it."""
+    """Refuse options that are invalid or would have no effect, naming all of them."""
     wrong = []
     if not int(width * mlp_ratio) >= 1:
         wrong.append(f"mlp_ratio must leave something of width {width}, got {mlp_ratio}")

@@ -1,6 +1,6 @@
 """The decoders of CrossMAE (arXiv 2401.14391) and of MAE (arXiv 2111.06377), the baseline.
 
-In CrossMAE masked patches attend to visible ones and to nothing else; in MAE all patches attend to all.
+In CrossMAE masked patches attend only to visible ones; in MAE all patches attend to all.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,9 +23,9 @@ from crossmae.model.cross_attention_decoder import CrossAttentionDecoder
 
 
 class CrossMAEDecoder(CrossAttentionDecoder):
-    """``CrossAttentionDecoder`` of a configuration, with a table of positions: its queries are patches of a mask.
+    """``CrossAttentionDecoder`` for a configuration, with a position table: its queries are the patches of a mask.
 
-    Positions of one's own, which need not be those of patches, are taken as its base class takes them.
+    Also accepts other positions, which need not be those of patches, like its base class.
     """
 
     positions: Tensor
@@ -51,17 +51,17 @@ class CrossMAEDecoder(CrossAttentionDecoder):
         register_positions(self, config.decoder_pos_embed, config.decoder_width, config.grid, config.class_tokens)
 
     def forward(self, maps: Sequence[Tensor], queries: Tensor | Masking, ids: Tensor | None = None) -> Tensor:
-        """Feature maps, each ``(B, K, E)`` -> what is in the patches to predict, or at positions, ``(B, Q, P)``."""
+        """Feature maps, each ``(B, K, E)`` -> predictions ``(B, Q, P)`` for the mask's patches or the queries."""
         return super().forward(maps, *self._positions_of(queries, ids))
 
     def residuals(
         self, maps: Sequence[Tensor], queries: Tensor | Masking, ids: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """The residual ``(B, Q, D)`` as each block in turn leaves it."""
+        """The residual ``(B, Q, D)`` after each block in turn."""
         return super().residuals(maps, *self._positions_of(queries, ids))
 
     def pixels(self, x: Tensor, masking: Masking) -> Tensor:
-        """The residual ``(B, Q, D)`` behind any block, of queries ``masking`` names -> patches ``(B, Q, P)``."""
+        """The residual ``(B, Q, D)`` after any block, for a mask's queries -> patches ``(B, Q, P)``."""
         return self.output(x)
 
     def _positions_of(self, queries: Tensor | Masking, ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -73,8 +73,8 @@ class CrossMAEDecoder(CrossAttentionDecoder):
 class MAEDecoder(nn.Module):
     """Self-attention blocks over visible tokens and mask tokens, then a linear head to pixels.
 
-    Like the original it decodes every token, the visible ones too, whatever is asked for. Of T tokens L are patches and
-    the others class tokens.
+    Like the original, it decodes every token, including visible ones, whatever is requested. Of the T tokens, L are
+    patches and the others class tokens.
     """
 
     positions: Tensor
@@ -101,7 +101,7 @@ class MAEDecoder(nn.Module):
         return self.pixels(last, masking)
 
     def residuals(self, maps: list[Tensor], masking: Masking) -> Iterator[Tensor]:
-        """The residual ``(B, T, D)`` as each block in turn leaves it."""
+        """The residual ``(B, T, D)`` after each block in turn."""
         config, kept = self.config, self.config.decoder_class_tokens
         visible = self.embed(maps[-1][:, config.class_tokens - kept :])
         tokens = self.mask_token.to(visible.dtype).expand(visible.shape[0], config.patches, -1)
@@ -113,7 +113,7 @@ class MAEDecoder(nn.Module):
             yield x
 
     def pixels(self, x: Tensor, masking: Masking) -> Tensor:
-        """The residual ``(B, T, D)`` behind any block -> the patches to predict ``(B, Q, P)``."""
+        """The residual ``(B, T, D)`` after any block -> the predicted patches ``(B, Q, P)``."""
         norm, head = self.norm, self.head
         tokens = ck.norm_linear(x, head.weight, head.bias, norm.weight, norm.bias, norm.eps)
         patches = tokens[:, self.config.decoder_class_tokens :]

@@ -1,4 +1,4 @@
-"""The encoder: a vision transformer that sees visible patches only and returns its feature maps."""
+"""The encoder: a vision transformer that sees only visible patches and returns its feature maps."""
 
 from collections.abc import Iterator
 
@@ -20,9 +20,9 @@ from crossmae.model.values import pair
 
 
 class PatchEmbedding(nn.Module):
-    """One linear layer from the pixels of a patch; only the requested patches are embedded.
+    """A linear layer on a patch's pixels; only the requested patches are embedded.
 
-    The weight keeps the layout of a convolution ``(E, C, p, q)``, as ViT and MAE checkpoints have it.
+    The weight has the layout of a convolution ``(E, C, p, q)``, as in ViT and MAE checkpoints.
     """
 
     def __init__(self, patch_size: int | tuple[int, int], channels: int, width: int) -> None:
@@ -39,7 +39,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Vision transformer over class tokens, one as a rule, and visible patches: K tokens in all, class tokens first."""
+    """Vision transformer over class tokens (usually one) and visible patches: K tokens in total, class tokens first."""
 
     positions: Tensor
 
@@ -63,7 +63,7 @@ class Encoder(nn.Module):
     ) -> list[Tensor]:
         """Images ``(B, C, H, W)``, ids ``(B, V)`` -> the chosen maps, each ``(B, K, E)``.
 
-        ``mean`` and ``std`` ``(C,)`` are for uint8 images, as ``crossmae_kernels.gather_patches`` takes them.
+        ``mean`` and ``std`` ``(C,)`` are for uint8 images, see ``crossmae_kernels.gather_patches``.
         """
         maps = [*self._maps(self._tokens(images, visible_ids, self.positions, mean, std))]
         maps[-1] = self.norm(maps[-1])
@@ -73,9 +73,9 @@ class Encoder(nn.Module):
     def maps_of_whole_images(
         self, images: Tensor, mean: Tensor | None = None, std: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """All patches of images ``(B, C, H, W)`` -> the input of the first block, and the output of each, without norm.
+        """All patches of images ``(B, C, H, W)`` -> the first block's input, then each block's output, without norm.
 
-        Positions are interpolated for images of another size than the configuration's.
+        Positions are interpolated if the image size differs from the configuration's.
         """
         config, (height, width) = self.config, pair(self.config.patch_size)
         grid, positions = (images.shape[2] // height, images.shape[3] // width), self.positions
@@ -91,7 +91,7 @@ class Encoder(nn.Module):
         patches = to_residual(
             self.patch_embed(images, ids, mean, std) + positions[0, first:][ids], self.config.residual
         )
-        # Without a position of their own: fresh sin-cos tables hold zeros for class tokens, loaded ones may not.
+        # Class tokens get no position: new sin-cos tables have zeros for them, but loaded ones may not.
         class_tokens = self.cls_token + positions[:, :first] if self.config.embeds_class else self.cls_token
         return torch.cat([class_tokens.to(patches.dtype).expand(patches.shape[0], -1, -1), patches], dim=1)
 

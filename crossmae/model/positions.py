@@ -1,4 +1,4 @@
-"""Fixed 2-D sin-cos position embeddings (MAE, appendix A.1), and tables of positions for grids of another shape."""
+"""Fixed 2-D sin-cos position embeddings (MAE, appendix A.1), and interpolation of position tables to other grids."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def sincos_positions(width: int, grid: tuple[int, int], class_tokens: int = 1) -> Tensor:
-    """Position embeddings of class tokens and of a grid of patches.
+    """Position embeddings of class tokens and a grid of patches.
 
     The first half of the channels encodes the column of a patch, the second its row; each half holds the sines and
     then the cosines at ``width / 4`` frequencies falling geometrically from 1 to 1 / 10000.
@@ -14,7 +14,7 @@ def sincos_positions(width: int, grid: tuple[int, int], class_tokens: int = 1) -
     Args:
         width: channels, a multiple of 4.
         grid: rows and columns of patches.
-        class_tokens: how many there are.
+        class_tokens: number of class tokens.
 
     Returns:
         float32 ``(1, class_tokens + rows * columns, width)``; class tokens' embeddings are zero.
@@ -25,10 +25,10 @@ def sincos_positions(width: int, grid: tuple[int, int], class_tokens: int = 1) -
 
 
 def position_embedding(coordinates: Tensor, width: int) -> Tensor:
-    """Sin-cos embeddings of places in any number of dimensions, which need not lie on a grid.
+    """Sin-cos embeddings of points in any number of dimensions, which need not lie on a grid.
 
-    For ``(row, column)`` in units of patches they are those of ``sincos_positions``: the last axis comes first, each
-    axis has ``width / axes`` channels, sines and then cosines.
+    For ``(row, column)`` in units of patches they equal ``sincos_positions``: the last axis comes first, and each axis
+    has ``width / axes`` channels, sines and then cosines.
 
     Args:
         coordinates: ``(..., axes)``.
@@ -53,7 +53,7 @@ def position_embedding(coordinates: Tensor, width: int) -> Tensor:
 def interpolate_positions(
     positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], class_tokens: int = 1
 ) -> Tensor:
-    """Bicubic interpolation of ``(1, class_tokens + rows * columns, D)`` to another grid; class tokens keep theirs.
+    """Bicubic interpolation of ``(1, class_tokens + rows * columns, D)`` to another grid; class tokens' are kept.
 
     As in MAE and detectron2's ViTDet, without the antialiasing that timm adds.
     """

@@ -1,4 +1,4 @@
-"""What an annotated type allows, told in words, and sequences as tuples."""
+"""Check values against annotated types, and normalise sequences to tuples."""
 
 from collections.abc import Sequence
 from types import NoneType
@@ -11,12 +11,12 @@ def as_tuple(value: Any) -> Any:
 
 
 def pair(size: Any) -> Any:
-    """Height and width from either, or from the side of a square; what is neither stays, for ``Config`` to refuse."""
+    """Height and width from a pair or a square's side; anything else is unchanged, for ``Config`` to refuse."""
     return (size, size) if _is(size, int) else as_tuple(size)
 
 
 def expected_instead(value: object, kind: Any) -> str | None:
-    """What an annotated type allows, in words, if the value is of another one."""
+    """A description of the values that an annotated type allows, or None if the value is one of them."""
     if _is(value, kind):
         return None
     *words, last = _words(kind)
@@ -24,7 +24,7 @@ def expected_instead(value: object, kind: Any) -> str | None:
 
 
 def _is(value: object, kind: Any) -> bool:
-    """Whether a value is of an annotated type. Integers are numbers, True and False are neither."""
+    """Whether a value has an annotated type. Integers count as numbers; True and False as neither."""
     inner = get_args(kind)
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in inner
@@ -41,7 +41,7 @@ def _is(value: object, kind: Any) -> bool:
 
 
 def _words(kind: Any) -> list[str]:
-    """What an annotated type allows, one by one."""
+    """Descriptions of the alternatives that an annotated type allows."""
     inner = get_args(kind)
     if get_origin(kind) is Literal:
         return [repr(value) for value in inner]

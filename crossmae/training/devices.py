@@ -20,9 +20,9 @@ from crossmae.training.recipe import Execution, Options, Precision
 
 
 class Autocast(MixedPrecision):
-    """Fabric's mixed precision, but inputs are not converted.
+    """Fabric's mixed precision, without converting inputs.
 
-    Rounded pixels would be wrong targets too, and rounded noise has ties: other masks in other precisions.
+    Rounded pixels would make wrong targets, and rounded noise has ties: masks would depend on the precision.
     """
 
     def convert_input(self, data: Any) -> Any:
@@ -31,9 +31,9 @@ class Autocast(MixedPrecision):
 
 
 def make_fabric(plan: Plan, options: Options) -> Fabric:
-    """One process of the run for each device; under torchrun and SLURM, the processes they started.
+    """Launch one process per device; under torchrun and SLURM, use the processes they started.
 
-    float64 concerns the model alone (Fabric's own setting would refuse to shard it).
+    float64 applies to the model only (Fabric's own float64 setting refuses sharding).
 
     Raises:
         ValueError: if precision, strategy and devices cannot be combined.
@@ -41,13 +41,13 @@ def make_fabric(plan: Plan, options: Options) -> Fabric:
     kind = device_kind()
     precision, config = plan.recipe.precision, plan.config
     if kind == "mps" and precision == "float64":
-        raise ValueError("precision float64 is not available on Apple's GPU (MPS); take float32")
+        raise ValueError("precision float64 is not available on Apple's GPU (MPS); use float32")
     if kind == "mps" and options.strategy != "auto":
-        raise ValueError(f"strategy {options.strategy} is for several devices, and Apple's GPU (MPS) is one; take auto")
+        raise ValueError(f"strategy {options.strategy} needs several devices, but Apple's GPU (MPS) is one; use auto")
     if options.strategy == "fsdp" and precision == "float16":
-        raise ValueError("float16 cannot be sharded (its loss scale is not shared); take bfloat16 or strategy=ddp")
+        raise ValueError("float16 cannot be sharded (its loss scale is not shared); use bfloat16 or strategy=ddp")
     devices, nodes = _devices(options)
-    # Encoder blocks behind the last map that the decoder uses get no gradient, which DDP must be told.
+    # Encoder blocks after the last map that the decoder uses get no gradient, so DDP must look for unused parameters.
     unused = config.feature_maps is not None and config.feature_maps[-1] < config.encoder_depth
     return Fabric(
         accelerator=kind,
@@ -59,29 +59,29 @@ def make_fabric(plan: Plan, options: Options) -> Fabric:
 
 
 def device_kind() -> str:
-    """The type of devices here that Fabric and this package support: "cuda" (or ROCm), "mps" or "cpu"."""
+    """This machine's best device type that Fabric and this package support: "cuda" (or ROCm), "mps" or "cpu"."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return device.type if device is not None and device.type in ("cuda", "mps") else "cpu"
 
 
 def _precision(precision: Precision, kind: str) -> list[Any]:
-    """Autocast for 16 bits; float32 and float64 concern the model's parameters only."""
+    """Autocast for 16 bits; float32 and float64 apply to the model's parameters only."""
     if precision in ("float32", "float64"):
         return []
     if precision == "float16" and kind == "cpu":
-        raise ValueError("float16 needs an accelerator, there is only a CPU; take bfloat16 or float32")
+        raise ValueError("float16 needs an accelerator, and there is only a CPU; use bfloat16 or float32")
     return [Autocast("16-mixed" if precision == "float16" else "bf16-mixed", kind)]
 
 
 def execution_on(device: torch.device, devices: int, asked_for: Execution) -> Execution:
-    """What execution ``auto`` stands for on one of so many devices; any other stays."""
+    """Resolve execution ``auto`` for one of ``devices`` devices; any other value is returned unchanged."""
     if asked_for != "auto":
         return asked_for
     return "graphs" if device.type == "cuda" and devices == 1 else "eager"
 
 
 def over_devices(fabric: Fabric, tensor: Tensor, how: Literal["mean", "sum"]) -> Tensor:
-    """Mean or sum of a tensor over all devices; all must call, none waits. Fabric's own has a barrier."""
+    """Mean or sum of a tensor over all devices; all must call it. Unlike Fabric's, it has no barrier."""
     if fabric.world_size == 1:
         return tensor
     reduced = tensor.clone()
@@ -90,22 +90,22 @@ def over_devices(fabric: Fabric, tensor: Tensor, how: Literal["mean", "sum"]) ->
 
 
 def processes(options: Options) -> int:
-    """How many devices a run would use."""
+    """The number of devices a run would use."""
     devices, nodes = _devices(options)
     return devices * nodes
 
 
 def _devices(options: Options) -> tuple[int, int]:
-    """Devices per host, and hosts; under torchrun, as it says.
+    """Devices per host and number of hosts; under torchrun, those it started.
 
-    Raises ValueError if the host has fewer; on a CPU any number of processes will do.
+    Raises ValueError if the host has fewer; on a CPU any number of processes works.
     """
     local, world = (int(os.environ.get(name, 0)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     kind = device_kind()
     there = 1 if kind == "cpu" else torch.accelerator.device_count()
     devices = local or options.devices or there
     if kind != "cpu" and devices > there:
-        raise ValueError(f"{devices} devices are asked for, and this host has {there} ({kind})")
+        raise ValueError(f"{devices} devices were requested, but this host has {there} ({kind})")
     return devices, world // local if local else 1
 
 
@@ -118,8 +118,8 @@ def _strategy(options: Options, processes: int, unused: bool) -> str | FabricStr
 
 
 def _shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """Shard the encoder block by block, and the decoder as a whole: its keys and values are projected all at once."""
-    # A warning for callers that write into a module's output; nothing here does.
+    """Shard the encoder block by block, but the decoder as a whole, as it projects all keys and values at once."""
+    # The warning is for callers that write into a module's output; nothing here does.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     data_parallel = mesh["data_parallel"]
     for part in module.modules():

@@ -1,4 +1,4 @@
-"""Evaluation while a run trains: probes of its features, and pictures of its reconstructions."""
+"""Evaluation during training: probes of the features and pictures of reconstructions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class EvaluationSets:
-    """Images to fit a classifier on, and others to test it on."""
+    """Images to fit a classifier on, and images to test it on."""
 
     training: "Subset[Sample]"
     test: "Subset[Sample]"
 
 
 def labelled(dataset: ImageDataset, limit: int) -> EvaluationSets | None:
-    """At most ``limit`` images for each part, evenly spread over the labelled ones; None if there are none.
+    """At most ``limit`` images for each part, evenly spaced among the labelled ones; None if there are none.
 
     If no labelled images are held out, both parts come from the training images; pretraining has then seen the test
     part, though not its labels.
@@ -50,7 +50,7 @@ def labelled(dataset: ImageDataset, limit: int) -> EvaluationSets | None:
 def evaluation_loader(
     subset: "Subset[Sample]", batch_size: int, workers: int, device: torch.device | str = "cpu"
 ) -> "DataLoader[Batch]":
-    """All images of a part in order, in batches, of which the last may be smaller."""
+    """All images of a part in order, in batches; the last may be smaller."""
     return loader(subset, BatchSampler(range(len(subset)), batch_size, drop_last=False), workers, device)
 
 
@@ -59,9 +59,9 @@ def _labelled(images: Images, limit: int) -> "Subset[Sample]":
 
 
 class Evaluation:
-    """The images that a run is evaluated on, always the same: labelled ones for probes, and a few for pictures.
+    """The fixed images that a run is evaluated on: labelled ones for probes, and a few for pictures.
 
-    ``unreadable`` are names and reasons of images that were replaced by others so far.
+    ``unreadable`` holds names and reasons of images replaced by others so far.
     """
 
     def __init__(self, images: ImageDataset, plan: PretrainingPlan, probe_images: int) -> None:
@@ -90,9 +90,9 @@ class Evaluation:
 
     @torch.no_grad()
     def draw(self, model: MaskedAutoencoder, step: int, folder: Path) -> list[Path]:
-        """Pictures of reconstructions, behind every decoder block, and of the mixing weights; their files.
+        """Draw reconstructions after every decoder block, and the mixing weights; returns the files.
 
-        All masked patches are decoded, whatever the run predicts: queries are independent.
+        All masked patches are decoded, whatever the run predicts, as queries are independent.
         """
         config, count = self._plan.config, min(PICTURES, len(self._shown))
         raw = torch.stack([self._shown[i * len(self._shown) // count].image for i in range(count)])
@@ -117,13 +117,13 @@ class Evaluation:
 def baseline_accuracies(
     images: ImageDataset, config: Config, seed: int, probe_images: int = 5000
 ) -> dict[str, dict[str, float]]:
-    """Accuracies of raw pixels and of an untrained encoder, to compare a run of that seed with.
+    """Accuracies of raw pixels and of an untrained encoder, as a baseline for a run with that seed.
 
     Raises ValueError if the images have no labels.
     """
     sets = labelled(images, probe_images)
     if sets is None:
-        raise ValueError("the images have no labels to tell features by")
+        raise ValueError("the images have no labels to judge features by")
     torch.manual_seed(seed)
     untrained = MaskedAutoencoder(config)
     parts = (sets.training, sets.test)

@@ -1,4 +1,4 @@
-"""Frozen features on disk, found again by what they were made of."""
+"""Frozen features on disk, looked up by what they were computed from."""
 
 import hashlib
 import json
@@ -22,10 +22,10 @@ _CHUNK = 1 << 24
 
 
 class FeatureCache:
-    """Features of images by a checkpoint, one file for each pair of them.
+    """Features of a set of images under a checkpoint, one file per pair.
 
-    A file is found by the content of the checkpoint, by names, sizes, times and labels of the image files and by all
-    settings, so where one of these has changed there is none. A file that was damaged is refused.
+    A file is looked up by the checkpoint's content, the image files' names, sizes, times and labels, and all settings,
+    so any change causes a miss. A damaged file is refused.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,10 +34,10 @@ class FeatureCache:
     def features(
         self, checkpoint: str, source: Source, settings: dict[str, Any], make: Callable[[], LabelledFeatures]
     ) -> LabelledFeatures:
-        """Those on disk, or else those that ``make`` makes, which are written.
+        """Read the features from disk, or else compute them with ``make`` and write them.
 
         Raises:
-            ValueError: if the file is damaged, with its name.
+            ValueError: if the file is damaged, naming it.
             OSError: if it cannot be read or written.
         """
         from safetensors.torch import load_file, save_file
@@ -51,9 +51,9 @@ class FeatureCache:
                 if _digest(content) == bytes(found["digest"].tolist()):
                     return content
                 why = "its content differs from what was written"
-            except Exception as error:  # the library raises errors of its own
+            except Exception as error:  # safetensors raises its own errors
                 why = reason(error)
-            raise ValueError(f"{path}, which keeps features of {checkpoint}, is damaged: {why}; remove it")
+            raise ValueError(f"{path}, a cache of the features of {checkpoint}, is damaged: {why}; remove it")
         made = make()
         make_folder(self._folder)
         digest = torch.tensor(list(_digest(made)), dtype=torch.uint8)
@@ -70,7 +70,7 @@ def _digest(features: LabelledFeatures) -> bytes:
 
 
 def _of_checkpoint(checkpoint: str) -> str:
-    """A digest of a checkpoint's weights and of what lies beside them."""
+    """A digest of a checkpoint's weights and the files beside them."""
     path = find(checkpoint)
     files = [path, *path.parent.glob("config.json")]
     if path.suffix == ".json":  # an index of shards
@@ -84,7 +84,7 @@ def _of_checkpoint(checkpoint: str) -> str:
 
 
 def _of_images(source: Source) -> str:
-    """A digest of what tells images from others without reading all of them."""
+    """A digest that identifies the images without reading all of them."""
     found = hashlib.sha256(source.all_labels().tobytes())
     paths: list[Path] = []
     if isinstance(source, ImagesInMemory):

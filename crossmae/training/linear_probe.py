@@ -1,4 +1,4 @@
-"""The papers' linear probe, a linear layer on frozen features trained by LARS, and attentive pooling in front of it."""
+"""The papers' linear probe, a linear layer on frozen features trained by LARS, optionally with attentive pooling."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from tqdm import tqdm
 from crossmae.training.plan import cosine_with_warmup
 from crossmae.training.probe import LabelledFeatures
 
-EPOCHS, LEAST_STEPS = 90, 1000  # the papers' are 7,000 steps on ImageNet
+EPOCHS, LEAST_STEPS = 90, 1000  # the papers' 90 epochs are 7,000 steps on ImageNet
 WARMUP = 10 / 90  # of the steps (MAE, table 10)
 MOMENTUM, TRUST = 0.9, 0.001
 EPSILON = 1e-6
@@ -18,14 +18,14 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class ProbeRecipe:
-    """How a probe is trained; MAE's table 10 and CrossMAE's appendix, but on features that are not augmented.
+    """How to train a probe: as in MAE's table 10 and CrossMAE's appendix, but on features without augmentation.
 
     Args:
-        epochs: passes over the features; by default 90, or more where these are less than 1,000 steps.
-        batch_size: features of a step; all of them where there are fewer.
-        base_learning_rate: peak for 256 features. The peak is this x batch size / 256, however many features there are:
-            steps of LARS are as long as the weights say, not the gradient.
-        seed: of initialisation and order.
+        epochs: passes over the features; by default 90, or more if these would be less than 1,000 steps.
+        batch_size: features per step; all of them if there are fewer.
+        base_learning_rate: peak for 256 features. The peak is this x batch size / 256 even if there are fewer
+            features: the length of a LARS step depends on the weights, not on the gradient.
+        seed: for initialization and order.
     """
 
     epochs: int | None = None
@@ -41,13 +41,13 @@ class ProbeRecipe:
             raise ValueError(f"seed must lie in [0, 2**63), got {self.seed}")
 
     def steps(self, features: int) -> tuple[int, int]:
-        """Steps of the training, and of an epoch."""
+        """Number of steps in total and per epoch."""
         per_epoch = features // min(self.batch_size, features)
         return max(EPOCHS * per_epoch, LEAST_STEPS) if self.epochs is None else self.epochs * per_epoch, per_epoch
 
 
 class LinearProbe(nn.Module):
-    """Features ``(B, E)`` -> logits ``(B, classes)``: batch normalisation without affine parameters, a linear layer."""
+    """Features ``(B, E)`` -> logits ``(B, classes)``: batch norm without affine parameters, then a linear layer."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class LinearProbe(nn.Module):
 
 
 class AttentiveProbe(LinearProbe):
-    """A linear probe on what one learned query reads from all tokens ``(B, T, E)`` by attention (arXiv 2202.03026)."""
+    """A linear probe on attentive pooling: one learned query attends to all tokens ``(B, T, E)`` (arXiv 2202.03026)."""
 
     def __init__(self, width: int, classes: int, heads: int) -> None:
         super().__init__(width, classes)
@@ -78,9 +78,9 @@ class AttentiveProbe(LinearProbe):
 
 
 def fitted(probe: LinearProbe, train: LabelledFeatures, recipe: ProbeRecipe, device: torch.device | str) -> LinearProbe:
-    """Train a probe on frozen features, which stay where they are; the probe ends on ``device``, in evaluation mode.
+    """Train a probe on frozen features; returns it on ``device`` in evaluation mode. The features stay on theirs.
 
-    LARS (arXiv 1708.03888) scales the steps of weights, not of biases, as in the papers without weight decay.
+    LARS (arXiv 1708.03888) scales the steps of weights, not of biases; as in the papers, there is no weight decay.
     """
     from timm.optim import Lars
 
@@ -111,6 +111,6 @@ def fitted(probe: LinearProbe, train: LabelledFeatures, recipe: ProbeRecipe, dev
 
 @torch.no_grad()
 def logits(probe: LinearProbe, test: LabelledFeatures, batch: int = 1024) -> Tensor:
-    """Of all features ``(N, classes)``, float32, on the CPU."""
+    """Logits of all features ``(N, classes)``, float32, on the CPU."""
     device = next(probe.parameters()).device
     return torch.cat([probe(part.to(device).float()).cpu() for part in test.values.split(batch)])

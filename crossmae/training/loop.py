@@ -1,4 +1,4 @@
-"""The loop of a run, whatever it trains, and what happens when something goes wrong."""
+"""The training loop of a run, for any task, including how it handles failures."""
 
 import warnings
 from collections.abc import Iterator
@@ -23,28 +23,28 @@ from crossmae_kernels.command import reason
 
 
 def check_folder(folder: Path, recipe: TrainingRecipe, options: Options) -> None:
-    """Refuse a folder that cannot be written to, or that holds a run which these settings must not resume."""
+    """Refuse a folder that is not writable, or that holds a run these settings must not resume."""
     make_folder(folder)
     there = sorted((folder / "checkpoints").glob("step-*"))
     if there and options.resume == "never":
-        raise ValueError(f"{folder} holds checkpoints of a run; take another folder, or resume=auto to continue it")
+        raise ValueError(f"{folder} holds checkpoints of a run; use another folder, or resume=auto to continue it")
     if Path(options.resume).resolve().parent == (folder / "checkpoints").resolve():
         raise ValueError(
-            f"{options.resume} is one of this run, which continues from its newest; "
-            "remove the later ones and resume=auto"
+            f"{options.resume} is a checkpoint of this run, which continues from its newest one; "
+            "remove the later ones and use resume=auto"
         )
     refused, _ = changes(recipe, folder / RECIPE) if there else ([], [])
     if refused:
         raise ValueError(
-            f"{folder} holds a run of other settings: {'; '.join(refused)}; "
-            f"another folder may start from where it is, with resume={there[-1]}"
+            f"{folder} holds a run with other settings: {'; '.join(refused)}; "
+            f"to start from it, use another folder with resume={there[-1]}"
         )
 
 
 class Run:
-    """A run of a task on the device of one process, from the checkpoint it resumes from to its last step.
+    """A run of a task in one process, on its device, from the checkpoint it resumes from to its last step.
 
-    ``stopped_by`` is the signal that ended it before that, or None.
+    ``stopped_by`` is the signal that ended it early, or None.
     """
 
     stopped_by: int | None = None
@@ -62,7 +62,7 @@ class Run:
         self._evaluated: float | None = None
 
     def fit(self) -> TrainedModule:
-        """Train from the newest checkpoint of the folder to the last step, or until a signal to stop."""
+        """Train from the folder's newest checkpoint to the last step, or until a signal to stop."""
         try:
             self._begin()
             self._train()
@@ -81,15 +81,15 @@ class Run:
             self._monitor = Monitor(self._folder, self._plan, self._stepper.step, self._task.name)
             self._monitor.say(self._task.describe() if chosen is None else self._going_on(chosen))
             if chosen is not None and chosen.parent == self._checkpoints.folder:
-                self._checkpoints.show(chosen)  # a run that was killed may have written it without
+                self._checkpoints.show(chosen)  # a killed run may have written it without this
             with replacing(self._folder / RECIPE) as beside:
                 beside.write_text(self._plan.recipe.to_json(), "utf-8")
         if chosen is None:
-            self._save(None)  # to find a NaN from; and a full disk shows at once
+            self._save(None)  # a point to search for a NaN from; and a full disk shows at once
 
     def _going_on(self, chosen: Path) -> str:
         refused, changed = changes(self._plan.recipe, chosen.parent.parent / RECIPE)
-        return "; ".join([f"Going on from {chosen}", *refused, *changed]) + "."
+        return "; ".join([f"Resuming from {chosen}", *refused, *changed]) + "."
 
     def _train(self) -> None:
         plan, stepper, options = self._plan, self._stepper, self._options
@@ -118,7 +118,7 @@ class Run:
                 if stopping and not last:
                     self.stopped_by = preemption.signal
         if self._monitor is not None and self.stopped_by is not None:
-            self._monitor.say(f"Stopped after step {stepper.step:,}, as asked; resume=auto goes on from there.")
+            self._monitor.say(f"Stopped after step {stepper.step:,}, as requested; resume=auto continues from there.")
 
     def _batches(self) -> Iterator[AnyBatch]:
         """This device's batches from the next step on."""
@@ -137,7 +137,7 @@ class Run:
             yield batch
 
     def _report(self, unreadable: tuple[str, ...]) -> None:
-        """Log names of images that could not be read, each once."""
+        """Log the names of unreadable images, each once."""
         new = [name for name in dict.fromkeys(unreadable) if name not in self._unreadable]
         if not new:
             return
@@ -146,7 +146,7 @@ class Run:
         with (self._folder / f"unreadable{rank}.txt").open("a", encoding="utf-8") as log:
             log.writelines(f"{name}\n" for name in new)
         if self._monitor is not None:
-            self._monitor.say(f"{len(self._unreadable):,} images could not be read so far, the last: {new[-1]}")
+            self._monitor.say(f"{len(self._unreadable):,} images could not be read so far; the last: {new[-1]}")
 
     def _note(self, losses: Losses | None) -> None:
         if losses is None:
@@ -159,14 +159,14 @@ class Run:
             self._monitor.losses(losses)
 
     def _score(self, evaluated: bool) -> float | None:
-        """What the best checkpoint is chosen by: the task's evaluation, or else the loss since the last one."""
+        """The score that selects the best checkpoint: the task's evaluation, or else the loss since the last one."""
         recent, self._recent = self._recent, []
         if self._task.evaluates:
             return self._evaluated if evaluated else None
         return -sum(recent) / len(recent) if recent else None
 
     def _save(self, score: float | None) -> None:
-        """Write a checkpoint; a disk that is full or gone is reported, and training continues."""
+        """Write a checkpoint; if the disk is full or gone, warn and continue training."""
         if not self._stepper.is_finite():
             raise NonFiniteLossError(self._stepper.step)
         try:
@@ -175,7 +175,8 @@ class Run:
             if self._stepper.step in (0, self._plan.steps):
                 raise
             warnings.warn(
-                f"no checkpoint of step {self._stepper.step}: {reason(error)}; the one before is kept", stacklevel=2
+                f"no checkpoint written at step {self._stepper.step}: {reason(error)}; the previous one is kept",
+                stacklevel=2,
             )
 
     def _evaluate(self) -> None:
@@ -190,16 +191,16 @@ class Run:
         try:
             with self._pause():
                 for picture in self._task.draw(self._stepper, self._folder / "pictures"):
-                    assert self._monitor is not None  # there are pictures on the first device alone
+                    assert self._monitor is not None  # only the first device draws
                     self._monitor.picture(self._stepper.step, picture)
         except OSError as error:
-            warnings.warn(f"no pictures of step {self._stepper.step}: {reason(error)}", stacklevel=2)
+            warnings.warn(f"no pictures drawn at step {self._stepper.step}: {reason(error)}", stacklevel=2)
 
     def _pause(self) -> AbstractContextManager[None]:
         return nullcontext() if self._monitor is None else self._monitor.pause()
 
     def _newest_good(self) -> Path | None:
-        """The checkpoint to resume from, or None; damaged ones and those of other models are passed over."""
+        """The checkpoint to resume from, or None; skips damaged ones and those of other models."""
         refused = []
         for checkpoint in reversed(self._checkpoints.there()):
             try:
@@ -208,21 +209,23 @@ class Run:
                 refused.append(str(error))
             else:
                 for why in refused:
-                    warnings.warn(f"not going on from it: {why}", stacklevel=2)
+                    warnings.warn(f"not resuming from this checkpoint: {why}", stacklevel=2)
                 return checkpoint.path
         if refused:
-            raise RuntimeError(f"no checkpoint of {self._folder} can be resumed from; the newest: {refused[0]}")
+            raise RuntimeError(f"cannot resume from any checkpoint in {self._folder}; the newest: {refused[0]}")
         if self._options.resume in ("auto", "never"):
             return None
         verify(Path(self._options.resume), self._plan.config)
         return Path(self._options.resume)
 
     def _explained(self, error: NonFiniteLossError) -> str:
-        """What went wrong first, found by going back to the last checkpoint, which is not changed."""
+        """What went wrong first, found by repeating the steps since the last checkpoint, which is not changed."""
         newest: Path | None = self._fabric.broadcast(self._newest_good() if self._fabric.is_global_zero else None)
-        assert newest is not None  # a run that was given none has written its own
+        assert newest is not None  # a run that started without one has written its own
         restore(self._stepper, newest)
         if self._monitor is not None:
-            self._monitor.say(f"The loss of step {error.step} is not finite; looking for the reason from {newest} on.")
+            self._monitor.say(
+                f"The loss of step {error.step} is not finite; repeating the steps from {newest} to see why."
+            )
         why = find_nonfinite(self._stepper, self._batches(), error.step)
         return f"{error}: {why}; the last good checkpoint is {newest}"

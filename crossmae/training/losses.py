@@ -1,4 +1,4 @@
-"""Asynchronous logging: losses are copied from the device and read later, so that no step waits for it."""
+"""Asynchronous logging: losses are copied from the device and read later, so no step waits for them."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from crossmae.training.devices import over_devices
 
 @dataclass(frozen=True)
 class Losses:
-    """Losses of consecutive steps, averaged over devices; the first is that of step ``first``."""
+    """Losses of consecutive steps from step ``first`` on, averaged over devices."""
 
     first: int
     values: list[float]
@@ -23,9 +23,9 @@ class Losses:
 
 
 class LossReader:
-    """Collects losses on the device and returns them an interval later, when the copy has long arrived.
+    """Collects losses on the device and returns them an interval later, when the copy has long completed.
 
-    Every device must call ``add`` and ``flush`` at the same steps: losses are averaged over devices, an interval at a
+    Every device must call ``add`` and ``flush`` at the same steps: losses are averaged over devices one interval at a
     time.
     """
 
@@ -36,7 +36,7 @@ class LossReader:
         self._underway: tuple[int, Tensor, torch.Event | None] | None = None
 
     def add(self, step: int, loss: Tensor) -> Losses | None:
-        """Note the loss of a step; at the end of an interval, return the losses of the interval before."""
+        """Add the loss of a step; at the end of an interval, return the losses of the previous interval."""
         if not self._collected:
             self._first = step
         self._collected.append(loss)
@@ -47,7 +47,7 @@ class LossReader:
         return arrived if self._fabric.device.type != "cpu" else self._arrived()
 
     def flush(self) -> list[Losses]:
-        """All losses not returned so far; waits for the device."""
+        """All losses not yet returned; waits for the device."""
         arrived = [self._arrived()]
         if self._collected:
             self._send()

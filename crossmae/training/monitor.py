@@ -1,4 +1,4 @@
-"""What a run reports: a progress line, TensorBoard, and a log of plain lines to compare runs with."""
+"""What a run reports: a progress bar, TensorBoard, and a JSON Lines log for comparing runs."""
 
 import io
 import json
@@ -23,12 +23,12 @@ LOG = "log.jsonl"
 
 
 class Monitor:
-    """Writes ``log.jsonl`` and TensorBoard's files into the run's folder and keeps a progress line on the screen.
+    """Writes ``log.jsonl`` and TensorBoard files into the run's folder and shows a progress bar.
 
-    A line of the log is one of three: a step and its loss; a number of steps and the seconds that training took until
-    then, with learning rate, images per second and memory; a number of steps and what an evaluation found. When a run
-    resumes from step ``first``, log lines from that step on are dropped: these steps are repeated. ``name`` stands in
-    front of the progress line.
+    A log line is one of three kinds: a step and its loss; a number of steps and the seconds of training so far, with
+    learning rate, images per second and memory; or a number of steps and the result of an evaluation. When a run
+    resumes from step ``first``, log lines from that step on are dropped, as these steps are repeated. ``name`` labels
+    the progress bar.
     """
 
     def __init__(self, folder: Path, plan: Plan, first: int, name: str) -> None:
@@ -43,7 +43,7 @@ class Monitor:
         self._seconds = max((entry["seconds"] for entry in earlier if "seconds" in entry), default=0.0)
 
     def losses(self, losses: Losses) -> None:
-        """Note the losses of an interval."""
+        """Log the losses of an interval."""
         for step, loss in enumerate(losses.values, start=losses.first):
             self._write({"step": step, "loss": loss})
         step, now = losses.first + len(losses.values), time.perf_counter()
@@ -60,19 +60,19 @@ class Monitor:
         self._line.update(step - self._line.n)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Curves for TensorBoard."""
+        """Log scalars to TensorBoard."""
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
     def evaluation(self, step: int, accuracies: Mapping[str, float]) -> None:
-        """Note what an evaluation found."""
+        """Log the result of an evaluation."""
         self._write({"step": step, **accuracies})
         self._flush()
         self.scalars(step, {f"evaluation/{name}": value for name, value in accuracies.items()})
         self.say(f"step {step:,}: " + ", ".join(f"{name} {value:.1%}" for name, value in accuracies.items()))
 
     def picture(self, step: int, path: Path) -> None:
-        """Show a picture file in TensorBoard too."""
+        """Add a picture file to TensorBoard."""
         import numpy as np
         from PIL import Image
 
@@ -80,12 +80,12 @@ class Monitor:
             self._board.add_image(path.stem, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
 
     def say(self, text: str) -> None:
-        """Print a line above the progress line."""
+        """Print a line above the progress bar."""
         self._line.write(text)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """A context whose time does not count as training's."""
+        """A context whose time does not count as training time."""
         begun = time.perf_counter()
         try:
             yield
@@ -93,7 +93,7 @@ class Monitor:
             self._begun += time.perf_counter() - begun
 
     def close(self) -> None:
-        """Finish the files and the line."""
+        """Close the files and the progress bar."""
         self._line.close()
         self._flush()
         self._board.close()
@@ -102,20 +102,20 @@ class Monitor:
         self._waiting.write(json.dumps(entry) + "\n")
 
     def _flush(self) -> None:
-        """Append pending lines to the log; if that fails they stay pending, and training continues."""
+        """Append pending lines to the log; if that fails, they stay pending and training continues."""
         size = self._log.stat().st_size
         try:
             with self._log.open("a", encoding="utf-8") as log:
                 log.write(self._waiting.getvalue())
         except OSError as error:
             os.truncate(self._log, size)
-            warnings.warn(f"the log {self._log} waits: {reason(error)}", stacklevel=2)
+            warnings.warn(f"could not write the log {self._log}, will try again: {reason(error)}", stacklevel=2)
         else:
             self._waiting = io.StringIO()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a run's log, without a last line that a killed run left unfinished."""
+    """The entries of a run's log, without an incomplete last line left by a killed run."""
     lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     entries = []
     for line in lines:
@@ -135,7 +135,7 @@ def _kept_until(path: Path, first: int) -> list[dict[str, Any]]:
 
 
 def _memory_in_use() -> int:
-    """Peak memory in bytes, allocated on the accelerator or resident in the process."""
+    """Peak memory in bytes: allocated on the accelerator, or else resident in the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if sys.platform == "win32":

@@ -1,4 +1,4 @@
-"""NaN detection: repeat the steps since the last good checkpoint, and watch the one whose loss is not finite."""
+"""NaN detection: repeat the steps since the last good checkpoint, watching the one with the non-finite loss."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from crossmae.training.step import Stepper
 
 
 class NonFiniteLossError(RuntimeError):
-    """A step's loss, or the parameters it left, are not finite."""
+    """A step's loss, or a parameter after it, is not finite."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"the loss of step {step} is not finite")
@@ -22,10 +22,10 @@ class NonFiniteLossError(RuntimeError):
 
 
 def find_nonfinite(stepper: Stepper, batches: Iterator[AnyBatch], bad_step: int) -> str:
-    """Repeat the steps from where ``stepper`` is up to the bad one, and name the first tensor that is not finite.
+    """Repeat the steps from the current state of ``stepper`` to the bad one, and name the first non-finite tensor.
 
-    Steps depend on recipe and step number alone, so they repeat exactly, on an accelerator up to the order of its
-    sums. The step before the bad one is watched too: its gradients may be to blame.
+    Steps depend only on the recipe and the step number, so they repeat exactly; on an accelerator, up to the order of
+    its sums. The step before the bad one is watched too, as its gradients may be to blame.
     """
     while stepper.step < bad_step - 1:
         stepper.train_step(batches)
@@ -37,20 +37,20 @@ def find_nonfinite(stepper: Stepper, batches: Iterator[AnyBatch], bad_step: int)
         with torch.compiler.set_stance("force_eager"), nonfinite_hooks(stepper.module, found):
             loss = stepper.train_step(batches)
         if not found and not _finite(loss):
-            found.append("the loss itself; all modules' outputs are finite")
+            found.append("the loss itself (all modules' outputs are finite)")
         here = torch.tensor(float(bool(found)), device=loss.device)
         anywhere = bool(over_devices(stepper.fabric, here, "sum") > 0)
     if not anywhere:
-        return "it did not happen again when the steps were taken once more: suspect the machine or the order of sums"
+        return "it did not happen again when the steps were repeated: suspect the machine or the order of sums"
     first = found[0] if found else "on another device"
     return f"the first tensor that is not finite is {first}, in step {step}"
 
 
 @contextmanager
 def nonfinite_hooks(model: nn.Module, found: list[str]) -> Iterator[None]:
-    """Within the context, note what is not finite: parameters, modules' outputs and the gradients of these outputs.
+    """Within the context, record everything that is not finite: parameters, modules' outputs and their gradients.
 
-    Waits for the device at every module. The innermost module is named.
+    Waits for the device at every module. Names the innermost module.
     """
     found += [f"the parameter {name}" for name, tensor in model.named_parameters() if not _finite(tensor.detach())]
 

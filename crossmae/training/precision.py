@@ -1,4 +1,4 @@
-"""Precision ``auto``: the faster of float32 and bfloat16, asked of the machine by a short measurement."""
+"""Precision ``auto``: the faster of float32 and bfloat16 on this machine, by a short measurement."""
 
 import contextlib
 import functools
@@ -13,44 +13,44 @@ from crossmae.training.devices import device_kind
 from crossmae.training.plan import PretrainingPlan
 from crossmae.training.recipe import Precision
 
-# How much sooner a step must be done in bfloat16 to give float32's digits up for it.
+# How much faster a step must be in bfloat16 to be worth giving up float32's digits.
 WORTHWHILE = 1.1
-# Patches of the images that the steps are measured on, at most: on one core of a CPU a tiny model takes half a second,
+# At most so many patches in the images of the measured steps: on one CPU core a tiny model takes half a second,
 # ViT-B less than a minute.
 PATCHES = 8192
 ROUNDS = 3
 
 
 def settled(plan: PretrainingPlan, written: Path | None = None) -> Precision:
-    """The precision that a plan's recipe names, or that ``auto`` stands for here; the latter is said aloud.
+    """The precision of a plan's recipe; ``auto`` is resolved for this machine, and the choice printed.
 
-    A run that goes on keeps the precision of its recipe ``written`` on disk, where there is one.
+    A resumed run keeps the precision in its recipe ``written`` on disk, if there is one.
 
     Raises:
-        ValueError: for ``auto`` with several processes on a CPU, whose measurements need not agree.
+        ValueError: for ``auto`` with several processes on a CPU, whose measurements might disagree.
     """
     named = plan.recipe.precision
     if named != "auto":
         return named
     if written is not None and (begun := _precision_of(written)):
-        print(f"Precision: {begun}, as the run began.")
+        print(f"Precision: {begun}, as when the run began.")
         return begun
     if device_kind() != "cpu":
         print("Precision: bfloat16, on an accelerator.")
         return "bfloat16"
     if plan.devices > 1:
         raise ValueError(
-            f"precision auto is measured by one process, there are {plan.devices} here; take bfloat16 or float32"
+            f"precision auto is measured by a single process, but there are {plan.devices}; use bfloat16 or float32"
         )
     seconds = _seconds_of_a_step(plan)
     chosen: Precision = "bfloat16" if seconds["float32"] >= WORTHWHILE * seconds["bfloat16"] else "float32"
     times = " and ".join(f"{1e3 * taken:,.0f} ms in {name}" for name, taken in seconds.items())
-    print(f"Precision: {chosen}; a step takes this CPU {times}.")
+    print(f"Precision: {chosen}; on this CPU a step takes {times}.")
     return chosen
 
 
 def _precision_of(written: Path) -> Precision | None:
-    """None where there is no recipe; who resumes a run says what is wrong with a file that is none."""
+    """None if there is no valid recipe; resuming a run reports an invalid one."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         precision: Precision = json.loads(written.read_text("utf-8"))["precision"]
         return precision
@@ -58,7 +58,7 @@ def _precision_of(written: Path) -> Precision | None:
 
 
 def _seconds_of_a_step(plan: PretrainingPlan) -> dict[Precision, float]:
-    """Of a forward and a backward pass on noise; random generators are left as they were."""
+    """Time a forward and a backward pass on noise; the states of random generators are restored."""
     config = plan.config
     batch = max(1, min(plan.micro_batch, PATCHES // config.patches))
     with torch.random.fork_rng([]):

@@ -1,4 +1,4 @@
-"""Preemption: SIGTERM and SIGINT are noted when they arrive, and answered between two steps."""
+"""Preemption: SIGTERM and SIGINT are recorded when they arrive and handled between two steps."""
 
 import signal
 import threading
@@ -12,9 +12,9 @@ from crossmae.training.devices import over_devices
 
 
 class Preemption:
-    """Within its context, a signal to stop is noted; a second SIGINT stops at once.
+    """A context that records a signal to stop; a second SIGINT stops at once.
 
-    Only the main thread may handle signals; in any other thread none is noted.
+    Only the main thread may handle signals; in any other thread none is recorded.
     """
 
     def __init__(self, fabric: Fabric) -> None:
@@ -40,11 +40,11 @@ class Preemption:
 
     @property
     def signal(self) -> int:
-        """The signal that was noted; SIGTERM if another process received it."""
+        """The recorded signal; SIGTERM if another process received it."""
         return self._noted or signal.SIGTERM
 
     def should_stop(self, at_interval: bool) -> bool:
-        """Whether all processes stop now; several agree at intervals only, since asking each other takes time."""
+        """Whether all processes stop now; several agree only at intervals, since communication takes time."""
         if self._fabric.world_size == 1:
             return bool(self._noted)
         if not at_interval:

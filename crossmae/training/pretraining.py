@@ -1,4 +1,4 @@
-"""Pretraining as a task: images are masked and predicted, and their features probed on the way."""
+"""Pretraining as a task: predict masked images, probing the features along the way."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ from crossmae.training.task import Task, TrainedModule
 
 
 class Pretraining(Task):
-    """Of an encoder with a decoder, judged by kNN and a linear probe on its frozen features."""
+    """Pretrains an encoder with a decoder; evaluates by kNN and a linear probe on frozen features."""
 
     score: ClassVar[str] = "knn"
     plan: PretrainingPlan
@@ -75,10 +75,10 @@ class PretrainingLoss(TrainedModule):
         self.model = model
 
     def forward(self, images: Tensor, visible_ids: Tensor, predicted_ids: Tensor) -> Tensor:
-        """Images ``(B, C, H, W)`` as they were read, uint8 or floating point, and a mask drawn for them -> the loss.
+        """The loss of images ``(B, C, H, W)`` as read, uint8 or floating point, and a mask drawn for them.
 
-        The mask comes from outside, since ratios may change from epoch to epoch: to a compiler its sizes are dynamic,
-        where each ratio would be a graph of its own, and after eight of them nothing would be compiled any more.
+        The mask is an argument because ratios may change from epoch to epoch: this way its sizes are dynamic to the
+        compiler, while every ratio would otherwise be another graph, and after eight nothing would be compiled.
         """
         model = self.model
         if images.dtype != torch.uint8 or next(model.parameters()).dtype == torch.float64:
@@ -87,7 +87,7 @@ class PretrainingLoss(TrainedModule):
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for everything but biases and norms, the parameters of one dimension."""
+    """Groups with weight decay for all parameters except one-dimensional ones: biases and norms."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

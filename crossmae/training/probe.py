@@ -1,4 +1,4 @@
-"""The quality of frozen features: nearest neighbours, and a linear classifier on top."""
+"""The quality of frozen features, by nearest neighbours and by a linear classifier."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from crossmae.model import MaskedAutoencoder
 from crossmae.training.data.batches import Batch
 
-ASKED = 1000  # features whose neighbours are found at a time
+ASKED = 1000  # queries per chunk of the neighbour search
 Pooling = Literal["average", "class", "tokens"]
 
 
@@ -26,10 +26,10 @@ class LabelledFeatures:
 def encoder_features(
     model: MaskedAutoencoder, batches: Iterable[Batch], pooling: Pooling = "average"
 ) -> LabelledFeatures:
-    """The encoder's output, with nothing masked: the average over patch tokens, the class token, or all tokens
-    ``(N, T, E)``; of several class tokens their average.
+    """The encoder's output without masking: the average of the patch tokens, the class token (the average of several),
+    or all tokens ``(N, T, E)``.
 
-    Does not change the model's mode. Raises ValueError if there is no class token to take.
+    Does not change the model's mode. Raises ValueError if there is no class token to return.
     """
     device, training = next(model.parameters()).device, model.training
     first = model.config.class_tokens
@@ -50,7 +50,7 @@ def encoder_features(
 
 
 def pixel_features(batches: Iterable[Batch]) -> LabelledFeatures:
-    """Raw pixels as features, for comparison."""
+    """Raw pixels as features, as a baseline."""
     return _features(lambda images: images.flatten(1), batches)
 
 
@@ -62,17 +62,17 @@ def _features(feature: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> 
 
 
 def accuracies(train: LabelledFeatures, test: LabelledFeatures) -> dict[str, float]:
-    """Share of test features classified correctly, by kNN and by a linear probe fitted to the training features."""
+    """Accuracy on the test features, of kNN and of a linear probe fitted to the training features."""
     return {"knn": knn_accuracy(train, test), "linear": linear_accuracy(train, test)}
 
 
 def knn_accuracy(train: LabelledFeatures, test: LabelledFeatures, neighbours: int = 5) -> float:
-    """Share of test features that ``knn_predictions`` classify correctly."""
+    """Share of test features that ``knn_predictions`` classifies correctly."""
     return float((knn_predictions(train, test, neighbours) == test.labels).double().mean())
 
 
 def knn_predictions(train: LabelledFeatures, test: LabelledFeatures, neighbours: int = 5) -> Tensor:
-    """By the majority of the nearest training features, by cosine after standardising each dimension: ``(N,)``."""
+    """Majority label ``(N,)`` of the nearest training features, by cosine after standardising each dimension."""
     from sklearn.neighbors import KNeighborsClassifier
 
     scale, shift = torch.std_mean(train.values, dim=0)
@@ -84,7 +84,7 @@ def knn_predictions(train: LabelledFeatures, test: LabelledFeatures, neighbours:
 
 
 def linear_accuracy(train: LabelledFeatures, test: LabelledFeatures) -> float:
-    """By logistic regression on standardised features."""
+    """Accuracy of logistic regression on standardised features."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

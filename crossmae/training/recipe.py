@@ -20,30 +20,30 @@ IMAGENET_IMAGES = 1_281_167
 
 RECIPES = Path(__file__).parent / "recipes"
 RECIPE = "recipe.json"
-"""A run's own, in its folder."""
+"""The file name of a run's own recipe, in its folder."""
 
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """What the result of every run depends on, whatever it trains.
+    """Settings that determine the result of a run, for any task.
 
     Args:
         data: the images.
         epochs: passes over the images.
         steps: length in optimizer steps instead of epochs.
-        batch_size: images of an optimizer step, over all devices and micro-batches.
-        micro_batch: most images that a device processes at a time; gradients are accumulated over several if needed.
-        base_learning_rate: peak for 256 images. The peak of a run is this x batch size / 256.
+        batch_size: images per optimizer step, over all devices and micro-batches.
+        micro_batch: most images that a device processes at a time; gradients are accumulated if needed.
+        base_learning_rate: peak for 256 images. A run's peak is this x batch size / 256.
         learning_rate: the peak itself, instead of the base.
-        warmup: share of the run over which the learning rate rises from 0 to its peak.
-        weight_decay: AdamW's, for all parameters but biases and norms.
+        warmup: fraction of the run over which the learning rate rises from 0 to its peak.
+        weight_decay: AdamW's, for all parameters except biases and norms.
         betas: AdamW's.
-        clip_norm: largest norm of the gradient; longer ones are scaled down to it.
+        clip_norm: largest norm of the gradient; larger gradients are scaled down to it.
         precision: bfloat16 and float16 are autocast with float32 parameters; float16 scales its loss. ``auto`` is
-            bfloat16 on an accelerator, and on a CPU the faster of bfloat16 and float32, which is measured.
+            bfloat16 on an accelerator; on a CPU it measures bfloat16 and float32 and takes the faster.
         execution: ``eager``, ``compile`` (torch.compile) or ``graphs`` (torch.compile with CUDA graphs). ``auto`` is
-            graphs on a single NVIDIA GPU, which would wait for launches, and eager anywhere else.
-        seed: for initialisation, order, augmentation and all else that is random.
+            graphs on a single NVIDIA GPU, which would otherwise wait for launches, and eager anywhere else.
+        seed: for initialization, order, augmentation and all other randomness.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -62,7 +62,7 @@ class TrainingRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot run, naming every wrong setting."""
+        """Refuse invalid settings, naming every one."""
         if wrong := self._wrong():
             raise ValueError("recipe: " + "; ".join(wrong))
 
@@ -85,7 +85,7 @@ class TrainingRecipe:
         if not all(0 <= beta < 1 for beta in self.betas):
             wrong.append(f"betas must lie in [0, 1), got {self.betas}")
         if not 0 <= self.warmup < 1:
-            wrong.append(f"warmup must be a share of the run in [0, 1), got {self.warmup}")
+            wrong.append(f"warmup must be a fraction of the run in [0, 1), got {self.warmup}")
         if not 0 <= self.weight_decay < math.inf:
             wrong.append(f"weight_decay must not be negative, got {self.weight_decay}")
         for name, kind in (("precision", Precision), ("execution", Execution)):
@@ -94,28 +94,28 @@ class TrainingRecipe:
         return wrong
 
     def to_json(self) -> str:
-        """The contents of a file for ``--recipe``."""
+        """The content of a file for ``--recipe``."""
         return json.dumps(asdict(self), indent=2)
 
 
 @dataclass(frozen=True)
 class Recipe(TrainingRecipe):
-    """Everything that the result of pretraining depends on.
+    """Everything the result of pretraining depends on.
 
-    A ratio given as a pair changes from its first value to its second over the run, linearly, epoch by epoch.
+    A ratio given as a pair changes linearly from the first value to the second over the run, epoch by epoch.
 
     Args:
         model: name of the model; see ``crossmae.list_models``.
-        image_size: side of square images in pixels, or height and width; the model's own unless given.
+        image_size: side of square images in pixels, or height and width; by default the model's own.
         model_options: any other field of ``crossmae.Config``, such as ``decoder_depth``.
-        init: a checkpoint whose encoder the model starts from, see ``crossmae.load_encoder``; the decoder starts anew.
-        masking: shape of the masks (MAE, table 1f): ``random`` hides random patches, ``grid`` all but the first of each
-            square of 2 x 2 patches (a mask ratio of .75) or larger, ``block`` one rectangle of random place, ``cells``
-            random squares of 4 x 4 (Pixio); ``furthest`` hides as ``random`` does and predicts patches that are far
-            apart (PR-MIM).
-        mask_ratio: share of patches hidden from the encoder.
-        prediction_ratio: share of all patches to predict; ``mask_ratio`` for MAE, else 0.25 unless given.
-        base_learning_rate: peak for 256 images with all masked patches predicted. The peak of a run is this
+        init: a checkpoint whose encoder the model starts from, see ``crossmae.load_encoder``; the decoder is new.
+        masking: shape of the masks (MAE, table 1f): ``random`` hides random patches; ``grid`` all but the first of each
+            square of 2 x 2 patches (a mask ratio of .75) or larger; ``block`` one rectangle at a random place;
+            ``cells`` random squares of 4 x 4 patches (Pixio); ``furthest`` hides like ``random`` and predicts patches
+            that are far apart (PR-MIM).
+        mask_ratio: fraction of patches hidden from the encoder.
+        prediction_ratio: fraction of all patches to predict; by default ``mask_ratio`` for MAE, else 0.25.
+        base_learning_rate: peak for 256 images with all masked patches predicted. A run's peak is this
             x prediction ratio / mask ratio x batch size / 256 (CrossMAE, appendix A).
     """
 
@@ -136,7 +136,7 @@ class Recipe(TrainingRecipe):
         if self.masking not in get_args(MaskShape):
             wrong.append(f"masking must be one of {', '.join(get_args(MaskShape))}, got {self.masking!r}")
         if self.masking == "grid" and between(self.mask_ratio, 0) != between(self.mask_ratio, 1):
-            wrong.append(f"mask_ratio must stay the same with masking grid, got {self.mask_ratio}")
+            wrong.append(f"mask_ratio must be constant with masking grid, got {self.mask_ratio}")
         return wrong + super()._wrong()
 
     def config(self) -> Config:
@@ -145,16 +145,16 @@ class Recipe(TrainingRecipe):
         return named_config(self.model, self.image_size, **{**options, **self.model_options})
 
 
-# What may change when a run resumes in its folder: how long it is, and how and where it runs.
+# Settings that may change when a run resumes in its folder: how long it is, and how and where it runs.
 _MAY_CHANGE = ("epochs", "steps", "micro_batch", "execution", "data.workers", "data.evaluation")
-# Compared by the configuration they make, which every checkpoint holds.
+# Compared through the resulting configuration, which every checkpoint holds.
 _OF_THE_MODEL = ("model", "image_size", "model_options")
 
 
 def changes(recipe: TrainingRecipe, written: Path) -> tuple[list[str], list[str]]:
-    """Differences from a recipe on disk: those that may not be when a run resumes, and those that may.
+    """Differences from a recipe on disk: those that forbid resuming the run, and those that do not.
 
-    Settings that did not exist yet when the file was written do not count; without a file there are no differences.
+    Settings that did not exist when the file was written do not count; without a file there are no differences.
 
     Raises:
         ValueError: if the file is not a recipe.
@@ -162,7 +162,7 @@ def changes(recipe: TrainingRecipe, written: Path) -> tuple[list[str], list[str]
     if not written.is_file():
         return [], []
     try:
-        # Before there was a choice all masks were random.
+        # Before there was a choice, all masks were random.
         theirs = {"masking": "random", **_by_name(json.loads(written.read_text("utf-8")))}
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{written} is not a recipe: {error}") from error
@@ -184,27 +184,27 @@ def _by_name(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def between(ratio: Ratio, share: float) -> float:
-    """A ratio after a share of the run."""
+    """The value of a ratio after a fraction of the run."""
     first, last = ratio if isinstance(ratio, tuple) else (ratio, ratio)
     return first + share * (last - first)
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where a run is written, on which devices it runs and what it reports; none of it changes the result.
+    """Where to write a run, on which devices to run it and what to report; none of it changes the result.
 
     Args:
         out: folder of the run; created if missing.
-        resume: ``auto`` resumes from the newest good checkpoint of the folder, ``never`` refuses a folder that has any;
-            or the folder of another run's checkpoint, to start from while this run has none of its own.
+        resume: ``auto`` resumes from the folder's newest good checkpoint, ``never`` refuses a folder that has any; or
+            the folder of another run's checkpoint, to start from as long as this run has none.
         strategy: ``ddp`` copies the model to every device, ``fsdp`` shards it (FSDP2).
         devices: number of devices on this host; by default all, or one process on a CPU.
-        dry_run: print the plan and stop.
-        strict: stop at the first image that cannot be read, instead of taking the next one and logging its name.
+        dry_run: print the plan and exit.
+        strict: stop at the first unreadable image, instead of logging its name and taking the next one.
         log_every: steps between readings of the loss.
         save_every: epochs between checkpoints.
-        keep_last: how many of them to keep, besides the best.
-        keep_every: epochs between checkpoints to keep for good; none by default.
+        keep_last: how many of the newest checkpoints to keep, besides the best.
+        keep_every: epochs between checkpoints to keep permanently; none by default.
         pictures_every: epochs between pictures.
     """
 
@@ -237,7 +237,7 @@ class RunOptions(Options):
 
     Args:
         probe_every: epochs between evaluations of the features by kNN and a linear probe, if images have labels.
-        probe_images: most images of a probe's training set and of its test set.
+        probe_images: most images in a probe's training set and in its test set.
         pictures_every: epochs between pictures of reconstructions and mixing weights.
     """
 
@@ -250,8 +250,8 @@ def read_recipes(names: list[str]) -> dict[str, Any]:
     """Settings of recipes given by name or as YAML or JSON files; later ones override earlier ones.
 
     Raises:
-        FileNotFoundError: for what is neither a recipe nor a file, with the names of all recipes.
-        ValueError: for a file without settings.
+        FileNotFoundError: if a name is neither a recipe nor a file; lists all recipes.
+        ValueError: if a file has no settings.
     """
     import yaml
 
@@ -260,9 +260,9 @@ def read_recipes(names: list[str]) -> dict[str, Any]:
         path = RECIPES / f"{name}.yaml" if (RECIPES / f"{name}.yaml").is_file() else Path(name)
         if not path.is_file():
             there_are = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
-            raise FileNotFoundError(f"there is no recipe and no file {name!r}; recipes are {there_are}")
+            raise FileNotFoundError(f"there is no recipe or file {name!r}; recipes are {there_are}")
         try:
-            read = yaml.safe_load(path.read_bytes())  # which tells its encoding
+            read = yaml.safe_load(path.read_bytes())  # bytes, so that YAML detects the encoding
         except yaml.YAMLError as error:
             raise ValueError(f"{path} is not a YAML file: {error}") from error
         if not isinstance(read, dict):
@@ -272,7 +272,7 @@ def read_recipes(names: list[str]) -> dict[str, Any]:
 
 
 def _merged(settings: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings are merged too."""
+    """Settings overridden by later ones, merging nested settings too."""
     merged = dict(settings)
     for name, value in later.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)

@@ -18,34 +18,34 @@ from crossmae.training.recipe import IMAGENET_IMAGES, RECIPE, Recipe, RunOptions
 
 
 def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
-    """Pretrain as the recipe says, into the folder of the options.
+    """Pretrain by a recipe into the options' folder.
 
     The folder then holds ``model.safetensors`` (the newest), ``checkpoints/``, ``recipe.json``, ``log.jsonl``,
-    ``tensorboard/``, ``pictures/`` and, if there were any, the names of images that could not be read.
+    ``tensorboard/``, ``pictures/`` and the names of unreadable images, if any.
 
-    A run resumes in its folder as the same run: what it computes must be as ``recipe.json`` says, while its length and
-    how it runs may change.
+    A run resumes in its folder as the same run: what it computes must match ``recipe.json``, but its length and how it
+    runs may change.
 
     Returns:
-        The model, on the device that trained it; None after a dry run. A run that was asked to stop by SIGTERM or
-        SIGINT returns what it has.
+        The model, on the device that trained it; None after a dry run. A run stopped by SIGTERM or SIGINT returns the
+        model trained so far.
 
     Raises:
         ValueError, OSError: before any work, if recipe, images or folder do not allow a run.
-        RuntimeError: if a loss is not finite, naming the first such tensor, or if no checkpoint can be resumed from.
+        RuntimeError: if a loss is not finite, naming the first non-finite tensor, or if no checkpoint can be resumed.
     """
     run = prepare(recipe, options)
     return None if run is None else run.fit().model
 
 
 def prepare(recipe: Recipe, options: RunOptions) -> Run | None:
-    """A run that is ready to train, see ``pretrain``; None after a dry run."""
+    """Prepare a run for training, see ``pretrain``; returns None after a dry run."""
     folder = Path(options.out)
     resumes = any((folder / "checkpoints").glob("step-*"))
     start = None if resumes else _start(recipe, options)
     words = "" if start is None else start.said
     if options.dry_run and not recipe.data.source:
-        print(f"No images are given: planned for the {IMAGENET_IMAGES:,} of ImageNet-1k.")
+        print(f"No images given: planning for the {IMAGENET_IMAGES:,} images of ImageNet-1k.")
         _tell(make_plan(recipe, IMAGENET_IMAGES, processes(options), start=words), options)
         return None
     recipe, images = open_dataset(recipe, options.strict)
@@ -72,7 +72,7 @@ def _start(recipe: Recipe, options: RunOptions) -> StartingEncoder | None:
     if recipe.init is None:
         return None
     if options.resume not in ("auto", "never"):
-        raise ValueError(f"init={recipe.init} and resume={options.resume} both say what to start from; give one")
+        raise ValueError(f"init={recipe.init} and resume={options.resume} both say what to start from; pass only one")
     return starting_encoder(recipe.config(), recipe.init)
 
 

@@ -1,12 +1,10 @@
-"""The state of a run on disk: checkpoints, folders written whole or not at all and read only if unchanged.
+"""The state of a run on disk: checkpoints are folders, written whole or not at all and read only if unchanged.
 
-``checkpoints/step-00001234/`` holds ``model.safetensors``, as ``crossmae.load`` takes it, ``head.safetensors`` (what a
-task trains on top of it, if anything), ``averaged.safetensors`` (averages of both, if the task wants them),
-``training.pt`` (the optimizer's state and the loss scale) and ``manifest.json`` (step, score, and size and checksum of
-the others).
-Everything else that a run depends on is a function of recipe and step: order, augmentation, masks, learning rate.
-States are whole and named by parameter, whatever the number of devices and however they share the model, so a run can
-resume on others.
+``checkpoints/step-00001234/`` holds ``model.safetensors``, for ``crossmae.load``, ``head.safetensors`` (the task's
+head, if any), ``averaged.safetensors`` (averages of both, if the task keeps them), ``training.pt`` (the optimizer's
+state and the loss scale) and ``manifest.json`` (step, score, and the size and checksum of the other files).
+Everything else a run depends on is a function of recipe and step: order, augmentation, masks, learning rate. States are
+complete and named by parameter, whatever the number of devices and the sharding, so a run can resume on other devices.
 """
 
 import json
@@ -41,7 +39,7 @@ _PREFIX = "model."
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk, by its manifest; ``score`` is higher for a better one, or None."""
+    """A checkpoint on disk, by its manifest; a higher ``score`` is better; it may be None."""
 
     path: Path
     step: int
@@ -49,13 +47,13 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run's folder."""
+    """The checkpoints in a run's folder."""
 
     def __init__(self, folder: Path, keep_last: int, keep_every: int | None) -> None:
         self.folder, self._keep_last, self._keep_every = folder, keep_last, keep_every
 
     def there(self) -> list[Checkpoint]:
-        """Checkpoints with a manifest that can be read, oldest first."""
+        """Checkpoints with a readable manifest, oldest first."""
         found = []
         for path in self.folder.glob("step-*"):
             try:
@@ -66,16 +64,16 @@ class Checkpoints:
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
     def write(self, stepper: Stepper, score: float | None) -> Path:
-        """Write the state after ``stepper.step`` steps, then drop what is not to be kept; every device must call.
+        """Write the state after ``stepper.step`` steps, then drop checkpoints not to be kept; every device must call.
 
-        Raises OSError, on the first device alone, and leaves everything as before.
+        Raises OSError, on the first device only, and then leaves everything as before.
         """
         state, training = _states(stepper)
         path = self.folder / f"step-{stepper.step:08d}"
         if stepper.fabric.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             beside = self.folder / f".{path.name}.{os.getpid()}"
-            shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed, whose number is ours now
+            shutil.rmtree(beside, ignore_errors=True)  # left by a killed process that had our process id
             try:
                 beside.mkdir()
                 _save(stepper, state, training, beside)
@@ -91,11 +89,11 @@ class Checkpoints:
         return path
 
     def show(self, path: Path) -> None:
-        """Make the model of a checkpoint the one in the run's folder."""
+        """Make a checkpoint's model the one in the run's folder."""
         _link(path / MODEL, self.folder.parent / MODEL)
 
     def _drop(self) -> None:
-        """Remove all but the last, the best and the periodic ones, and what killed runs left behind."""
+        """Remove all but the last, the best and the periodic checkpoints, and leftovers of killed runs."""
         there = self.there()
         scored = [checkpoint for checkpoint in there if checkpoint.score is not None]
         kept = {checkpoint.path for checkpoint in there[-self._keep_last :]}
@@ -107,14 +105,14 @@ class Checkpoints:
 
 
 def restore(stepper: Stepper, path: Path) -> None:
-    """Put the state of a checkpoint that passed ``verify`` into ``stepper``."""
+    """Load the state of a checkpoint that passed ``verify`` into ``stepper``."""
     from safetensors.torch import load_file
 
     state: dict[str, Any] = {_PREFIX + name: tensor for name, tensor in load_file(path / MODEL).items()}
     if (path / HEAD).is_file():
         state |= load_file(path / HEAD)
     if stepper.averaged is not None:
-        averages = path / AVERAGED  # which a run that had none begins with its weights
+        averages = path / AVERAGED  # a run that had none starts them from its weights
         stepper.averaged.module.load_state_dict(load_file(averages) if averages.is_file() else state)
     training = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
     whole = StateDictOptions(full_state_dict=True)
@@ -123,7 +121,7 @@ def restore(stepper: Stepper, path: Path) -> None:
     set_optimizer_state_dict(stepper.module, stepper.optimizer, training["optimizer"], options=whole)
     for group, of_recipe in zip(stepper.optimizer.param_groups, settings, strict=True):
         group.update(of_recipe)
-    if training["precision"]:  # empty where there was no loss scale
+    if training["precision"]:  # empty if there was no loss scale
         stepper.fabric.strategy.precision.load_state_dict(training["precision"])
     stepper.step = json.loads((path / MANIFEST).read_text("utf-8"))["step"]
 
@@ -131,12 +129,12 @@ def restore(stepper: Stepper, path: Path) -> None:
 def verify(path: Path, config: Config) -> None:
     """Refuse a checkpoint whose files have changed since they were written, or whose model has another configuration.
 
-    Raises ValueError, with what is wrong, and FileNotFoundError if there is no such folder.
+    Raises ValueError, saying what is wrong, or FileNotFoundError if there is no such folder.
     """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_dir():
-        raise FileNotFoundError(f"there is no folder {path} of a checkpoint")
+        raise FileNotFoundError(f"there is no checkpoint folder {path}")
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
         int(manifest["step"])
@@ -146,16 +144,16 @@ def verify(path: Path, config: Config) -> None:
         raise ValueError(f"{path} is not a checkpoint of a run, or is damaged: {reason(error)}") from error
     changed = sorted(name for name in {MODEL, TRAINING, *expected} if found.get(name) != expected.get(name))
     if changed:
-        raise ValueError(f"{path} is damaged: {', '.join(changed)} differs from what was written")
+        raise ValueError(f"{path} is damaged: {', '.join(changed)} has changed since it was written")
     try:
         with safe_open(path / MODEL, framework="pt") as opened:
-            # Through Config, whose defaults are what later fields stood for before they existed.
+            # Through Config, whose defaults for later fields are the behaviour before those existed.
             written = json.loads(opened.metadata()[CONFIG_KEY])
             theirs = Config.from_dict(written).to_dict()
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path / MODEL} is not a model of this package: {reason(error)}") from error
     ours = Config.from_dict(config.to_dict()).to_dict()
-    # What an older file does not say is no contradiction.
+    # A field missing from an older file is not a contradiction.
     told = [name for name, value in theirs.items() if name in written or value is not None]
     other = [f"{name} {theirs[name]}, here {ours[name]}" for name in told if theirs[name] != ours[name]]
     if other:
@@ -169,7 +167,7 @@ def _states(stepper: Stepper) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _save(stepper: Stepper, state: dict[str, Tensor], training: dict[str, Any], folder: Path) -> None:
-    """Write the files; whatever their writers raise when a disk is full becomes OSError."""
+    """Write the files; turn whatever the writers raise on a full disk into OSError."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -187,7 +185,7 @@ def _save(stepper: Stepper, state: dict[str, Tensor], training: dict[str, Any], 
 
 
 def _files(folder: Path) -> dict[str, list[int]]:
-    """Size and CRC-32 of the files of a checkpoint."""
+    """Size and CRC-32 of a checkpoint's files."""
     sums = {}
     optional = [name for name in (HEAD, AVERAGED) if (folder / name).is_file()]
     for name in (MODEL, TRAINING, *optional):
@@ -200,12 +198,12 @@ def _files(folder: Path) -> dict[str, list[int]]:
 
 
 def _link(newest: Path, path: Path) -> None:
-    """``path`` is the newest model: the same file, or a copy where the file system has no links."""
+    """Make ``path`` the newest model: a hard link, or a copy if the file system has no links."""
     try:
         with replacing(path) as beside:
             try:
                 os.link(newest, beside)
             except OSError:
                 shutil.copyfile(newest, beside)
-    except PermissionError as error:  # Windows replaces no file that somebody reads
+    except PermissionError as error:  # Windows cannot replace a file that is open
         raise OSError(f"{path} could not be replaced by the newest model, {newest}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""One optimizer step, in which nothing waits for the device."""
+"""One optimizer step, without waiting for the device."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,10 +17,10 @@ from crossmae.training.task import Task
 
 
 class Stepper:
-    """Model and optimizer on their devices, and the number of the next step, counted from 0.
+    """Model and optimizer on their devices, and the index of the next step, from 0.
 
-    ``module`` has the parameters as they lie on this device, ``loss`` is the same module, wrapped, to call;
-    ``averaged`` holds another with averages of them, if the task wants it.
+    ``module`` has the parameters as stored on this device; ``loss`` is the same module in its wrappers, to be called;
+    ``averaged`` is another with averages of the parameters, if the task keeps them.
     """
 
     def __init__(self, task: Task, fabric: Fabric) -> None:
@@ -41,11 +41,11 @@ class Stepper:
             task.parameter_groups(self.module),
             lr=plan.peak_learning_rate,
             betas=recipe.betas,
-            # A fused optimizer takes the loss scale of float16 out itself, after what is to be clipped.
+            # A fused optimizer unscales float16 gradients itself, but only after clipping.
             fused=recipe.precision != "float16" or recipe.clip_norm is None,
         )
         steps = fabric.setup_optimizers(self.optimizer)
-        assert isinstance(steps, _FabricOptimizer)  # of one optimizer, one
+        assert isinstance(steps, _FabricOptimizer)  # one optimizer in, one out
         self._steps = steps
         self.loss.train()
         self.averaged = None
@@ -55,7 +55,7 @@ class Stepper:
             self.averaged = ModelEmaV3(self.module, task.average)
 
     def train_step(self, batches: Iterator[AnyBatch]) -> Tensor:
-        """Take one optimizer step on as many batches as gradients are accumulated over; return this device's loss."""
+        """Take one optimizer step, accumulating gradients over its micro-batches; returns this device's loss."""
         plan, fabric = self.plan, self.fabric
         for group in self.optimizer.param_groups:
             group["lr"] = plan.learning_rate(self.step) * group.get("lr_scale", 1.0)
@@ -63,8 +63,8 @@ class Stepper:
         for left in reversed(range(plan.accumulation)):
             batch = next(batches).to(fabric.device)
             if not losses:
-                # A function of the step, different on every device: nothing to keep in a checkpoint. The first batch
-                # of a process is there by now: a loader draws a number when it starts.
+                # A function of the step, different on every device, so checkpoints need not store it. Seed only after
+                # the first batch is loaded, as a starting loader draws a number.
                 torch.manual_seed(((plan.recipe.seed * 1_000_003 + self.step) * 65_537 + fabric.global_rank) % 2**63)
             if self._graphs:
                 torch.compiler.cudagraph_mark_step_begin()
@@ -73,7 +73,7 @@ class Stepper:
                 fabric.backward(loss / plan.accumulation)
             if self._graphs and left and not losses:
                 self._own_gradients()
-            losses.append(loss.detach().clone())  # a CUDA graph writes the next one to the same place
+            losses.append(loss.detach().clone())  # a CUDA graph reuses the memory for the next one
         if plan.recipe.clip_norm is not None:
             fabric.clip_gradients(self.loss, self._steps, max_norm=plan.recipe.clip_norm, error_if_nonfinite=False)
         self._steps.step()
@@ -84,13 +84,13 @@ class Stepper:
         return torch.stack(losses).mean()
 
     def _own_gradients(self) -> None:
-        """Copy gradients out of the memory that the next replay of the CUDA graph overwrites, for it to add to."""
+        """Copy gradients out of memory that the CUDA graph's next replay overwrites, so that it adds to the copies."""
         for p in self.module.parameters():
             if p.grad is not None:
                 p.grad = p.grad.clone()
 
     def is_finite(self) -> bool:
-        """Whether all parameters are finite on all devices; waits for the devices."""
+        """Whether all parameters on all devices are finite; waits for the devices."""
         local = [p.to_local() if isinstance(p, DTensor) else p for p in self.module.parameters()]
         bad = torch.stack([(~torch.isfinite(p.detach())).any() for p in local]).any()
         return not bool(over_devices(self.fabric, bad.float(), "sum"))

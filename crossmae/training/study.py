@@ -1,4 +1,4 @@
-"""Small studies of what encoders learn with one decoder or another: tiny models, tasks that need no download."""
+"""Small studies of what encoders learn with different decoders: tiny models, tasks without downloads."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ BATCH = 128
 MASK_RATIO = 0.75
 ALL_IMAGES = 100_000
 TASKS: dict[str, dict[str, Any]] = {
-    # Much of a scanned digit is blank, and a blank patch, normalised, is rounding noise.
+    # Much of a scanned digit is blank, and a normalised blank patch is rounding noise.
     "digits": {"channels": 1, "normalize_targets": False},
     "photographs": {"channels": 3},
 }
@@ -21,7 +21,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A decoder, by what differs from the tiny CrossMAE."""
+    """A decoder, as its differences from the tiny CrossMAE."""
 
     name: str
     family: str = "crossmae"
@@ -31,7 +31,7 @@ class Variant:
 
 
 def recipe_of(variant: Variant, task: str, seed: int, steps: int, precision: Precision = "float32") -> Recipe:
-    """The run of one variant on one task: all have the same encoder and, with a seed, see the same batches."""
+    """The run of one variant on one task: all have the same encoder and, for the same seed, see the same batches."""
     options = dict(TASKS[task])
     if variant.family == "crossmae":
         options["decoder_self_attention"] = variant.self_attention
@@ -53,11 +53,11 @@ def recipe_of(variant: Variant, task: str, seed: int, steps: int, precision: Pre
 
 
 def pretrained(recipe: Recipe, folder: Path, probe_every: float | None = None) -> list[dict[str, Any]]:
-    """The log of a run to its end, resumed where it stopped, or left alone if it is done.
+    """Run, or resume, a recipe to its end and return its log; a finished run is not repeated.
 
     Args:
         recipe: the run.
-        folder: where it lies.
+        folder: of the run.
         probe_every: epochs between evaluations; the last step is always evaluated.
     """
     assert recipe.steps is not None
@@ -76,5 +76,5 @@ def pretrained(recipe: Recipe, folder: Path, probe_every: float | None = None) -
 
 
 def evaluations(log: list[dict[str, Any]], step: int | None = None) -> list[dict[str, Any]]:
-    """Entries with accuracies, of any step or of one."""
+    """Log entries with accuracies, of all steps or of one."""
     return [entry for entry in log if "knn" in entry and step in (None, entry["step"])]

@@ -1,4 +1,4 @@
-"""What a run trains, as far as the loop must know it."""
+"""The interface between the training loop and what it trains."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 
 
 class TrainedModule(nn.Module):
-    """What is trained, in the form that data-parallel wrappers need: called with tensors, it returns one, the loss.
+    """The trained module, in the form that data-parallel wrappers need: it maps tensors to one tensor, the loss.
 
-    A checkpoint keeps ``model`` for ``crossmae.load``, and what else the module holds in a file of its own.
+    A checkpoint stores ``model`` for ``crossmae.load``, and the rest of the module in a separate file.
     """
 
     model: MaskedAutoencoder
 
 
 class Task(ABC):
-    """A task to train for; loop, optimizer, checkpoints, log and resumption are the same for all.
+    """A training task; loop, optimizer, checkpoints, log and resumption are shared by all tasks.
 
     Attributes:
-        name: in front of the progress line.
-        collate: makes a batch of samples of the images.
-        score: the result of ``evaluate`` that the best checkpoint is chosen by; the loss where nothing is evaluated.
-        evaluates: whether there is something to evaluate on.
+        name: label of the progress bar.
+        collate: combines samples of the images into a batch.
+        score: the result of ``evaluate`` that selects the best checkpoint; the loss if nothing is evaluated.
+        evaluates: whether there are images to evaluate on.
         evaluate_every: epochs between evaluations.
-        metadata: words about what the module holds beside its model, to be kept with it.
-        average: decay of an average of the weights that is kept beside them, or None.
-        unreadable: names and reasons of images that an evaluation did without.
+        metadata: text stored with the part of the module beside its model.
+        average: decay of the moving average of the weights to keep, or None.
+        unreadable: names and reasons of images that an evaluation skipped.
     """
 
     score: ClassVar[str]
@@ -51,27 +51,27 @@ class Task(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """The plan in words, as a dry run prints it."""
+        """The plan as text, printed by a dry run."""
 
     @abstractmethod
     def module(self) -> TrainedModule:
-        """What is to be trained, made anew; its model has the configuration of the plan."""
+        """Create the module to train; its model has the plan's configuration."""
 
     @abstractmethod
     def loss(self, module: Callable[..., Tensor], batch: Any, step: int) -> Tensor:
-        """The loss of a micro-batch of a step, by the module in its wrappers.
+        """The loss of a micro-batch, computed by the wrapped module.
 
-        PyTorch's generators are seeded for the step before, other ones are not.
+        PyTorch's generators have been seeded for the step, others have not.
         """
 
     @abstractmethod
     def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
-        """AdamW's, with the weight decay of each; ``lr_scale``, where a group has one, multiplies the learning rate."""
+        """Groups for AdamW, each with its weight decay; an ``lr_scale``, if present, multiplies the learning rate."""
 
     @abstractmethod
     def evaluate(self, stepper: "Stepper") -> dict[str, float] | None:
-        """Accuracies by name; every device calls, and the first at least gets them. Nothing of the run may change."""
+        """Accuracies by name, returned at least on the first device; every device calls. Must not change the run."""
 
     @abstractmethod
     def draw(self, stepper: "Stepper", folder: Path) -> list[Path]:
-        """Draw into a folder what there is to see; every device calls, and the first gets the files."""
+        """Draw pictures into a folder; every device calls, and the first one gets the files."""

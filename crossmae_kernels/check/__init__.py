@@ -1,9 +1,9 @@
-"""Is every op right on this machine? ``python -m crossmae_kernels.check [--json] [--interpret]``.
+"""Check every op on this machine: ``python -m crossmae_kernels.check [--json] [--interpret]``.
 
-Runs each op forward and backward in every dtype and compares output and gradients with the reference in float64, by
-the error budget of ``crossmae_kernels.testing``. Cross-attention is also set beside PyTorch's
-``scaled_dot_product_attention`` with each backend forced, FlashAttention 2 to 4 and xformers: shown but not judged.
-Exit code 1 if an implementation of ours exceeds its budget; what it refuses is shown with the reason.
+Runs each op forward and backward in every dtype and compares outputs and gradients with the reference in float64, by
+the error budget of ``crossmae_kernels.testing``. Cross-attention is also compared with PyTorch's
+``scaled_dot_product_attention`` with each backend forced, FlashAttention 2 to 4 and xformers, which are shown but not
+judged. Exits with code 1 if one of our implementations exceeds its budget; refused calls are shown with the reason.
 """
 
 import argparse
@@ -31,7 +31,7 @@ OURS = ("reference", "triton", INTERPRETED)
 
 @dataclass(frozen=True)
 class Line:
-    """How one implementation did on one problem: the result that comes nearest to its budget, or goes beyond."""
+    """One implementation's verdict on one problem: its result closest to, or furthest beyond, the budget."""
 
     op: str
     problem: str
@@ -46,13 +46,13 @@ class Line:
 
 
 def lines_of(problem: Problem, dtype: torch.dtype, interpret: bool) -> Iterator[Line]:
-    """A line for each implementation of a problem."""
+    """One line per implementation of a problem."""
     line: Callable[..., Line] = partial(Line, problem.op, problem.label, str(dtype).removeprefix("torch."))
     judge = Judge(problem, dtype)
 
     def judged(name: str, found: Results) -> Line:
         worst = judge.verdict(found)
-        # Eager PyTorch sets the budget and may exceed it by bad luck; what is not finite is wrong all the same.
+        # Eager PyTorch sets the budget and may exceed it by chance; non-finite values are wrong all the same.
         limit, right = (float("inf"), "baseline") if name == "reference" else (1, "ok")
         verdict = right if worst.share <= limit and worst.share != float("inf") else "wrong"
         return line(name, verdict, f"{worst.result}, {worst.norm}", worst.error, worst.allowed)
@@ -77,14 +77,14 @@ def lines_of(problem: Problem, dtype: torch.dtype, interpret: bool) -> Iterator[
 
 
 def ours(line: Line) -> bool:
-    """Whether a line is of an implementation that this package answers for."""
+    """Whether a line belongs to one of this package's implementations."""
     return line.implementation in OURS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a line for each op, problem, dtype and implementation; 1 if one of ours is wrong.
+    """Print a line per op, problem, dtype and implementation; returns 1 if one of ours is wrong.
 
-    Raises RuntimeError if the interpreter is asked for and cannot run.
+    Raises RuntimeError if the interpreter is requested but cannot run.
     """
     parser = argparse.ArgumentParser(prog="python -m crossmae_kernels.check", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one list of records instead of a table")
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.interpret:
         if "triton" in sys.modules and not interpreted():
-            parser.error("--interpret comes too late, Triton is imported already; set TRITON_INTERPRET=1")
+            parser.error("--interpret comes too late, as Triton is already imported; set TRITON_INTERPRET=1")
         os.environ["TRITON_INTERPRET"] = "1"
         if refusals := machine_refusals(torch.device("cpu")):
             raise RuntimeError(f"--interpret: {'; '.join(refusals)}")
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in (vit_base if on_gpu else tiny)(Draw(device=device)):
         for dtype in problem.dtypes:
             for line in lines_of(problem, dtype, options.interpret):
-                # Each as soon as it is known: a run that is ended early leaves what it found.
+                # Printed at once, so that an interrupted run leaves its results.
                 shown = f"{',' if lines else '['}\n{json.dumps(asdict(line))}" if options.json else f"{text(line)}\n"
                 print(shown, end="", flush=True)
                 lines.append(line)

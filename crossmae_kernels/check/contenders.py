@@ -1,4 +1,4 @@
-"""Other people's attention on the problem of ``cross_attention``: rows gathered, heads split, heads joined."""
+"""Other libraries' attention on ``cross_attention``'s problem: gather rows, split heads, attend, join heads."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +11,7 @@ from torch import Tensor
 # Queries, keys and values (B, T, H, head width) -> (B, Q, H, head width).
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-# Modules that have ``flash_attn_func``; each version is a distribution of its own.
+# Modules with ``flash_attn_func``; each version is a separate distribution.
 VERSIONS = {2: "flash_attn", 3: "flash_attn_interface", 4: "flash_attn.cute"}
 # Named as in ``torch.nn.attention.SDPBackend``.
 BACKENDS = {
@@ -23,7 +23,7 @@ BACKENDS = {
 
 
 def attentions() -> dict[str, Attention]:
-    """By name; a call raises where one is not installed or does not take the arguments."""
+    """Implementations by name; a call raises if one is not installed or does not accept the arguments."""
     return {
         **{f"sdpa {name}": partial(_sdpa, backend) for name, backend in BACKENDS.items()},
         **{f"FlashAttention {version}": partial(_flash_attention, module) for version, module in VERSIONS.items()},
@@ -41,7 +41,7 @@ def attend(
 
 
 def _sdpa(backend: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    # This imports Triton, which must not happen before the interpreter is asked for.
+    # Imports Triton, which must not happen before the interpreter is requested.
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with sdpa_kernel(getattr(SDPBackend, backend)):
@@ -52,9 +52,9 @@ def _sdpa(backend: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def _flash_attention(module: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     flash_attn_func = import_module(module).flash_attn_func
     if query.dtype == torch.float32:
-        raise ValueError("takes float16 and bfloat16 only")
+        raise ValueError("supports only float16 and bfloat16")
     found = flash_attn_func(query, key, value)
-    # Version 4 and the first of 3 return the logarithm of the softmax' denominator too.
+    # Version 4 and early versions of 3 also return the softmax's log-sum-exp.
     return found[0] if isinstance(found, tuple) else found
 
 

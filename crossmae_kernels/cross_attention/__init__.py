@@ -19,30 +19,30 @@ def cross_attention(
     scale: float | None = None,
     impl: Implementation = "auto",
 ) -> Tensor:
-    """``softmax(scale * q k^T) v`` per head, without a mask: no query sees another (CrossMAE, section 3.2).
+    """``softmax(scale * q k^T) v`` per head, without a mask: queries do not see each other (CrossMAE, section 3.2).
 
-    The kernels take heads of up to 128 channels, in float32, float16 and bfloat16. They multiply float32 as PyTorch is
-    set to (``torch.set_float32_matmul_precision``). They keep their inputs for the
-    backward pass and, with more keys than fit on chip, the output and a float32 log-sum-exp ``(B, heads, Q)``.
-    A table's rows are gathered inside them; on a GPU a row whose id is out of range is not read, and comes out
-    as NaN. In the backward pass it makes the gradients of all keys and values of its image NaN, and adds nothing to the
+    The kernels support heads of up to 128 channels in float32, float16 and bfloat16; float32 products follow
+    ``torch.set_float32_matmul_precision``. For the backward pass they save their inputs and, if there are more keys
+    than fit on chip, the output and a float32 log-sum-exp ``(B, heads, Q)``.
+    They gather a table's rows themselves; on a GPU a row whose id is out of range is not read, and its result is NaN.
+    In the backward pass it makes the gradients of all keys and values of its image NaN, and adds nothing to the
     table's.
 
     Args:
-        query: queries ``(B, Q, D)``, or a table ``(N, D)`` of which ``query_ids`` picks the rows.
-        key: ``(B, K, D)``. Heads lie side by side in the last dimension.
+        query: queries ``(B, Q, D)``, or a table ``(N, D)`` whose rows ``query_ids`` selects.
+        key: ``(B, K, D)``, with heads concatenated in the last dimension.
         value: ``(B, K, D)``.
         num_heads: number of heads; divides ``D``.
         query_ids: int64 or int32 ``(B, Q)`` rows of the table, each in ``[0, N)``; only with a table.
-        scale: factor on the scores; ``(D / num_heads) ** -0.5`` unless given.
-        impl: who serves the call.
+        scale: factor on the scores; by default ``(D / num_heads) ** -0.5``.
+        impl: the implementation, see ``crossmae_kernels``.
 
     Returns:
         ``(B, Q, D)`` in the dtype of the query.
 
     Raises:
-        TypeError, ValueError: for arguments of the wrong type, dtype, shape, device or range, before any work.
-        RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
+        TypeError, ValueError: if an argument has the wrong type, dtype, shape, device or range, before any work.
+        RuntimeError: with ``impl="triton"`` if the kernels cannot run the call, with every reason.
     """
     checks = ArgumentChecks("cross_attention")
     whole = _check_numbers(checks, num_heads, scale)
@@ -62,14 +62,14 @@ def cross_attention_kvpacked(
     scale: float | None = None,
     impl: Implementation = "auto",
 ) -> Tensor:
-    """``cross_attention`` to keys and values side by side in one tensor, as a joint projection leaves them.
+    """``cross_attention`` to keys and values concatenated in one tensor, as from a joint projection.
 
-    With kernels their gradient comes as one tensor too; gradients of slices would have to be concatenated.
+    The kernels return their gradient as one tensor too; gradients of slices would have to be concatenated.
 
     Args:
         query: as in ``cross_attention``.
         key_value: ``(B, K, 2 D)``, keys first.
-        num_heads: as in ``cross_attention``; so are the other arguments, the result and the errors.
+        num_heads: see ``cross_attention``, as for the other arguments, the result and the errors.
     """
     checks = ArgumentChecks("cross_attention_kvpacked")
     whole = _check_numbers(checks, num_heads, scale)
@@ -83,11 +83,11 @@ def cross_attention_kvpacked(
 def self_attention_qkvpacked(
     query_key_value: Tensor, num_heads: int, scale: float | None = None, impl: Implementation = "auto"
 ) -> Tensor:
-    """``cross_attention`` of tokens to themselves; with kernels the gradient comes as one tensor too.
+    """``cross_attention`` of tokens to themselves; the kernels return the gradient as one tensor too.
 
     Args:
-        query_key_value: ``(B, T, 3 D)``: queries, keys and values side by side, as a joint projection leaves them.
-        num_heads: as in ``cross_attention``; so are the other arguments and the errors.
+        query_key_value: ``(B, T, 3 D)``: queries, keys and values concatenated, as from a joint projection.
+        num_heads: see ``cross_attention``, as for the other arguments and the errors.
 
     Returns:
         ``(B, T, D)``.
@@ -103,7 +103,7 @@ def self_attention_qkvpacked(
 
 
 def _check_numbers(checks: ArgumentChecks, num_heads: int, scale: float | None) -> bool:
-    """Note what is wrong with numbers on their own; says whether ``num_heads`` is one of heads."""
+    """Check the numbers themselves; returns whether ``num_heads`` is valid."""
     if scale is not None:
         checks.number("scale", scale)
     return checks.integer("num_heads", num_heads)
@@ -132,7 +132,7 @@ def _attend(
     scale: float | None,
     impl: Implementation,
 ) -> Tensor:
-    """Refuse what the checks found, or serve the call."""
+    """Raise what the checks found, or run the call."""
     checks.raise_if_any()
     tensors = query, key, value
     dtypes = [compute_dtype(tensor) for tensor in tensors if tensor is not None]
@@ -141,7 +141,7 @@ def _attend(
     chosen = choose(checks.op, impl, reasons, worthwhile=query.is_cuda, cpu=own)
     if chosen == "reference":
         return reference.cross_attention(*unpacked(*tensors, packing), num_heads, query_ids, scale)
-    # Autocast casts to one dtype; what it leaves alone, float64, is refused.
+    # Autocast casts to one dtype; float64, which it leaves alone, is refused.
     key, value = cast(key, dtypes[0]), cast(value, dtypes[0])
     query = cast(query, dtypes[0])
     if chosen == "cpu":

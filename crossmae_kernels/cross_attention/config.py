@@ -1,4 +1,4 @@
-"""How queries, keys and values may lie, why a call is refused, and tile sizes by an analytic rule."""
+"""The packing of queries, keys and values, reasons to refuse a call, and tile sizes by an analytic rule."""
 
 import functools
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from crossmae_kernels.runtime.launch import Configuration, dot_extent
 # Wider heads would not leave room for the tiles of a backward pass.
 WIDEST_HEAD = 128
 
-# What lies side by side in one tensor, as a joint projection leaves it: nothing; keys and values, ``(B, K, 2 D)`` in
-# place of the key; or all three, ``(B, T, 3 D)`` in place of the query. The others are then None. Gradients come packed
-# alike: kernels write the parts of one tensor, where autograd would concatenate the gradients of slices.
+# What is packed into one tensor, as from a joint projection: nothing; keys and values, ``(B, K, 2 D)`` instead of the
+# key; or all three, ``(B, T, 3 D)`` instead of the query. The others are then None. Gradients are packed alike: kernels
+# write into parts of one tensor, while autograd would concatenate the gradients of slices.
 Packing = Literal["none", "kv", "qkv"]
 
 Kernel = Literal["short_forward", "short_backward", "looped_forward", "looped_backward_query", "looped_backward_key"]
@@ -31,11 +31,11 @@ class AttentionTiles(Configuration):
     num_warps: int
     num_stages: int
     maxnreg: int | None = None
-    """Registers of a thread, where the assembler would rather spill a few and let another program run beside."""
+    """Registers per thread, if the assembler would otherwise spill a few to let a second program run."""
 
 
 def width_of(query: Tensor, packing: Packing) -> int:
-    """The width D; a query that holds all three is three times as wide."""
+    """The width D; a fully packed query is three times as wide."""
     return query.shape[-1] // 3 if packing == "qkv" else query.shape[-1]
 
 
@@ -53,15 +53,15 @@ def unpacked(
 
 
 def parts(gradient: Tensor | None, count: int) -> Sequence[Tensor | None]:
-    """The ``count`` parts of a packed gradient, as views; each None if it is not asked for."""
+    """The ``count`` parts of a packed gradient, as views; all None if it is not needed."""
     return [None] * count if gradient is None else gradient.chunk(count, dim=-1)
 
 
 def refusals(device: torch.device, dtypes: Sequence[torch.dtype], head_width: int) -> list[str]:
-    """Every reason why the kernels cannot serve a call that computes in ``dtypes``."""
+    """Every reason why the kernels cannot run a call that computes in ``dtypes``."""
     reasons = machine_refusals(device, *dtypes)
     if head_width > WIDEST_HEAD:
-        reasons.append(f"kernels take heads of up to {WIDEST_HEAD} channels, these have {head_width}")
+        reasons.append(f"kernels support heads of up to {WIDEST_HEAD} channels, but these have {head_width}")
     return reasons
 
 
@@ -76,7 +76,7 @@ def fits_on_chip(keys: int, head_width: int, element_size: int) -> bool:
 def log_sum_exp_shape(
     batch: int, num_heads: int, queries: int, keys: int, head_width: int, element_size: int
 ) -> tuple[int, int, int] | None:
-    """What the forward pass keeps besides its output: nothing, where the backward pass recomputes it on chip."""
+    """Shape of the saved log-sum-exp; empty if the backward pass recomputes it on chip."""
     return None if fits_on_chip(keys, head_width, element_size) else (batch, num_heads, queries)
 
 
@@ -86,7 +86,7 @@ def _short_backward(width: int, block_k: int, wide: bool, precision: str, limits
         return AttentionTiles(16, block_k, 8, 1, maxnreg=255) if exact else AttentionTiles(16, block_k, 4, 1)
     if width > 64 or block_k > 64:
         return AttentionTiles(16, block_k, 4 if width <= 32 else 8, 1)
-    # Where instructions want operands in registers, these leave no room for 64 queries.
+    # If instructions need operands in registers, these leave no room for 64 queries.
     return AttentionTiles(64 if limits.multiplies_from_shared_memory else 32, block_k, 4, 1)
 
 
@@ -102,10 +102,10 @@ def tiles(
 ) -> AttentionTiles:
     """The analytic choice for ``queries`` x ``keys`` and heads of ``head_width``, on a device with such ``limits``.
 
-    The numbers keep every kernel in registers on all architectures from 8.0 on, as the audit shows: what a thread
-    holds grows with tile x head width / warps, and float32 multiplies outside of the tensor cores, where each
-    thread needs more of its operands at a time. The short kernels walk over query tiles without a pipeline: one or two
-    steps hold all of a decoder's queries, and several programs share a multiprocessor.
+    With these numbers no kernel spills on any architecture from 8.0 on, as the audit shows: a thread's registers grow
+    with tile x head width / warps, and float32 products run outside the tensor cores, where each thread needs more
+    operands at a time. The short kernels loop over query tiles without a pipeline: one or two steps cover all of a
+    decoder's queries, and several programs share a multiprocessor.
     """
     width, block_k = dot_extent(head_width), dot_extent(keys)
     wide = element_size == 4

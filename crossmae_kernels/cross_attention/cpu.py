@@ -1,11 +1,11 @@
-"""Attention in 16 bits on a CPU, for training: PyTorch's forward pass, and its backward pass in float32.
+"""16-bit attention on a CPU, for training: PyTorch's forward pass, and its backward pass in float32.
 
-PyTorch's own backward pass in 16 bits (2.11 to 2.14) takes 3 to 10 times as long as the same in float32, casts
-included. Forward and backward, batch 8, on one core with AMX: 19 ms against 6 for 50 x 50 with 12 heads of 64, 29
+PyTorch's own backward pass in 16 bits (2.11 to 2.14) takes 3 to 10 times as long as in float32, including
+casts. Forward and backward, batch 8, on one core with AMX: 19 ms against 6 for 50 x 50 with 12 heads of 64, 29
 against 6 for 49 x 50 with 16 heads of 32, 68 against 36 for 197 x 197; at 785 keys both take the same time. Scores
 multiplied in 16 bits, by the definition's matmul and softmax, are no faster at 50 keys and a tenth faster at 197; but
-they are rounded, which errs twice as much, are all kept for the backward pass, and need a CPU that multiplies 16 bits.
-In float32 PyTorch's attention is as fast as the definition at 50 keys and faster at 197, so the reference serves.
+they are rounded, which doubles the error, are all saved for the backward pass, and need a CPU with 16-bit products.
+In float32 PyTorch's attention is as fast as the definition at 50 keys and faster at 197, so the reference is used.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def serves(packed: tuple[Tensor | None, ...], query_ids: Tensor | None, dtype: torch.dtype) -> bool:
-    """Whether a call that computes in ``dtype`` is one of these: without a gradient there is nothing to gain."""
+    """Whether this is such a call, computed in ``dtype``; without a gradient there is nothing to gain."""
     if dtype.itemsize != 2 or packed[0] is None or packed[0].device.type != "cpu" or not torch.is_grad_enabled():
         return False
     tensors = [x for x in packed if x is not None]
@@ -33,7 +33,7 @@ def serves(packed: tuple[Tensor | None, ...], query_ids: Tensor | None, dtype: t
 def cross_attention(
     query: Tensor, key: Tensor | None, value: Tensor | None, packing: Packing, num_heads: int, scale: float | None
 ) -> Tensor:
-    """See ``crossmae_kernels.cross_attention``; queries are gathered, and arguments taken as checked."""
+    """See ``crossmae_kernels.cross_attention``; queries are gathered, and arguments assumed to be checked."""
     out, _ = _Attention.apply(query, key, value, packing, num_heads, scale)
     return out
 
@@ -43,7 +43,7 @@ def _empty_like(x: Tensor | None) -> Tensor | None:
 
 
 class _Attention(torch.autograd.Function):
-    """Gradients are rounded once, into the parts of one tensor where the arguments lie in one."""
+    """Gradients are rounded once, into the parts of one tensor if the arguments are packed."""
 
     generate_vmap_rule = True
 

@@ -1,17 +1,17 @@
-"""Cross-attention on the GPU: device code, and below it the launchers.
+"""Cross-attention on the GPU: device code, then the launchers.
 
 Up to 128 keys (``config.fits_on_chip``) a whole row of scores fits on chip (the *short* kernels): the softmax is
-the plain one, nothing but the inputs is kept for the backward pass, and one kernel yields all gradients, since a
-program that holds an image's keys and values for one head also holds all of their gradient. This is the layout of
-FlashWindowAttention (arXiv 2501.06480). Beyond that the *looped* kernels walk over blocks of keys with the online
-softmax of FlashAttention 2 (arXiv 2307.08691, algorithms 1 and 2), keep a log-sum-exp per row, and split the
-backward pass so that no program adds to what another one wrote.
+the plain one, only the inputs are saved for the backward pass, and one kernel computes all gradients, since a program
+that holds an image's keys and values for one head also holds all of their gradient. This is the layout of
+FlashWindowAttention (arXiv 2501.06480). Beyond that, the *looped* kernels loop over blocks of keys with the online
+softmax of FlashAttention 2 (arXiv 2307.08691, algorithms 1 and 2), save a log-sum-exp per row, and split the backward
+pass so that no program adds to another's output.
 
 Conventions: a *row* is a query, tiles are ``(queries, keys)`` or ``(rows, head width)``; ``scale_log2`` is
-``scale * log2(e)``, so that ``exp2`` gives the softmax. Everything that lies outside of a tensor reads as 0. With
-``ids`` the queries are rows of a table; a row whose id is outside of the table is never read and comes out as NaN.
-Images of a gradient follow one another; its rows are ``DQ_ROW`` or ``DKV_ROW`` elements apart, beside those of another
-gradient if the tensors came packed. ``PRECISION`` is what float32 is multiplied in (``input_precision``).
+``scale * log2(e)``, so that ``exp2`` gives the softmax. Everything outside a tensor reads as 0. With
+``ids`` the queries are rows of a table; a row whose id is outside the table is never read, and its result is NaN. The
+images of a gradient are contiguous; its rows are ``DQ_ROW`` or ``DKV_ROW`` elements apart, beside those of another
+gradient if the tensors are packed. ``PRECISION`` is that of float32 products (``input_precision``).
 """
 
 import math
@@ -46,13 +46,13 @@ from crossmae_kernels.runtime.launch import (
 )
 from crossmae_kernels.runtime.tuning import run_tuned, tunes_tiles
 
-# Counts that change from batch to batch: one compiled kernel serves all of them.
+# Counts that change from batch to batch; they do not specialize the compiled kernel.
 COUNTS = ["num_queries", "num_keys", "table_rows"]
 
 
 @triton.jit
 def load_rows(base, rows, row_stride, inside, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows of one head as a tile (rows, BLOCK_D)."""
+    """Load rows of one head as a tile (rows, BLOCK_D)."""
     columns = tl.arange(0, BLOCK_D)
     mask = inside[:, None]
     if HEAD_DIM != BLOCK_D:
@@ -72,7 +72,7 @@ def store_rows(base, rows, row_stride, inside, tile, HEAD_DIM: tl.constexpr, BLO
 
 @triton.jit
 def load_queries(q, ids, rows, q_row, inside, table_rows, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows of the queries, or with ``ids`` rows of the table."""
+    """Load rows of the queries or, with ``ids``, rows of the table."""
     if ids is None:
         tile = load_rows(q, rows, q_row, inside, HEAD_DIM, BLOCK_D)
     else:
@@ -108,7 +108,7 @@ def short_forward_kernel(
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Program (image and head, share of the query tiles); all keys at once."""
+    """Program (image and head, part of the query tiles); all keys at once."""
     image = (tl.program_id(0) // HEADS).to(tl.int64)
     column = (tl.program_id(0) % HEADS) * HEAD_DIM
     out_row = HEADS * HEAD_DIM
@@ -143,8 +143,8 @@ def short_backward_kernel(
 ):  # fmt: skip
     """Program (image and head). With a whole row of P and dP at hand, ``delta = sum_j P_ij dP_ij`` as it is defined.
 
-    Tiles are (queries, keys), so that a row's peak and sums stay within four threads: 12 shuffles a tile, of 240 with
-    tiles (keys, queries). A gradient that is not asked for is passed as None.
+    Tiles are (queries, keys), so a row's maximum and sums stay within four threads: 12 shuffles per tile instead of 240
+    for tiles (keys, queries). A gradient that is not needed is passed as None.
     """
     image = (tl.program_id(0) // HEADS).to(tl.int64)
     column = (tl.program_id(0) % HEADS) * HEAD_DIM
@@ -166,7 +166,7 @@ def short_backward_kernel(
         dout_tile = load_rows(dout, rows, dout_row, inside, HEAD_DIM, BLOCK_D)
         scores = scores_of(q_tile, k_tile, keys, num_keys, scale_log2, PRECISION)
         weights = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
-        # One division a row: with one for each weight, the code for Blackwell spills.
+        # One division per row: with one per weight, the code for Blackwell spills.
         weights = weights * (1 / tl.sum(weights, axis=1))[:, None]
         if dv is not None:
             dv_tile = tl.dot(tl.trans(weights.to(dout_tile.dtype)), dout_tile, dv_tile, input_precision=PRECISION)
@@ -285,9 +285,9 @@ def looped_backward_key_kernel(
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Program (image and head, block of keys), over query tiles: dK and dV, of which either may be None.
+    """Program (image and head, block of keys), over query tiles: dK and dV, either of which may be None.
 
-    Tiles of weights are (keys, queries) here, so that they multiply dout and q as they are.
+    Tiles of weights are (keys, queries) here, so they multiply dout and q without a transpose.
     """
     image = (tl.program_id(0) // HEADS).to(tl.int64)
     column = (tl.program_id(0) % HEADS) * HEAD_DIM
@@ -311,7 +311,7 @@ def looped_backward_key_kernel(
         dout_tile = load_rows(dout, rows, dout_row, inside, HEAD_DIM, BLOCK_D)
         row_lse = tl.load(lse + rows, mask=inside, other=0.0)
         scores = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION) * scale_log2
-        # Keys beyond the last one need no mask: each fills its own row of dK and dV, which is not written.
+        # Keys beyond the last one need no mask: each only affects its own row of dK and dV, which is not written.
         weights = tl.exp2(scores - row_lse[None, :])
         if dv is not None:
             dv_tile = tl.dot(weights.to(dout_tile.dtype), dout_tile, dv_tile, input_precision=PRECISION)
@@ -330,12 +330,12 @@ def looped_backward_key_kernel(
 
 LOG2_E = math.log2(math.e)
 
-# Programs per multiprocessor that keep it busy; with fewer images the query tiles are shared out among more programs.
+# Programs per multiprocessor that keep it busy; with fewer images, query tiles are split among more programs.
 PROGRAMS_PER_MULTIPROCESSOR = 8
 
 
 class _Call:
-    """One call's inputs as the kernels want them: unpacked."""
+    """A call's inputs in the form the kernels need: unpacked."""
 
     def __init__(
         self,
@@ -355,7 +355,7 @@ class _Call:
         self.head_width = self.width // num_heads
         self.programs = self.batch * num_heads
         self.inputs = (self.query, self.key, self.value, self.ids)
-        # No part of a packed tensor is wider spread than the whole, which is quick to check.
+        # A packed tensor spans at least as much as its parts, and is quick to check.
         self.whole = [t for t in (query, key, value) if t is not None]
 
     def strides(self) -> tuple[int, ...]:
@@ -382,7 +382,7 @@ class _Call:
         others: Sequence[Tensor],
         **row_strides: int,
     ) -> None:
-        """Launch the kernel of that name; ``others`` are further tensors ``(B, ., D)`` that it addresses."""
+        """Launch the kernel of that name; ``others`` are further tensors ``(B, ., D)`` that it accesses."""
         key = self.key
         precision = input_precision(key.dtype)
         constants = {
@@ -403,7 +403,7 @@ class _Call:
             if tunes_tiles(key):
                 run_tuned(
                     f"cross_attention.{name}",
-                    # Widths, dtype and precision; counts as the tile extents that hold them.
+                    # Widths, dtype and precision; counts as the tile sizes that hold them.
                     (
                         self.heads, self.head_width, dot_extent(self.queries), dot_extent(self.keys),
                         key.dtype, precision,
@@ -467,9 +467,9 @@ def backward(
     scale: float,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of query (or table), key and value, packed as these are, where asked for.
+    """The needed gradients of query (or table), key and value, packed as these are.
 
-    ``out`` and ``lse`` only for the looped path.
+    ``out`` and ``lse`` are only for the looped path.
     """
     call = _Call(query, key, value, query_ids, packing, num_heads)
     dout = unit_stride(dout)
@@ -484,7 +484,7 @@ def backward(
     elif packing == "kv":
         dk, dv = parts(dkey, 2)
     if call.batch * call.queries * call.width == 0:
-        # No query attended to the keys.
+        # There are no queries.
         dkey, dvalue = (None if gradient is None else gradient.zero_() for gradient in (dkey, dvalue))
     else:
         arguments = (

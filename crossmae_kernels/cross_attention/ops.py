@@ -20,7 +20,7 @@ def cross_attention(
     num_heads: int,
     scale: float | None,
 ) -> Tensor:
-    """See ``crossmae_kernels.cross_attention``; arguments are taken as checked and in the dtype to compute in."""
+    """See ``crossmae_kernels.cross_attention``; arguments are assumed to be checked and in the compute dtype."""
     if scale is None:
         scale = (width_of(query, packing) // num_heads) ** -0.5
     return _forward(query, key, value, query_ids, packing, num_heads, scale)
@@ -63,7 +63,7 @@ def _backward_fake(
 
 
 def _forward_flops(query: Shape, key: Shape | None, *_: Any, out_shape: tuple[Shape, Shape]) -> int:
-    """Those of scores and of averages of values."""
+    """FLOPs of the scores and the weighted averages of values."""
     return 2 * _product_flops(out_shape[0], query, key)
 
 
@@ -81,7 +81,7 @@ def _backward_flops(
     output_mask: list[bool],
     **_: Any,
 ) -> int:
-    """The scores' gradient, for queries and keys, and what is asked for; a packed tensor's is that of all it holds."""
+    """FLOPs of the scores' gradient, if queries or keys need it, and of each needed gradient; packed ones count all."""
     of_query, of_key, of_value = output_mask
     if packing == "qkv":
         of_key = of_query
@@ -99,7 +99,7 @@ def _product_flops(out: Shape, query: Shape, key: Shape | None) -> int:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, query_ids, *ctx.options = inputs
     out, log_sum_exp = output
-    # With few keys everything else is recomputed from the inputs, and there is no log-sum-exp.
+    # With few keys there is no log-sum-exp, as everything is recomputed from the inputs.
     saved = (out, log_sum_exp) if made(log_sum_exp) else (None, None)
     ctx.save_for_backward(query, key, value, query_ids, *saved)
 

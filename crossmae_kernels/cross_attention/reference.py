@@ -13,7 +13,7 @@ from crossmae_kernels.runtime.flops import Shape, flop_formula
 def cross_attention(
     query: Tensor, key: Tensor, value: Tensor, num_heads: int, query_ids: Tensor | None, scale: float | None
 ) -> Tensor:
-    """See ``crossmae_kernels.cross_attention``; arguments are taken as checked."""
+    """See ``crossmae_kernels.cross_attention``; arguments are assumed to be checked."""
     if query_ids is not None:
         query = query[query_ids]
     q, k, v = (split_heads(x, num_heads) for x in (query, key, value))
@@ -30,7 +30,7 @@ def join_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-# PyTorch, up to 2.14 at least, does not count its own attention on a CPU. The formulas are those of the definition.
+# PyTorch (at least up to 2.14) does not count its own attention on a CPU. These formulas follow the definition.
 
 
 @flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)

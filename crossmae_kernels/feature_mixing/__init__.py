@@ -1,4 +1,4 @@
-"""Weighted sums of encoder feature maps, normalised: what inter-block attention attends to."""
+"""Normalised weighted sums of encoder feature maps, which inter-block attention attends to."""
 
 from collections.abc import Sequence
 
@@ -24,27 +24,27 @@ def mix_feature_maps(
     """``LayerNorm_l(sum_j weight[l, j] * maps[j])`` for every decoder block l (CrossMAE, section 3.3).
 
     The kernels never stack the maps. In 16 bits a token's mixes stay on chip while they are normalised, and again for
-    the gradients, up to 12 decoder blocks of ViT-H; elsewhere LayerNorm is a pass of its own. For the backward pass the
-    maps and float32 statistics ``(n, B, K)`` are kept, and where LayerNorm is a pass of its own, the mixes. An affine
-    costs a pass too; it is better folded into the linear layer that follows (``crossmae_kernels.norm_folding``). Under
-    autocast the kernels read the maps in the dtype they have, which is one for all. float32 is multiplied as PyTorch is
-    set to (``torch.set_float32_matmul_precision``).
+    the gradients, up to 12 decoder blocks of ViT-H; otherwise LayerNorm is a separate pass. They save the maps and
+    float32 statistics ``(n, B, K)`` for the backward pass, and the mixes if LayerNorm is a separate pass. An affine
+    costs another pass; it is better folded into the next linear layer (``crossmae_kernels.norm_folding``). Under
+    autocast the kernels read the maps in their own dtype, which must be the same for all. float32 products follow
+    ``torch.set_float32_matmul_precision``.
 
     Args:
         maps: k feature maps, each ``(B, K, E)``.
         weight: mixing weights ``(n, k)``, one row per decoder block.
-        norm_weight: LayerNorm scale ``(n, E)``; 1 unless given.
-        norm_bias: LayerNorm shift ``(n, E)``; 0 unless given.
+        norm_weight: LayerNorm scale ``(n, E)``; 1 by default.
+        norm_bias: LayerNorm shift ``(n, E)``; 0 by default.
         eps: added to the variance.
-        normalize: False yields the weighted sums as they are.
-        impl: who serves the call.
+        normalize: False returns the plain weighted sums.
+        impl: the implementation, see ``crossmae_kernels``.
 
     Returns:
         ``(n, B, K, E)``, contiguous per decoder block.
 
     Raises:
-        TypeError, ValueError: for arguments of the wrong type, dtype, shape or device, before any work.
-        RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
+        TypeError, ValueError: if an argument has the wrong type, dtype, shape or device, before any work.
+        RuntimeError: with ``impl="triton"`` if the kernels cannot run the call, with every reason.
     """
     checks = ArgumentChecks("mix_feature_maps")
     maps = checks.tensors("maps", maps, "B K E")
@@ -55,7 +55,7 @@ def mix_feature_maps(
     checks.flag("normalize", normalize)
     checks.that(
         normalize is not False or (norm_weight is None and norm_bias is None),
-        "norm_weight and norm_bias must be None where normalize=False",
+        "norm_weight and norm_bias must be None with normalize=False",
     )
     checks.raise_if_any()
     if choose("mix_feature_maps", impl, refusals(maps, weight), worthwhile=weight.is_cuda) == "reference":

@@ -1,4 +1,4 @@
-"""Tile sizes of the mixing kernels by an analytic rule, where LayerNorm happens, and why a call is refused."""
+"""Tile sizes of the mixing kernels by an analytic rule, where LayerNorm is computed, and reasons to refuse a call."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from crossmae_kernels.runtime.autocast import compute_dtype
 from crossmae_kernels.runtime.device import Limits, dtypes_of, machine_refusals, mixture_refusals, width_refusals
 from crossmae_kernels.runtime.launch import Configuration, dot_extent
 
-# By the bytes of an element: the most values, of all mixes of a token, padded, that a program holds in registers. With
-# 12 decoder blocks these are ViT-H's and, in float32, ViT-B's.
+# By element size in bytes: the most values of a token's mixes, padded, that a program holds in registers. With 12
+# decoder blocks these are ViT-H's and, in float32, ViT-B's.
 MOST_VALUES = {2: 16 * 1280, 4: 16 * 768}
 
-# The same for upstream gradients beside them, in the backward pass: ViT-L's and, in float32, ViT-S's. Wider ones are
-# read a second time.
+# The same if upstream gradients are held beside them in the backward pass: ViT-L's and, in float32, ViT-S's. Wider ones
+# are read a second time.
 MOST_VALUES_OF_TWO = {2: 16 * 1024, 4: 16 * 384}
 
 NUM_WARPS = 8
 
-# Registers of a thread where a program needs all that 8 warps can have. Unless told so, the assembler may spill a few
-# to let a second program run beside.
+# Registers per thread if a program needs all that 8 warps can have. Otherwise the assembler may spill a few to let a
+# second program run.
 ALL_REGISTERS = 255
 
 
@@ -30,17 +30,17 @@ class MixingTiles(Configuration):
     """Configuration of one kernel."""
 
     block_mixes: int
-    """Mixes of a token, padded."""
+    """The number of a token's mixes, padded."""
     channels: int
-    """Channels of a warp in one panel."""
+    """Channels per warp in one panel."""
 
     @property
     def panel(self) -> int:
-        """Channels of one panel."""
+        """The number of channels in a panel."""
         return self.channels * NUM_WARPS
 
     def panels(self, width: int) -> int:
-        """Panels of a row."""
+        """The number of panels in a row."""
         return -(-width // self.panel)
 
 
@@ -48,21 +48,21 @@ def forward_tiles(mixes: int, width: int, element_size: int) -> MixingTiles:
     """The analytic choice for tokens of ``width`` channels.
 
     A row is cut into panels, whose number need not be a power of two, so that 384, 768 or 1280 channels waste no
-    registers. Products of float32 run outside of the tensor cores, where a thread holds more operands at a time.
+    registers. float32 products run outside the tensor cores, where a thread holds more operands at a time.
     """
     return MixingTiles(dot_extent(mixes), 16 if element_size == 4 or width <= 512 else 32)
 
 
 def backward_tiles(mixes: int, width: int, element_size: int, on_chip: bool) -> MixingTiles:
-    """The choice for the gradients; on chip, where all maps of a panel are at hand together, the narrowest panels."""
+    """The choice for the gradients; on chip, where all maps of a panel are loaded together, the narrowest panels."""
     return MixingTiles(dot_extent(mixes), 16) if on_chip else forward_tiles(mixes, width, element_size)
 
 
 def sums_by_products(maps: Sequence[Tensor], weight: Tensor, limits: Limits) -> bool:
-    """Whether the backward kernel that holds a token has tensor cores do its sums too, its panels side by side.
+    """Whether the backward kernel that holds a token also computes sums on tensor cores, with concatenated panels.
 
-    Then there are registers for ViT-B's tokens, and on Blackwell for ViT-S's; else 2 to 204 spilled. Weights of float16
-    may not have room for a token's deviation as a factor.
+    That leaves enough registers for ViT-B's tokens, and on Blackwell for ViT-S's; otherwise 2 to 204 spilled. float16
+    weights may overflow when multiplied by a token's deviation.
     """
     mixes, width = weight.shape[0], maps[0].shape[2]
     fits = len(maps) <= 16 and dot_extent(mixes) * width <= 16 * (768 if limits.capability < 100 else 384)
@@ -70,7 +70,7 @@ def sums_by_products(maps: Sequence[Tensor], weight: Tensor, limits: Limits) -> 
 
 
 def held(mixes: int, width: int, element_size: int) -> bool:
-    """Whether a program holds whole tokens, so that LayerNorm needs no pass of its own."""
+    """Whether a program holds whole tokens, so that LayerNorm needs no separate pass."""
     return dot_extent(mixes) * width <= MOST_VALUES[element_size]
 
 
@@ -82,7 +82,7 @@ def holds_upstream_gradients(mixes: int, width: int, element_size: int) -> bool:
 def forward_stages(maps: int, width: int, element_size: int, shared_memory: int) -> int:
     """Depth of the forward kernel's pipeline: up to two tokens ahead, as far as their maps fit in shared memory.
 
-    ``element_size`` is that of the maps. The backward kernels have no registers left to look ahead a whole token.
+    ``element_size`` is that of the maps. The backward kernels have no registers left to prefetch a whole token.
     """
     maps_of_a_token = dot_extent(maps) * width * element_size
     scratch = 16 * 1024
@@ -90,20 +90,21 @@ def forward_stages(maps: int, width: int, element_size: int, shared_memory: int)
 
 
 def forward_registers(element_size: int) -> int | None:
-    """Registers of a thread in the forward kernel; in 16 bits the assembler's own choice is better."""
+    """Registers per thread in the forward kernel; in 16 bits the assembler's own choice is better."""
     return ALL_REGISTERS if element_size == 4 else None
 
 
 def backward_stages(element_size: int, limits: Limits) -> int:
     """Depth of the backward kernel's pipeline over the panels of a token.
 
-    In float32 no register is left for one, nor for ViT-H's float32 maps on the small Blackwells, where 8 spilled.
+    In float32 there are no registers left for one, nor for ViT-H's float32 maps on the small Blackwells, where 8
+    spilled.
     """
     return 2 if element_size == 2 and limits.capability < 120 else 1
 
 
 def refusals(maps: Sequence[Tensor], weight: Tensor, *others: torch.dtype) -> list[str]:
-    """Every reason why the kernels cannot serve a call with such maps, mixing weights and ``others`` beside them."""
+    """Every reason why the kernels cannot run a call with these maps, mixing weights and ``others``."""
     return [
         *machine_refusals(weight.device, *dtypes_of(*maps), compute_dtype(weight), *others),
         *mixture_refusals("maps", maps),

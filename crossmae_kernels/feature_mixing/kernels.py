@@ -1,27 +1,27 @@
-"""Mixing of feature maps on the GPU: device code, and below it the launchers.
+"""Mixing of feature maps on the GPU: device code, then the launchers.
 
 A program works through tokens. All mixes of a token are a matrix product of the weights, (mixes, maps), with the
 token's rows of the maps, (maps, channels). Rows are cut into panels of a few hundred channels. Every warp owns a slice
-of each panel and multiplies on its own: tiles are ``(slices, ., .)`` with one slice for each warp, and nothing but
-statistics passes between warps.
+of each panel and multiplies on its own: tiles are ``(slices, ., .)`` with one slice per warp, and only statistics pass
+between warps.
 
 *Normalised*, a program holds all panels of a token. The forward pass finds mean and variance of the mixes and writes
 ``x_hat = (w m - mean) rstd``. The backward pass is LayerNorm's, ``d = rstd (dy - mean(dy) - x_hat mean(dy x_hat))``,
 then ``w^T d`` for the maps and ``d m^T`` for the weights. It sweeps over the panels twice. The first sweep recomputes
 ``x_hat``, finds both means and, with the maps at hand and before the means are known, all terms of the weights'
-gradient: ``d m^T = rstd (dy m^T - mean(dy) 1 m^T - mean(dy x_hat) x_hat m^T)``. So the second sweep needs no maps. From
-one to the other ``x_hat`` stays on chip, rounded as products ask, and so do the upstream gradients where there is room
-(``HOLD_DOUT``); else these are read a second time, soon after the first.
+gradient: ``d m^T = rstd (dy m^T - mean(dy) 1 m^T - mean(dy x_hat) x_hat m^T)``. So the second sweep needs no maps.
+Between the two, ``x_hat`` stays on chip, rounded as products require, and so do the upstream gradients if there is room
+(``HOLD_DOUT``); otherwise these are read again, soon after the first time.
 
-``BY_PRODUCTS`` leaves as much as it can to tensor cores, which are idle otherwise. Sums over channels are products with
-ones, and those of ``dy x_hat`` the diagonal of a product. ``w^T d`` is the sum of ``(rstd w)^T dy``,
-``-(rstd mean(dy x_hat) w)^T x_hat`` and what is the same for all channels, so that no channel is looked at alone.
+``BY_PRODUCTS`` leaves as much as possible to the tensor cores, which are idle otherwise. Sums over channels are
+products with ones, and those of ``dy x_hat`` the diagonal of a product. ``w^T d`` is the sum of ``(rstd w)^T dy``,
+``-(rstd mean(dy x_hat) w)^T x_hat`` and a term that is equal for all channels, so no elementwise work remains.
 
-*Not normalised*, panels have nothing to do with each other, and each is a program's own.
+*Not normalised*, panels are independent, and each is a program of its own.
 
 Gradients of the weights are summed by each program over its tokens: partial sums, no atomics. The maps come as a tuple
-of pointers, are multiplied ``BLOCK`` at a time, and are never stacked. Nor are their gradients: each has memory of its
-own, which is free again as soon as the encoder's backward pass has used it.
+of pointers, are multiplied ``BLOCK`` at a time, and are never stacked. Nor are their gradients: each has its own
+memory, which is freed as soon as the encoder's backward pass has used it.
 """
 
 # mypy: disable-error-code="assignment, unreachable, var-annotated"
@@ -51,16 +51,16 @@ from crossmae_kernels.primitives import normalization
 from crossmae_kernels.runtime.device import limits
 from crossmae_kernels.runtime.launch import alike, blocks, input_precision, on_device_of, unit_stride
 
-# Counts that change from batch to batch: one compiled kernel serves all of them.
+# Counts that change from batch to batch; they do not specialize the compiled kernel.
 COUNTS = ["tokens", "tokens_per_image"]
 
-# Maps that are multiplied at a time: the depth of a matrix instruction.
+# Maps multiplied at a time: the depth of a matrix instruction.
 BLOCK = tl.constexpr(16)
 
 
 @triton.jit
 def starts_of(maps, rows, MAPS: tl.constexpr, ALIGNED: tl.constexpr):
-    """Pointer to each of the maps named by ``rows``."""
+    """Pointers to the maps with indices ``rows``."""
     zeros = tl.zeros_like(rows)
     starts = maps[0] + zeros
     for index in tl.static_range(1, MAPS):
@@ -98,7 +98,7 @@ def load_weights(
 
 @triton.jit
 def mean_of_slices(sums, width):
-    """Mean over all channels, as (1, mixes, 1), from the sum of each slice's, (slices, mixes)."""
+    """Mean over all channels, as (1, mixes, 1), from each slice's sum, (slices, mixes)."""
     return (tl.sum(sums, axis=0) / width)[None, :, None]
 
 
@@ -110,7 +110,7 @@ def mixing_forward_kernel(
     SLICES: tl.constexpr, CHANNELS: tl.constexpr, PANELS: tl.constexpr, ALIGNED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Program (share of the tokens, share of ``PANELS`` panels).
+    """Program (part of the tokens, part with ``PANELS`` panels).
 
     ``out`` (mixes, tokens, width); normalised, ``means`` and ``rstds`` (mixes, tokens) too: 1 / standard deviation.
     """
@@ -140,7 +140,7 @@ def mixing_forward_kernel(
                 centred = tl.where(columns_of(panel, SLICES, CHANNELS) < width, panels[panel] - mean, 0.0)
                 squares += tl.sum(centred * centred, axis=2)
                 left += tl.sum(centred, axis=2)
-            # What rounding left of the mean, which matters where a row varies little.
+            # The rest of the mean left by rounding, which matters if a row varies little.
             mean += mean_of_slices(left, width)
             rstd = 1 / tl.sqrt_rn(mean_of_slices(squares, width) + eps)
             places = mixes.to(tl.int64) * tokens + token
@@ -157,7 +157,7 @@ def mixing_forward_kernel(
 
 @triton.jit
 def packed(tile):
-    """A tile as registers of 32 bits hold it: of 16-bit values, neighbours of the last dimension in one word."""
+    """A tile packed into 32-bit words: 16-bit neighbours in the last dimension share a word."""
     words = tile
     if tile.dtype.primitive_bitwidth == 16:
         low, high = tl.split(tl.reshape(tile, (tile.shape[0], tile.shape[1], tile.shape[2] // 2, 2)))
@@ -177,9 +177,9 @@ def unpacked(words, DTYPE: tl.constexpr):
 
 @triton.jit
 def with_panel(panels, panel, tile, PANELS: tl.constexpr):
-    """The tuple ``panels`` with ``tile`` at place ``panel``. Registers have no addresses: a selection for each place.
+    """The tuple ``panels`` with ``tile`` at index ``panel``: one selection per index, as registers have no addresses.
 
-    With this, loops over panels stay loops. Unrolled, loads of all panels are issued early, and registers run out.
+    This keeps loops over panels rolled. Unrolled, loads of all panels would be issued early and registers run out.
     """
     chosen = ()
     for place in tl.static_range(PANELS):
@@ -200,14 +200,14 @@ def panel_of(panels, panel, PANELS: tl.constexpr):
 def store_dmaps(dmaps, tile, token, first, columns, width, MAPS: tl.constexpr):
     """Write a panel of one token's rows of the gradients of the maps from ``first`` on."""
     rows = first + tl.arange(0, BLOCK)
-    # They begin where an allocator places them, which is aligned.
+    # They start where the allocator places them, which is aligned.
     pointers = (starts_of(dmaps, rows, MAPS, True) + token * width)[None, :, None] + columns
     tl.store(pointers, tile.to(dmaps[0].dtype.element_ty), mask=(rows < MAPS)[None, :, None] & (columns < width))
 
 
 @triton.jit
 def store_dweight(dweight, sums, program, first, num_mixes, MAPS: tl.constexpr, BLOCK_MIXES: tl.constexpr):
-    """Write a program's share, of each slice in ``sums``, of the weights' gradient for the maps from ``first`` on."""
+    """Write a program's part of the weights' gradient, in ``sums`` by slice, for the maps from ``first`` on."""
     mixes, rows = tl.arange(0, BLOCK_MIXES)[:, None], first + tl.arange(0, BLOCK)[None, :]
     pointers = dweight + (program * num_mixes + mixes) * MAPS + rows
     tl.store(pointers, tl.sum(sums, axis=0), mask=(mixes < num_mixes) & (rows < MAPS))
@@ -215,19 +215,19 @@ def store_dweight(dweight, sums, program, first, num_mixes, MAPS: tl.constexpr, 
 
 @triton.jit
 def plus_sums_of_rows(total, tile):
-    """``total`` and, in each of its columns, the sums of the tile's rows, by a product with ones."""
+    """Add the sums of the tile's rows to every column of ``total``, by a product with ones."""
     return tl.dot(tile, tl.full((tile.shape[0], tile.shape[2], total.shape[2]), 1, dtype=tile.dtype), total)
 
 
 @triton.jit
 def plus_sums_of_columns(total, tile):
-    """``total`` and, in each of its rows, the sums of the tile's columns."""
+    """Add the sums of the tile's columns to every row of ``total``."""
     return tl.dot(tl.full((tile.shape[0], total.shape[1], tile.shape[1]), 1, dtype=tile.dtype), tile, total)
 
 
 @triton.jit
 def diagonal(tile):
-    """What lies on the diagonal of each slice, (slices, mixes)."""
+    """The diagonal of each slice, (slices, mixes)."""
     places = tl.arange(0, tile.shape[1])
     return tl.sum(tl.where((places[:, None] == places[None, :])[None, :, :], tile, 0.0), axis=2)
 
@@ -240,9 +240,9 @@ def mixing_backward_kernel(
     PANELS: tl.constexpr, HOLD_DOUT: tl.constexpr, BY_PRODUCTS: tl.constexpr,
     ALIGNED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Normalised mixes. Program: a share of the tokens. ``dmaps`` or ``dweight`` may be None.
+    """Normalised mixes. Program: a part of the tokens. ``dmaps`` or ``dweight`` may be None.
 
-    ``means``, ``rstds`` and ``dweight`` are float32; where all else is 16 bits wide, maps and gradients of them may be.
+    ``means``, ``rstds`` and ``dweight`` are float32; maps and their gradients may be, even if the rest is 16 bits wide.
     ``dmaps``, one for each map, (tokens, width); ``dweight`` (programs, mixes, maps), to be summed.
     """
     dtype: tl.constexpr = weight.dtype.element_ty
@@ -361,7 +361,7 @@ def sums_backward_kernel(
     MAPS: tl.constexpr, BLOCK_MIXES: tl.constexpr, SLICES: tl.constexpr, CHANNELS: tl.constexpr,
     ALIGNED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Mixes as they are. Program (share of the tokens, panel). ``dmaps`` or ``dweight`` may be None.
+    """Plain mixes. Program (part of the tokens, panel). ``dmaps`` or ``dweight`` may be None.
 
     ``dmaps``, one for each map, (tokens, width); ``dweight`` (programs, mixes, maps), to be summed.
     """
@@ -393,7 +393,7 @@ def sums_backward_kernel(
             store_dweight(dweight, dweights[first // BLOCK], program, first, num_mixes, MAPS, BLOCK_MIXES)
 
 
-# Programs per multiprocessor, which share the tokens: more than its registers hold, to even out the ends.
+# Programs per multiprocessor, which share the tokens: more than fit at once, to balance the tail.
 PROGRAMS_PER_MULTIPROCESSOR = 8
 
 
@@ -402,7 +402,7 @@ def forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Mixes ``(n, B, K, E)`` in the dtype of the weights and, normalised, means and 1 / standard deviations.
 
-    These are float32 ``(n, B, K)``; means only where the kernel normalises, whose backward pass alone needs them.
+    These are float32 ``(n, B, K)``; means only if the kernel normalises, as only its backward pass needs them.
     """
     first, mixes, width = maps[0], weight.shape[0], maps[0].shape[2]
     on_chip = normalize and held(mixes, width, weight.element_size())
@@ -435,9 +435,9 @@ def backward(
     normalize: bool,
     output_mask: Sequence[bool],
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Gradients of the maps, each ``(B, K, E)``, and of the weights where asked for.
+    """The needed gradients of the maps, each ``(B, K, E)``, and of the weights.
 
-    Normalised ``mixes`` are given where LayerNorm's gradient is a pass of its own.
+    Normalised ``mixes`` are given if LayerNorm's gradient is a separate pass.
     """
     first, width = maps[0], maps[0].shape[2]
     dmaps = [first.new_empty(first.shape) for _ in maps] if output_mask[0] else []
@@ -469,7 +469,7 @@ def backward(
 
 
 class _Call:
-    """What kernels ask of one call; ``whole_tokens`` where a program works on all panels of its tokens."""
+    """A call's launch parameters; ``whole_tokens`` if a program processes all panels of its tokens."""
 
     def __init__(self, maps: Sequence[Tensor], weight: Tensor, choice: MixingTiles, whole_tokens: bool) -> None:
         self.maps, self.weight, self.tiles = alike(maps), weight.contiguous(), choice
@@ -478,7 +478,7 @@ class _Call:
         self.panels = choice.panels(width)
         shares = 1 if whole_tokens else self.panels
         programs = PROGRAMS_PER_MULTIPROCESSOR * limits(weight.device).multiprocessors
-        # Programs that share the tokens, and those that share a row.
+        # Programs that share the tokens, and programs that share a row.
         self.grid = min(batch * tokens, blocks(programs, shares)), shares
 
     def inputs(self) -> tuple[tuple[Tensor, ...], Tensor]:

@@ -13,10 +13,10 @@ from crossmae_kernels.runtime.operators import Operator
 
 
 def mix_feature_maps(maps: Sequence[Tensor], weight: Tensor, eps: float, normalize: bool) -> Tensor:
-    """See ``crossmae_kernels.mix_feature_maps``, without an affine; arguments are taken as checked.
+    """See ``crossmae_kernels.mix_feature_maps``, without an affine; arguments are assumed to be checked.
 
-    Maps may be of a higher precision than the weights, which then decide what is multiplied and returned: under
-    autocast maps are read as they are and rounded on chip.
+    Maps may have a higher precision than the weights, whose dtype is then that of products and results: under autocast,
+    maps are read in their own dtype and rounded on chip.
     """
     return _forward(list(maps), weight, eps, normalize)
 
@@ -71,7 +71,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     maps, weight, _, ctx.normalize = inputs
     mixes, means, rstds = output
     on_chip = held(weight.shape[0], mixes.shape[3], weight.element_size())
-    # What multiplies the mixes keeps them anyway.
+    # The next product saves the mixes anyway.
     saved = mixes if ctx.normalize and not on_chip else None
     ctx.save_for_backward(weight, saved, means, rstds, *maps)
 

@@ -15,7 +15,7 @@ def mix_feature_maps(
     eps: float,
     normalize: bool,
 ) -> Tensor:
-    """See ``crossmae_kernels.mix_feature_maps``; arguments are taken as checked."""
+    """See ``crossmae_kernels.mix_feature_maps``; arguments are assumed to be checked."""
     mixed = _sums(maps, weight)
     return torch.stack(_normed(mixed, norm_weight, norm_bias, eps)) if normalize else mixed
 
@@ -23,19 +23,19 @@ def mix_feature_maps(
 def normed_mixes(
     maps: Sequence[Tensor], weight: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float
 ) -> list[Tensor]:
-    """The same, one ``(B, K, E)`` for each decoder block; stacking them would be one more copy in either direction."""
+    """The same, one ``(B, K, E)`` per decoder block; stacking would add a copy forward and backward."""
     return _normed(_sums(maps, weight), norm_weight, norm_bias, eps)
 
 
 def _sums(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
-    # Maps stacked in front make the mix one (n, k) x (k, B*K*E) product over contiguous rows, and its result
-    # already lies as (n, B, K, E); stacked at the back it would be a strided product and a transpose.
+    # With maps stacked first, the mix is one (n, k) x (k, B*K*E) product over contiguous rows, whose result is
+    # already laid out as (n, B, K, E); stacked last, it would be a strided product and a transpose.
     return (weight @ torch.stack(list(maps)).flatten(1)).unflatten(1, maps[0].shape)
 
 
 def _normed(mixed: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float) -> list[Tensor]:
-    # One affine per block: a LayerNorm each, with it, passes over the mixes fewer times than one LayerNorm for all
-    # and the affine behind it.
+    # Every block has its own affine: one LayerNorm per block, with its affine, passes over the mixes fewer times than
+    # one LayerNorm for all and a separate affine.
     scales = [None] * len(mixed) if norm_weight is None else norm_weight
     shifts = [None] * len(mixed) if norm_bias is None else norm_bias
     blocks = zip(mixed, scales, shifts, strict=True)

@@ -27,9 +27,8 @@ def project_feature_maps(
 ) -> tuple[Tensor, ...]:
     """``LayerNorm_l(sum_j mixing_weight[l, j] * maps[j]) weights[l]^T + biases[l]`` for every decoder block l.
 
-    With kernels the norms' affine is folded into the projections, which then depend on nothing but the maps. The cost
-    of the fold grows with the weights and its gain with the tokens, so the reference, which serves small batches on a
-    CPU, does not.
+    The kernels fold the norms' affine into the projections. The fold's cost grows with the weights and its gain with
+    the tokens, so the reference, which runs small batches on a CPU, does not.
 
     Args:
         maps: k feature maps, each ``(B, K, E)``.
@@ -39,14 +38,14 @@ def project_feature_maps(
         weights: n times ``(O, E)``.
         biases: n times ``(O,)``.
         eps: added to the variance.
-        impl: who serves the call.
+        impl: the implementation, see ``crossmae_kernels``.
 
     Returns:
         n times ``(B, K, O)``.
 
     Raises:
-        TypeError, ValueError: for arguments of the wrong type, dtype, shape or device, before any work.
-        RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
+        TypeError, ValueError: if an argument has the wrong type, dtype, shape or device, before any work.
+        RuntimeError: with ``impl="triton"`` if the kernels cannot run the call, with every reason.
     """
     checks = ArgumentChecks("project_feature_maps")
     given = maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps
@@ -64,22 +63,23 @@ def project_keys_and_values(
     eps: float = 1e-6,
     impl: Implementation = "auto",
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """``project_feature_maps`` to keys and values, less what all tokens have in common, where kernels serve.
+    """``project_feature_maps`` to keys and values; with kernels, without what all tokens have in common.
 
-    What all keys have in common adds the same to every score of a query, and softmax ignores it: nothing depends on
-    it, and its gradient is zero, not rounding. What all values have in common comes out of attention as it went in,
-    since weights sum to 1, so it is returned instead: to be added behind attention, to its output or, in weight space,
-    to the bias of the linear layer that follows (``fold_norm`` with it for ``norm_bias``). Where weights do not sum to
-    1 they are NaN, and so is the output with it or without. Keys and values are then written once by one batched
-    product, without a bias, whose gradient would be a sum over all of them.
+    A term common to all keys adds the same to every score of a query, which softmax ignores: nothing depends on it, and
+    its gradient is exactly zero. A term common to all values passes through attention unchanged, since weights sum to
+    1,
+    so it is returned instead, to be added after attention: to its output or, in weight space, to the bias of the next
+    linear layer (``fold_norm`` with it as ``norm_bias``). If weights do not sum to 1 they are NaN, and so is the output
+    either way. Keys and values are then written once by one batched product without bias, whose gradient would be a sum
+    over all of them.
 
     Args:
-        maps: as in ``project_feature_maps``; so are the other arguments and the errors.
+        maps: see ``project_feature_maps``, as for the other arguments and the errors.
         weights: n times ``(2 D, E)``, keys first.
         biases: n times ``(2 D,)``.
 
     Returns:
-        n times keys and values ``(B, K, 2 D)``, and what to add to attention's outputs, ``(n, D)``, or None: nothing.
+        n times keys and values ``(B, K, 2 D)``, and what to add to attention's outputs, ``(n, D)``, or None if nothing.
     """
     checks = ArgumentChecks("project_keys_and_values")
     given = maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps
@@ -102,7 +102,7 @@ def _folded(
     impl: Implementation,
     parts: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Normalised mixes, and weights and biases for them, stacked; None where the reference serves the call."""
+    """Normalised mixes, and stacked weights and biases for them; None if the reference runs the call."""
     maps = checks.tensors("maps", maps, "B K E")
     checks.tensor("mixing_weight", mixing_weight, f"n {len(maps) or 'k'}")
     checks.tensor("norm_weight", norm_weight, "n E")

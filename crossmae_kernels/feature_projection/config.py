@@ -1,4 +1,4 @@
-"""Why a call is refused."""
+"""Reasons to refuse a call."""
 
 from collections.abc import Sequence
 

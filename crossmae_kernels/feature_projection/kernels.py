@@ -1,4 +1,4 @@
-"""The projections' gradients by library products, each written block by block from where it lies."""
+"""The projections' gradients by cuBLAS products, block by block and without copies."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def backward(
     x: Tensor, weight: Tensor, gradients: Sequence[Tensor], output_mask: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x ``(n, B, K, I)``, weight ``(n, O, I)`` and bias ``(n, O)`` where asked for."""
+    """The needed gradients of x ``(n, B, K, I)``, weight ``(n, O, I)`` and bias ``(n, O)``."""
     dx = x.new_empty(x.shape) if output_mask[0] else None
     dweight = weight.new_empty(weight.shape) if output_mask[1] else None
     dbias = weight.new_empty(weight.shape[:2]) if output_mask[2] else None

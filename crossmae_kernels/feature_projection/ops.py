@@ -1,10 +1,10 @@
 """Projections of all blocks for PyTorch's autograd.
 
-Without biases all blocks are projected by one batched product, and each result is a view of what it yields. Biases go
-with a product for each block, which adds them as it writes: a batched one (``torch.baddbmm``) writes all results with
-biases first and reads them again. Autograd would stack the blocks' gradients before it multiplies them, a copy of all
-of them; here each is multiplied from where it lies. An operator may not return views of one tensor, hence an
-``autograd.Function`` around the forward pass and an operator in the backward pass.
+Without biases, one batched product projects all blocks, and each result is a view of its output. With biases there is
+one product per block, which adds them as it writes: a batched one (``torch.baddbmm``) first writes all results with
+biases and then reads them again. Autograd would stack the blocks' gradients before multiplying them, which copies all
+of them; here each is used in place. As an operator may not return views of one tensor, the forward pass is an
+``autograd.Function`` and the backward pass an operator.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from crossmae_kernels.runtime.operators import Operator
 def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
     """``x[l] weight[l]^T + bias[l]``, n times ``(B, K, O)``, of ``(n, B, K, I)``, ``(n, O, I)`` and ``(n, O)`` or None.
 
-    Arguments are of one dtype and taken as checked.
+    Arguments have one dtype and are assumed to be checked.
     """
     return _Project.apply(x, weight, bias)
 
@@ -51,7 +51,7 @@ def _backward_fake(
 
 
 def _backward_flops(x: Shape, weight: Shape, gradients: list[Shape], output_mask: list[bool], **_: Any) -> int:
-    """The forward pass is PyTorch's own product, which it counts itself."""
+    """Backward FLOPs; the forward pass is PyTorch's own product, which PyTorch counts."""
     return sum(output_mask[:2]) * linear_flops(x, weight)
 
 

@@ -17,6 +17,6 @@ def project_feature_maps(
     biases: Sequence[Tensor],
     eps: float,
 ) -> tuple[Tensor, ...]:
-    """See ``crossmae_kernels.project_feature_maps``; arguments are taken as checked."""
+    """See ``crossmae_kernels.project_feature_maps``; arguments are assumed to be checked."""
     mixes = normed_mixes(maps, mixing_weight, norm_weight, norm_bias, eps)
     return tuple(F.linear(mix, weight, bias) for mix, weight, bias in zip(mixes, weights, biases, strict=True))

@@ -1,4 +1,4 @@
-"""The MLP of a pre-norm transformer block, residual included."""
+"""The MLP of a pre-norm transformer block, including the residual."""
 
 from typing import get_args
 
@@ -27,29 +27,29 @@ def mlp(
 ) -> Tensor:
     """``x + fc2(gelu(fc1(LayerNorm(x))))`` with exact (erf) GELU.
 
-    The kernels fold the norm's scale and shift into fc1. For the backward pass they keep normalised rows in the dtype
-    that they compute in and a float32 statistic of each row, not ``x``; with ``hidden="save"`` also GELU's input,
-    ``(..., H)``, which is otherwise recomputed. Under autocast ``x`` may stay float32: it is read as it is, and the
-    residual is added in float32.
+    The kernels fold the norm's scale and shift into fc1. For the backward pass they save normalised rows in the compute
+    dtype and a float32 statistic per row instead of ``x``; with ``hidden="save"`` also GELU's input ``(..., H)``, which
+    is otherwise recomputed. Under autocast ``x`` may stay float32: it is read without a cast, and the residual is added
+    in float32.
 
     Args:
         x: ``(..., D)``.
-        norm_weight: LayerNorm scale ``(D,)``; 1 where None.
-        norm_bias: LayerNorm shift ``(D,)``; 0 where None.
+        norm_weight: LayerNorm scale ``(D,)``; 1 if None.
+        norm_bias: LayerNorm shift ``(D,)``; 0 if None.
         fc1_weight: ``(H, D)``.
         fc1_bias: ``(H,)`` or None.
         fc2_weight: ``(D, H)``.
         fc2_bias: ``(D,)`` or None.
         eps: added to the variance.
         hidden: whether the kernels save the hidden layer for the backward pass; the reference always does.
-        impl: who serves the call.
+        impl: the implementation, see ``crossmae_kernels``.
 
     Returns:
         ``(..., D)`` in the dtype of ``x``.
 
     Raises:
-        TypeError, ValueError: for arguments of the wrong type, dtype, shape or device, before any work.
-        RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
+        TypeError, ValueError: if an argument has the wrong type, dtype, shape or device, before any work.
+        RuntimeError: with ``impl="triton"`` if the kernels cannot run the call, with every reason.
     """
     checks = ArgumentChecks("mlp")
     checks.tensor("x", x, "... D")

@@ -1,8 +1,8 @@
-"""The MLP on the GPU: device code beyond the primitives, and below it the launchers.
+"""The MLP on the GPU: device code beyond the primitives, then the launchers.
 
-``single_forward`` keeps the hidden layer on chip: a program holds its rows, normalised, and walks over the hidden
-units in chunks, each multiplied into the output as soon as it is activated. ``hidden_backward`` recomputes the hidden
-layer, or reads it, beside the gradient that reaches it, so that GELU's backward pass is an epilogue of both.
+``single_forward`` keeps the hidden layer on chip: a program holds its normalised rows and loops over the hidden units
+in chunks, each multiplied into the output as soon as it is activated. ``hidden_backward`` recomputes or reads the
+hidden layer beside its upstream gradient, so GELU's backward pass is an epilogue of both.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def single_forward_kernel(
 ):  # fmt: skip
     """``out = x + gelu(x_hat w1^T + b1) w2^T + b2``; program: a tile of whole rows.
 
-    ``b1`` and ``b2`` may be None; so may ``x_hat`` with ``rstd``, and ``hidden``, where the backward pass does not need
+    ``b1`` and ``b2`` may be None, as may ``x_hat`` with ``rstd``, and ``hidden``, if the backward pass does not need
     them.
     """
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_M
@@ -89,7 +89,7 @@ def hidden_backward_kernel(
 ):  # fmt: skip
     """``dhidden = (dout w2) gelu'(h)``, ``activated = gelu(h)``, and sums of dhidden's columns over each row tile.
 
-    ``h`` is ``hidden`` where it was kept, else ``x_hat w1^T + b1`` rounded alike. Program: one tile of both.
+    ``h`` is ``hidden`` if it was saved, else ``x_hat w1^T + b1`` rounded alike. Program: one tile of both.
     """
     row_tile, column_tile = place_of_tile(tl.program_id(0), num_rows, HIDDEN, BLOCK_M, BLOCK_N, GROUP)
     first_row = row_tile.to(tl.int64) * BLOCK_M
@@ -123,10 +123,10 @@ def hidden_backward_kernel(
         )  # fmt: skip
 
 
-# Output; normalised rows; the statistic of each; GELU's input. The last three are None where nothing is saved.
+# Output; normalised rows; the statistic of each; GELU's input. The last three are None if nothing is saved.
 Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
-# Gradient of the hidden layer ``(R, H)``, the layer activated if asked for, and for ``totals`` the gradient's sums.
+# Gradient of the hidden layer ``(R, H)``, the activated layer if needed, and the gradient's sums for ``totals``.
 HiddenGradients = tuple[Tensor, Tensor | None, Tensor]
 
 
@@ -143,7 +143,7 @@ def forward(
     save: bool,
     save_hidden: bool,
 ) -> tuple[Tensor | None, ...]:
-    """Output like ``x``, and what is to be saved; of the weights only what is not an argument: fc1 folded, fc2 cast."""
+    """Output like ``x``, and what to save; of the weights, only folded fc1 and cast fc2, which are not arguments."""
     w1, b1 = fold_norm(fc1_weight, fc1_bias, norm_weight, norm_bias, dtype)
     w2 = cast(fc2_weight, dtype)
     rule = form_rule(w1.shape[1], dtype, limits(x.device))
@@ -167,13 +167,13 @@ def backward(
     hidden: Tensor | None,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, the norm's parameters in one, fc1's weight and bias, fc2's weight and bias where asked for.
+    """The needed gradients of x, the norm's parameters (stacked), fc1's weight and bias, and fc2's weight and bias.
 
-    ``w1`` and ``b1`` are fc1's, folded. The last bias's gradient is float32.
+    ``w1`` and ``b1`` are fc1's after folding. The last bias's gradient is float32.
     """
     wants_x, wants_scale, wants_shift, wants_w1, wants_b1, wants_w2, wants_b2 = output_mask
     rows = flat_rows(dout)
-    # Sums over rows are in float32; so is fc1's own, unless nothing but its bias asks for it.
+    # Sums over rows are in float32; so is fc1's own, unless only its bias needs it.
     summed_in = fc1_weight.dtype if norm_bias is None else torch.float32
     low, sums_of_rows = column_sums(rows, w1.dtype) if wants_b2 else (cast(rows, w1.dtype), None)
     dhidden = activated = sums = None
@@ -233,7 +233,7 @@ def _products(
     save: bool,
     save_hidden: bool,
 ) -> Results:
-    """Products of our own, with GELU and the residual behind them."""
+    """Our own products, with GELU and residual epilogues."""
     x_hat, rstd = normalize(rows, eps, w1.dtype)
     hidden = x_hat.new_empty(len(rows), len(w1)) if save_hidden else None
     activated = multiply(x_hat, w1, b1, gelu=True, hidden=hidden)
@@ -251,7 +251,7 @@ def _library(
     save: bool,
     save_hidden: bool,
 ) -> Results:
-    """cuBLAS's products, with passes for GELU and the residual."""
+    """cuBLAS's products, with separate passes for GELU and the residual."""
     x_hat, rstd = normalize(rows, eps, w1.dtype)
     hidden = F.linear(x_hat, w1, b1)
     out = rows + F.linear(F.gelu(hidden), w2, cast(b2, w2.dtype))
@@ -294,7 +294,7 @@ def _library_hidden_backward(
     hidden: Tensor | None,
     wants_activated: bool,
 ) -> HiddenGradients:
-    """cuBLAS's products, and a pass for GELU."""
+    """cuBLAS's products, and a separate pass for GELU."""
     h = F.linear(x_hat, w1, b1) if hidden is None else hidden
     return gelu_backward(dout @ w2, h, wants_activated)
 

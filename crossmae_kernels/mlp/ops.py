@@ -1,7 +1,7 @@
 """The MLP's operators: schemas, fakes, FLOPs, what is saved for the backward pass.
 
-They take parameters as they are, fold the norm into fc1 and cast to the dtype to compute in; ``x`` may be float32. In
-an operator of its own the fold would be one call, and one node of autograd, more.
+They take the original parameters, fold the norm into fc1 and cast to the compute dtype; ``x`` may be float32. A
+separate operator for the fold would add a call and an autograd node.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ def mlp(
     dtype: torch.dtype,
     save_hidden: bool,
 ) -> Tensor:
-    """See ``crossmae_kernels.mlp``, computed in ``dtype``; arguments are taken as checked."""
+    """See ``crossmae_kernels.mlp``, computed in ``dtype``; arguments are assumed to be checked."""
     save = need_gradient(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     return _forward(
         x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps, dtype, save, save and save_hidden
@@ -106,7 +106,7 @@ def _backward_flops(
     output_mask: list[bool],
     **_: Any,
 ) -> int:
-    # All but fc2's own gradients come through the hidden layer's; fc1's weight and the norm's scale share a product.
+    # All gradients except fc2's need the hidden layer's; fc1's weight and the norm's scale share a product.
     of_hidden, of_x, of_fc2 = any(output_mask[:5]), output_mask[0], output_mask[5]
     of_fc1 = output_mask[1] or output_mask[3]
     return (of_hidden + of_x + of_fc1 + of_fc2) * linear_flops(x_hat, fc1_weight)

@@ -14,6 +14,6 @@ def mlp(
     fc2_bias: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """See ``crossmae_kernels.mlp``; arguments are taken as checked."""
+    """See ``crossmae_kernels.mlp``; arguments are assumed to be checked."""
     hidden = F.gelu(F.linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), fc1_weight, fc1_bias))
     return x + F.linear(hidden, fc2_weight, fc2_bias)

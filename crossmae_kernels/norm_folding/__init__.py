@@ -1,7 +1,7 @@
-"""LayerNorm's affine folded into the linear layer behind it, in weight space.
+"""Fold LayerNorm's affine into the next linear layer, in weight space.
 
 ``LN(x) W^T + b = x_hat (gamma * W)^T + (b + W beta)``, where ``x_hat`` is the row without its affine. Kernels then only
-normalise, and gamma's and beta's gradients come from the weight's: no sums over tokens of their own.
+normalise, and gamma's and beta's gradients come from the weight's, without separate sums over tokens.
 """
 
 from collections.abc import Sequence
@@ -43,27 +43,27 @@ def fold_norm(
     dtype: torch.dtype | None = None,
     impl: Implementation = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the linear layer that takes ``x_hat``, differentiable.
+    """Weight and bias of the linear layer for ``x_hat``, differentiably.
 
-    Master weights are folded as they are, under autocast too: only the results are rounded, to ``dtype``. Where
-    there is nothing to fold, they are the arguments, cast. Several weights are folded into one stack, as a batched
-    product takes them, without being stacked first.
+    Weights are folded in their own dtype, even under autocast: only the results are rounded, to ``dtype``. If there is
+    nothing to fold, they are the cast arguments. Several weights are folded directly into one stack for a batched
+    product, without being stacked first.
 
     Args:
-        weight: ``(O, I)``, or a sequence of n such, of which all other tensors and the results hold a stack.
+        weight: ``(O, I)``, or a sequence of n of them; all other tensors and the results are then stacked.
         bias: ``(O,)``, or ``(n, O)``, or None.
-        norm_weight: LayerNorm scale ``(I,)``, or ``(n, I)``; 1 where None.
-        norm_bias: LayerNorm shift ``(I,)``, or ``(n, I)``; 0 where None.
-        dtype: of the results; the weight's own where None. Gradients have the dtypes of the arguments.
-        impl: who serves the call.
+        norm_weight: LayerNorm scale ``(I,)``, or ``(n, I)``; 1 if None.
+        norm_bias: LayerNorm shift ``(I,)``, or ``(n, I)``; 0 if None.
+        dtype: of the results; the weight's own if None. Gradients have the arguments' dtypes.
+        impl: the implementation, see ``crossmae_kernels``.
 
     Returns:
-        ``(O, I)`` and ``(O,)``, or ``(n, O, I)`` and ``(n, O)``; None for the second where neither ``bias`` nor
+        ``(O, I)`` and ``(O,)``, or ``(n, O, I)`` and ``(n, O)``; the second is None if neither ``bias`` nor
         ``norm_bias`` is given.
 
     Raises:
-        TypeError, ValueError: for arguments of the wrong type, dtype, shape or device, before any work.
-        RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
+        TypeError, ValueError: if an argument has the wrong type, dtype, shape or device, before any work.
+        RuntimeError: with ``impl="triton"`` if the kernels cannot run the call, with every reason.
     """
     checks = ArgumentChecks("fold_norm")
     several = isinstance(weight, list | tuple)

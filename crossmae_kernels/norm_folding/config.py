@@ -1,4 +1,4 @@
-"""Why a call is refused."""
+"""Reasons to refuse a call."""
 
 from collections.abc import Sequence
 
@@ -9,5 +9,5 @@ from crossmae_kernels.runtime.device import dtypes_of, machine_refusals
 
 
 def refusals(weights: Sequence[Tensor], others: Sequence[Tensor | None], dtype: torch.dtype) -> list[str]:
-    """Every reason why the kernels cannot fold ``others`` into the weights, with results of ``dtype``."""
+    """Every reason why the kernels cannot fold ``others`` into the weights, with results in ``dtype``."""
     return machine_refusals(weights[0].device, *dtypes_of(*weights, *others), dtype)

@@ -1,7 +1,6 @@
-"""The fold's operators, of one weight and of several: schemas, fakes, what is saved for the backward pass.
+"""The fold's operators, for one weight and for several: schemas, fakes, what is saved for the backward pass.
 
-One weight has an operator of its own, since autograd looks through lists of tensors in Python, at 40 microseconds a
-call.
+One weight has its own operator, since autograd handles lists of tensors in Python, at 40 microseconds per call.
 """
 
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ def fold_norm(
     norm_bias: Tensor | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    """Folded weight ``(O, I)`` and bias ``(O,)`` in ``dtype``; arguments are taken as checked."""
+    """Folded weight ``(O, I)`` and bias ``(O,)`` in ``dtype``; arguments are assumed to be checked."""
     if norm_weight is None and norm_bias is None:
         return weight.to(dtype), cast(bias, dtype)
     folded, folded_bias = _forward(weight, bias, norm_weight, norm_bias, dtype)
@@ -35,7 +34,7 @@ def fold_norms(
     norm_bias: Tensor | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    """The same of several, stacked: ``(n, O, I)`` and ``(n, O)``, in one launch, be it for the cast alone."""
+    """The same for several, stacked: ``(n, O, I)`` and ``(n, O)``, in one launch, even if only for the cast."""
     folded, folded_bias = _forward_of_several(list(weights), bias, norm_weight, norm_bias, dtype)
     return folded, None if bias is None and norm_bias is None else folded_bias
 
@@ -75,13 +74,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.set_materialize_grads(True)
     if not any(t is not None and t.requires_grad for t in (norm_weight, *weights)):
-        # Or a bias that is trained alone would ask whoever multiplies with the weight for its gradient.
+        # Otherwise, training only the bias would request the gradient of the weight from its product.
         ctx.mark_non_differentiable(output[0])
     ctx.save_for_backward(norm_weight, norm_bias, *weights)
 
 
 def _gradients(ctx: Any, output_mask: list[bool], dfolded: Tensor, dfolded_bias: Tensor) -> tuple[Tensor | None, ...]:
-    """Those of weights, together, of bias, ``norm_weight`` and ``norm_bias``."""
+    """The gradients of the weights (together), bias, ``norm_weight`` and ``norm_bias``."""
     wants_weight, wants_bias, *wants_norm = output_mask
     norm_weight, norm_bias, *weights = ctx.saved_tensors
     dweight = dnorm = None

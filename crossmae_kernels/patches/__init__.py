@@ -26,24 +26,24 @@ def gather_patches(
 ) -> Tensor:
     """Patches of images, by id.
 
-    The kernels keep the ids for the backward pass and nothing else. Under autocast they write the rows in autocast's
-    dtype, which the linear layer behind them would cast them to anyway; the reference leaves that to the layer. On a
-    GPU a patch whose id is out of range is not read, and comes out as NaN.
+    The kernels save only the ids for the backward pass. Under autocast they write the rows in autocast's dtype, to
+    which the next linear layer would cast them anyway; the reference leaves that to the layer. On a GPU a patch whose
+    id is out of range is not read, and its row is NaN.
 
     Args:
-        images: ``(B, C, H, W)``, floating point or uint8, of whole patches.
-        ids: int64 or int32 ``(B, V)``, each less than the number of patches. May repeat.
+        images: ``(B, C, H, W)``, floating point or uint8, with sizes that are multiples of the patch size.
+        ids: int64 or int32 ``(B, V)``, each less than the number of patches; may repeat.
         patch_size: side of a patch in pixels, or height and width.
-        mean: float32 ``(C,)`` to subtract from uint8 pixels, as shares of 255; only with uint8 images.
-        std: float32 ``(C,)``, positive, to divide by then: ``(pixel / 255 - mean) / std``; only with uint8 images.
-        impl: who serves the call.
+        mean: float32 ``(C,)``, only with uint8 images, which are normalised to ``(pixel / 255 - mean) / std``.
+        std: float32 ``(C,)``, positive; likewise.
+        impl: the implementation, see ``crossmae_kernels``.
 
     Returns:
         ``(B, V, P)`` with P = height * width * C of a patch, in the dtype of the images, float32 for uint8.
 
     Raises:
-        TypeError, ValueError: for arguments of the wrong type, dtype, shape, device or range, before any work.
-        RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
+        TypeError, ValueError: if an argument has the wrong type, dtype, shape, device or range, before any work.
+        RuntimeError: with ``impl="triton"`` if the kernels cannot run the call, with every reason.
     """
     checks = ArgumentChecks("gather_patches")
     sides = _check_images(checks, images, patch_size, mean, std)
@@ -71,29 +71,29 @@ def patch_loss(
 ) -> Tensor:
     """Mean squared error between predicted patches and the images' own (MAE, section 3).
 
-    The kernels read each pixel from the image and compute in float32. If the prediction needs a gradient, they write
-    its difference from the target in the same pass, in the prediction's dtype, and keep that and nothing else: so in
-    float16 a difference beyond 65,504 has an infinite gradient. They have no gradient to the images. On a GPU a patch
-    whose id is out of range is not read, and its loss is NaN.
+    The kernels read pixels straight from the image and compute in float32. If the prediction needs a gradient, they
+    write its difference from the target in the same pass, in the prediction's dtype, and save only that: so in float16
+    a difference beyond 65,504 has an infinite gradient. They have no gradient for the images. On a GPU a patch whose id
+    is out of range is not read, and its loss is NaN.
 
     Args:
         prediction: ``(B, Q, P)`` with P = height * width * C of a patch; its dtype may differ from the images'.
-        images: ``(B, C, H, W)``, floating point or uint8, of whole patches.
+        images: ``(B, C, H, W)``, floating point or uint8, with sizes that are multiples of the patch size.
         predicted_ids: int64 or int32 ``(B, Q)``, each less than the number of patches.
-        patch_size: as for ``gather_patches``.
+        patch_size: see ``gather_patches``.
         normalize: standardise each target patch by its own mean and unbiased variance:
             ``(t - mean) / sqrt(var + 1e-6)``.
-        mean: as for ``gather_patches``; only with uint8 images.
-        std: as for ``gather_patches``; only with uint8 images.
-        reduction: ``"mean"`` over everything, or ``"none"``: over the values of each patch alone.
-        impl: who serves the call.
+        mean: see ``gather_patches``; only with uint8 images.
+        std: see ``gather_patches``; only with uint8 images.
+        reduction: ``"mean"`` over everything, or ``"none"``: only over the values of each patch.
+        impl: the implementation, see ``crossmae_kernels``.
 
     Returns:
         A scalar, or ``(B, Q)`` with ``reduction="none"``; float32 or (for float64 arguments) float64.
 
     Raises:
-        TypeError, ValueError: for arguments of the wrong type, dtype, shape, device or range, before any work.
-        RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
+        TypeError, ValueError: if an argument has the wrong type, dtype, shape, device or range, before any work.
+        RuntimeError: with ``impl="triton"`` if the kernels cannot run the call, with every reason.
     """
     checks = ArgumentChecks("patch_loss")
     checks.flag("normalize", normalize)
@@ -123,7 +123,7 @@ def _check_images(
     mean: Tensor | None,
     std: Tensor | None,
 ) -> tuple[int, int]:
-    """Height and width of a patch; note what is wrong with images, raise if their patches cannot be told."""
+    """Check the images and return a patch's height and width; raises if these cannot be determined."""
     several = isinstance(patch_size, tuple) and len(patch_size) == 2
     sides: Any = patch_size if several else (patch_size, patch_size)
     names = ("patch_size[0]", "patch_size[1]") if several else ("patch_size",)
@@ -137,7 +137,7 @@ def _check_images(
         checks.raise_if_any()
     for name, statistic in (("mean", mean), ("std", std)):
         if images.dtype != torch.uint8:
-            checks.that(statistic is None, f"{name} is for uint8 images, these are {images.dtype}")
+            checks.that(statistic is None, f"{name} is for uint8 images, but these are {images.dtype}")
         else:
             checks.tensor(name, statistic, "C", dtype=torch.float32)
     if images.dtype == torch.uint8:
@@ -146,5 +146,5 @@ def _check_images(
 
 
 def _patches_of(images: Tensor, sides: tuple[int, int]) -> int:
-    """Number of patches of an image."""
+    """Number of patches in an image."""
     return (images.shape[2] // sides[0]) * (images.shape[3] // sides[1])

@@ -1,4 +1,4 @@
-"""The loss's constant and its reductions, why a call is refused, and tile sizes by an analytic rule."""
+"""The loss's constant and reductions, reasons to refuse a call, and tile sizes by an analytic rule."""
 
 import functools
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Reduction = Literal["mean", "none"]
 # Added to the variance of a target patch by MAE and CrossMAE alike.
 VARIANCE_EPS = 1e-6
 
-# Values of a tile that each thread holds. A patch of 16 x 16 pixels in 3 channels is then one warp's, which needs no
+# Values of a tile per thread. A patch of 16 x 16 pixels in 3 channels then belongs to one warp, which needs no
 # barriers: two warps issue 1.4 to 1.6 times as many instructions for its loss.
 VALUES_PER_THREAD = 32
 
@@ -42,7 +42,7 @@ def tile_size(channels: int, sides: tuple[int, int]) -> int:
 
 @functools.cache
 def tiles(size: int) -> PatchTiles:
-    """The analytic choice for patches of so many values: enough of them to fill a tile, and warps to hold it."""
+    """The analytic choice for patches of ``size`` values: enough patches to fill a tile, and warps to hold it."""
     patches = max(1, SMALLEST_TILE // size)
     return PatchTiles(patches, max(1, patches * size // (32 * VALUES_PER_THREAD)))
 
@@ -61,24 +61,24 @@ def candidates(size: int) -> list[PatchTiles]:
 def refusals(
     images: Tensor, sides: tuple[int, int], mean: Tensor | None, std: Tensor | None, rows: torch.dtype
 ) -> list[str]:
-    """Every reason why the kernels cannot serve a call with these images, and rows of that dtype."""
+    """Every reason why the kernels cannot run a call with these images and rows of that dtype."""
     pixels = [] if images.dtype == torch.uint8 else [images.dtype]
     reasons = machine_refusals(images.device, *pixels, rows)
     if tile_size(images.shape[1], sides) > LARGEST_TILE:
         reasons.append(
-            f"kernels take patches of up to {LARGEST_TILE} values with channels and sides padded to powers of two,"
-            f" these have {images.shape[1]} x {sides[0]} x {sides[1]}"
+            f"kernels support patches of up to {LARGEST_TILE} values with channels and sides padded to powers of two,"
+            f" but these have {images.shape[1]} x {sides[0]} x {sides[1]}"
         )
     if need_gradient(mean, std):
-        reasons.append("the kernels have no gradient to mean and std, and these need one")
+        reasons.append("the kernels have no gradient for mean and std, but these need one")
     return reasons
 
 
 def loss_refusals(
     images: Tensor, sides: tuple[int, int], mean: Tensor | None, std: Tensor | None, rows: torch.dtype
 ) -> list[str]:
-    """The same for the loss, whose kernel has no gradient to the images."""
+    """The same for the loss, whose kernel has no gradient for the images."""
     reasons = refusals(images, sides, mean, std, rows)
     if need_gradient(images):
-        reasons.append("the kernels have no gradient to the images, and these need one")
+        reasons.append("the kernels have no gradient for the images, but these need one")
     return reasons

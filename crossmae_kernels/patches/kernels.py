@@ -1,4 +1,4 @@
-"""Patches on the GPU: device code, and below it the launchers.
+"""Patches on the GPU: device code, then the launchers.
 
 Pixels are read in the order of the image, where neighbours along a line of pixels are neighbours in memory and a
 patch of 16 pixels a line takes 128-bit loads, and written in the order of a row, (row, column, channel). In between
@@ -41,7 +41,7 @@ COUNTS = ["total", "per_image", "patches", "columns", "ids_image"]
 
 @triton.jit
 def pixel_places(PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
-    """Row and column of each pixel of a padded patch, and whether it is one of the patch's own."""
+    """Row and column of each pixel of a padded patch, and whether it is inside the patch."""
     pixels = tl.arange(0, BLOCK_H * BLOCK_W)
     rows, columns = pixels // BLOCK_W, pixels % BLOCK_W
     return rows, columns, (rows < PATCH_H) & (columns < PATCH_W)
@@ -54,7 +54,7 @@ def load_pixels(
     CHANNELS: tl.constexpr, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, PATCHES: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Patches ``first`` to ``first + PATCHES`` as a tile (lines, pixels), 0 around them, and where they are in it."""
+    """Patches ``first`` to ``first + PATCHES`` as a zero-padded tile (lines, pixels), and the mask of pixels."""
     lines = tl.arange(0, PATCHES * BLOCK_C)
     number, channel = first + lines // BLOCK_C, lines % BLOCK_C
     inside = (number < total) & (channel < CHANNELS)
@@ -95,7 +95,7 @@ def row_places(
     count, CHANNELS: tl.constexpr, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, PATCHES: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """Offsets of a tile (points, channels) in dense rows, and which of it belong to the first ``count`` rows."""
+    """Offsets of a tile (points, channels) in dense rows, and the mask of the first ``count`` rows."""
     points = tl.arange(0, PATCHES * BLOCK_H * BLOCK_W)
     patch, pixel = points // (BLOCK_H * BLOCK_W), points % (BLOCK_H * BLOCK_W)
     row, column = pixel // BLOCK_W, pixel % BLOCK_W
@@ -132,7 +132,7 @@ def gather_backward_kernel(
     CHANNELS: tl.constexpr, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, BLOCK_IDS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Program (one patch of one image), named or not: the sum of its rows in the order of the ids, or zeros."""
+    """Program (any patch of an image): the sum of its rows in the order of the ids, or zeros if it has none."""
     image = (tl.program_id(0) // patches).to(tl.int64)
     patch = tl.program_id(0) % patches
     ids += image * ids_image
@@ -165,7 +165,7 @@ def loss_forward_kernel(
     CHANNELS: tl.constexpr, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, PATCHES: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Program (group of patches): loss of each and, where it is asked for, prediction minus target."""
+    """Program (group of patches): the loss of each and, if needed, prediction minus target."""
     VALUES: tl.constexpr = PATCH_H * PATCH_W * CHANNELS
     first = tl.program_id(0) * PATCHES
     target, there = load_pixels(
@@ -193,8 +193,7 @@ def standardized(tile, there, VALUES: tl.constexpr, EPS: tl.constexpr, PATCHES: 
     SIZE: tl.constexpr = tile.numel // PATCHES
     values, there = tl.reshape(tile, (PATCHES, SIZE)), tl.reshape(there, (PATCHES, SIZE))
     centred = values - (tl.sum(values, axis=1) * (1 / VALUES))[:, None]
-    # The mean was rounded, which matters where a patch is nearly constant; what is left of it is small and exact
-    # enough.
+    # The mean was rounded, which matters if a patch is nearly constant; its small remainder is exact enough.
     left = tl.sum(tl.where(there, centred, 0.0), axis=1) * (1 / VALUES)
     centred = tl.where(there, centred - left[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) * (1 / (VALUES - 1))
@@ -219,7 +218,7 @@ def loss_backward_kernel(
     tl.store(dprediction + offsets, tile.to(dprediction.dtype.element_ty), mask=inside)
 
 
-# Ids that a program of the gather's backward pass looks through at a time.
+# Ids that a program of the gather's backward pass scans at a time.
 BLOCK_IDS = 128
 
 
@@ -236,7 +235,7 @@ def gather_forward(
 def gather_backward(
     dout: Tensor, ids: Tensor, image_shape: Sequence[int], height: int, width: int, dtype: torch.dtype
 ) -> Tensor:
-    """Gradient of images of the given shape and dtype; each of its elements is written once."""
+    """Gradient of images of the given shape and dtype, each element written once."""
     dimages = dout.new_empty(image_shape, dtype=dtype)
     if dimages.numel():
         dout, ids = unit_stride(dout), unit_stride(ids)
@@ -302,7 +301,7 @@ def _launch_on_pixels(
     *others: Tensor | None,
     **constants: object,
 ) -> None:
-    """Launch the kernel of that name, which reads the named patches, and ``others`` in front of its counts."""
+    """Launch the named kernel on the given patches, passing ``others`` before its counts."""
     ids = unit_stride(ids)
     mean, std = unit_stride_optional(mean), unit_stride_optional(std)
     total = ids.numel()
@@ -336,13 +335,13 @@ def _launch(
 
 
 def _grid(images: Tensor, sides: tuple[int, int]) -> tuple[int, int]:
-    """Patches of an image, and how many of them lie side by side."""
+    """The number of patches in an image and in a row of it."""
     columns = images.shape[3] // sides[1]
     return images.shape[2] // sides[0] * columns, columns
 
 
 def _constants(images: Tensor, sides: tuple[int, int]) -> dict[str, object]:
-    """What a kernel is compiled for, by the images it reads or writes."""
+    """A kernel's compile-time constants, from the images it reads or writes."""
     return {
         "CHANNELS": images.shape[1],
         "PATCH_H": sides[0],

@@ -1,7 +1,7 @@
 """The patches' operators, gather and loss: schemas, fakes, what is saved for the backward pass.
 
-Nothing is cast under autocast: the public functions say which dtype rows are to have, and the loss takes its arguments
-as they come and computes in float32.
+Nothing is cast under autocast: the public functions choose the dtype of rows, and the loss takes its arguments in any
+dtype and computes in float32.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from crossmae_kernels.runtime.operators import Operator, need_gradient
 def gather_patches(
     images: Tensor, ids: Tensor, sides: tuple[int, int], mean: Tensor | None, std: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """See ``crossmae_kernels.gather_patches``; arguments are taken as checked. Rows come in ``dtype``."""
+    """See ``crossmae_kernels.gather_patches``; arguments are assumed to be checked. Rows are returned in ``dtype``."""
     return _gather(images, ids, mean, std, *sides, dtype)
 
 
@@ -29,7 +29,7 @@ def patch_loss(
     mean: Tensor | None,
     std: Tensor | None,
 ) -> Tensor:
-    """See ``crossmae_kernels.patch_loss``; arguments are taken as checked. The loss of each patch, ``(B, Q)``."""
+    """See ``crossmae_kernels.patch_loss``; arguments are assumed to be checked. The loss of each patch, ``(B, Q)``."""
     save = need_gradient(prediction)
     return _loss(prediction, images, predicted_ids, mean, std, *sides, normalize, save)
 
@@ -94,7 +94,7 @@ def _loss_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
 
 def _loss_gradients(ctx: Any, output_mask: list[bool], upstream: Tensor) -> tuple[Tensor, None]:
     if output_mask[1]:
-        raise NotImplementedError("patch_loss: the kernels have no gradient to the images; impl='reference' has one")
+        raise NotImplementedError("patch_loss: the kernels have no gradient for the images; impl='reference' has one")
     (difference,) = ctx.saved_tensors
     if torch.is_grad_enabled():
         # With create_graph: a second derivative is refused rather than silently missing.

@@ -1,1 +1,1 @@
-"""Steps that several ops share, each in one file: device code and launcher."""
+"""Kernels that several ops share, one per file: device code and launcher."""

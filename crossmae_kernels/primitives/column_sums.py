@@ -1,7 +1,7 @@
-"""Sums of columns, as gradients of biases are, and on the way the cast of the rows that are summed.
+"""Column sums, such as gradients of biases, optionally casting the rows in the same pass.
 
-Each tile of rows is summed by itself, by whatever kernel reads it anyway, and one launch adds up the tiles of one
-tensor or of two. There are no atomics, so the order of a sum never changes.
+Each tile of rows is summed by whichever kernel reads it anyway, and one launch adds up the tiles of one or two tensors.
+There are no atomics, so the order of a sum never changes.
 """
 
 import torch
@@ -54,7 +54,7 @@ def totals_kernel(
     sums, out, tiles, width, other_sums, other_out, other_tiles, other_width,
     BLOCK_TILES: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Program: a block of columns, those of the others, which may be None, behind the first ones."""
+    """Program: a block of columns; those of the second sums, which may be None, follow those of the first."""
     block = tl.program_id(0)
     if other_sums is None:
         add_up(sums, out, tiles, width, block, BLOCK_TILES, BLOCK_COLUMNS)
@@ -67,9 +67,9 @@ def totals_kernel(
 
 
 def column_sums(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows ``(R, D)`` in ``dtype``, themselves if they have it, and sums of tiles ``(T, D)`` for ``totals``.
+    """Rows ``(R, D)`` in ``dtype``, without a copy if they have it, and sums of tiles ``(T, D)`` for ``totals``.
 
-    Rows have unit stride (``flat_rows``). What is summed is not rounded.
+    Rows have unit stride (``flat_rows``). The sums are of the rows before rounding.
     """
     count, width = rows.shape
     cast = None if rows.dtype == dtype else torch.empty(count, width, dtype=dtype, device=rows.device)
@@ -84,7 +84,7 @@ def column_sums(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def totals(*parts: tuple[Tensor | None, torch.dtype]) -> list[Tensor | None]:
-    """Up to two times: sums of tiles ``(T, D)``, contiguous float32, and a dtype -> their sum ``(D,)`` in that dtype.
+    """Add up at most two tensors of tile sums ``(T, D)``, contiguous float32, each to ``(D,)`` in its given dtype.
 
     None stays None.
     """

@@ -1,10 +1,10 @@
 """GELU on the device: ``h Phi(h)`` with the normal distribution's ``Phi(h) = (1 + erf(h / sqrt 2)) / 2``.
 
-float32 takes the error function. For results in 16 bits there is a form of half its instructions: ``log2 Phi(-x)`` is
+float32 uses the error function. For 16-bit results there is a form with half the instructions: ``log2 Phi(-x)`` is
 smooth and nearly a parabola, so a polynomial in ``x = |h|`` and one ``exp2`` give the lower tail with a small
 *relative* error however far out, and ``h Phi(h) = max(h, 0) - x Phi(-x)`` loses nothing of it. The polynomials are
-minimax fits (Lawson's reweighted least squares). Rounding apart they are off by at most a fifth (float16) or a third
-(bfloat16) of half a unit in the last place, over all finite arguments whose result is above 2^-120.
+minimax fits (Lawson's reweighted least squares). Apart from rounding, they are off by at most a fifth (float16) or a
+third (bfloat16) of half a unit in the last place, over all finite arguments whose result is above 2^-120.
 """
 
 import torch
@@ -43,7 +43,7 @@ B7 = tl.constexpr(-2.9573524784609617e-07)
 
 @triton.jit
 def lower_tail(h, DTYPE: tl.constexpr):
-    """``x = |h|``, no larger than matters, and ``Phi(-x)`` to the precision of a 16-bit dtype."""
+    """``x = |h|``, clamped to the relevant range, and ``Phi(-x)`` to the precision of a 16-bit dtype."""
     if DTYPE == tl.float16:
         x = tl.minimum(tl.abs(h), LIMIT_FLOAT16)
         exponent = (((((x * A6 + A5) * x + A4) * x + A3) * x + A2) * x + A1) * x + A0
@@ -83,7 +83,7 @@ def store_hidden_gradients(
     dactivated, h, dhidden, activated, sums, first_row, row_tile, columns, inside,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Of tiles ``dactivated`` and ``h``: dhidden, GELU again unless ``activated`` is None, and column sums.
+    """From tiles ``dactivated`` and ``h``, store dhidden, GELU again unless ``activated`` is None, and column sums.
 
     Both tensors are ``(R, WIDTH)``, contiguous; ``sums`` is ``(row tiles, WIDTH)``, float32.
     """
@@ -102,7 +102,7 @@ def store_hidden_gradients(
             activation = (words >> 16).to(tl.uint16).to(dtype, bitcast=True)
         tl.store(activated + first_row * WIDTH + offsets, activation, mask=mask)
     tl.store(dhidden + first_row * WIDTH + offsets, low, mask=mask)
-    # Rows outside of the tensor have no gradient, so they add 0.
+    # Rows outside the tensor have no gradient, so they add 0.
     tl.store(sums + row_tile.to(tl.int64) * WIDTH + columns, tl.sum(dh, axis=0), mask=columns < WIDTH)
 
 
@@ -125,12 +125,12 @@ def gelu_backward_kernel(
     )
 
 
-# 16 elements for each of 256 threads, as wide loads of two tensors.
+# 16 elements per thread of 256, in wide loads from two tensors.
 BLOCK_M, BLOCK_N, NUM_WARPS = 32, 128, 8
 
 
 def gelu_backward(dactivated: Tensor, hidden: Tensor, wants_activated: bool) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Rows ``(R, H)`` -> gradient of ``hidden``, GELU of it if asked for, and for ``totals`` that gradient's sums.
+    """Rows ``(R, H)`` -> gradient of ``hidden``, GELU of it if requested, and that gradient's sums for ``totals``.
 
     The gradient may have any row stride; ``hidden`` is contiguous.
     """

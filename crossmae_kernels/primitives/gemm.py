@@ -1,8 +1,8 @@
-"""Matrix product, with bias, GELU and residual behind it.
+"""Matrix product with bias, GELU and residual in its epilogue.
 
 Tiles of pointers, which Triton turns into asynchronous copies through shared memory on every architecture from 8.0 on.
-Widths are compile-time constants: a model has few of them, and where a tile divides them no mask is left in the loop.
-The number of rows is not: one compiled kernel serves every batch.
+Widths are compile-time constants: a model has few of them, and if a tile divides them the loop needs no mask. The
+number of rows is not, so one compiled kernel works for every batch.
 """
 
 # mypy: disable-error-code="assignment"
@@ -20,7 +20,7 @@ from crossmae_kernels.runtime.device import limits
 from crossmae_kernels.runtime.launch import blocks, input_precision, on_device_of, unit_stride, unit_stride_optional
 from crossmae_kernels.runtime.tuning import run_tuned, tunes_tiles
 
-# ``gemm``, or what takes the same arguments.
+# ``gemm``, or a function with the same arguments.
 Product = Callable[..., Tensor]
 
 
@@ -28,7 +28,7 @@ Product = Callable[..., Tensor]
 def place_of_tile(
     index, num_rows, OUTER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr
 ):  # fmt: skip
-    """Row tile and column tile of the tile at ``index``: groups of row tiles walk through the column tiles together."""
+    """Row tile and column tile of the tile at ``index``: groups of row tiles go through the column tiles together."""
     column_tiles = (OUTER + BLOCK_N - 1) // BLOCK_N
     first = index // (GROUP * column_tiles) * GROUP
     size = tl.minimum((num_rows + BLOCK_M - 1) // BLOCK_M - first, GROUP)
@@ -42,7 +42,7 @@ def product(
     OUTER: tl.constexpr, INNER: tl.constexpr, TRANSPOSED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Rows of ``a`` from its first one on, times columns of ``b``: a float32 tile (BLOCK_M, BLOCK_N).
+    """Rows of ``a``, from its first one on, times columns of ``b``: a float32 tile (BLOCK_M, BLOCK_N).
 
     ``b`` is ``(OUTER, INNER)`` if TRANSPOSED, as a linear layer keeps its weight, else ``(INNER, OUTER)``.
     """
@@ -74,7 +74,7 @@ def product(
 
 @triton.jit
 def halved(tiles, COUNT: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr):
-    """The left and the right half of each of so many tiles (BLOCK_M, WIDTH)."""
+    """The left and right halves of ``COUNT`` tiles (BLOCK_M, WIDTH)."""
     halves = ()
     for index in tl.static_range(COUNT):
         pairs = tl.permute(tl.reshape(tiles[index], (BLOCK_M, 2, WIDTH // 2)), (0, 2, 1))
@@ -83,10 +83,9 @@ def halved(tiles, COUNT: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexp
     return halves
 
 
-# Columns that an epilogue takes at a time. Of the accumulator it needs no more at once, and with 32 in place of all
-# 128 the product with a float32 residual takes 114 registers in place of 167 on Hopper, 90 in place of 214 on
-# Blackwell, and 789 instructions in place of 1057: two programs fit a multiprocessor, and one multiplies while the
-# other one is in its epilogue.
+# Columns that an epilogue processes at a time. With 32 instead of all 128, the product with a float32 residual takes
+# 114 registers instead of 167 on Hopper, 90 instead of 214 on Blackwell, and 789 instructions instead of 1057: two
+# programs fit on a multiprocessor, and one multiplies while the other is in its epilogue.
 PIECE = tl.constexpr(32)
 
 
@@ -108,11 +107,11 @@ def store_tile(
     tile, bias, residual, ids, out, hidden, residual_row, row_tile, column_tile, num_rows, table_rows,
     OUTER: tl.constexpr, GELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The epilogue: ``activation(tile + bias) + residual`` to its place in ``out``, piece by piece.
+    """The epilogue: ``activation(tile + bias) + residual`` into ``out``, piece by piece.
 
-    ``bias``, ``residual``, ``ids`` and ``hidden`` may be None. The residual's row is picked from a table by ``ids``
-    if there are any; a row whose id is outside of the table is not read and comes out as NaN. ``hidden`` takes what
-    goes into the activation.
+    ``bias``, ``residual``, ``ids`` and ``hidden`` may be None. With ``ids``, the residual's rows are gathered from
+    a table; a row whose id is outside the table is not read, and its result is NaN. ``hidden`` receives the input of
+    the activation.
     """
     first_row = row_tile.to(tl.int64) * BLOCK_M
     rows = tl.arange(0, BLOCK_M)
@@ -151,7 +150,7 @@ def gemm_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``out = activation(a weight^T + bias) + residual``, what may be None as in ``store_tile``; program: one tile."""
+    """``out = activation(a weight^T + bias) + residual``, None allowed as in ``store_tile``; program: one tile."""
     row_tile, column_tile = place_of_tile(tl.program_id(0), num_rows, OUTER, BLOCK_M, BLOCK_N, GROUP)
     first_row = row_tile.to(tl.int64) * BLOCK_M
     rows = tl.arange(0, BLOCK_M)
@@ -183,7 +182,7 @@ def gemm(
         weight: ``(O, I)`` in the dtype of ``a``.
         bias: ``(O,)`` or None.
         gelu: whether the activation is GELU; there is none otherwise.
-        hidden: ``(R, O)``, contiguous, written with what goes into the activation; or None.
+        hidden: ``(R, O)``, contiguous, receives the input of the activation; or None.
         residual: ``(R, O)``, or a table ``(N, O)``, unit stride; or None.
         residual_ids: int64 or int32 ``(R,)``, contiguous; only with a table.
     """

@@ -1,11 +1,11 @@
-"""LayerNorm's affine folded into the linear layer behind it, in weight space, and the gradients.
+"""Fold LayerNorm's affine into the next linear layer, in weight space, and compute the gradients.
 
 ``LN(x) W^T + b = x_hat (gamma * W)^T + (b + W beta)``, where ``x_hat`` is the row without its affine. Kernels then only
-normalise, and gamma's and beta's gradients come from the weight's: no sums over tokens of their own. Both passes read
-and write each matrix once, in float32 between.
+normalise, and gamma's and beta's gradients come from the weight's, without separate sums over tokens. Both passes read
+and write each matrix once, and compute in float32.
 
-Weights come as a tuple of n pointers to ``(O, I)``, with any row stride, and are never stacked. Results are stacked and
-contiguous, ``(n, O, I)``; so are vectors, ``(n, O)`` and ``(n, I)``.
+Weights are passed as a tuple of n pointers to ``(O, I)``, with any row stride, and are never stacked. Results are
+stacked and contiguous, ``(n, O, I)``, as are vectors, ``(n, O)`` and ``(n, I)``.
 """
 
 import functools
@@ -19,17 +19,17 @@ from torch import Tensor
 from crossmae_kernels.runtime.autocast import cast
 from crossmae_kernels.runtime.launch import alike, blocks, on_device_of, power_of_two, unit_stride
 
-# Forward: 32 elements for each of 128 threads, in rows of which a program has the whole. More would share the norm's
-# parameters, read from caches, among more rows, and leave a matrix of 512 x 512 with fewer than 64 programs.
+# Forward: 32 elements per thread of 128, in whole rows. More would share the norm's parameters, read from caches, among
+# more rows, but leave a matrix of 512 x 512 with fewer than 64 programs.
 FORWARD_TILE, WIDEST_BLOCK = 4096, 1024
 
-# Backward: lines of 256 bytes in float32, and sums that are a fiftieth of what else is moved.
+# Backward: lines of 256 bytes in float32, and sums that are a fiftieth of the other traffic.
 BACKWARD_ROWS, BACKWARD_COLUMNS = 64, 64
 
 
 @triton.jit
 def tile_of_rows(num_rows, BLOCK_ROWS: tl.constexpr):
-    """A program's matrix, its rows, and which of them are inside; tiles of one matrix after those of another."""
+    """A program's matrix, its rows, and which of them are inside; tiles are numbered matrix by matrix."""
     tiles = tl.cdiv(num_rows, BLOCK_ROWS)
     matrix = (tl.program_id(0) // tiles).to(tl.int64)
     rows = tl.program_id(0) % tiles * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -47,13 +47,13 @@ def start_of(weights, matrix, MATRICES: tl.constexpr):
 
 @triton.jit
 def vector(start, places, inside):
-    """A part of a vector, in float32; 0 outside."""
+    """Load part of a vector in float32; 0 outside."""
     return tl.load(start + places, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def sum_of_rows(tile, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
-    """In two steps: rounding errors grow with the terms of one step, wherever those are added one after the other."""
+    """Sum rows in two steps, as rounding errors grow with the number of terms added one after the other."""
     return tl.sum(tl.sum(tl.reshape(tile, (BLOCK_ROWS // 8, 8, BLOCK_COLUMNS)), axis=1), axis=0)
 
 
@@ -62,9 +62,9 @@ def fold_forward_kernel(
     weights, bias, scale, shift, folded, folded_bias, weight_row, num_rows,
     MATRICES: tl.constexpr, WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """``folded = weight * scale`` and ``folded_bias = bias + weight shift``; what is not there is None.
+    """``folded = weight * scale`` and ``folded_bias = bias + weight shift``; missing tensors are None.
 
-    Program: whole rows, so that their products with ``shift`` are summed on chip.
+    Program: whole rows, so their products with ``shift`` are summed on chip.
     """
     matrix, rows, inside = tile_of_rows(num_rows, BLOCK_ROWS)
     weight = start_of(weights, matrix, MATRICES)
@@ -95,8 +95,8 @@ def fold_backward_kernel(
     """``dweight = dfolded * scale + dfolded_bias shift^T``, and sums over a tile's rows for ``dscale`` and ``dshift``.
 
     Program (tile of rows, tile of columns). The sums, ``(n * tiles of rows, WIDTH)`` in float32, are those of
-    ``dfolded * weight`` and of ``dfolded_bias * weight``. Gradients that are not asked for are None; what only they
-    need is not loaded.
+    ``dfolded * weight`` and of ``dfolded_bias * weight``. Gradients that are not needed are None, and their inputs are
+    not loaded.
     """
     matrix, rows, inside = tile_of_rows(num_rows, BLOCK_ROWS)
     columns = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
@@ -132,7 +132,7 @@ def fold_norm(
     norm_bias: Tensor | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    """Folded weight ``(O, I)`` and bias ``(O,)`` in ``dtype``; where there is nothing to fold the arguments, cast."""
+    """Folded weight ``(O, I)`` and bias ``(O,)`` in ``dtype``; the cast arguments if there is nothing to fold."""
     if norm_weight is None and norm_bias is None:
         return cast(weight, dtype), cast(bias, dtype)
     return _folded((unit_stride(weight),), bias, norm_weight, norm_bias, dtype, weight.shape)
@@ -158,12 +158,12 @@ def fold_norm_backward(
     norm_bias: Tensor | None,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the weights, together and contiguous, and those of the norm's parameters ``(up to 2, ..., I)``.
+    """Gradients of the weights, stacked and contiguous, and of the norm's parameters ``(at most 2, ..., I)``.
 
-    The mask is of weights, ``norm_weight`` and ``norm_bias``. The weights' gradients have their dtype; the norms' are
-    stacked, in float32, or None where neither is asked for. ``dfolded`` is ``(n, O, I)``, or ``(O, I)`` of a single
-    weight, and so are the gradients; it may be None where ``norm_bias`` alone asks. ``dfolded_bias`` may be None
-    without a ``norm_bias``, and where ``norm_weight`` alone asks.
+    The mask is for weights, ``norm_weight`` and ``norm_bias``. The weights' gradients have their dtype; the norms' are
+    stacked, in float32, or None if neither is needed. ``dfolded`` is ``(n, O, I)``, or ``(O, I)`` for a single weight,
+    as are the gradients; it may be None if only ``norm_bias`` needs a gradient. ``dfolded_bias`` may be None without a
+    ``norm_bias``, or if only ``norm_weight`` needs one.
     """
     weights = alike(weights)
     first, (rows, width) = weights[0], weights[0].shape
@@ -199,7 +199,7 @@ def fold_norm_gradients(
     norm_bias: Tensor | None,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The same of a single weight ``(O, I)``, for which there may be nothing to unfold."""
+    """The same for a single weight ``(O, I)``, which may have nothing folded in."""
     if norm_weight is None and norm_bias is None:
         return cast(dfolded, weight.dtype), None
     return fold_norm_backward(dfolded, dfolded_bias, (weight,), norm_weight, norm_bias, output_mask)
@@ -207,7 +207,7 @@ def fold_norm_gradients(
 
 @functools.cache
 def forward_tile(width: int) -> tuple[int, int]:
-    """Rows and columns that a program takes at a time."""
+    """Rows and columns that a program processes at a time."""
     columns = min(power_of_two(width), WIDEST_BLOCK)
     return FORWARD_TILE // columns, columns
 

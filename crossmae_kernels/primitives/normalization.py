@@ -1,4 +1,4 @@
-"""Rows brought to mean 0 and variance 1, and the gradient: LayerNorm without its affine part, which folds away.
+"""LayerNorm without its affine, which is folded away, and its gradient.
 
 Both passes read and write each byte once, with rows on chip.
 """
@@ -16,8 +16,8 @@ from crossmae_kernels.runtime.launch import blocks, on_device_of
 def normalized_rows(tile, inside, eps, WIDTH: tl.constexpr):
     """Rows of a float32 tile with mean 0 and variance 1, and 1 / sqrt(variance + eps); ``inside`` masks columns.
 
-    Passes over registers: the variance of centred values loses nothing to cancellation, and what rounding left of the
-    mean is taken off again. Elements outside of the tensor must be 0 in the tile, and are in the result.
+    Makes several passes over registers: the variance of centred values has no cancellation, and the remainder of the
+    mean left by rounding is subtracted too. Elements outside the tensor must be 0 in the tile, and are 0 in the result.
     """
     centred = tl.where(inside, tile - (tl.sum(tile, axis=1) / WIDTH)[:, None], 0.0)
     centred = tl.where(inside, centred - (tl.sum(centred, axis=1) / WIDTH)[:, None], 0.0)

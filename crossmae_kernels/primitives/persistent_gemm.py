@@ -1,10 +1,10 @@
-"""Matrix product with the epilogue of ``gemm``, by programs that stay and read through tensor descriptors.
+"""Matrix product with the epilogue of ``gemm``, by persistent programs that read through tensor descriptors.
 
-A program takes one tile after the other, so that the next one's operands arrive while the epilogue runs; where warps
-are specialised, the next one is multiplied meanwhile. Operands are copied by the tensor memory accelerator: one thread
-names the corner of a box, and what lies outside of the matrix arrives as zeros, so no warp computes addresses or masks.
-Descriptors are made on the host and travel with the launch. Those made on the device need memory that can only be set
-aside for all kernels of the user's process (``triton.set_allocator``).
+A program processes one tile after the other, so the next one's operands arrive while the epilogue runs; with warp
+specialization, the next one is even multiplied meanwhile. Operands are copied by the tensor memory accelerator: one
+thread gives the corner of a box, and elements outside the matrix are zeros, so no warp computes addresses or masks.
+Descriptors are created on the host and passed with the launch. Creating them on the device needs memory that can only
+be allocated for all kernels of the user's process (``triton.set_allocator``).
 """
 
 import torch
@@ -27,13 +27,13 @@ def persistent_gemm_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
     SPECIALIZED: tl.constexpr,
 ):  # fmt: skip
-    """``out = activation(a weight^T + bias) + residual``, what may be None as in ``store_tile``.
+    """``out = activation(a weight^T + bias) + residual``, None allowed as in ``store_tile``.
 
     ``a`` and ``weight`` are descriptors of boxes (BLOCK_M, BLOCK_K) and (BLOCK_N, BLOCK_K). Program: tiles
-    as far apart as there are programs.
+    strided by the number of programs.
     """
     tiles = (num_rows + BLOCK_M - 1) // BLOCK_M * ((OUTER + BLOCK_N - 1) // BLOCK_N)
-    # Both loops become one, so that copies run ahead from tile to tile. Triton 3.6 specialises the warps of no other.
+    # Both loops are flattened, so copies prefetch across tiles. Triton 3.6 only specialises warps of such loops.
     for index in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True, warp_specialize=SPECIALIZED):
         row_tile, column_tile = place_of_tile(index, num_rows, OUTER, BLOCK_M, BLOCK_N, GROUP)
         tile = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
@@ -56,7 +56,7 @@ def persistent_gemm(
     residual: Tensor | None = None,
     residual_ids: Tensor | None = None,
 ) -> Tensor:
-    """``gemm`` of matrices that ``persistent_refusals`` does not refuse: same arguments, same result."""
+    """``gemm`` for matrices that ``persistent_refusals`` accepts: same arguments, same result."""
     rows, inner = a.shape
     outer = len(weight)
     weight, bias = unit_stride(weight), unit_stride_optional(bias)
@@ -90,5 +90,5 @@ def persistent_gemm(
 
 
 def _described(matrix: Tensor, block_rows: int, block_columns: int) -> TensorDescriptor:
-    """Rows of unit stride, whatever the stride of a single column says."""
+    """A descriptor of rows with unit stride, whatever stride PyTorch reports for a single column."""
     return TensorDescriptor(matrix, [*matrix.shape], [matrix.stride(0), 1], [block_rows, block_columns])

@@ -1,4 +1,4 @@
-"""Gradient of a gather: rows summed by the id they were gathered with, in an order that never changes."""
+"""The gradient of a gather: sum rows by the id they were gathered with, in a fixed order."""
 
 import torch
 import triton
@@ -43,14 +43,14 @@ def segmented_sum_kernel(
 
 
 def segmented_sum(rows: Tensor, ids: Tensor, segments: int) -> Tensor:
-    """``out[n] = sum of rows[i] over all i with ids[i] == n``, as ``index_add`` on zeros but deterministic.
+    """``out[n] = sum of rows[i] over all i with ids[i] == n``, like ``index_add`` on zeros but deterministic.
 
-    The stable sort of the ids is the inverse index: each segment's rows in ascending order. One program then adds
-    up one segment in float32, so there are no atomics, and nothing waits for the host.
+    The stable sort of the ids is the inverse index: each segment's rows in ascending order. One program then sums
+    one segment in float32, so there are no atomics and no host synchronization.
 
     Args:
         rows: ``(R, D)``, contiguous.
-        ids: int64 or int32 ``(R,)``; a row whose id is not in ``[0, segments)`` is left out.
+        ids: int64 or int32 ``(R,)``; rows whose id is not in ``[0, segments)`` are ignored.
         segments: N.
 
     Returns:
@@ -70,11 +70,11 @@ def segmented_sum(rows: Tensor, ids: Tensor, segments: int) -> Tensor:
 def segments_of(ids: Tensor, segments: int) -> tuple[Tensor, Tensor]:
     """Rows in ascending order of their ids ``(R,)``, and where each segment starts among them ``(N + 1,)``.
 
-    A radix sort passes over all rows once for every byte of an id. Of int64 that is eight passes, where the ids of
-    196 patches have one byte.
+    A radix sort passes over all rows once per byte of an id: eight passes for int64, while the ids of 196 patches fit
+    in one byte.
     """
     dtype = next((dtype for dtype, largest in _NARROW if segments <= largest), torch.int64)
-    # Whatever is out of range stays so: -1 becomes the largest number where there is no sign.
+    # Ids out of range stay so: -1 becomes the largest unsigned number.
     ascending, order = ids.clamp(-1, segments).to(dtype).sort(stable=True)
     return order, torch.searchsorted(ascending, torch.arange(segments + 1, device=ids.device, dtype=dtype))
 

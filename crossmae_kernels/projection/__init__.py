@@ -1,4 +1,4 @@
-"""The linear layers around attention: norm -> linear in front of it, linear -> residual behind it."""
+"""The linear layers around attention: norm -> linear before it, linear -> residual after it."""
 
 from typing import Literal, get_args
 
@@ -27,26 +27,26 @@ def norm_linear(
 ) -> Tensor:
     """``activation(LayerNorm(x) weight^T + bias)``.
 
-    The kernels fold the norm's scale and shift into weight and bias, and keep for the backward pass normalised rows
-    in the dtype that they compute in, a float32 statistic of each row and, with an activation, its input, not ``x``.
-    Under autocast ``x`` may stay float32 and is read as it is.
+    The kernels fold the norm's scale and shift into weight and bias. For the backward pass they save, instead of ``x``,
+    normalised rows in the compute dtype, a float32 statistic per row and, with an activation, its input. Under autocast
+    ``x`` may stay float32 and is read without a cast.
 
     Args:
         x: ``(..., I)``.
         weight: ``(O, I)``.
         bias: ``(O,)`` or None.
-        norm_weight: LayerNorm scale ``(I,)``; 1 unless given.
-        norm_bias: LayerNorm shift ``(I,)``; 0 unless given.
+        norm_weight: LayerNorm scale ``(I,)``; 1 by default.
+        norm_bias: LayerNorm shift ``(I,)``; 0 by default.
         eps: added to the variance.
         activation: ``"gelu"`` (exact, by erf) or None.
-        impl: who serves the call.
+        impl: the implementation, see ``crossmae_kernels``.
 
     Returns:
         ``(..., O)`` in the dtype of the weight, or autocast's.
 
     Raises:
-        TypeError, ValueError: for arguments of the wrong type, dtype, shape or device, before any work.
-        RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
+        TypeError, ValueError: if an argument has the wrong type, dtype, shape or device, before any work.
+        RuntimeError: with ``impl="triton"`` if the kernels cannot run the call, with every reason.
     """
     checks = ArgumentChecks("norm_linear")
     checks.tensor("x", x, "... I")
@@ -74,23 +74,23 @@ def linear_residual(
 ) -> Tensor:
     """``residual + x weight^T + bias``, the residual optionally gathered from a table.
 
-    The kernels sum in float32 and round once, to the residual's dtype. On a GPU a row of the table whose id is out of
-    range is not read, and comes out as NaN.
+    The kernels sum in float32 and round once, to the residual's dtype. On a GPU a table row whose id is out of range is
+    not read, and its result is NaN.
 
     Args:
         x: ``(..., I)``; ``(B, Q, I)`` with ``residual_ids``.
         weight: ``(O, I)``.
         bias: ``(O,)`` or None.
-        residual: ``(..., O)``, or a table ``(N, O)`` of which ``residual_ids`` picks the rows.
+        residual: ``(..., O)``, or a table ``(N, O)`` whose rows ``residual_ids`` selects.
         residual_ids: int64 or int32 ``(B, Q)``, each in ``[0, N)``; only with a table.
-        impl: who serves the call.
+        impl: the implementation, see ``crossmae_kernels``.
 
     Returns:
         ``(..., O)`` in the dtype of the residual.
 
     Raises:
-        TypeError, ValueError: for arguments of the wrong type, dtype, shape, device or range, before any work.
-        RuntimeError: with ``impl="triton"`` when the kernels cannot serve the call, with every reason.
+        TypeError, ValueError: if an argument has the wrong type, dtype, shape, device or range, before any work.
+        RuntimeError: with ``impl="triton"`` if the kernels cannot run the call, with every reason.
     """
     checks = ArgumentChecks("linear_residual")
     checks.tensor("x", x, "... I" if residual_ids is None else "B Q I")

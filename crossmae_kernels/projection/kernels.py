@@ -1,4 +1,4 @@
-"""Projections on the GPU: the pass behind a library's product, and the launchers of every form."""
+"""Projections on the GPU: the pass after a cuBLAS product, and the launchers of every form."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -57,9 +57,9 @@ def norm_linear(
     dtype: torch.dtype,
     save: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Output ``(..., O)``; to save, normalised rows, their statistic, GELU's input, the folded weight.
+    """Output ``(..., O)``, and what to save: normalised rows, their statistic, GELU's input, the folded weight.
 
-    The last two are None where there is no GELU, or nothing to fold or to cast.
+    The last two are None if there is no GELU, or nothing to fold or cast.
     """
     x_hat, rstd = normalize(flat_rows(x), eps, dtype)
     folded, folded_bias = fold_norm(weight, bias, norm_weight, norm_bias, dtype)
@@ -80,7 +80,7 @@ def norm_linear_backward(
     x_dtype: torch.dtype,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, weight, bias and the norm's parameters in one where asked for."""
+    """The needed gradients of x, weight, bias and the norm's parameters (stacked)."""
     wants_x, wants_weight, wants_bias, wants_scale, wants_shift = output_mask
     rows = flat_rows(dout)
     dx = dweight = dbias = dnorm = None
@@ -103,7 +103,7 @@ def norm_linear_backward(
 def linear_residual(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, residual_ids: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """``(..., O)`` in the residual's dtype, and the weight if it was cast to that of ``x``, to save it."""
+    """``(..., O)`` in the residual's dtype and, to save it, the weight if it was cast to the dtype of ``x``."""
     ids = None if residual_ids is None else residual_ids.reshape(-1).contiguous()
     rule = form_rule(x.dtype, saves_a_pass=True)
     used = cast(weight, x.dtype)
@@ -120,7 +120,7 @@ def linear_residual_backward(
     dtype: torch.dtype,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, weight, bias and the table where asked for; a dense residual's is ``dout`` itself.
+    """The needed gradients of x, weight, bias and the table; a dense residual's is ``dout`` itself.
 
     ``dtype`` is that of the parameters; ``weight`` has been cast.
     """

@@ -1,7 +1,7 @@
 """The projections' operators: schemas, fakes, FLOPs, what is saved for the backward pass.
 
-They take parameters as they are, fold the norm into them and cast to the dtype to compute in: in operators of their own
-the fold and the casts would be calls, and nodes of autograd, more.
+They take the original parameters, fold the norm into them and cast to the compute dtype; separate operators for the
+fold and the casts would add calls and autograd nodes.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ def norm_linear(
     gelu: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """See ``crossmae_kernels.norm_linear``, computed in ``dtype``; arguments are taken as checked."""
+    """See ``crossmae_kernels.norm_linear``, computed in ``dtype``; arguments are assumed to be checked."""
     save = need_gradient(x, weight, bias, norm_weight, norm_bias)
     return _norm_linear(x, weight, bias, norm_weight, norm_bias, eps, gelu, dtype, save)
 
@@ -31,7 +31,7 @@ def norm_linear(
 def linear_residual(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, residual_ids: Tensor | None
 ) -> Tensor:
-    """See ``crossmae_kernels.linear_residual``, computed in the dtype of ``x``; arguments are taken as checked."""
+    """See ``crossmae_kernels.linear_residual``, computed in the dtype of ``x``; arguments are assumed to be checked."""
     return _linear_residual(x, weight, bias, residual, residual_ids)
 
 
@@ -159,7 +159,7 @@ def _linear_residual_gradients(ctx: Any, output_mask: list[bool], dout: Tensor) 
     x, weight, residual_ids = ctx.saved_tensors
     if residual_ids is not None:
         return _linear_residual_backward(dout, x, weight, residual_ids, ctx.table_rows, ctx.dtype, output_mask)
-    # A dense residual has the upstream gradient itself; rows of a table are summed by id.
+    # A dense residual's gradient is the upstream one; a table's rows are summed by id.
     found: tuple[Any, ...] = (None,) * 3
     if any(output_mask[:3]):
         mask = [*output_mask[:3], False]

@@ -13,7 +13,7 @@ def norm_linear(
     eps: float,
     activation: str | None,
 ) -> Tensor:
-    """See ``crossmae_kernels.norm_linear``; arguments are taken as checked."""
+    """See ``crossmae_kernels.norm_linear``; arguments are assumed to be checked."""
     out = F.linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), weight, bias)
     return F.gelu(out) if activation == "gelu" else out
 
@@ -21,7 +21,7 @@ def norm_linear(
 def linear_residual(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, residual_ids: Tensor | None
 ) -> Tensor:
-    """See ``crossmae_kernels.linear_residual``; arguments are taken as checked."""
+    """See ``crossmae_kernels.linear_residual``; arguments are assumed to be checked."""
     if residual_ids is not None:
         residual = residual[residual_ids]
     return residual + F.linear(x, weight, bias)

@@ -1,1 +1,1 @@
-"""What every op needs around its kernels: checks, dispatch, autocast, devices, launches, tuning."""
+"""Infrastructure that all ops share: checks, dispatch, autocast, devices, launches, tuning."""

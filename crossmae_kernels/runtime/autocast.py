@@ -1,4 +1,4 @@
-"""Autocast: public ops ask what to compute in and cast; operators and references then run with autocast off."""
+"""Autocast: public ops choose the compute dtype and cast; operators and references then run with autocast off."""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def autocasts(device_type: str) -> bool:
-    """Whether autocast is on for a type of device; never for one that it does not support."""
+    """Whether autocast is on for a device type; never for an unsupported one."""
     known = device_type in ("cuda", "cpu") or _knows(device_type)  # asking PyTorch takes 2 us
     return known and torch.is_autocast_enabled(device_type)
 
@@ -24,7 +24,7 @@ def _knows(device_type: str) -> bool:
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype that a product with ``weight`` is computed in: autocast's where it is on, else the weight's own."""
+    """The dtype of products with ``weight``: autocast's if it is on, else the weight's own."""
     if weight.dtype != torch.float64 and autocasts(weight.device.type):
         return torch.get_autocast_dtype(weight.device.type)
     return weight.dtype
@@ -35,12 +35,12 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor: ...
 @overload
 def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None: ...
 def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """``tensor.to(dtype)``, which takes 1 us to find nothing to do; None stays None."""
+    """``tensor.to(dtype)`` without the 1 us that it takes if there is nothing to do; None stays None."""
     return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
 
 
 def without_autocast(implementation: Function) -> Function:
-    """Turn autocast off in an implementation: PyTorch's operators compute in the dtypes that they are given."""
+    """Turn autocast off in an implementation: PyTorch's operators then compute in their arguments' dtypes."""
 
     @functools.wraps(implementation)
     def call(first: Tensor, *others: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Argument checks shared by all ops: every problem of a call, in one message, before anything is allocated."""
+"""Argument checks shared by all ops: report all problems of a call in one message, before anything is allocated."""
 
 import reprlib
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from crossmae_kernels.runtime.autocast import autocasts
 from crossmae_kernels.runtime.device import constant_when_compiled
 
-# PyTorch counts its storage formats of 8 bits and fewer as floating point too, and computes with none of them.
+# PyTorch also calls its storage formats of 8 bits and fewer floating point, but cannot compute with them.
 FLOATING_POINT = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-# Compilers put symbols in place of numbers; NumPy has numbers of its own.
+# Compilers replace numbers by symbols, and NumPy has its own number types.
 _INTEGERS: tuple[Any, ...] = (int, torch.SymInt, Integral)
 _NUMBERS: tuple[Any, ...] = (float, int, torch.SymFloat, torch.SymInt, Real)
 _FLAGS = (bool, torch.SymBool)
@@ -25,11 +25,11 @@ _SEQUENCES = (list, tuple, Sequence, torch.nn.ParameterList)
 
 
 class ArgumentChecks:
-    """Collects what is wrong with the arguments of one op call.
+    """Collects the problems of an op call's arguments.
 
     Shapes are given as patterns such as ``"B Q D"``: a letter stands for a size that must be the same wherever it
-    occurs, a number for itself, ``...`` in front for any leading dimensions. Call ``raise_if_any`` once all arguments
-    are checked: ``TypeError`` when an argument is of a wrong type or dtype, ``ValueError`` for everything else.
+    occurs, a number for itself, a leading ``...`` for any leading dimensions. Call ``raise_if_any`` after checking all
+    arguments: ``TypeError`` if an argument has a wrong type or dtype, ``ValueError`` for everything else.
     """
 
     def __init__(self, op: str) -> None:
@@ -49,10 +49,10 @@ class ArgumentChecks:
         or_dtype: torch.dtype | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """A floating-point tensor of the given shape, on the device and of the dtype of the first one seen.
+        """Check for a floating-point tensor of the given shape, with the device and dtype of the first one checked.
 
-        With ``any_dtype`` its floating-point dtype is free, ``or_dtype`` is one more that it may have, and ``dtype``
-        the only one.
+        With ``any_dtype`` any floating-point dtype is allowed; ``or_dtype`` allows one more dtype, ``dtype`` only that
+        one.
         """
         if not isinstance(tensor, Tensor):
             self._wrong_types.append(
@@ -69,21 +69,21 @@ class ArgumentChecks:
             self._wrong_types.append(f"{name} must be {dtype}, got {tensor.dtype}")
         elif reference is None:
             self._reference, self._first = tensor, name
-        # Autocast promises to bring mixed dtypes together itself.
+        # Autocast casts mixed dtypes itself.
         elif not (any_dtype or dtype is not None or autocasts(tensor.device.type)):
             self._wrong_types.append(f"{name} must be {reference.dtype} like {self._first}, got {tensor.dtype}")
         self._shape(name, tensor, pattern)
         self._device(name, tensor)
 
     def optional(self, name: str, tensor: object, pattern: str) -> None:
-        """Like ``tensor``; None is fine too."""
+        """Like ``tensor``, but None is allowed."""
         if tensor is not None:
             self.tensor(name, tensor, pattern)
 
     def tensors(self, name: str, several: object, pattern: str) -> list[Tensor]:
-        """At least one tensor, each as ``tensor`` has them; returns a list of them, empty if there is none.
+        """Check a sequence of at least one tensor, each like ``tensor``; returns a list, empty if there is none.
 
-        Those of the same shape, dtype and device as the first are as right or wrong as it is, and named by it.
+        Tensors with the shape, dtype and device of the first share its verdict and are reported through it.
         """
         if not isinstance(several, _SEQUENCES):
             self._wrong_types.append(f"{name} must be a sequence of tensors, got {type(several).__name__}")
@@ -97,7 +97,7 @@ class ArgumentChecks:
         return listed
 
     def integer(self, name: str, value: object) -> bool:
-        """A positive integer; says whether it is one."""
+        """Check for a positive integer; returns whether it is one."""
         if not isinstance(value, _INTEGERS) or isinstance(value, bool):
             self._wrong_types.append(f"{name} must be a positive integer, got {_shown(value)}")
         elif not value > 0:
@@ -115,27 +115,27 @@ class ArgumentChecks:
             self._wrong_values.append(f"{name} must be a finite number{bound}, got {_shown(value)}")
 
     def flag(self, name: str, value: object) -> None:
-        """True or False itself."""
+        """Check for True or False."""
         if not isinstance(value, _FLAGS):
             self._wrong_types.append(f"{name} must be True or False, got {_shown(value)}")
 
     def choice(self, name: str, value: object, options: Sequence[str | None]) -> None:
-        """One of ``options``."""
+        """Check for one of ``options``."""
         if value is not None and not isinstance(value, str):
             self._wrong_types.append(f"{name} must be {_either(options)}, got {_shown(value)}")
         elif value not in options:
             self._wrong_values.append(f"{name} must be {_either(options)}, got {_shown(value)}")
 
     def dtype(self, name: str, value: object) -> None:
-        """A floating-point dtype that tensors are computed in."""
+        """Check for a floating-point dtype that PyTorch can compute in."""
         if not isinstance(value, torch.dtype) or value not in FLOATING_POINT:
             self._wrong_types.append(f"{name} must be {_FLOATING_POINT}, got {_shown(value)}")
 
     def ids(self, name: str, ids: object, pattern: str, limit: int) -> None:
-        """Integer ids in ``[0, limit)``.
+        """Check for integer ids in ``[0, limit)``.
 
-        The range is checked on a CPU, where reading it waits for nothing; compiled code asserts it there when it runs.
-        On an accelerator the op that gathers refuses ids out of range itself.
+        The range is checked only on a CPU, where reading it does not synchronize; compiled code asserts it there at run
+        time. On an accelerator the gathering op itself handles ids out of range.
         """
         if not isinstance(ids, Tensor):
             self._wrong_types.append(f"{name} must be a tensor of shape ({_commas(pattern)}), got {type(ids).__name__}")
@@ -153,24 +153,24 @@ class ArgumentChecks:
         self._device(name, ids)
 
     def positive(self, name: str, tensor: object) -> None:
-        """All values are positive, none is NaN; checked on a CPU, where reading them waits for nothing."""
+        """Check that all values are positive and none is NaN; only on a CPU, where reading does not synchronize."""
         if isinstance(tensor, Tensor) and tensor.dtype in FLOATING_POINT and _readable(tensor):
             low = float(tensor.detach().amin())
             self.that(low > 0, f"{name} must be positive, got {low:g}")
 
     def that(self, condition: bool, message: str) -> None:
-        """Note ``message`` unless ``condition`` holds."""
+        """Record ``message`` unless ``condition`` holds."""
         if not condition:
             self._wrong_values.append(message)
 
     def size(self, letter: str) -> int:
-        """The size that a letter of a pattern stands for; raises the problems found so far if it has none yet."""
+        """The size a pattern's letter stands for; raises the problems found so far if it is not known yet."""
         if letter not in self.sizes:
             self.raise_if_any()
         return self.sizes[letter]
 
     def raise_if_any(self) -> None:
-        """Raise one error that lists every problem noted so far."""
+        """Raise one error listing all recorded problems."""
         problems = self._wrong_types + self._wrong_values
         if problems:
             error = TypeError if self._wrong_types else ValueError
@@ -214,7 +214,7 @@ _known_patterns: dict[str, tuple[bool, tuple[str | int, ...]]] = {}
 
 @constant_when_compiled
 def _parsed(pattern: str) -> tuple[bool, tuple[str | int, ...]]:
-    """Whether any leading dimensions are allowed, and then letters and numbers."""
+    """Whether any leading dimensions are allowed, and the letters and numbers."""
     if pattern not in _known_patterns:
         symbols = pattern.split()
         leading = symbols[:1] == ["..."]
@@ -224,23 +224,23 @@ def _parsed(pattern: str) -> tuple[bool, tuple[str | int, ...]]:
 
 
 def _alike(one: object, other: object) -> bool:
-    """Whether both are tensors that no check of ``tensor`` can tell apart."""
+    """Whether both are tensors that ``tensor``'s checks cannot distinguish."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return False
     return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
 
 
 def traced(tensor: Tensor) -> bool:
-    """Whether there is no data behind the tensor, only shapes: in compiled graphs and under ``FakeTensorMode``."""
+    """Whether the tensor has no data, only a shape: in compiled graphs and under ``FakeTensorMode``."""
     return torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
 
 
 def _readable(tensor: Tensor) -> bool:
-    """Whether there are values, and reading them waits for nothing."""
+    """Whether there are values that can be read without synchronizing."""
     return tensor.device.type == "cpu" and not traced(tensor) and tensor.numel() > 0
 
 
-# As messages have it.
+# For messages.
 _FLOATING_POINT = "floating point ({})".format(", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING_POINT))
 
 
@@ -249,7 +249,7 @@ def _either(options: Sequence[str | None]) -> str:
 
 
 def _shown(value: object) -> str:
-    """A wrong value in an error: short, and in one line."""
+    """A wrong value for an error message: short, and on one line."""
     return " ".join(reprlib.repr(value).split())
 
 

@@ -1,4 +1,4 @@
-"""What a device offers to Triton kernels, asked when a call needs it and never at import."""
+"""What a device offers to Triton kernels, queried when a call needs it and never at import."""
 
 import functools
 import os
@@ -17,27 +17,27 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-# A row beyond this, to be normalised, would not stay in the registers of a program of 16 warps.
+# A wider row would not fit in the registers of a 16-warp program while it is normalised.
 WIDEST_ROW = 16 * 1024
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What launchers ask of a device."""
+    """The device properties that launchers need."""
 
     capability: int
     """Compute capability, 90 for 9.0."""
     shared_memory: int
-    """Bytes that one program may have."""
+    """Bytes available to one program."""
     multiprocessors: int
 
     @property
     def multiplies_from_shared_memory(self) -> bool:
-        """Whether tensor cores read operands there, as Hopper's and the large Blackwells' do, and not in registers."""
+        """Whether tensor cores read operands from shared memory (Hopper, datacenter Blackwell), not from registers."""
         return 90 <= self.capability < 120
 
 
-# Those of Hopper, the first target; the interpreter has no limit, and no parallelism.
+# Hopper's, the first target; the interpreter itself has no limits, and no parallelism.
 INTERPRETER = Limits(90, 227 * 1024, 1)
 
 _assumed: Limits | None = None
@@ -45,7 +45,7 @@ _assumed: Limits | None = None
 
 @contextmanager
 def assume(limits: Limits) -> Iterator[None]:
-    """Let every device have these limits and serve kernels until the block ends: launches are recorded, none runs."""
+    """Pretend within the block that every device has these limits and runs kernels: launches are only recorded."""
     global _assumed
     before, _assumed = _assumed, limits
     try:
@@ -55,19 +55,19 @@ def assume(limits: Limits) -> Iterator[None]:
 
 
 def assumed() -> bool:
-    """Whether launches are recorded and none runs."""
+    """Whether launches are only recorded."""
     return _assumed is not None
 
 
 def interpreted() -> bool:
-    """Whether Triton runs kernels in its interpreter, on the CPU, slowly."""
+    """Whether Triton runs kernels in its slow interpreter on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def constant_when_compiled(function: Function) -> Function:
     """Let ``torch.compile`` call the function once instead of tracing it.
 
-    ``torch.compiler.assume_constant_result`` does this too, and imports the compiler, and Triton, to do it.
+    ``torch.compiler.assume_constant_result`` does the same, but imports the compiler and Triton.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -75,9 +75,9 @@ def constant_when_compiled(function: Function) -> Function:
 
 @constant_when_compiled
 def machine_refusals(device: torch.device, *dtypes: torch.dtype) -> list[str]:
-    """Every reason why kernels cannot run on tensors of ``device``; none means that they can.
+    """Every reason why kernels cannot run on tensors on ``device``; empty if they can.
 
-    ``dtypes`` are all in which the kernels of a call read or write floating-point numbers, in either direction.
+    ``dtypes`` are all floating-point dtypes that the call's kernels read or write, forward and backward.
     """
     refusals = [] if _triton_is_installed() else ["Triton is not installed"]
     if _assumed is not None:
@@ -85,7 +85,7 @@ def machine_refusals(device: torch.device, *dtypes: torch.dtype) -> list[str]:
     elif device.type == "cuda":
         refusals += _cuda_refusals(device.index or 0)
     elif device.type != "cpu":
-        refusals.append(f"kernels run on CUDA devices, and these tensors are on {device}")
+        refusals.append(f"kernels run on CUDA devices, but these tensors are on {device}")
     elif not interpreted():
         refusals.append("kernels run on CUDA devices; on a CPU only in Triton's interpreter, with TRITON_INTERPRET=1")
     elif _triton_is_installed():
@@ -94,7 +94,7 @@ def machine_refusals(device: torch.device, *dtypes: torch.dtype) -> list[str]:
     if others:
         given = " and ".join(sorted(map(str, others)))
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES)
-        refusals.append(f"kernels take {names}, these tensors are {given}")
+        refusals.append(f"kernels support {names}, but these tensors are {given}")
     return refusals
 
 
@@ -104,26 +104,26 @@ def dtypes_of(*tensors: Tensor | None) -> list[torch.dtype]:
 
 
 def mixture_refusals(name: str, tensors: Sequence[Tensor]) -> list[str]:
-    """Why one kernel cannot read these tensors in turn: autocast lets several dtypes through."""
+    """Why one kernel cannot read all these tensors, as autocast allows mixed dtypes."""
     dtypes = sorted({str(tensor.dtype) for tensor in tensors})
-    return [f"kernels take {name} of one dtype, these are {' and '.join(dtypes)}"] if len(dtypes) > 1 else []
+    return [f"kernels need {name} of one dtype, but these are {' and '.join(dtypes)}"] if len(dtypes) > 1 else []
 
 
 def residual_refusals(name: str, residual: Tensor, compute: torch.dtype) -> list[str]:
-    """Why the kernels cannot add this residual: it must be float32, or of the dtype that products are computed in."""
-    # A dtype that no kernel takes is refused for that alone.
+    """Why the kernels cannot add this residual: it must be float32 or the dtype of products."""
+    # A dtype that no kernel supports is refused elsewhere.
     if residual.dtype in (torch.float32, compute) or residual.dtype not in KERNEL_DTYPES:
         return []
-    return [f"kernels take {name} in float32 or {compute}, got {residual.dtype}"]
+    return [f"kernels need {name} in float32 or {compute}, got {residual.dtype}"]
 
 
 def width_refusals(width: int) -> list[str]:
     """Why the kernels cannot normalise rows of this width."""
-    return [f"kernels normalise rows of up to {WIDEST_ROW}, these have {width}"] if width > WIDEST_ROW else []
+    return [f"kernels normalise rows of up to {WIDEST_ROW}, but these have {width}"] if width > WIDEST_ROW else []
 
 
 def norm_refusals(x: Tensor, parameters: Sequence[Tensor | None], compute: torch.dtype) -> list[str]:
-    """Every reason why kernels cannot normalise ``x``, fold ``parameters`` as they are and multiply in ``compute``."""
+    """Every reason why kernels cannot normalise ``x``, fold ``parameters`` and multiply in ``compute``."""
     return (
         machine_refusals(x.device, *dtypes_of(x, *parameters), compute)
         + residual_refusals("x", x, compute)
@@ -132,7 +132,7 @@ def norm_refusals(x: Tensor, parameters: Sequence[Tensor | None], compute: torch
 
 
 def limits(device: torch.device) -> Limits:
-    """The limits that tiles and grids are chosen by."""
+    """The limits by which tiles and grids are chosen."""
     if _assumed is not None:
         return _assumed
     return _cuda_limits(device.index or 0) if device.type == "cuda" else INTERPRETER
@@ -146,15 +146,15 @@ def _triton_is_installed() -> bool:
 @functools.cache
 def _cuda_refusals(index: int) -> tuple[str, ...]:
     if torch.version.hip is not None:
-        return ("kernels are written for NVIDIA GPUs, and this PyTorch is built for ROCm",)
+        return ("kernels are written for NVIDIA GPUs, but this PyTorch is built for ROCm",)
     if interpreted():
-        return ("TRITON_INTERPRET=1 sends kernels to the CPU interpreter, and these tensors are on CUDA",)
+        return ("TRITON_INTERPRET=1 runs kernels in the CPU interpreter, but these tensors are on CUDA",)
     major, minor = torch.cuda.get_device_capability(index)
-    return () if major >= 8 else (f"kernels need compute capability 8.0 or newer, this device has {major}.{minor}",)
+    return () if major >= 8 else (f"kernels need compute capability 8.0 or newer, but this device has {major}.{minor}",)
 
 
 @functools.cache
 def _cuda_limits(index: int) -> Limits:
-    properties: Any = torch.cuda.get_device_properties(index)  # not all versions of PyTorch declare all fields
+    properties: Any = torch.cuda.get_device_properties(index)  # some versions of PyTorch do not declare all fields
     capability = 10 * properties.major + properties.minor
     return Limits(capability, properties.shared_memory_per_block_optin, properties.multi_processor_count)

@@ -1,10 +1,10 @@
-"""Who serves a call: the Triton kernels or the PyTorch reference, and which form of the kernels.
+"""Choose a call's implementation: the Triton kernels or the PyTorch reference, and the form of the kernels.
 
-The process-wide default answers calls with ``impl="auto"``. It starts as the environment variable
-``CROSSMAE_KERNELS_IMPL`` says, ``"auto"`` unless set, and changes within ``default_implementation``.
+Calls with ``impl="auto"`` use the process-wide default. It starts as the environment variable
+``CROSSMAE_KERNELS_IMPL``, ``"auto"`` if unset, and ``default_implementation`` changes it.
 
-An op may have several forms: one kernel, kernels of ours for each matrix product, or a library's products. It chooses
-by an analytic rule, or on a GPU by measurement (``runtime.tuning``). Tests and measurements ask for one by name.
+An op may have several forms: one kernel, our own kernel for each matrix product, or cuBLAS's products. An analytic
+rule chooses among them, or on a GPU a measurement (``runtime.tuning``). Tests and benchmarks select one by name.
 """
 
 import os
@@ -18,7 +18,7 @@ from torch import Tensor
 from crossmae_kernels.environment import IMPLEMENTATION, Implementation, require_option
 from crossmae_kernels.runtime.tuning import run_tuned, tunes_forms
 
-# In front of the reasons why a kernel cannot serve a call.
+# Precedes the reasons why a kernel cannot run a call.
 REFUSAL = "cannot serve this call: "
 
 
@@ -37,9 +37,9 @@ def default() -> Implementation:
 
 @contextmanager
 def default_implementation(impl: Implementation) -> Iterator[None]:
-    """Let ``impl`` answer every call with ``impl="auto"``, in all threads, until the block ends.
+    """Use ``impl`` for every call with ``impl="auto"``, in all threads, within the block.
 
-    ``"triton"`` is then as explicit as in a call: what a kernel cannot serve raises.
+    ``"triton"`` is then as explicit as in a call: it raises if a kernel cannot run the call.
     """
     global _default
     require_option(IMPLEMENTATION, impl, "default_implementation: impl")
@@ -55,9 +55,9 @@ def choose(
 ) -> Literal["triton", "reference", "cpu"]:
     """Resolve ``impl`` for one call.
 
-    ``refusals`` lists every reason why the kernel cannot serve this call. ``auto`` takes the kernel when there is
-    none and running it is ``worthwhile``, or else what the op has for this call on a ``cpu``, or else the reference;
-    ``triton`` never falls back but raises ``RuntimeError`` with all of them.
+    ``refusals`` lists every reason why the kernel cannot run this call. ``auto`` takes the kernel if there are none and
+    it is ``worthwhile``, else the op's ``cpu`` implementation if it has one for this call, else the reference;
+    ``triton`` never falls back but raises ``RuntimeError`` with all reasons.
     """
     require_option(IMPLEMENTATION, impl, f"{op}: impl")
     if impl == "auto":
@@ -74,7 +74,7 @@ _asked_for: dict[str, str] = {}
 
 @contextmanager
 def form_of(op: str, name: str) -> Iterator[None]:
-    """Let every call of ``op`` use the form of that name, in all threads, until the block ends."""
+    """Use the named form in every call of ``op``, in all threads, within the block."""
     before = _asked_for.get(op)
     _asked_for[op] = name
     try:
@@ -87,20 +87,20 @@ def form_of(op: str, name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Forms:
-    """The forms of one op. All take the same arguments, the first of which holds rows."""
+    """The forms of an op. All take the same arguments, the first of which holds rows."""
 
     op: str
     by_name: Mapping[str, Callable[..., Any]]
     key: Callable[..., tuple[object, ...]]
-    """From the arguments what the best form may depend on: widths and dtypes. Built in every call on a GPU."""
+    """The widths and dtypes that the best form may depend on, from the arguments. Built in every call on a GPU."""
     refusals: Mapping[str, Callable[..., Sequence[str]]]
-    """From the arguments every reason why a form cannot serve the call; a form that always can has none."""
+    """Every reason why a form cannot run a call, from the arguments; forms without an entry always can."""
 
     def run(self, rule: str, *arguments: Any) -> Any:
-        """Run the form asked for, or the fastest if that is measured, or the ``rule``'s.
+        """Run the requested form, else the fastest if it has been measured, else the ``rule``'s.
 
         Raises:
-            RuntimeError: when a form was asked for that cannot serve, with the reasons.
+            RuntimeError: if the requested form cannot run the call, with the reasons.
         """
         asked = _asked_for.get(self.op)
         if asked is not None:
@@ -131,10 +131,10 @@ class Forms:
         )
 
     def _able(self, rule: str, *arguments: Any) -> list[str]:
-        """Names of the forms that can serve the call."""
+        """Names of the forms that can run the call."""
         return [name for name in self.by_name if not self._reasons(name, arguments)]
 
     def _run_able(self, name: str, rule: str, *arguments: Any) -> Any:
-        # The fastest form for a key may refuse one of its calls, for a matrix's alignment or its number of rows.
+        # A key's fastest form may still refuse a call because of a matrix's alignment or number of rows.
         able = name == rule or not self._reasons(name, arguments)
         return self.by_name[name if able else rule](*arguments)

@@ -1,21 +1,22 @@
-"""What ``torch.utils.flop_counter.FlopCounterMode`` counts of our operators.
+"""FLOP formulas of our operators for ``torch.utils.flop_counter.FlopCounterMode``.
 
-PyTorch cannot see the products inside of an operator, so each operator that multiplies matrices says beside its schema
-what they come to. Models are compared by these numbers. They belong to the model, not to whoever
-serves it: counted are the products of the definition, at two FLOPs for each multiply-accumulate.
+PyTorch cannot see the products inside an operator, so each operator that multiplies matrices has a formula beside its
+schema. Models are compared by these numbers, so they describe the model, not the implementation: they count the
+products of the definition, with two FLOPs per multiply-accumulate.
 
-- Forward: linear layers, attention and mixing, whatever the form. Norms, activations, gathers and losses are not
-  counted, nor is folding a norm into weights, whose products the reference does element by element.
-- Backward: for each product one more for each operand whose gradient is needed, twice the forward pass where all are.
-  Of attention these are four products. PyTorch's formulas for its fused attention on a GPU, by which the reference is
-  counted there, have a fifth: the scores, once more.
-- What a kernel multiplies again in order to keep less, scores or the hidden layer, is not counted: it is the price of
-  memory, not work of the model. What PyTorch runs again, as for ``gradient_checkpointing``, is counted as often as it
-  runs; it leaves out the last product of the reference's MLP, which is no operator of its own with kernels.
+- Forward: linear layers, attention and mixing, in any form. Norms, activations, gathers and losses are not counted, nor
+  is folding a norm into weights, which the reference computes elementwise.
+- Backward: for each product, one more per operand that needs a gradient, so twice the forward pass if all do. For
+  attention that is four products. PyTorch's formulas for its fused GPU attention, which count the reference there, add
+  a
+  fifth: recomputing the scores.
+- Products that a kernel recomputes to save memory, of scores or the hidden layer, are not counted. Whatever PyTorch
+  reruns, as in ``gradient_checkpointing``, is counted every time; it skips the last product of the reference's MLP,
+  which is not a separate operator with kernels.
 
-Which gradients are needed is what autograd asks of an operator. With kernels a trained norm asks for the gradient of
-the weight that it is folded into, where in the reference it asks for that of the layer's input: counts differ where
-the layer, or all in front of it, is frozen and the norm between them is not.
+Autograd decides which gradients are needed. With kernels, a trained norm needs the gradient of the weight that it is
+folded into; in the reference, that of the layer's input. So counts differ if the layer, or everything before it, is
+frozen and the norm between them is not.
 """
 
 import sys
@@ -30,7 +31,7 @@ from torch._ops import OpOverloadPacket
 
 COUNTER = "torch.utils.flop_counter"
 
-# A formula gets a tensor's shape in its place.
+# Formulas get shapes instead of tensors.
 Shape = Sequence[int]
 Formula = TypeVar("Formula", bound=Callable[..., int])
 
@@ -40,8 +41,8 @@ _formulas: dict[OpOverloadPacket, Callable[..., int]] = {}
 def flop_formula(operator: OpOverloadPacket) -> Callable[[Formula], Formula]:
     """Register the decorated function as the FLOPs of ``operator``.
 
-    It takes the operator's arguments in the order of its schema, tensors as their shapes, and ``out_shape``, the
-    shapes of what it returns. A formula that PyTorch or somebody else has registered for the operator stays.
+    It takes the operator's arguments in the order of the schema, with shapes instead of tensors, and ``out_shape``, the
+    shapes of the results. A formula already registered for the operator is kept.
     """
 
     def remember(formula: Formula) -> Formula:
@@ -56,7 +57,7 @@ def flop_formula(operator: OpOverloadPacket) -> Callable[[Formula], Formula]:
 
 
 def linear_flops(x: Shape, weight: Shape) -> int:
-    """FLOPs of ``x weight^T``, with ``x`` ``(..., I)`` and ``weight`` ``(..., O, I)``; of either gradient too."""
+    """FLOPs of ``x weight^T``, with ``x`` ``(..., I)`` and ``weight`` ``(..., O, I)``; also of either gradient."""
     return 2 * prod(x) * weight[-2]
 
 
@@ -66,16 +67,17 @@ def _register(counter: ModuleType, operator: OpOverloadPacket) -> None:
 
 
 class _RegisterAtImport(MetaPathFinder):
-    """Registers all formulas once PyTorch's counter is imported, before anybody can count with it.
+    """Registers all formulas as soon as PyTorch's counter is imported, before it can be used.
 
-    The counter imports Triton, and a counter counts by the formulas that are there when it is made: to import it here
-    would make every import of this package pay for it, and by the first call of an operator it is too late.
+    Importing the counter imports Triton, so importing it here would slow down every import of this package; but a
+    counter only uses formulas that exist when it is created, so registering at an operator's first call would be too
+    late.
     """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The counter's module as others find it, with the formulas registered after its import; no other module."""
+        """Find the counter's module and register the formulas after its import; ignores other modules."""
         spec = PathFinder.find_spec(fullname, path, target) if fullname == COUNTER else None
         if spec is None or spec.loader is None:
             return None

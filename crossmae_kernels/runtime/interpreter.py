@@ -1,15 +1,15 @@
-"""Triton's interpreter, taught bfloat16.
+"""Add bfloat16 to Triton's interpreter.
 
-The interpreter keeps bfloat16 as uint16 and computes with these: 1 + 1 is 1.7e38. From float32 it cuts off what is to
-be rounded, so that a NaN whose payload is low becomes infinite. Here the values are arrays of ``ml_dtypes.bfloat16``, a
-dtype that is registered with NumPy: its operators compute in float32 and round once, and its casts round to nearest,
-ties to even. Three places of the interpreter say what bfloat16 is: NumPy's dtype for it, casts from and to it, and
-constants, which it lacks. The others take arrays as they are: loads and stores copy bytes, products are asked for in
-the accumulator's dtype.
+The interpreter stores bfloat16 as uint16 and computes with these integers: 1 + 1 is 1.7e38. Casts from float32
+truncate, so a NaN with a low payload becomes infinite. Here the values are arrays of ``ml_dtypes.bfloat16``, a dtype
+registered with NumPy, whose operators compute in float32 and round once, and whose casts round to nearest, ties to
+even. Three
+places in the interpreter define bfloat16: its NumPy dtype, casts from and to it, and constants, which are missing. All
+others work on any array: loads and stores copy bytes, and products are computed in the accumulator's dtype.
 
-Triton's float8 and casts that ask to round otherwise stay as they were, as does whatever is not bfloat16. What is shown
-by this is arithmetic. It is neither the layout of tiles in a compiled kernel nor the order and the width in which
-tensor cores add up.
+Triton's float8, casts with other rounding modes, and everything that is not bfloat16 are unchanged. The interpreter
+verifies arithmetic; it shows neither the tile layouts of a compiled kernel nor the order and width in which tensor
+cores accumulate.
 """
 
 import functools
@@ -21,12 +21,12 @@ import torch
 
 from crossmae_kernels.extras import MissingPackageError, installed
 
-# Nothing that is changed here is a public interface, so each version was read and tested.
+# This changes private interfaces, so each of these versions was read and tested.
 TRITON_VERSIONS = ("3.6", "3.7", "3.8")
 
 
 def refusals(dtypes: Collection[torch.dtype]) -> tuple[str, ...]:
-    """Why the interpreter cannot run kernels that read or write these; empty if it can. Imports nothing."""
+    """Why the interpreter cannot run kernels with these dtypes; empty if it can. Imports nothing."""
     if _is_broken():
         return ("the interpreter of Triton 3.6 needs NumPy < 2.4",)
     return _bfloat16_refusals() if torch.bfloat16 in dtypes else ()
@@ -34,9 +34,9 @@ def refusals(dtypes: Collection[torch.dtype]) -> tuple[str, ...]:
 
 @functools.cache
 def teach() -> None:
-    """Let the interpreter compute in bfloat16 in this process from now on, and faster, where it is a known one.
+    """From now on, let the interpreter compute in bfloat16 in this process, and run faster, if its version is known.
 
-    All other kernels that run in it change too; what it computed in bfloat16 was of no use to any.
+    This affects all other kernels in the interpreter too, whose bfloat16 results were meaningless before.
     """
     if _bfloat16_refusals():
         return
@@ -72,16 +72,16 @@ def _teach_bfloat16(interpreter: Any) -> None:
 
 
 def _prepare_once_a_launch(interpreter: Any) -> None:
-    """Replace the language's functions by the interpreter's once for each function of a launch, not at each call.
+    """Patch the language's functions once per function and launch, instead of at every call.
 
-    Looking through the language for what is left to exchange took a quarter of the time of kernels of ours.
+    Searching the language for functions left to patch took a quarter of our kernels' time.
     """
     exchange, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
     exchanged: set[Callable[..., Any]] = set()
 
     def exchange_once(function: Callable[..., Any]) -> Any:
         if function in exchanged:
-            return None  # only a launch, which comes first, wants what undoes it
+            return None  # only a launch, which comes first, needs the undo function
         exchanged.add(function)
         return exchange(function)
 
@@ -103,12 +103,12 @@ def _bfloat16_refusals() -> tuple[str, ...]:
     version = _version("triton") or "an unknown one"
     if ".".join(version.split(".")[:2]) in TRITON_VERSIONS:
         return ()
-    return (f"bfloat16 in Triton's interpreter is known for Triton {', '.join(TRITON_VERSIONS)}, this is {version}",)
+    return (f"bfloat16 in Triton's interpreter needs Triton {', '.join(TRITON_VERSIONS)}, but this is {version}",)
 
 
 @functools.cache
 def _is_broken() -> bool:
-    """It converts bounds of loops to scalars in a way that NumPy 2.4 no longer allows."""
+    """Whether it converts loop bounds to scalars in a way that NumPy 2.4 no longer allows."""
     versions = [_version(name) for name in ("triton", "numpy")]
     if None in versions:
         return False

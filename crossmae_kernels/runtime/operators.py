@@ -1,12 +1,12 @@
-"""What every PyTorch operator of this package needs beside its schema, its fake and what it saves.
+"""The common machinery of this package's PyTorch operators, beside their schemas, fakes and saved tensors.
 
 An operator runs its launcher on CPU and CUDA tensors. The launcher's module, which needs Triton, is imported when the
-operator first runs. Operators are defined through ``torch.library.Library``, not ``torch.library.custom_op``, which
-wraps every call once more to look for aliases that cannot be here. Who serves a call was chosen before.
+operator first runs. Operators are defined by ``torch.library.Library``, not ``torch.library.custom_op``, which adds
+another wrapper to every call, to look for aliases that cannot occur here. The implementation is chosen before the call.
 
-Through PyTorch's dispatcher a call with gradients takes 33 us of Python, a third of attention's. Where nothing observes
-the call, no compiler, mode, transform, profiler or tensor subclass, ``Operator`` calls the launcher itself, at half of
-that.
+Through PyTorch's dispatcher, a call with gradients takes 33 us of Python, a third of attention's. If nothing observes
+the call (no compiler, mode, transform, profiler or tensor subclass), ``Operator`` calls the launcher itself, in half
+the time.
 """
 
 import importlib
@@ -25,20 +25,20 @@ from crossmae_kernels.runtime.flops import flop_formula
 NAMESPACE = "crossmae_kernels"
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
-_NONE = (0,)  # the shape of what stands for None
+_NONE = (0,)  # the shape of the tensor that represents None
 _PLAIN = {Tensor, torch.nn.Parameter, type(None), bool, int, float, str, torch.dtype, torch.Size}
 
 
 class Operator:
-    """An operator of this package, to be called with all arguments of its schema in their order.
+    """An operator of this package, called with all arguments of its schema in order.
 
     Args:
         schema: name, arguments and results; the first argument is a tensor or a list of tensors.
-        launcher: "folder.module:function", called with the operator's arguments. Autocast, which reaches into
-            implementations, is off in it. Where it returns None, PyTorch's dispatcher sees an empty tensor: schemas
-            have no optional results. ``made`` tells them apart.
-        fake: the same for tensors without data, None included.
-        flops: what it multiplies, from the shapes of arguments and results (``runtime.flops``); None for nothing.
+        launcher: "folder.module:function", called with the operator's arguments, with autocast off. If it returns
+            None, PyTorch's dispatcher gets an empty tensor, as schemas have no optional results; ``made`` tells them
+            apart.
+        fake: the same for tensors without data, including None.
+        flops: its FLOPs, from the shapes of arguments and results (``runtime.flops``); None if it has no products.
     """
 
     def __init__(self, schema: str, launcher: str, fake: Callable[..., Any], flops: Callable[..., int] | None) -> None:
@@ -62,14 +62,14 @@ class Operator:
         self._dispatched: OpOverload = packet.default
 
     def __call__(self, *arguments: Any) -> Any:
-        """The results that have a derivative, all if none has; one tensor or a tuple of them."""
+        """The differentiable results, or all if none is; one tensor or a tuple of them."""
         if torch.compiler.is_compiling() or _watched() or not _plain(arguments):
             return self._differentiable(self._dispatched(*arguments))
         if torch.is_grad_enabled():
             if self._derivative is None:
                 return self._differentiable(self._dispatched(*arguments))
             several = isinstance(arguments[0], list)
-            # A Function looks for tensors among its arguments, not in lists.
+            # A Function finds tensors only among its arguments, not in lists.
             flat = (len(arguments[0]), *arguments[0], *arguments[1:]) if several else arguments
             for argument in flat:
                 if isinstance(argument, Tensor) and argument.requires_grad:
@@ -82,7 +82,7 @@ class Operator:
         return results[0] if self._results == 1 else results[: self._results]
 
     def _serve(self, *arguments: Any) -> Any:
-        """What the dispatcher calls."""
+        """The implementation that the dispatcher calls."""
         results = self._launch(*arguments)
         return results if isinstance(results, Tensor) else _without_none(results, arguments)
 
@@ -96,7 +96,7 @@ class Operator:
         device = first.device.type
         if not torch.is_autocast_enabled(device):
             return function(*arguments)
-        # 0.5 us, where torch.autocast takes 3.7.
+        # 0.5 us; torch.autocast takes 3.7.
         torch.set_autocast_enabled(device, False)
         try:
             return function(*arguments)
@@ -113,11 +113,11 @@ class Operator:
         """Give the operator its derivative.
 
         Args:
-            save: called with ``ctx``, the arguments and the results, keeps what ``backward`` needs.
-            backward: called with ``ctx``, the output mask and the upstream gradients, returns the gradients of the
-                inputs, of a list's tensors stacked or as a list. The mask says for each input whether its gradient is
-                asked for, and for a list whether any is. What nobody asked for may be anything and is dropped. Autograd
-                casts a gradient of another dtype than its input's.
+            save: called with ``ctx``, the arguments and the results; saves what ``backward`` needs.
+            backward: called with ``ctx``, the output mask and the upstream gradients; returns the inputs' gradients,
+                those of a list stacked or as a list. The mask says for each input whether its gradient is needed, and
+                for a list whether any is. Gradients that are not needed are dropped, whatever their value. Autograd
+                casts a gradient whose dtype differs from its input's.
             inputs: the number of leading arguments that have a gradient.
             results: the number of leading results that have an upstream gradient.
         """
@@ -143,7 +143,7 @@ class Operator:
         torch.library.register_autograd(self._dispatched._name, autograd, setup_context=setup_context, lib=_library)
 
         def forward(ctx: Any, *arguments: Any) -> Any:
-            # Results that are only kept for the backward pass are kept, not returned: autograd need not wrap them.
+            # Results needed only in the backward pass are saved but not returned, so autograd need not wrap them.
             output = self._launch(*arguments)
             ctx.set_materialize_grads(False)
             save(ctx, arguments, output)
@@ -166,7 +166,7 @@ class Operator:
         self._derivative = type(self._dispatched._name, (torch.autograd.Function,), methods)
 
     def not_differentiable(self, why: str) -> None:
-        """Refuse the derivative, which would otherwise be silently missing; of a backward operator, the second one."""
+        """Refuse the derivative, which would otherwise be silently missing; for a backward operator, the second one."""
 
         def refuse(ctx: Any, *upstream: Tensor) -> None:
             raise NotImplementedError(why)
@@ -175,12 +175,12 @@ class Operator:
 
 
 def made(result: Tensor | None) -> bool:
-    """Whether a launcher made this result, and did not return None."""
+    """Whether a launcher returned this result, rather than None."""
     return result is not None and result.shape != _NONE
 
 
 def unstacked(stack: Tensor | None, output_mask: Sequence[bool]) -> list[Tensor | None]:
-    """Gradients stacked in one tensor, as an operator may not return views of it, each where the mask asks for it."""
+    """Split gradients from one tensor, as an operator may not return views of it; None where the mask is false."""
     if stack is None or not any(output_mask):
         return [None] * len(output_mask)
     parts = iter(stack.unbind())
@@ -188,12 +188,12 @@ def unstacked(stack: Tensor | None, output_mask: Sequence[bool]) -> list[Tensor 
 
 
 def need_gradient(*tensors: Tensor | None) -> bool:
-    """Whether autograd will ask for the gradient of any of these."""
+    """Whether autograd will need the gradient of any of these."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _watched() -> bool:
-    """Whether anything but autograd observes which operators are called."""
+    """Whether anything but autograd observes operator calls."""
     return (
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
@@ -203,7 +203,7 @@ def _watched() -> bool:
 
 
 def _plain(arguments: tuple[Any, ...]) -> bool:
-    """Whether all tensors are PyTorch's own, lists included."""
+    """Whether all tensors, including those in lists, are plain PyTorch tensors."""
     types = set(map(type, arguments))
     if list in types:
         types.remove(list)
@@ -219,7 +219,7 @@ def _without_none(results: Any, arguments: tuple[Any, ...]) -> Any:
 
 
 def _asked_for(gradient: Tensor | list[Tensor] | None, need: Any) -> Any:
-    """The gradient where needed; of a list, those that are."""
+    """The gradient if it is needed; for a list, those that are."""
     if not isinstance(need, list):
         return gradient if need else None
     if gradient is None or not any(need):

@@ -1,7 +1,7 @@
 """Measurements on disk: one small JSON file per kernel, device, versions and key.
 
-They lie in ``$CROSSMAE_KERNELS_CACHE`` (``~/.cache/crossmae_kernels`` unless set). What the user's folder does not have
-may come with the package, in ``crossmae_kernels/tuned``.
+They are in ``$CROSSMAE_KERNELS_CACHE`` (by default ``~/.cache/crossmae_kernels``). Records missing there may come with
+the package, in ``crossmae_kernels/tuned``.
 """
 
 import contextlib
@@ -27,40 +27,40 @@ SHIPPED = Path(__file__).parents[1] / "tuned"
 
 @functools.cache
 def versions() -> str:
-    """Versions of all that decides how fast a configuration is, or whether it runs at all."""
+    """Versions of everything that determines how fast a configuration is, or whether it runs at all."""
     packages = {name: version(name) for name in ("torch", "triton", "crossmae-kernels")}
     return ", ".join(f"{name} {number}" for name, number in {**packages, "CUDA": torch.version.cuda}.items())
 
 
 def cache_directory() -> Path:
-    """Where the user's records lie."""
+    """The folder of the user's records."""
     chosen = os.environ.get("CROSSMAE_KERNELS_CACHE")
     return Path(chosen) if chosen else Path(os.path.expanduser("~")) / ".cache" / "crossmae_kernels"
 
 
 def present(pattern: str) -> bool:
-    """Whether there is any record with such a name."""
+    """Whether there is any record with a matching name."""
     return any(next(folder.glob(pattern), None) for folder in (cache_directory(), SHIPPED))
 
 
 def name_of(kernel: str, key: tuple[object, ...]) -> str:
-    """The name of a record's file."""
+    """The file name of a record."""
     return f"{kernel}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.json"
 
 
 def recall(
     name: str, key: tuple[object, ...], candidates: Sequence[Configuration], thorough: bool
 ) -> dict[Configuration, float]:
-    """Milliseconds of candidates, the fastest first, by the user's record or else the package's.
+    """Milliseconds of candidates, fastest first, from the user's record or else the package's.
 
-    Empty if there is no record, or none that is ``thorough`` where this is asked for, or, with a warning, if it is of
-    another key or of no candidate.
+    Empty if there is no record, or no ``thorough`` one if requested; also, with a warning, if it is for another key or
+    lists no candidate.
     """
     for file in (cache_directory() / name, SHIPPED / name):
         try:
             record = json.loads(file.read_text("utf-8"))
             if record["key"] != repr(key):
-                raise ValueError(f"it is of {record['key']}")
+                raise ValueError(f"it is for {record['key']}")
             if thorough and not record["thorough"]:
                 continue
             known = [(candidate, _plain(candidate)) for candidate in candidates]
@@ -71,18 +71,18 @@ def recall(
         except FileNotFoundError:
             continue
         except (OSError, ValueError, KeyError, TypeError) as error:
-            warn(f"the record {file} is of no use: {type(error).__name__}: {error}")
+            warn(f"the record {file} is unusable: {type(error).__name__}: {error}")
     return {}
 
 
 def remember(name: str, key: tuple[object, ...], milliseconds: Mapping[Configuration, float], thorough: bool) -> None:
-    """Write a record in one step, so that another process sees all of it or nothing; warn where it cannot be written.
+    """Write a record atomically, so that other processes see all of it or nothing; warn if it cannot be written.
 
     Args:
         name: of the file.
-        key: what the record is of.
-        milliseconds: of each candidate that ran, the fastest first.
-        thorough: whether each ran in tuned tiles.
+        key: what the record is for.
+        milliseconds: of each candidate that ran, fastest first.
+        thorough: whether each ran with tuned tiles.
     """
     times = [[_plain(candidate), time] for candidate, time in milliseconds.items()]
     record = {"key": repr(key), "thorough": thorough, "milliseconds": times}
@@ -93,7 +93,7 @@ def remember(name: str, key: tuple[object, ...], milliseconds: Mapping[Configura
             json.dump(record, temporary)
         os.replace(temporary.name, folder / name)
     except OSError as error:
-        warn(f"nothing is remembered after this process: {error}")
+        warn(f"measurements cannot be saved for later processes: {error}")
 
 
 def forget(name: str) -> None:
@@ -103,10 +103,10 @@ def forget(name: str) -> None:
 
 
 def _plain(configuration: object) -> object:
-    """As JSON has it."""
+    """Convert to plain JSON values."""
     return asdict(configuration) if is_dataclass(configuration) else configuration  # type: ignore[arg-type]
 
 
 def warn(what: str) -> None:
-    """Warn in one line, whatever a message holds."""
+    """Warn in one line, even if the message has several."""
     warnings.warn(f"crossmae_kernels tuning: {' '.join(what.split())}", RuntimeWarning, stacklevel=2)

@@ -1,21 +1,21 @@
-"""What is decided by measurement on a CUDA device: which form of an op serves, and in which tiles a kernel runs.
+"""Choose by measurement on a CUDA device which form of an op runs, and with which tiles a kernel runs.
 
-The first call of an op at a width, a dtype and an order of magnitude of rows times the op's forms, cuBLAS's products
-always among them, and takes the fastest from then on: no choice of ours is slower than PyTorch's products. The first
-calls of a process take ``BUDGET_SECONDS`` for that; what was not measured by then is chosen by the rule. Tiles follow
-their rule until ``crossmae tune`` has timed them. ``CROSSMAE_KERNELS_TUNE``, or ``tuning_mode``, says otherwise:
+The first call of an op for a width, a dtype and an order of magnitude of rows times the op's forms, always including
+cuBLAS's products, and uses the fastest from then on, so no choice is slower than PyTorch's products. The first calls of
+a process may spend ``BUDGET_SECONDS`` on that; anything not measured by then follows the rule. Tiles follow their rule
+until ``crossmae tune`` has timed them. ``CROSSMAE_KERNELS_TUNE``, or ``tuning_mode``, changes this:
 
 - ``off``: rules decide, and the disk is not touched;
-- ``recall``: what was measured before is used, and nothing is timed;
-- ``forms``: forms are timed and tiles recalled, as described, the default;
+- ``recall``: earlier measurements are used, and nothing is timed;
+- ``forms``: forms are timed and tiles recalled, as described above, the default;
 - ``all``: both are timed, however long it takes.
 
-Nothing is timed while a CUDA graph is captured on the call's stream or a compiler traces. Forms round differently, so
-rules alone decide in PyTorch's deterministic mode. Each of several ranks measures for itself and may choose
-differently; they choose alike if they find the same record, which ``crossmae tune`` writes beforehand.
+Nothing is timed while a CUDA graph is captured on the call's stream or a compiler traces. As forms round differently,
+only rules decide in PyTorch's deterministic mode. Each rank measures on its own and may choose differently; all choose
+alike if they find the same record, which ``crossmae tune`` writes beforehand.
 
-A key holds widths and dtype, and of the batch its order of magnitude: launches decide for 2 images and bytes for 1,024,
-and a short last batch must not choose for both.
+A key holds widths, dtype and the batch's order of magnitude: launch overhead decides for 2 images and bandwidth for
+1,024, and a short last batch must not choose for both.
 """
 
 import functools
@@ -39,11 +39,11 @@ Configuration = TypeVar("Configuration")
 Result = TypeVar("Result")
 Kind = Literal["forms", "tiles"]
 
-# The forms of a model, some ten ops of two or three, take a few seconds where their kernels were compiled before, and
-# up to a minute where none was, by a guess of 2 s a kernel. A measurement that has begun is finished.
+# A model's forms, two or three for each of some ten ops, take a few seconds if their kernels are compiled already, and
+# up to a minute if not, guessing 2 s per kernel. A measurement that has begun is finished.
 BUDGET_SECONDS = 30.0
 
-# Forms that have not run on a GPU yet. Only the mode `all`, that of `crossmae tune`, tries them.
+# Forms that have not run on a GPU yet. Only the mode `all`, used by `crossmae tune`, tries them.
 UNPROVEN = ("persistent",)
 
 
@@ -53,31 +53,31 @@ _spent = 0.0  # seconds of the budget so far
 
 @dataclass(frozen=True)
 class Finding:
-    """What is known, and what was chosen, for one key of a kernel or of an op."""
+    """Measurements and choice for one key of a kernel or an op."""
 
     kind: Kind
     kernel: str
     key: tuple[object, ...]
-    """Widths, dtypes and what else the choice depends on."""
+    """Widths, dtypes and whatever else the choice depends on."""
     rows: int
-    """More than any that it holds for; a power of two."""
+    """An exclusive upper bound on the rows it applies to; a power of two."""
     rule: Any
-    """What the rule chooses."""
+    """The rule's choice."""
     best: Any
     milliseconds: dict[Any, float]
-    """Of each candidate that ran, the fastest first; empty where nothing was measured."""
+    """Times of each candidate that ran, fastest first; empty if nothing was measured."""
     file: str
-    """Name of its record."""
+    """The name of its record."""
 
 
 _known: dict[tuple[object, ...], Finding] = {}
 
 
 def mode() -> Mode:
-    """Who decides in this process.
+    """The tuning mode of this process.
 
     Raises:
-        ValueError: if the environment names no mode.
+        ValueError: if the environment variable is not a mode.
     """
     require_option(TUNING, _mode)
     return cast(Mode, _mode)
@@ -85,7 +85,7 @@ def mode() -> Mode:
 
 @contextmanager
 def tuning_mode(mode: Mode) -> Iterator[None]:
-    """Let this mode hold in all threads until the block ends.
+    """Use this mode in all threads within the block.
 
     Raises:
         ValueError: if there is no such mode.
@@ -102,18 +102,17 @@ def tuning_mode(mode: Mode) -> Iterator[None]:
 
 
 def findings() -> list[Finding]:
-    """What this process measured or recalled so far, in the order of first calls."""
+    """Everything this process has measured or recalled so far, in the order of first calls."""
     return [finding for finding in _known.values() if finding.milliseconds]
 
 
 def tunes_forms(tensor: Tensor) -> bool:
-    """Whether measurements decide which form serves a call on this tensor's device."""
+    """Whether measurements decide which form runs a call on this tensor's device."""
     return mode() != "off" and _on_gpu(tensor) and not torch.are_deterministic_algorithms_enabled() and not assumed()
 
 
 def tunes_tiles(tensor: Tensor) -> bool:
-    """Whether measurements may decide in which tiles kernels run there; where there are none, a launch looks no
-    further."""
+    """Whether measurements may decide the tiles of kernels there; if there are none, a launch looks no further."""
     return tunes_forms(tensor) and (_mode == "all" or _tiles_recorded())
 
 
@@ -128,19 +127,19 @@ def run_tuned(
     kind: Kind = "tiles",
     arguments: tuple[Any, ...] = (),
 ) -> Result:
-    """Run in the fastest candidate's configuration, or the rule's where nothing is known and nothing may be timed.
+    """Run with the fastest candidate's configuration, or the rule's if nothing is known and nothing may be timed.
 
     Args:
         kernel: its name, or the op's.
-        key: what the choice may depend on.
-        rows: of this call, or images, or whatever grows with the batch; the choice depends on its number of bits.
+        key: everything the choice may depend on.
+        rows: of this call, or images, or anything that grows with the batch; the choice depends on its bit length.
         rule: the analytic choice, a frozen dataclass or a name.
-        candidates: from the arguments, further configurations to time.
-        run: from the configuration and the arguments, launches the kernel once; writes nothing that a later launch
-            does not write again.
-        device: where it runs, a CUDA device.
-        kind: what candidates are, forms of an op or tiles of a kernel.
-        arguments: for both; functions that close over them would be made in every call.
+        candidates: called with the arguments, returns further configurations to time.
+        run: called with the configuration and the arguments, launches the kernel once; must only write what a later
+            launch writes again.
+        device: the CUDA device it runs on.
+        kind: whether candidates are forms of an op or tiles of a kernel.
+        arguments: for both; closures over them would be created in every call.
     """
     place = (kind, kernel, device, rows.bit_length(), key)
     finding = _known.get(place)
@@ -154,7 +153,7 @@ def run_tuned(
             raise
         _known[place] = replace(finding, best=rule, milliseconds={})
         records.forget(finding.file)
-        records.warn(f"{kernel} no longer runs as {finding.file} has it, which is forgotten: {error}")
+        records.warn(f"{kernel} no longer runs with the choice in {finding.file}, which is removed: {error}")
     return run(rule, *arguments)
 
 
@@ -165,7 +164,7 @@ def _find(
     run: Callable[..., object],
     arguments: tuple[Any, ...],
 ) -> Finding:
-    """Recall or measure; without either the rule's choice, which holds until the mode changes."""
+    """Recall or measure; else use the rule's choice until the mode changes."""
     global _spent
     kind, kernel, device, bits, widths = place
     key = (kernel, torch.cuda.get_device_name(device), records.versions(), *widths, f"{bits} bits of rows")
@@ -195,9 +194,9 @@ def timed(
     run: Callable[[Configuration], object],
     milliseconds: Callable[[Callable[[], object]], float],
 ) -> tuple[dict[Configuration, float], bool]:
-    """Milliseconds of each candidate, the fastest first, and whether another time would give the same candidates.
+    """Milliseconds of each candidate, fastest first, and whether measuring again would give the same candidates.
 
-    Skips candidates that are refused, and those for which there is not enough memory now.
+    Skips candidates that are refused, or for which there is currently not enough memory.
     """
     times: dict[Configuration, float] = {}
     whole = True
@@ -213,7 +212,7 @@ def timed(
 
 
 def refused(error: Exception) -> bool:
-    """Whether Triton, its compiler or the assembler refused a kernel, for its resources or otherwise: nothing ran."""
+    """Whether Triton, its compiler or the assembler refused a kernel before running it, for resources or otherwise."""
     from triton import TritonError
 
     if isinstance(error, TritonError):

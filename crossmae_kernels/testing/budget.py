@@ -13,8 +13,8 @@ accumulates in 16 bits, another does in float32 and a third in another order. A 
 so may the few that make up the norms of a larger one, whose errors all come from the same roundings before. So every
 operator of eager is computed in float64 and its result rounded to the dtype at random (``testing.rounding``): the
 roundings that the dtype forces on whoever keeps intermediate results in it, and nothing else. In 16 bits this is the
-same on every machine. In float32, where sums err by more than their last rounding, operators keep their own errors, and
-what is left of the machine is its order of summation.
+same on every machine. In float32, where sums err by more than their last rounding, operators keep their own errors;
+products and sums add up in another order for each draw, so that what is left of the machine is how it sums blockwise.
 
 *Why the largest of 16 draws?* Errors of a kernel that rounds where eager does are one more draw from the same
 distribution, at most: rounding to nearest, it errs ``sqrt(2)`` times less in the root mean square than at random, and

@@ -1,4 +1,4 @@
-"""Solving problems, and the verdict on results: within the error budget, or not."""
+"""Solve problems, and judge whether results are within the error budget."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,7 +15,7 @@ from crossmae_kernels.testing.problem import Problem, named
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result, and its norm, that came nearest to the budget or went furthest beyond."""
+    """The result, and its norm, that is closest to its budget or furthest beyond."""
 
     result: str
     norm: str
@@ -24,7 +24,7 @@ class Verdict:
 
     @property
     def share(self) -> float:
-        """Share of what is allowed; infinite where either is not a finite number."""
+        """Error as a share of the allowed one; infinite if either is not finite."""
         if self.error == 0:
             return 0.0
         share = self.error / self.allowed if 0 < self.allowed < float("inf") else float("inf")
@@ -35,7 +35,7 @@ class Verdict:
 
 
 def worst(found: Results, exact: Results, allowed: Mapping[str, Budget], norms: tuple[str, ...] = NORMS) -> Verdict:
-    """The worst of all results; a share of more than 1 is wrong."""
+    """The worst of all results; a share above 1 is wrong."""
     verdicts = []
     for name, truth in exact.items():
         erred = error(found[name], truth)
@@ -44,7 +44,7 @@ def worst(found: Results, exact: Results, allowed: Mapping[str, Budget], norms: 
 
 
 def assert_within_budget(found: Results, exact: Results, allowed: Mapping[str, Budget]) -> None:
-    """Raise ``AssertionError`` unless all results have eager's dtypes and err within their budgets."""
+    """Raise ``AssertionError`` unless all results have eager's dtypes and are within their budgets."""
     for name in exact:
         dtype = allowed[name].dtype
         assert found[name].dtype == dtype, f"{name}: {found[name].dtype}, eager has {dtype}"
@@ -53,12 +53,12 @@ def assert_within_budget(found: Results, exact: Results, allowed: Mapping[str, B
 
 
 def outputs_of(result: Tensor | Sequence[Tensor | None]) -> dict[str, Tensor]:
-    """Results of a call by name: ``out``, or, of several, those that are not None."""
+    """Results of a call by name: ``out``, or, if there are several, those that are not None."""
     return dict(named({"out": result}))
 
 
 def upstream_of(outputs: Mapping[str, Tensor], seed: int = 1) -> dict[str, Tensor]:
-    """A random gradient of each output: multiples of 1/32 up to 2 and never 0, which every dtype holds."""
+    """A random gradient for each output: nonzero multiples of 1/32 up to 2, exact in every dtype."""
     generator = torch.Generator().manual_seed(seed)
     drawn = {name: torch.randint(-32, 32, out.shape, generator=generator) for name, out in outputs.items()}
     return {name: (2 * drawn[name] + 1).to(out.device, out.dtype) / 32 for name, out in outputs.items()}
@@ -67,7 +67,7 @@ def upstream_of(outputs: Mapping[str, Tensor], seed: int = 1) -> dict[str, Tenso
 def gradients_of(
     outputs: Mapping[str, Tensor], leaves: Mapping[str, Any], upstream: Mapping[str, Tensor], retain_graph: bool = False
 ) -> dict[str, Tensor]:
-    """Of every leaf that wants one, as ``d`` and its name; 0 where no output depends on it."""
+    """The gradient of every leaf that requires one, named ``d`` and its name; 0 if no output depends on it."""
     trained = {f"d {name}": leaf for name, leaf in named(leaves) if leaf.requires_grad}
     if not trained:
         return {}
@@ -89,14 +89,14 @@ def solve(
     frozen: Collection[str] = (),
     autocast: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
-    """Outputs, and gradients of all arguments but the ``frozen`` ones.
+    """Outputs, and gradients of all arguments except the ``frozen`` ones.
 
     Args:
-        problem: poses the arguments.
+        problem: provides the arguments.
         call: takes them by name.
-        dtype: they come in it.
-        frozen: names of those that want no gradient.
-        autocast: to this dtype, forward.
+        dtype: of the arguments.
+        frozen: names of arguments without gradient.
+        autocast: dtype of autocast in the forward pass.
     """
     leaves = problem.leaves(dtype, frozen)
     with problem.in_form():
@@ -117,19 +117,19 @@ class Judge:
         eager: Callable[..., Any] | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
-        """Find the right results and how far off they may be.
+        """Compute the exact results and their error budgets.
 
         Args:
             problem: what is to be solved.
             dtype: of the arguments.
-            oracle: solves it in float64; the reference unless given.
-            eager: solves it with PyTorch's operators; the reference unless given.
+            oracle: solves it in float64; by default the reference.
+            eager: solves it with PyTorch's operators; by default the reference.
             autocast: kernels and eager run under autocast to this dtype.
         """
         self.problem, self.dtype, self.autocast = problem, dtype, autocast
         rounded = problem.rounded(dtype)
         oracle, eager = oracle or problem.by("reference"), eager or problem.by("reference")
-        # Bytes have no rows in float64, whatever one asks the reference for.
+        # uint8 images have no rows in float64, whatever dtype is requested from the reference.
         self.exact = {name: t.double() for name, t in solve(rounded, oracle, torch.float64).items()}
         self.allowed = budgets(lambda: solve(rounded, eager, dtype, autocast=autocast), self.exact)
 
@@ -143,7 +143,7 @@ class Judge:
         return worst(found, self.exact, self.allowed, norms)
 
     def check(self, call: Callable[..., Any]) -> dict[str, Tensor]:
-        """Solve the problem; ``AssertionError`` unless results are those of eager and keep to the budget."""
+        """Solve the problem; ``AssertionError`` unless it has eager's results and they are within the budget."""
         found = self.solve(call)
         assert found.keys() == self.exact.keys(), f"results are {[*found]}, expected {[*self.exact]}"
         assert_within_budget(found, self.exact, self.allowed)

@@ -1,4 +1,4 @@
-"""A call of an op that can be solved in any dtype, and random arguments to pose it with."""
+"""A call of an op that can be run in any dtype, and random arguments for it."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,12 +13,12 @@ import crossmae_kernels
 from crossmae_kernels.runtime.device import KERNEL_DTYPES
 from crossmae_kernels.runtime.dispatch import form_of
 
-# What an op's argument may be.
+# The types of an op's arguments.
 Argument = Tensor | Sequence[Tensor] | None
 
 
 def named(arguments: Mapping[str, Argument | Sequence[Tensor | None]]) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that is not None by name, those of a sequence as ``maps[0]`` and so on."""
+    """Every tensor that is not None, by name; those of a sequence as ``maps[0]`` and so on."""
     for name, argument in arguments.items():
         if isinstance(argument, Tensor):
             yield name, argument
@@ -27,7 +27,7 @@ def named(arguments: Mapping[str, Argument | Sequence[Tensor | None]]) -> Iterat
 
 
 def mapped(arguments: Mapping[str, Argument], function: Callable[[str, Tensor], Tensor]) -> dict[str, Argument]:
-    """The same with ``function`` of each tensor's name and the tensor in its place."""
+    """The arguments with each tensor replaced by ``function`` of its name and itself."""
 
     def of(name: str, argument: Argument) -> Argument:
         if argument is None or isinstance(argument, Tensor):
@@ -43,13 +43,13 @@ class Problem:
 
     Attributes:
         op: its name in ``crossmae_kernels``.
-        label: what tells the problem from others of the op, but for the batch.
-        arguments: tensors by the names that the op has for them. Those in float64 are taken in the dtype under test;
-            ids, pixels and statistics stay what they are.
+        label: distinguishes the problem from others of the op, except for the batch.
+        arguments: tensors by the op's names. Those in float64 are converted to the dtype under test; ids, pixels and
+            statistics are not.
         options: the op's other arguments.
-        constants: names of tensors in float64 that want no gradient.
-        forms: which form of its kernels each operator is asked for; a rule chooses where there is none.
-        dtypes: in which the kernels serve the problem.
+        constants: names of float64 tensors without gradient.
+        forms: the form requested of each operator's kernels; a rule chooses the others.
+        dtypes: those in which the kernels support the problem.
     """
 
     op: str
@@ -65,20 +65,20 @@ class Problem:
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors lie."""
+        """The device of its tensors."""
         return next(tensor.device for _, tensor in named(self.arguments))
 
     @property
     def differentiable(self) -> list[str]:
-        """Names of all tensors that have a gradient."""
+        """Names of all tensors with a gradient."""
         return [name for name, t in named(self.arguments) if t.dtype == torch.float64 and name not in self.constants]
 
     def by(self, impl: str = "auto") -> Callable[..., Any]:
-        """The op with its options, to be called with the arguments by name."""
+        """The op with its options, to be called with its arguments by name."""
         return partial(getattr(crossmae_kernels, self.op), **self.options, impl=impl)
 
     def leaves(self, dtype: torch.dtype, frozen: Collection[str] = ()) -> dict[str, Any]:
-        """Fresh arguments in ``dtype``, which want a gradient but for those in ``frozen``."""
+        """New arguments in ``dtype``, requiring gradients except for those in ``frozen``."""
         trained = set(self.differentiable) - set(frozen)
 
         def leaf(name: str, tensor: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class Problem:
         return mapped(self.arguments, leaf)
 
     def rounded(self, dtype: torch.dtype) -> "Problem":
-        """The same with arguments that ``dtype`` holds, in float64."""
+        """The same problem with arguments rounded to ``dtype``, in float64."""
 
         def rounded(_: str, tensor: Tensor) -> Tensor:
             return tensor.to(dtype).double() if tensor.dtype == torch.float64 else tensor
@@ -97,12 +97,12 @@ class Problem:
         return replace(self, arguments=mapped(self.arguments, rounded))
 
     def having(self, **arguments: Argument) -> "Problem":
-        """The same with other arguments in place of some."""
+        """The same problem with some arguments replaced."""
         return replace(self, arguments=self.arguments | arguments)
 
     @contextmanager
     def in_form(self) -> Iterator[None]:
-        """Ask for its forms until the block ends."""
+        """Request its forms within the block."""
         with ExitStack() as stack:
             for operator, form in self.forms.items():
                 stack.enter_context(form_of(operator, form))
@@ -110,7 +110,7 @@ class Problem:
 
 
 class Draw:
-    """Draws arguments on a device from a seed."""
+    """Draws random arguments on a device from a seed."""
 
     def __init__(self, seed: int = 0, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> None:
         self.device, self.dtype = torch.device(device), dtype
@@ -121,7 +121,7 @@ class Draw:
         return torch.randn(shape, generator=self._generator, device=self.device, dtype=self.dtype).mul_(scale)
 
     def uniform(self, *shape: int) -> Tensor:
-        """float32 from 0.5 to 1.5, such as statistics of pixels have."""
+        """float32 from 0.5 to 1.5, like pixel statistics."""
         return torch.rand(shape, generator=self._generator, device=self.device) + 0.5
 
     def bytes(self, *shape: int) -> Tensor:
@@ -129,7 +129,7 @@ class Draw:
         return torch.randint(256, shape, generator=self._generator, device=self.device, dtype=torch.uint8)
 
     def ids(self, batch: int, count: int, rows: int) -> Tensor:
-        """int64 ``(batch, count)`` below ``rows``, in any order; in an image none repeats before all have come."""
+        """int64 ``(batch, count)`` below ``rows``, in any order; in an image none repeats before all have occurred."""
         rounds = -(-count // rows)
         noise = torch.rand(batch, rounds, rows, generator=self._generator, device=self.device)
         return noise.argsort(-1).flatten(1)[:, :count].contiguous()

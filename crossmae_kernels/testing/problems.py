@@ -1,7 +1,7 @@
-"""The one place that poses problems: every public op with its arguments, at any shapes.
+"""Problems for every public op, with arguments of any shape.
 
-Checks, benchmarks and tests draw their arguments here. ``tiny`` and ``vit_base`` list problems of every op: the first
-take each path of the kernels at the least cost, also in Triton's interpreter; the second are those of ViT-B's decoder.
+Checks, benchmarks and tests get their arguments here. ``tiny`` and ``vit_base`` list problems for every op: the former
+cover each path of the kernels cheaply, also in Triton's interpreter; the latter are those of ViT-B's decoder.
 """
 
 from collections.abc import Collection
@@ -16,12 +16,12 @@ from crossmae_kernels.testing.problem import Argument, Draw, Problem
 
 EPS = 1e-6
 IN_16_BITS = (torch.float16, torch.bfloat16)
-# Of every op that is made of matrix products.
+# For every op with matrix products.
 FORMS = ("tiled", "library")
 
 
 def tiny(draw: Draw, batch: int = 2) -> list[Problem]:
-    """Every op, every way to pass its arguments and every form of its kernels, on so many images."""
+    """Every op, every way to pass its arguments and every form of its kernels, on ``batch`` images."""
     rows, tokens, grid, matrix = (batch, 5), (batch, 2), (2, 3), (20, 32)
     # Scores of 7 keys stay on chip, those of 67 only in 16 bits.
     few, many = (5, 7, 2, 16), (5, 67, 2, 16)
@@ -41,11 +41,11 @@ def tiny(draw: Draw, batch: int = 2) -> list[Problem]:
         *(in_form(layer, form) for layer, form in product(layers, FORMS)),
         *(in_form(layer, "persistent") for layer in layers),
         *(in_form(layer, "single") for layer in layers if layer.op == "mlp"),
-        # In 16 bits LayerNorm is on chip, in float32 a pass of its own.
+        # In 16 bits LayerNorm stays on chip, in float32 it is a separate pass.
         *(mix_feature_maps(draw, tokens, 3, 2, 24, affine=affine) for affine in (False, True)),
         mix_feature_maps(draw, tokens, 3, 2, 24, normalize=False),
         project_feature_maps(draw, tokens, 3, 2, 24, 20),
-        # Some patches come twice.
+        # Some patches occur twice.
         *(gather_patches(draw, batch, 8, 5, grid, pixels=pixels) for pixels in (None, torch.uint8)),
         patch_loss(draw, batch, 4, 5, grid),
         patch_loss(draw, batch, 4, 5, grid, pixels=torch.uint8, reduction="mean"),
@@ -54,9 +54,9 @@ def tiny(draw: Draw, batch: int = 2) -> list[Problem]:
 
 
 def vit_base(draw: Draw, batch: int = 4) -> list[Problem]:
-    """Every op at the shapes of ViT-B's decoder at 224 px, and attention at those of other models, on so many images.
+    """Every op at the shapes of ViT-B's decoder at 224 px, and attention at other models' shapes, on ``batch`` images.
 
-    13 feature maps of 49 visible patches and a class token are mixed for 12 blocks; of 196 patches 49 are predicted.
+    13 feature maps of 49 visible patches and a class token are mixed for 12 blocks; 49 of 196 patches are predicted.
     """
     rows, grid = (batch, 49), (14, 14)
     return [
@@ -83,7 +83,7 @@ def vit_base(draw: Draw, batch: int = 4) -> list[Problem]:
 
 
 def in_form(problem: Problem, form: str) -> Problem:
-    """The same in a form of the op's kernels; of the MLP's, two have no backward pass of their own."""
+    """The same problem in a form of the op's kernels; two of the MLP's forms have no backward pass of their own."""
     forms = {problem.op: form}
     if problem.op == "mlp":
         forms["mlp_backward"] = form if form in FORMS else "tiled"
@@ -101,7 +101,7 @@ def cross_attention(
     table: int = 0,
     scale: float | None = None,
 ) -> Problem:
-    """Of dense queries, or of those picked from ``table`` rows."""
+    """Attention of dense queries, or of queries gathered from ``table`` rows."""
     width = heads * head_width
     arguments = _queries(draw, batch, queries, width, table)
     arguments |= {name: draw.normal(batch, keys, width) for name in ("key", "value")}
@@ -140,7 +140,7 @@ def _attention_label(queries: int, keys: int, heads: int, head_width: int, table
 def fold_norm(
     draw: Draw, outer: int, inner: int, blocks: int = 0, absent: Collection[str] = (), dtype: torch.dtype | None = None
 ) -> Problem:
-    """Of one weight, or of several ``blocks``; without the vectors in ``absent``."""
+    """Folding into one weight, or into those of several ``blocks``; without the vectors in ``absent``."""
     stack = (blocks,) if blocks else ()
     sizes = {"bias": outer, "norm_weight": inner, "norm_bias": inner}
     weight = [draw.normal(outer, inner, scale=max(inner, 1) ** -0.5) for _ in range(blocks or 1)]
@@ -174,7 +174,7 @@ def norm_linear(
 def linear_residual(
     draw: Draw, rows: tuple[int, ...], inner: int, outer: int, biases: bool = True, table: int = 0
 ) -> Problem:
-    """With a dense residual, or one picked from ``table`` rows; then ``rows`` are images and rows of each."""
+    """With a dense residual, or one gathered from ``table`` rows; then ``rows`` are images and rows per image."""
     arguments: dict[str, Argument] = {"x": draw.normal(*rows, inner), **_linear(draw, inner, outer, biases)}
     arguments["residual"] = draw.normal(table, outer) if table else draw.normal(*rows, outer)
     if table:
@@ -219,7 +219,7 @@ def mix_feature_maps(
     normalize: bool = True,
     eps: float = EPS,
 ) -> Problem:
-    """``rows`` are images and tokens of each."""
+    """``rows`` are images and tokens per image."""
     arguments: dict[str, Argument] = {
         "maps": [draw.normal(*rows, width).add_(0.5) for _ in range(maps)],
         "weight": draw.normal(mixes, maps, scale=maps**-0.5),
@@ -233,7 +233,7 @@ def mix_feature_maps(
 def project_feature_maps(
     draw: Draw, rows: tuple[int, int], maps: int, blocks: int, width: int, outer: int, eps: float = EPS
 ) -> Problem:
-    """``rows`` are images and tokens of each."""
+    """``rows`` are images and tokens per image."""
     arguments: dict[str, Argument] = {
         "maps": [draw.normal(*rows, width).add_(0.5) for _ in range(maps)],
         "mixing_weight": draw.normal(blocks, maps, scale=maps**-0.5),
@@ -254,7 +254,7 @@ def gather_patches(
     channels: int = 3,
     pixels: torch.dtype | None = None,
 ) -> Problem:
-    """Of images in the dtype under test, or in ``pixels``; ``grid`` is how many patches lie down and across."""
+    """Images in the dtype under test, or in ``pixels``; ``grid`` is the number of rows and columns of patches."""
     arguments = _images(draw, batch, patch_size, grid, channels, pixels)
     arguments["ids"] = draw.ids(batch, count, grid[0] * grid[1])
     label = _patches_label(count, patch_size, channels, pixels)
@@ -273,13 +273,13 @@ def patch_loss(
     normalize: bool = True,
     reduction: str = "none",
 ) -> Problem:
-    """The same; a loss for each patch shows errors that a mean hides."""
+    """The same images; a loss per patch shows errors that a mean hides."""
     arguments: dict[str, Argument] = {"prediction": draw.normal(batch, count, channels * prod(_sides(patch_size)))}
     arguments |= _images(draw, batch, patch_size, grid, channels, pixels)
     arguments["predicted_ids"] = draw.ids(batch, count, grid[0] * grid[1])
     options = {"patch_size": patch_size, "normalize": normalize, "reduction": reduction}
     label = _patches_label(count, patch_size, channels, pixels) + (", normalised" if normalize else "")
-    # The kernels have no gradient to the images.
+    # The kernels have no gradient for the images.
     return Problem("patch_loss", f"{label}, {reduction}", arguments, options, constants=frozenset({"images"}))
 
 

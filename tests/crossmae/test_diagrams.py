@@ -57,5 +57,5 @@ def test_shapes_of_the_decoder(figures, tmp_path):
     shapes += ["50 x 1024 → 50 x 256 each", "256 → 1024 → 256", "256 → 768", "98 patches\nof 768 values"]
     for part in [*shapes, "one of 4 decoder blocks"]:
         assert part in text
-    with pytest.raises(ValueError, match="the diagram is of CrossMAE's decoder"):
+    with pytest.raises(ValueError, match="the diagram needs a CrossMAE decoder"):
         diagrams.draw_architecture(MAE, tmp_path / "unwritten.png")

@@ -51,3 +51,12 @@ def test_the_version_is_the_same_everywhere():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"] == version
     assert re.search(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)[1] == version
+
+
+def test_what_holds_each_promise_is_there():
+    """Files named in CONTRIBUTING.md's table, whose patterns are relative to tests/."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("which promise")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| [^|]+ \| ([^|]*) \|$", text, re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`([^`]+\.py)`", row)]
+    assert len(named) > 20
+    assert [name for name in named if not any((ROOT / "tests").glob(name))] == []

@@ -60,7 +60,7 @@ def test_where_no_file_can_be_written_is_known_before(tmp_path, monkeypatch):
 @pytest.mark.parametrize("below", [".", "run", "run/deeper"])
 def test_a_file_in_the_place_of_a_folder(below, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError, match="it is a file, or lies below one"):
+    with pytest.raises(NotADirectoryError, match="it is a file, or is below one"):
         make_folder(tmp_path / "file" / below)
     make_folder(tmp_path / "a" / below)
     make_folder(tmp_path / "a" / below)

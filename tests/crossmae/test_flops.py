@@ -210,5 +210,5 @@ def test_table_has_every_row():
 
 
 def test_what_has_no_decoder_is_refused():
-    with pytest.raises(TypeError, match="a Config or a model of this package is needed, got Linear"):
+    with pytest.raises(TypeError, match="expected a Config or a model of this package, got Linear"):
         decoder_macs(torch.nn.Linear(2, 2))

@@ -121,7 +121,7 @@ def test_counts_that_differ_are_trimmed_on_request():
         (torch.eye(4).bool()[None], None, ValueError, "masked must have shape (batch, patches), the same"),
         (torch.ones(0, 4).bool(), None, ValueError, "of at least one image, got (0, 4)"),
         (torch.eye(4).bool(), torch.eye(3).bool(), ValueError, "predicted must have shape"),
-        (torch.ones(2, 4).bool(), None, ValueError, "every image needs at least one visible patch, image 0 has none"),
+        (torch.ones(2, 4).bool(), None, ValueError, "needs at least one visible patch, but image 0 has none"),
         (torch.tensor([[1, 0], [0, 0]]).bool(), None, ValueError, "must have as many visible patches, got 1 in image"),
         (
             torch.tensor([[1, 0, 0], [1, 1, 0]]).bool(), None, ValueError,

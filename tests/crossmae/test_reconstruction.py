@@ -46,7 +46,7 @@ def test_true_statistics_give_the_image_back_and_warn():
     config, images, masking = setup(True)
     hidden = patches_of(images, masking.predicted_ids)
     perfect = (hidden - hidden.mean(-1, keepdim=True)) / (hidden.var(-1, keepdim=True) + 1e-6).sqrt()
-    with pytest.warns(UserWarning, match="leaks what was to be predicted"):
+    with pytest.warns(UserWarning, match="leaks the target"):
         picture = reconstruct(images, perfect, masking, config, statistics="true")
     torch.testing.assert_close(patches_of(picture, masking.predicted_ids), hidden)
 

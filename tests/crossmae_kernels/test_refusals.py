@@ -98,10 +98,10 @@ def test_what_autocast_rounds_to_float16_before_a_kernel_reads_it_is_served():
     [
         (lambda: ck.cross_attention(X, X, X.double(), 2, impl="triton"), "these tensors are torch.float64"),
         (lambda: ck.mix_feature_maps([X], W[:, :1].double(), impl="triton"), "these tensors are torch.float64"),
-        (lambda: ck.mix_feature_maps([X, X.half()], W[:, :2], impl="triton"), "maps of one dtype, these are torch.fl"),
+        (lambda: ck.mix_feature_maps([X, X.half()], W[:, :2], impl="triton"), "maps of one dtype, but these are torch"),
         (
             lambda: ck.project_feature_maps([X], torch.ones(2, 1), W[:2], W[:2], [W, W.half()], [V, V], impl="triton"),
-            "weights of one dtype, these are torch.float16 and torch.float32",
+            "weights of one dtype, but these are torch.float16 and torch.float32",
         ),
     ],
 )
@@ -115,7 +115,7 @@ def test_the_report_asks_every_public_op_itself(monkeypatch):
     attention = {"cross_attention", "cross_attention_kvpacked", "self_attention_qkvpacked"}
     for op in ck.__all__:
         answer = info.served_by(op, CPU, torch.float32)
-        assert ("heads of up to 16 channels, these have 32" in answer) == (op in attention)
+        assert ("heads of up to 16 channels, but these have 32" in answer) == (op in attention)
 
 
 def test_the_report_has_a_line_for_the_dtypes_that_are_served_alike():

@@ -1,1 +1,1 @@
-"""Images to train and evaluate on: where they come from, how they are read, changed, ordered and put in batches."""
+"""Images to train and evaluate on: finding, decoding, augmenting, ordering and batching them."""

@@ -1,4 +1,4 @@
-"""From an image of any size to one of the model's: random crop and flip for training, the centre for evaluation."""
+"""From any image to the model's image size: random crop and flip for training, centre crop for evaluation."""
 
 import math
 
@@ -9,14 +9,14 @@ from torchvision.transforms.v2 import functional as F
 
 from crossmae.training.data import randomness
 
-GREY = 128  # of timm's own, for images of any mean
-RATIO = (3 / 4, 4 / 3)  # width to height of a random crop, before it is stretched to the image size
+GREY = 128  # timm's own fill value, whatever the images' mean
+RATIO = (3 / 4, 4 / 3)  # width to height of a random crop, before it is resized
 
 
 def centred(image: Tensor, size: tuple[int, int], share: float = 1.0) -> Tensor:
-    """The largest centred part of ``(C, h, w)`` with the aspect ratio of ``size`` (H, W), bicubic to ``(C, H, W)``.
+    """The largest centre crop of ``(C, h, w)`` with the aspect ratio of ``size`` (H, W), resized (bicubic) to it.
 
-    ``share`` is how much of its height and width is taken.
+    ``share`` is the fraction of that crop's height and width to keep. Returns ``(C, H, W)``.
     """
     height, width = image.shape[-2:]
     scale = share * min(height / size[0], width / size[1])
@@ -26,12 +26,12 @@ def centred(image: Tensor, size: tuple[int, int], share: float = 1.0) -> Tensor:
 
 
 class RandAugment:
-    """timm's RandAugment (arXiv 1909.13719) of RGB images ``(3, H, W)``, uint8; what leaves the image is grey.
+    """timm's RandAugment (arXiv 1909.13719) for uint8 RGB images ``(3, H, W)``; uncovered areas are filled with grey.
 
-    Draws from PyTorch's CPU generator the seed of those of Python and NumPy, which timm draws from.
+    timm draws from Python's and NumPy's generators, whose seed is drawn from PyTorch's CPU generator here.
 
     Raises:
-        ValueError: if the description is none of timm's, such as "rand-m9-mstd0.5-inc1".
+        ValueError: if timm does not accept the description; a valid one is "rand-m9-mstd0.5-inc1".
     """
 
     def __init__(self, description: str, size: tuple[int, int]):
@@ -41,24 +41,24 @@ class RandAugment:
         try:
             self._change = rand_augment_transform(description, options)
         except (AssertionError, ValueError, KeyError) as error:
-            raise ValueError(f"data.randaugment must be as in 'rand-m9-mstd0.5-inc1', got {description!r}") from error
+            raise ValueError(f"data.randaugment must be like 'rand-m9-mstd0.5-inc1', got {description!r}") from error
 
     def __call__(self, image: Tensor) -> Tensor:
-        """``(3, H, W)``, uint8, to the same."""
+        """Augment ``(3, H, W)``, uint8."""
         with randomness.others_seeded():
             return F.pil_to_tensor(self._change(F.to_pil_image(image)))
 
 
 class Augmentation:
-    """MAE's: a random part of the image, stretched to ``size`` (bicubic), and mirrored half of the time.
+    """MAE's augmentation: a random crop, resized to ``size`` (bicubic), and flipped half of the time.
 
     Takes uint8 or float32 ``(C, h, w)`` of any number of channels. Draws from PyTorch's CPU generator.
 
     Args:
         size: (H, W) of the result.
-        crop_scale: range of the part's share of the area; None takes the centre instead.
-        flip: whether to mirror left and right.
-        randaugment: timm's description of RandAugment, applied to pictures of 8 bits last.
+        crop_scale: range of the crop's fraction of the area; None takes the centre crop instead.
+        flip: whether to flip horizontally.
+        randaugment: timm's description of RandAugment, applied last; for 8-bit images only.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Augmentation:
 
     @property
     def at_least(self) -> tuple[int, int]:
-        """Size (H, W) of an image of which even the smallest crop need not be enlarged."""
+        """Size (H, W) of an image whose smallest crop need not be enlarged."""
         smallest = math.sqrt(self.crop_scale[0] * RATIO[0]) if self.crop_scale else 1.0
         return math.ceil(self.size[0] / smallest), math.ceil(self.size[1] / smallest)
 
 
 def _contiguous(image: Tensor) -> Tensor:
-    # Rows of pixels as images are decoded are faster to resize than planes, which is what batches are made of.
+    # Resizing is faster on channels-last memory, as images are decoded; batches are channels-first.
     return image.contiguous(memory_format=torch.contiguous_format)

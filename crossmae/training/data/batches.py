@@ -1,4 +1,4 @@
-"""Samples in batches, by worker processes."""
+"""Load batches of samples in worker processes."""
 
 import os
 import signal
@@ -16,14 +16,14 @@ from crossmae.training.data.dataset import Sample
 
 
 class AnyBatch(Protocol):
-    """What the loop asks of a batch."""
+    """The interface that the training loop expects of a batch."""
 
     @property
     def unreadable(self) -> tuple[str, ...]:
-        """Names and reasons of images in whose place others came."""
+        """Names and reasons of images that were replaced by others."""
 
     def to(self, device: torch.device | str) -> Self:
-        """On another device."""
+        """Move to a device."""
 
 
 B = TypeVar("B", bound=AnyBatch)
@@ -34,7 +34,7 @@ Batches = Sampler[Any] | Sequence[Any]
 
 @dataclass(frozen=True)
 class Batch:
-    """Images ``(B, C, H, W)``, noise ``(B, N)``, labels ``(B,)``, and what was unreadable; see ``Sample``."""
+    """Images ``(B, C, H, W)``, noise ``(B, N)``, labels ``(B,)``, and unreadable images; see ``Sample``."""
 
     images: Tensor
     noise: Tensor
@@ -42,11 +42,11 @@ class Batch:
     unreadable: tuple[str, ...]
 
     def to(self, device: torch.device | str) -> "Batch":
-        """On another device; from pinned memory without waiting for it."""
+        """Move to a device, asynchronously from pinned memory."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """In page-locked memory; PyTorch's loader calls it."""
+        """Move to page-locked memory; PyTorch's loader calls this."""
         return self._mapped(Tensor.pin_memory)
 
     def _mapped(self, move: Callable[[Tensor], Tensor]) -> "Batch":
@@ -54,7 +54,7 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples, stacked."""
+    """Stack samples into a batch."""
     return Batch(
         torch.stack([sample.image for sample in samples]),
         torch.stack([sample.noise for sample in samples]),
@@ -78,7 +78,7 @@ def loader(
     device: torch.device | str = "cpu",
     collate: Collate[Any] = collate,
 ) -> "DataLoader[Any]":
-    """Batches as ``batches`` lists them, loaded by ``workers`` processes (0: by this one), pinned for a CUDA device."""
+    """Load the batches listed by ``batches`` in ``workers`` processes (0: in this one), pinned for a CUDA device."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -92,12 +92,12 @@ def loader(
 
 
 def _start_method() -> str:
-    """Forked workers share the index of the data set and start at once, on Linux: see docs/design.md."""
+    """On Linux, forked workers share the data set's index and start at once: see docs/design.md."""
     return "fork" if sys.platform == "linux" else "spawn"
 
 
 def _obey_parent_alone(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach workers too, but the step under way needs them: the parent stops them."""
+    """Ignore Ctrl-C and a scheduler's SIGTERM, as the current step still needs the worker: the parent stops it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -1,4 +1,4 @@
-"""Real images that come with Python packages, for trials and studies: no download."""
+"""Real images that ship with Python packages, for trials and studies: nothing is downloaded."""
 
 from functools import lru_cache
 
@@ -13,7 +13,7 @@ from crossmae.training.data.values import Picture, no_data
 
 BUNDLED = ("digits", "photographs")
 
-# Of scikit-image, those in its wheel.
+# scikit-image's photographs that are in its wheel.
 PHOTOGRAPHS = [
     *("astronaut", "brick", "camera", "cat", "cell", "clock", "coffee", "coins", "grass", "gravel"),
     *("hubble_deep_field", "immunohistochemistry", "moon", "page", "retina", "rocket", "text"),
@@ -21,7 +21,7 @@ PHOTOGRAPHS = [
 CROP = 32
 TRAINING_CROPS, TEST_CROPS = 200, 50  # of each photograph
 TRAINING_SHARE = 0.6  # of a photograph's width, from the left
-GREY, CONTRAST = 127.5, 32.0  # mean and standard deviation of a crop in 8 bits: almost four deviations fit
+GREY, CONTRAST = 127.5, 32.0  # mean and standard deviation of an 8-bit crop: almost four deviations fit
 
 
 class ImagesInMemory(Source):
@@ -49,12 +49,12 @@ class ImagesInMemory(Source):
 
 
 def bundled_set(name: str) -> tuple[ImagesInMemory, ImagesInMemory]:
-    """Training and test part of a bundled set.
+    """The training and test part of a bundled data set.
 
     - "digits": scikit-learn's 1,797 scanned handwritten digits, greyscale, enlarged from 8 to 32 pixels; a quarter of
-      each class is held out. Digits must not be mirrored or cropped.
+      each class is held out. Digits must not be flipped or cropped.
     - "photographs": RGB crops of 32 pixels from 19 photographs of scikit-image and scikit-learn, each crop standardised
-      by itself; the label is the photograph. Training crops lie in its left 60 %, test crops in its right 40 %.
+      on its own; the label is the photograph. Training crops come from its left 60 %, test crops from its right 40 %.
     """
     return {"digits": _digits, "photographs": _photographs}[name]()
 

@@ -1,4 +1,4 @@
-"""The images of a run, as recipes and the command line name them."""
+"""Settings for a run's images, in recipes and on the command line."""
 
 import math
 from dataclasses import dataclass
@@ -9,29 +9,30 @@ from crossmae.model.config import Numbers
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Images and what is done to them.
+    """Which images to use and how to process them.
 
     Args:
-        source: a folder of images, nested or flat; one with ``train`` and ``val`` in it, as ImageNet's; .tar shards of
-            WebDataset, their folder or a pattern such as ``shards/train-{000..012}.tar``; or a bundled set, "digits" or
-            "photographs".
-        evaluation: held-out images for the online evaluation, in the same forms, where the source has none itself.
-        crop_scale: range of the share of an image that a random crop takes; null takes the largest centred part.
-        flip: whether to mirror images at random.
-        randaugment: timm's description of RandAugment for images to train on, such as "rand-m9-mstd0.5-inc1", of RGB
-            pictures of 8 bits; null for none.
-        evaluation_share: how much of the height and width of the largest centred part an evaluation looks at.
-        dtype: of images until they are normalised on the device: "uint8", which refuses images that 8 bits cannot hold,
-            "float32", or "auto", which chooses by what 1,000 images hold.
-        numbers: "shares": of full scale, which unsigned integers of 8 and 16 bits have, so that 255 and 65,535 are as
-            bright; "values": all numbers as they are. Found from 1,000 images if null, and refused if they differ.
-        nodata: value that stands for no data, "nan" for none but those that are not finite, which always count then; so
-            does what a TIFF's tag GDAL_NODATA names. Such pixels are filled with the channel's mean. If null, images
-            with values that are not finite or look like no data (-9999) are refused, and so is a value of deep images
-            that is often repeated far from all others.
-        mean: of each channel, of numbers as above, taken off on the device; found from 1,000 images if null.
-        std: standard deviation of each channel, likewise, given together with the mean.
-        workers: processes that load images, for each training process; 0 loads between the steps.
+        source: a folder of images, nested or flat; one that contains ``train`` and ``val``, like ImageNet's; WebDataset
+            .tar shards, their folder or a pattern such as ``shards/train-{000..012}.tar``; or a bundled set, "digits"
+            or "photographs".
+        evaluation: held-out images for the online evaluation, in the same forms, if the source has none.
+        crop_scale: range of a random crop's fraction of the image; null takes the largest centre crop.
+        flip: whether to flip images horizontally at random.
+        randaugment: timm's description of RandAugment for training images, such as "rand-m9-mstd0.5-inc1"; needs 8-bit
+            RGB; null for none.
+        evaluation_share: fraction of the largest centre crop's height and width that an evaluation sees.
+        dtype: of images until they are normalised on the device: "uint8", which refuses images that need more than 8
+            bits, "float32", or "auto", which chooses by the content of 1,000 images.
+        numbers: "shares": fractions of full scale, which unsigned integers of 8 and 16 bits have, so that 255 and
+            65,535 are equally bright; "values": all numbers as they are. If null, inferred from 1,000 images, which
+            must agree.
+        nodata: the value that marks missing data, or "nan" if only non-finite values do; if set, non-finite values and
+            the one named by a TIFF's GDAL_NODATA tag always count as missing. Such pixels are filled with the channel's
+            mean. If null, images with values that are not finite or look like no data (-9999) are refused, and so are
+            deep images in which one value far from all others is repeated often.
+        mean: of each channel, in the numbers above, subtracted on the device; computed from 1,000 images if null.
+        std: standard deviation of each channel, likewise; must be given together with the mean.
+        workers: processes that load images, per training process; 0 loads in the training process itself.
     """
 
     source: str | None = None
@@ -57,16 +58,16 @@ class DataConfig:
         if self.numbers not in (None, "shares", "values"):
             raise ValueError(f"numbers must be 'shares' or 'values', got {self.numbers!r}")
         if self.dtype == "uint8" and (self.numbers == "values" or self.nodata is not None):
-            raise ValueError("dtype='uint8' keeps shares of 255 alone; for numbers='values' or nodata it is 'float32'")
+            raise ValueError("dtype='uint8' can only hold shares of 255; with numbers='values' or nodata use 'float32'")
         if isinstance(self.nodata, float) and math.isnan(self.nodata):
-            object.__setattr__(self, "nodata", "nan")  # which equals itself, and is JSON
+            object.__setattr__(self, "nodata", "nan")  # a string equals itself and is valid JSON
         if self.nodata not in (None, "nan") and not (
             isinstance(self.nodata, (int, float)) and math.isfinite(self.nodata)
         ):
             raise ValueError(f"nodata must be a finite number or 'nan', got {self.nodata!r}")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise ValueError(
-                f"mean and std must be given together, one of each per channel, got {self.mean} and {self.std}"
+                f"mean and std must be given together, with one value per channel, got {self.mean} and {self.std}"
             )
         if self.mean is not None and not all(map(math.isfinite, self.mean)):
             raise ValueError(f"mean must be finite, got {self.mean}")

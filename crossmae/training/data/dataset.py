@@ -1,4 +1,4 @@
-"""Images to train on, augmented and with noise for their masks, and plain images for evaluation."""
+"""Training images, augmented and with noise for their masks, and plain images for evaluation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,13 +17,13 @@ from crossmae.training.data.values import UnreadableImage
 
 T = TypeVar("T")
 
-MAX_UNREADABLE = 100  # in a row, after which it is the data set that is at fault
+MAX_UNREADABLE = 100  # in a row, after which the data set must be at fault
 
 
 def first_readable(index: int, read: Callable[[int], T], images: int, strict: bool) -> tuple[T, tuple[str, ...]]:
-    """``read`` at the first of ``images`` places, from ``index`` on, where it succeeds, and what was unreadable before.
+    """``read`` the first readable of ``images`` images from ``index`` on; also returns which were unreadable before it.
 
-    Raises UnreadableImage at the first that cannot be read if ``strict``, else after ``MAX_UNREADABLE``.
+    Raises UnreadableImage at the first unreadable image if ``strict``, else after ``MAX_UNREADABLE``.
     """
     unreadable: list[str] = []
     for step in range(min(MAX_UNREADABLE, images)):
@@ -40,14 +40,14 @@ def first_readable(index: int, read: Callable[[int], T], images: int, strict: bo
 
 @dataclass(frozen=True)
 class Sample:
-    """One image as the model takes it.
+    """One image, ready for the model.
 
     Attributes:
         image: ``(C, H, W)``, uint8 or float32, not normalised.
-        noise: ``(N,)``, float32 in [0, 1): what its mask is made of (``masking.noise_length``); empty where nothing is
+        noise: ``(N,)``, float32 in [0, 1), which determines its mask (``masking.noise_length``); empty if nothing is
             masked.
         label: class, -1 if unknown.
-        unreadable: names and reasons of images in whose place this one came.
+        unreadable: names and reasons of images that this one replaces.
     """
 
     image: Tensor
@@ -58,10 +58,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Images(Dataset[Sample]):
-    """Images of a source by index, all of one size, nothing random about them.
+    """Images of a source by index, resized to one size, without randomness.
 
-    An image that cannot be read is replaced by the next one that can, or raises UnreadableImage if ``strict``. For
-    ``dtype``, ``numbers``, ``nodata`` and ``fill`` see ``decoding.decode``, for ``share`` see ``augmentation.centred``.
+    An unreadable image is replaced by the next readable one, or raises UnreadableImage if ``strict``. For ``dtype``,
+    ``numbers``, ``nodata`` and ``fill`` see ``decoding.decode``, for ``share`` see ``augmentation.centred``.
     """
 
     source: Source
@@ -82,7 +82,7 @@ class Images(Dataset[Sample]):
         return Sample(centred(image, self.image_size, self.share), torch.empty(0), label, unreadable)
 
     def read(self, index: int, at_least: tuple[int, int]) -> tuple[Tensor, int, tuple[str, ...]]:
-        """The first readable image from ``index`` on, in its own size, its label, and what was unreadable before it."""
+        """The first readable image from ``index`` on, at its own size, its label, and the unreadable ones before it."""
 
         def at(place: int) -> tuple[Tensor, int]:
             options = (self.channels, self.dtype, at_least, self.numbers, self.nodata, self.fill)
@@ -92,19 +92,19 @@ class Images(Dataset[Sample]):
         return image, label, unreadable
 
     def first_readable(self, index: int, read: Callable[[int], T]) -> tuple[T, tuple[str, ...]]:
-        """``read`` at the first place from ``index`` on where it succeeds, and what was unreadable before."""
+        """``read`` the first readable image from ``index`` on; also returns which were unreadable before it."""
         return first_readable(index, read, len(self.source), self.strict)
 
 
 @dataclass(frozen=True)
 class ImageDataset(Dataset[Sample]):
-    """Images to train on, by (epoch, index).
+    """Training images by (epoch, index).
 
     Crop, flip and mask noise are functions of seed, epoch and index alone, so they are the same for any number of
     workers and processes and after any resumption.
 
-    ``mask_noise`` is how many random numbers the mask of an image takes. ``data`` are the settings with all that was
-    found in the images, which ``found`` tells in words.
+    ``mask_noise`` is how many random numbers an image's mask needs. ``data`` holds the settings, completed by what was
+    found in the images; ``found`` describes the findings in words.
     """
 
     images: Images

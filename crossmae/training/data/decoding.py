@@ -1,4 +1,4 @@
-"""Pictures and arrays of many formats as tensors: Pillow for pictures, tifffile for scientific TIFF, NumPy for .npy."""
+"""Decode images of many formats into tensors: Pillow for pictures, tifffile for scientific TIFF, NumPy for .npy."""
 
 import io
 import logging
@@ -14,21 +14,21 @@ from torch import Tensor
 
 from crossmae.model.config import Numbers
 from crossmae.training.data.values import Array, Picture, mismatch, no_data, reading, refuse_markers
-from crossmae.training.data.values import UnreadableImage as UnreadableImage  # what decode raises
+from crossmae.training.data.values import UnreadableImage as UnreadableImage  # raised by decode
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
 
 MAX_PIXELS = 2**30  # of a picture; Pillow's own limit would refuse photographs 20,000 pixels wide
-GAP = 2  # between a reduced picture and the size that was asked for, so that resizing still decides on its looks
+GAP = 2  # of a reduced picture to the requested size, so that the final resizing still determines its quality
 
 _PNG, _NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_SIZE_OF_JPEG_2000 = b"\xff\x4f\xff\x51"  # start of the codestream, and the marker of its sizes
-_ORIENTATION, _GDAL_NODATA = 274, 42113  # tags of EXIF and TIFF
+_SIZE_OF_JPEG_2000 = b"\xff\x4f\xff\x51"  # start of the codestream and its size marker
+_ORIENTATION, _GDAL_NODATA = 274, 42113  # EXIF and TIFF tags
 _OPENING = threading.Lock()
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is told by what is raised
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # the exceptions raised say what is wrong with a file
 
 
 def decode(
@@ -41,30 +41,30 @@ def decode(
     nodata: float | None = None,
     fill: Sequence[float] | None = None,
 ) -> Tensor:
-    """One image ``(C, H, W)``, upright.
+    """Decode one image to ``(C, H, W)``, upright.
 
-    The format is told by content, not by name: what Pillow reads (of an animation the first frame), TIFF of any number
-    of channels, and NumPy's .npy of shape ``(H, W)``, ``(H, W, C)`` or ``(C, H, W)``. Pages of a TIFF are channels if
-    there are as many as were asked for, else the first is read. Greyscale becomes RGB and RGB greyscale as needed,
-    where alpha is dropped; any other number of channels must be the file's.
+    The format is recognised by content, not by name: everything Pillow reads (the first frame of an animation), TIFF
+    with any number of channels, and NumPy's .npy of shape ``(H, W)``, ``(H, W, C)`` or ``(C, H, W)``. A TIFF's pages
+    are its channels if there are ``channels`` of them, else the first page is read. Greyscale is converted to RGB and
+    RGB to greyscale as needed, dropping alpha; any other number of channels must match the file's.
 
     Args:
         source: path, or the content of a file.
-        name: what error messages call it.
-        channels: to return.
-        dtype: ``torch.float32``, or ``torch.uint8``, which refuses whatever 8 bits cannot hold. None: uint8 for
+        name: how error messages refer to it.
+        channels: number of channels to return.
+        dtype: ``torch.float32``, or ``torch.uint8``, which refuses images that need more than 8 bits. None: uint8 for
             shares of 8 bits, else float32.
-        at_least: height and width that suffice. A picture of 8 bits comes reduced by a whole number where both sides
-            stay ``GAP`` times the larger of the two, a JPEG for a fraction of the cost; others come in full.
-        numbers: "shares": of full scale, 255 or 65,535, which unsigned integers of up to 16 bits have and others are
-            refused for; "values": floats and integers as they are. None: shares where there is a full scale.
-        nodata: the value that stands for no data, beside the one that a TIFF's own tag (GDAL_NODATA) names. Values that
-            are not finite are no data then too, or alone if this is NaN.
-        fill: of each channel, where there is no data; NaN without it.
+        at_least: sufficient height and width. An 8-bit picture is reduced by an integer factor if both sides stay at
+            least ``GAP`` times the larger of the two (for a JPEG, at a fraction of the cost); others come at full size.
+        numbers: "shares": fractions of full scale, 255 or 65,535; refuses all but unsigned integers of up to 16 bits,
+            as others have none; "values": floats and integers as they are. None: shares if there is a full scale.
+        nodata: the value that marks missing data, in addition to the one in a TIFF's own GDAL_NODATA tag. If given,
+            values that are not finite are missing data too; with NaN, only those are.
+        fill: value of each channel for missing data; NaN by default.
 
     Raises:
-        UnreadableImage: if it cannot be read, has other channels, more than ``MAX_PIXELS``, no data anywhere, numbers
-            that were not asked for, or, with ``nodata`` None, values that are not finite or look like no data.
+        UnreadableImage: if it cannot be read, has another number of channels, more than ``MAX_PIXELS``, only missing
+            data, numbers of another kind, or, if ``nodata`` is None, values that are not finite or look like no data.
     """
     return read(source, name, channels, at_least, nodata).tensor(channels, dtype, numbers, fill)
 
@@ -76,7 +76,7 @@ def read(
     at_least: tuple[int, int] | None = None,
     nodata: float | None = None,
 ) -> Picture:
-    """What a file holds, see ``decode``; raises UnreadableImage."""
+    """Read a file's content, see ``decode``; raises UnreadableImage."""
     with reading(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data = source.read_bytes() if isinstance(source, Path) else source
@@ -102,7 +102,7 @@ def _picture_of(
     name: str, array: Array, missing: Array | None, orientation: int = 1, full: int | None = None
 ) -> Picture:
     if array.dtype == np.bool_:
-        full = 255  # as pictures of one bit have
+        full = 255  # also for 1-bit pictures
     if full is None and array.dtype.kind == "u" and array.dtype.itemsize <= 2:
         full = int(np.iinfo(array.dtype).max)
     return Picture(name, array, orientation, full, missing)
@@ -111,15 +111,15 @@ def _picture_of(
 def _picture(
     data: bytes, name: str, channels: int, at_least: tuple[int, int] | None, named: tuple[float, ...], bits: int = 16
 ) -> Picture:
-    """What Pillow reads; ``bits`` are those that greyscale of up to 16 bits has."""
+    """Read with Pillow; ``bits`` is the depth of greyscale of up to 16 bits."""
     from PIL import Image, UnidentifiedImageError
 
-    with _OPENING:  # its limit is one for the whole process
+    with _OPENING:  # Pillow's limit is global
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             image = Image.open(io.BytesIO(data))
         except UnidentifiedImageError:
-            raise ValueError("its format is not known") from None
+            raise ValueError("its format is unknown") from None
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     with image:
@@ -128,29 +128,29 @@ def _picture(
             array = _deep_colours(image, data, channels)
             return _picture_of(name, array, no_data(array, named), _orientation(image))
         _refuse_lost_bits(image, data)
-        # What is averaged with its neighbours is no longer told from them.
+        # Averaging would mix missing values with their neighbours.
         enough = GAP * max(at_least) if at_least and not named else max(image.size)
         image.draft(image.mode, (enough, enough))
         image.load()
         array = _pixels(image, channels, max(1, min(image.size) // enough))
         missing = None
         if named:
-            # Of a TIFF's palette the index is meant, of others the colour.
+            # A TIFF's tag names the palette index, other formats the colour.
             own = np.array(image.convert("RGB") if image.mode == "P" and image.format != "TIFF" else image)
             missing = no_data(own.reshape(*own.shape[:2], -1), named)
-        if missing is not None and missing.shape != array.shape:  # of channels that were changed
+        if missing is not None and missing.shape != array.shape:  # channels were converted
             missing = np.any(missing, axis=-1, keepdims=True)
         full = 2**bits - 1 if array.dtype == np.uint16 else None
         return _picture_of(name, array, missing, _orientation(image), full)
 
 
 def _deep_colours(image: "ImageFile.ImageFile", data: bytes, channels: int) -> Array:
-    """Colours of a PNG of 16 bits, ``(H, W, C)``, uint16: Pillow keeps the upper byte, or if asked the lower one."""
+    """Colours of a 16-bit PNG, ``(H, W, C)``, uint16: Pillow reads the upper byte or, on request, the lower one."""
     from PIL.PngImagePlugin import PngImageFile
 
     upper = image.tile[0]
     if upper.args not in ("RGB;16B", "RGBA;16B"):  # LA;16B
-        raise ValueError("it is a PNG of 16 bits of grey with alpha, of which Pillow keeps 8; TIFF keeps them all")
+        raise ValueError("it is a 16-bit greyscale PNG with alpha, and Pillow reads only 8 bits of it; save it as TIFF")
     array = np.array(image).astype(np.uint16) << 8
     with PngImageFile(io.BytesIO(data)) as again:
         again.tile = [upper._replace(args=str(upper.args)[:-1] + "L")]
@@ -159,28 +159,28 @@ def _deep_colours(image: "ImageFile.ImageFile", data: bytes, channels: int) -> A
 
 
 def _refuse_lost_bits(image: "ImageFile.ImageFile", data: bytes) -> None:
-    """Refuse what Pillow would cut to 8 bits a channel without a word."""
+    """Refuse images that Pillow would silently cut to 8 bits per channel."""
     if image.format == "PPM" and image.mode == "RGB" and isinstance(image.tile[0].args, tuple):
         white = image.tile[0].args[-1]
         if white > 255:
-            raise ValueError(f"its colours go up to {white}, of which Pillow keeps 8 bits; TIFF keeps them all")
+            raise ValueError(f"its colours go up to {white}, and Pillow reads only 8 bits of them; save it as TIFF")
     if image.format == "JPEG2000":
         sizes = data.index(_SIZE_OF_JPEG_2000) + 40
         count = int.from_bytes(data[sizes : sizes + 2], "big")
         depths = [1 + (data[sizes + 2 + 3 * i] & 0x7F) for i in range(count)]
         if len(depths) > 1 and max(depths) > 8:
-            raise ValueError(f"it has {max(depths)} bits a channel, of which Pillow keeps 8; TIFF keeps them all")
+            raise ValueError(f"it has {max(depths)} bits per channel, and Pillow reads only 8; save it as TIFF")
 
 
 def _pixels(image: "Image.Image", channels: int, reduction: int) -> Array:
-    """A loaded picture as ``(H, W, C)``, of greyscale with one channel."""
+    """A loaded picture as ``(H, W, C)``, with one channel if greyscale."""
     mode = image.mode
     if mode.startswith(("I", "F")):
         array = np.array(image)
         if mode != "I":
             return array[..., None]
-        if array.min() < 0 or array.max() > 65535:  # 32 bits that hold 16, as of PNM
-            raise ValueError("it holds integers of 32 bits per pixel; 8 and 16 are read")
+        if array.min() < 0 or array.max() > 65535:  # 16 bits stored in 32, as from PNM
+            raise ValueError("it holds 32-bit integers; 8 and 16 bits are supported")
         return array.astype(np.uint16)[..., None]
     grey = mode in ("1", "L", "LA", "La")
     if mode == "RGBX":
@@ -201,12 +201,12 @@ def _pixels(image: "Image.Image", channels: int, reduction: int) -> Array:
 def _orientation(image: "Image.Image") -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # a picture is no worse for broken notes
+    except Exception:  # broken metadata do not harm the pixels
         return 1
 
 
 def _tiff(data: bytes, name: str, channels: int, at_least: tuple[int, int] | None, named: tuple[float, ...]) -> Picture:
-    """TIFF: by Pillow, which knows more compressions, where it keeps all that there is; else by tifffile."""
+    """Read TIFF with Pillow, which knows more compressions, if it loses nothing; else with tifffile."""
     from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffFile
 
     with TiffFile(io.BytesIO(data)) as file:
@@ -221,7 +221,7 @@ def _tiff(data: bytes, name: str, channels: int, at_least: tuple[int, int] | Non
         if channels in (1, 3) and stack is None and (deep or shallow):
             return _picture(data, name, channels, at_least, named, bits)
         if bits not in (8, 16, 32, 64):
-            raise ValueError(f"it has {bits} bits per sample; 8, 16, 32 and 64 are read")
+            raise ValueError(f"it has {bits} bits per sample; 8, 16, 32 and 64 are supported")
         _check_size(page.imagelength, page.imagewidth)
         if stack is not None:
             array, axes = series.asarray(), series.axes
@@ -235,20 +235,20 @@ def _tiff(data: bytes, name: str, channels: int, at_least: tuple[int, int] | Non
             array = array[..., :-1] if alpha and channels in (1, 3) else array
         missing = no_data(array, named)
         if inverted and array.dtype.kind != "u":
-            raise ValueError(f"its white is said to be 0, in {array.dtype}, which has no black")
+            raise ValueError(f"its white is declared to be 0, but {array.dtype} has no value for black")
         array = np.iinfo(array.dtype).max - array if inverted else array
         orientation = page.tags.get(_ORIENTATION)
         return _picture_of(name, array, missing, 1 if orientation is None else int(orientation.value))
 
 
 def _named_by(tag: Any) -> tuple[float, ...]:
-    """The value that GDAL's tag names as no data."""
+    """The no-data value of a GDAL_NODATA tag."""
     if tag is None:
         return ()
     try:
         return (float(str(tag.value).strip("\0 ").replace(",", ".")),)
     except ValueError:
-        raise ValueError(f"its tag of no data, GDAL_NODATA, is not a number: {tag.value!r}") from None
+        raise ValueError(f"its GDAL_NODATA tag is not a number: {tag.value!r}") from None
 
 
 def _numpy(data: bytes, channels: int) -> Array:
@@ -256,7 +256,7 @@ def _numpy(data: bytes, channels: int) -> Array:
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3:
-        raise ValueError(f"its shape is {array.shape}; (H, W), (H, W, C) and (C, H, W) are read")
+        raise ValueError(f"its shape is {array.shape}; (H, W), (H, W, C) and (C, H, W) are supported")
     for count in (channels, 1, 3) if channels in (1, 3) else (channels,):
         if array.shape[2] == count:
             break
@@ -265,8 +265,8 @@ def _numpy(data: bytes, channels: int) -> Array:
             break
     else:
         raise ValueError(
-            f"its shape is {array.shape}, where {channels} channels were asked for; "
-            "pretraining with model_options.channels takes others"
+            f"its shape is {array.shape}, but {channels} channels were requested; "
+            "set model_options.channels to pretrain with another number"
         )
     _check_size(*array.shape[:2])
     return array
@@ -274,6 +274,6 @@ def _numpy(data: bytes, channels: int) -> Array:
 
 def _check_size(height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
-        raise ValueError(f"it has {height} x {width} pixels; up to {MAX_PIXELS:,} are read")
+        raise ValueError(f"it has {height} x {width} pixels; at most {MAX_PIXELS:,} are supported")
     if height * width == 0:
         raise ValueError(f"it has {height} x {width} pixels")

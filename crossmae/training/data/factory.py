@@ -1,4 +1,4 @@
-"""From settings to a data set: find its images, and what must be known of them before work starts."""
+"""From settings to a data set: find its images and inspect them before work starts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,25 +24,23 @@ def open_images(
     seed: int = 0,
     strict: bool = False,
 ) -> ImageDataset:
-    """Find the images of a run, and inspect some of them for the settings that are not given.
+    """Find the images of a run, and infer the settings that are not given from some of them.
 
     Args:
-        config: where images are and what is done to them.
+        config: where the images are and how to process them.
         channels, image_size: the model's number of channels and (H, W).
-        mask_noise: random numbers that the mask of an image takes, see ``masking.noise_length``.
+        mask_noise: how many random numbers an image's mask needs, see ``masking.noise_length``.
         seed: of crops, flips and masks.
-        strict: refuse images that cannot be read, instead of taking the next one.
+        strict: refuse unreadable images instead of taking the next one.
 
     Raises:
         FileNotFoundError, NotADirectoryError, PermissionError, ValueError: if there are no images, they cannot be read,
-            or their numbers are ambiguous.
+            or it is ambiguous what their numbers mean.
     """
     if config.mean is not None and len(config.mean) != channels:
         raise ValueError(f"mean and std must have one value for each of {channels} channels, got {config.mean}")
     if config.source is None:
-        raise ValueError(
-            "no images are given: data.source must be a folder of images, shards or the name of a bundled set"
-        )
+        raise ValueError("no images given: data.source must be a folder of images, shards or the name of a bundled set")
     sources = find_sources(config.source, config.evaluation)
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
     nodata = None if config.nodata is None else float(config.nodata)
@@ -56,12 +54,12 @@ def open_images(
     images = replace(images, share=config.evaluation_share)
     if config.randaugment is not None and (channels, config.dtype) != (3, "uint8"):
         raise ValueError(
-            f"data.randaugment is for RGB pictures of 8 bits, these are {config.dtype} of {channels} channel(s); "
-            "data.randaugment=null leaves it out"
+            f"data.randaugment needs 8-bit RGB images, these are {config.dtype} with {channels} channel(s); "
+            "data.randaugment=null turns it off"
         )
     held_out = None if sources.evaluation is None else replace(images, source=sources.evaluation)
     if held_out is not None:
-        held_out.read(0, image_size)  # raises if none is like those to train on
+        held_out.read(0, image_size)  # raises if none matches the training images
     return ImageDataset(
         images=images,
         augmentation=Augmentation(image_size, config.crop_scale, config.flip, config.randaugment),
@@ -74,7 +72,7 @@ def open_images(
 
 
 def _completed(config: DataConfig, seen: Survey) -> DataConfig:
-    """Settings completed by what was found; raises ValueError if the two contradict each other."""
+    """The settings, completed by those found in the images; raises ValueError if the two contradict each other."""
     mean, std = config.mean, config.std
     if mean is None or std is None:
         mean, std = seen.mean, seen.std
@@ -82,33 +80,33 @@ def _completed(config: DataConfig, seen: Survey) -> DataConfig:
         for channel, (own_mean, own, given_mean, given) in enumerate(zip(seen.mean, seen.std, mean, std, strict=True)):
             if not 1 / FAR_OFF < own / given < FAR_OFF or abs(own_mean - given_mean) > MEAN_OFF * own:
                 raise ValueError(
-                    f"data.mean and data.std are not of these images, {seen.text}: channel {channel} has mean "
-                    f"{own_mean:.3g} and deviates by {own:.3g}, not {given_mean:.3g} and {given:.3g}; "
-                    "with data.mean=null and data.std=null they are found"
+                    f"data.mean and data.std do not fit these images, {seen.text}: channel {channel} has mean "
+                    f"{own_mean:.3g} and deviation {own:.3g}, not {given_mean:.3g} and {given:.3g}; "
+                    "data.mean=null and data.std=null compute them"
                 )
     return replace(config, dtype=seen.dtype, numbers=seen.numbers, mean=mean, std=std)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Images to train on, and held-out ones to evaluate on, if any."""
+    """Training images, and held-out images for evaluation, if any."""
 
     training: Source
     evaluation: Source | None = None
 
 
 def find_sources(where: str, evaluation: str | None = None) -> Sources:
-    """The images that a name or path stands for.
+    """Find the images for a name or path.
 
-    - the name of a bundled set, "digits" or "photographs", each with a part held out;
-    - a folder with ``train`` and ``val`` in it, as of ImageNet;
+    - the name of a bundled set, "digits" or "photographs", each with a held-out part;
+    - a folder that contains ``train`` and ``val``, like ImageNet's;
     - WebDataset shards: a .tar file, a folder of them, or a pattern such as ``shards/train-{000..012}.tar`` with braces
       and wildcards;
-    - any other folder: the images in it and below it. If all lie in subfolders, two or more, these are the classes.
+    - any other folder: the images in it and below it. If all are in subfolders, at least two, these are the classes.
 
     Args:
         where: see above.
-        evaluation: the same for held-out images, instead of those that belong to ``where``.
+        evaluation: the same for held-out images, replacing those of ``where``.
 
     Raises:
         FileNotFoundError, NotADirectoryError, PermissionError, ValueError: if there is nothing to read.
@@ -128,10 +126,10 @@ def _at_path(where: str, classes: Sequence[str] | None = None) -> Sources:
         return Sources(shards(expanded(where)))
     known = f"a folder of images, .tar shards or a bundled set ({', '.join(BUNDLED)})"
     if not where or not path.exists():
-        raise FileNotFoundError(f"there is no {where!r}; {known} is needed")
+        raise FileNotFoundError(f"{where!r} does not exist; expected {known}")
     if path.is_file():
         if path.suffix.lower() != ".tar":
-            raise NotADirectoryError(f"{path} is a file; {known} is needed")
+            raise NotADirectoryError(f"{path} is a file; expected {known}")
         return Sources(shards([path]))
     if (path / "train").is_dir() and (path / "val").is_dir():
         training = _in_folder(path / "train", classes)

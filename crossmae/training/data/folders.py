@@ -38,7 +38,7 @@ class ImageFiles(Source):
         self, index: int, channels: int, at_least: tuple[int, int] | None = None, nodata: float | None = None
     ) -> Picture:
         path = self.folder / self.names[index]
-        # A name in an encoding of its own must not break the log that it is written to.
+        # A file name in another encoding must not break the log it is written to.
         shown = os.fsencode(path).decode(errors="backslashreplace")
         return read(path, shown, channels, at_least, nodata)
 
@@ -48,22 +48,20 @@ class ImageFiles(Source):
 
 
 def image_files(folder: Path, classes: Sequence[str] | None = None) -> ImageFiles:
-    """All images below a folder, in the order of their paths; other files and hidden ones are passed over.
+    """All images below a folder, in the order of their paths; other and hidden files are skipped.
 
     Args:
-        folder: to search, links included.
-        classes: of the set that labels shall agree with, else the names of the subfolders.
+        folder: to search, following links.
+        classes: of the data set whose labels to use; by default the names of the subfolders.
 
     Raises:
         PermissionError: if a folder cannot be read.
-        ValueError: if there is no image, or a subfolder is none of ``classes``.
+        ValueError: if there is no image, or a subfolder is not one of ``classes``.
     """
     found, others = _scan(folder)
     if not found:
         passed = f" but {others} other files" if others else ""
-        raise ValueError(
-            f"there is no image in {folder}{passed}; names of images end in {' '.join(sorted(EXTENSIONS))}"
-        )
+        raise ValueError(f"there is no image in {folder}{passed}; supported extensions: {' '.join(sorted(EXTENSIONS))}")
     names = PackedNames(found)
     subfolders = [name.partition("/")[0] for name in found] if all("/" in name for name in found) else []
     own = sorted(set(subfolders))
@@ -77,11 +75,11 @@ def image_files(folder: Path, classes: Sequence[str] | None = None) -> ImageFile
 
 
 def _scan(folder: Path) -> tuple[list[str], int]:
-    """Sorted paths of images relative to ``folder``, with slashes; and the number of other files."""
+    """Sorted paths of images relative to ``folder``, with slashes, and the number of other files."""
     found, others, seen = [], 0, set()
     for base, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         status = os.stat(base)
-        if (status.st_dev, status.st_ino) in seen:  # links may run in circles
+        if (status.st_dev, status.st_ino) in seen:  # links may form cycles
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))

@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of their purpose, independent of workers, ranks and earlier draws."""
+"""Random numbers as pure functions of what they are for, independent of workers, ranks and earlier draws."""
 
 import random
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-_ORDER, _SAMPLE = 0, 1  # streams that must not meet
+_ORDER, _SAMPLE = 0, 1  # independent streams
 
 
 def order(seed: int, epoch: int) -> np.random.Generator:
@@ -16,15 +16,15 @@ def order(seed: int, epoch: int) -> np.random.Generator:
 
 
 def of_sample(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """For everything random in one image of one epoch."""
+    """For all randomness of one image in one epoch."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_SAMPLE, epoch, index)))
 
 
 @contextmanager
 def others_seeded() -> Iterator[None]:
-    """Within the context the generators of Python and NumPy start from a seed that PyTorch's CPU generator draws.
+    """Within the context, Python's and NumPy's generators are seeded from PyTorch's CPU generator.
 
-    For libraries that draw from these; afterwards their states are what they were before.
+    For libraries that draw from them; their states are restored afterwards.
     """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     seed = int(torch.randint(2**32, ()))
@@ -39,9 +39,9 @@ def others_seeded() -> Iterator[None]:
 
 @contextmanager
 def torch_seeded(seed: int) -> Iterator[None]:
-    """Within the context PyTorch's CPU generator starts from ``seed``; afterwards its state is what it was before.
+    """Within the context, PyTorch's CPU generator is seeded with ``seed``; its state is restored afterwards.
 
-    For transforms that take no generator. ``torch.manual_seed`` would touch the accelerators' generators too.
+    For transforms that take no generator. ``torch.manual_seed`` would seed the accelerators' generators too.
     """
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Which images make up which step, for any number of processes."""
+"""Which images form which step, for any number of processes."""
 
 from collections.abc import Iterator
 
@@ -8,19 +8,19 @@ from crossmae.training.data import randomness
 
 
 class GlobalBatches(Sampler[list[tuple[int, int]]]):
-    """Endless micro-batches ``[(epoch, index), ...]`` of one process, from any step on.
+    """Endless micro-batches ``[(epoch, index), ...]`` for one process, starting at any step.
 
-    An epoch is one permutation of the images, by seed and epoch. Its step s takes images s * B to (s + 1) * B of it,
-    whatever the number of processes; what does not fill a batch is left out. Each process takes its contiguous share of
-    the batch, in ``accumulation`` micro-batches.
+    An epoch is one permutation of the images, given by seed and epoch. Its step s takes images s * B to (s + 1) * B,
+    whatever the number of processes; an incomplete last batch is dropped. Each process takes its contiguous part of the
+    batch, in ``accumulation`` micro-batches.
 
     Args:
-        images: in the data set.
-        batch_size: B, of a step over all processes.
-        seed: of the order.
-        rank, world: this process and the number of them.
+        images: number of images in the data set.
+        batch_size: B, the images of one step over all processes.
+        seed: for the order.
+        rank, world: index of this process, and the number of processes.
         accumulation: micro-batches per step and process.
-        start_step: steps already done, counted over all epochs.
+        start_step: steps already done, over all epochs.
 
     Raises:
         ValueError: if the batch does not divide evenly or is larger than the data set.
@@ -46,7 +46,7 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
             raise ValueError(f"start_step must not be negative, got {start_step}")
         if batch_size % (world * accumulation):
             raise ValueError(
-                f"batch_size must divide into {world} processes x {accumulation} micro-batches, got {batch_size}"
+                f"batch_size must be divisible by {world} processes x {accumulation} micro-batches, got {batch_size}"
             )
         if batch_size > images:
             raise ValueError(f"batch_size must be at most the number of images {images}, got {batch_size}")
@@ -60,7 +60,7 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
 
     @property
     def micro_batch(self) -> int:
-        """Images of one forward pass of one process."""
+        """Images in one forward pass of one process."""
         return self.batch_size // (self.world * self.accumulation)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

@@ -1,4 +1,4 @@
-"""Sentinel values that nobody declared: far from all other values and often repeated."""
+"""Detect undeclared sentinel values: far from all other values and often repeated."""
 
 from dataclasses import dataclass, field
 
@@ -6,25 +6,26 @@ import numpy as np
 
 from crossmae.training.data.values import Array
 
-# A measured value has neighbours, and one at the end of a range is rarely repeated exactly. Suspected is therefore a
-# minimum or maximum that is more than REPEATED of all, with a gap behind it that is larger than the deviation of
-# the others and than GAPS times the next gap. Such are -999 below 0 to 3,000 (deviation 866, next gap 1), -32767 below
-# most of 16 bits, 65,535 above 12 bits. Such are not: clipped values (no gap), no rain or no counts (a gap within a
-# deviation), log(1 + count) (gaps of 0.69 and 0.41), labels 0 to 3 (equal gaps), masks of two values (no others), dead
-# pixels (few). What lies within a deviation of the others, as -3000 below -2,000 to 10,000, is not told from a value.
+# A measured value has neighbours, and one at the end of a range is rarely repeated exactly. We therefore suspect a
+# minimum or maximum that makes up more than REPEATED of all values, if the gap to its neighbour is larger than the
+# deviation of the others and than GAPS times the next gap. Examples are -999 below 0 to 3,000 (deviation 866, next gap
+# 1), -32767 below most of 16 bits, and 65,535 above 12 bits. Not suspected are clipped values (no gap), no rain or no
+# counts (a gap within a deviation), log(1 + count) (gaps of 0.69 and 0.41), labels 0 to 3 (equal gaps), masks of two
+# values (no others) and dead pixels (few). A sentinel within a deviation of the others, such as -3000 below -2,000 to
+# 10,000, cannot be told from a value.
 REPEATED, GAPS = 1e-3, 3
 
 
 @dataclass
 class _End:
-    """The three lowest values and the count of the lowest; for the upper end with their signs changed."""
+    """The three lowest values and the count of the lowest; negate the values for the upper end."""
 
     lowest: list[float] = field(default_factory=list)
     count: int = 0
 
     def add(self, values: Array) -> None:
         if len(self.lowest) == 3:
-            values = values[values <= self.lowest[2]]  # few, so that sorting them costs little
+            values = values[values <= self.lowest[2]]  # few, so they are cheap to sort
         found, counts = np.unique(values, return_counts=True)
         if not found.size:
             return
@@ -53,7 +54,7 @@ class Channel:
         return -min(self._upper.lowest, default=np.inf)
 
     def add(self, values: Array) -> None:
-        """Add the values of an image, of any shape, all finite."""
+        """Add an image's values, of any shape, all finite."""
         if not values.size:
             return
         values = values.ravel().astype(np.float64)
@@ -65,7 +66,7 @@ class Channel:
             self._squares += float(np.square(values).sum())
 
     def sentinel(self) -> tuple[float, float] | None:
-        """A value that looks like a sentinel, see above, and its share of all; None if there is none."""
+        """A value that looks like a sentinel (see above) and its fraction of all values; None if there is none."""
         for end, sign in ((self._lower, 1.0), (self._upper, -1.0)):
             if len(end.lowest) < 3 or end.count <= REPEATED * self._count:
                 continue

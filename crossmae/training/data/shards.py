@@ -1,8 +1,7 @@
-"""WebDataset shards: tar files in which a sample is the members that share a name up to its first dot.
+"""WebDataset shards: tar files in which members that share a name up to its first dot form a sample.
 
-Their members are found once and read by offset, so that shards are shuffled globally and resumed exactly, as folders
-are. That asks for a file system with random access, local or of a cluster; object stores that only stream are not
-served.
+Members are located once and then read by offset, so shards are shuffled globally and resumed exactly, like folders.
+This needs a file system with random access, local or of a cluster; object stores that only stream are not supported.
 """
 
 import glob
@@ -24,12 +23,12 @@ from crossmae.training.data.source import PackedNames, Source
 from crossmae.training.data.values import Picture, UnreadableImage
 
 LABELS = (".cls", ".json")
-SPAN = 10_000  # labels that a thread reads in one go
+SPAN = 10_000  # labels that a thread reads at a time
 
 
 @dataclass(frozen=True)
 class _Member:
-    """Where the content of a tar's member lies, in bytes."""
+    """Offset and size of a tar member's content, in bytes."""
 
     name: str
     offset: int
@@ -40,7 +39,7 @@ _Sample = tuple[_Member, _Member | None]  # image, label
 
 
 class Shards(Source):
-    """Images in tar files, with labels where a .cls (an integer) or a .json (key "label" or "cls") lies beside them."""
+    """Images in tar files; a sample's label is its .cls (an integer) or .json member (key "label" or "cls")."""
 
     def __init__(self, paths: Sequence[Path], samples: Sequence[Sequence[_Sample]]):
         self.paths = PackedNames(map(str, paths))
@@ -80,7 +79,7 @@ class Shards(Source):
         from tqdm import tqdm
 
         spans = [range(first, min(first + SPAN, len(self))) for first in range(0, len(self), SPAN)]
-        with ThreadPoolExecutor(8) as pool:  # a file system far away answers several at a time
+        with ThreadPoolExecutor(8) as pool:  # remote file systems serve several reads at a time
             read = pool.map(lambda span: list(map(self.label, span)), spans)
             parts = list(tqdm(read, desc=f"labels, {SPAN:,} at a time", total=len(spans), disable=len(spans) < 2))
         return np.array([label for part in parts for label in part], np.int64)
@@ -99,7 +98,7 @@ class Shards(Source):
 
 
 def expanded(pattern: str) -> list[Path]:
-    """Shards that a pattern with braces and wildcards names, in order; all must exist.
+    """The shards matching a pattern with braces and wildcards, in order; all must exist.
 
     Raises:
         FileNotFoundError: if one is missing, or none matches.
@@ -107,7 +106,7 @@ def expanded(pattern: str) -> list[Path]:
     from braceexpand import braceexpand
 
     paths: list[Path] = []
-    for name in braceexpand(pattern, escape=os.sep != "\\"):  # of Windows' paths a backslash is a part
+    for name in braceexpand(pattern, escape=os.sep != "\\"):  # backslashes belong to Windows paths
         matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
         paths += map(Path, matches)
     missing = [path for path in paths if not path.is_file()]
@@ -118,12 +117,12 @@ def expanded(pattern: str) -> list[Path]:
 
 
 def shards(paths: Sequence[Path]) -> Shards:
-    """Find all samples of some tar files.
+    """Find all samples in tar files.
 
     Raises:
         ValueError: if a shard is damaged or compressed, a label is not an integer, or there is no image at all.
     """
-    with ThreadPoolExecutor(8) as pool:  # a file system far away answers several at a time
+    with ThreadPoolExecutor(8) as pool:  # remote file systems serve several reads at a time
         samples = list(pool.map(_samples, paths))
     if not any(samples):
         raise ValueError(f"there is no image in {len(paths)} shards from {paths[0]} on")
@@ -142,9 +141,7 @@ def _samples(path: Path) -> list[_Sample]:
                 place = _Member(member.name, member.offset_data, member.size)
                 found.setdefault(f"{folder}/{stem}", {})[f".{extension.lower()}"] = place
     except tarfile.TarError as error:
-        raise ValueError(
-            f"shard {path} is damaged, or compressed, which leaves no way to read from its middle: {error}"
-        ) from error
+        raise ValueError(f"shard {path} is damaged, or compressed and so not readable at random: {error}") from error
     samples: list[_Sample] = []
     for parts in found.values():
         image = _first(parts, EXTENSIONS)
@@ -154,7 +151,7 @@ def _samples(path: Path) -> list[_Sample]:
 
 
 def _first(parts: dict[str, _Member], extensions: Collection[str]) -> _Member | None:
-    """By the whole extension, or else, as of ``seg.png``, by its last part."""
+    """The first part with one of these extensions, in full or, as for ``seg.png``, by its last component."""
     whole = [part for extension, part in parts.items() if extension in extensions]
     ends = [part for extension, part in parts.items() if os.path.splitext(extension[1:])[1] in extensions]
     return next(iter(whole + ends), None)

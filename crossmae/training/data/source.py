@@ -1,4 +1,4 @@
-"""What all sources of images have in common: how an image is read, and how a million file names are kept."""
+"""The interface of all image sources, and compact storage for a million file names."""
 
 import os
 from abc import ABC, abstractmethod
@@ -15,11 +15,11 @@ from crossmae.training.data.values import Picture
 
 
 class Source(ABC):
-    """Images in a fixed order, each read on its own, in any order.
+    """Images in a fixed order, with random access.
 
     Attributes:
-        labelled: whether there are labels at all.
-        classes: what the labels are called, by label; None where they are numbers only.
+        labelled: whether there are labels.
+        classes: names of the classes, by label; None if labels are only numbers.
     """
 
     labelled: bool = False
@@ -32,7 +32,7 @@ class Source(ABC):
     def read(
         self, index: int, channels: int, at_least: tuple[int, int] | None = None, nodata: float | None = None
     ) -> Picture:
-        """The contents of an image file, see ``decoding.read``; raises UnreadableImage."""
+        """The content of an image file, see ``decoding.read``; raises UnreadableImage."""
 
     def load(
         self,
@@ -59,8 +59,8 @@ class Source(ABC):
 class PackedNames(Sequence[str]):
     """An immutable sequence of file names.
 
-    A million strings are a million reference counts: workers that share them with their parent process copy every page
-    they merely look at, which for ImageNet is some 200 MB in each worker. One buffer stays shared.
+    A million strings have a million reference counts, so a forked worker copies every page it merely reads: some 200 MB
+    per worker for ImageNet. A single buffer stays shared.
     """
 
     def __init__(self, names: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""What the numbers of an image file mean: brightness on some scale, or no data at all."""
+"""Interpret the numbers of an image file: brightness on some scale, or missing data."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,37 +15,37 @@ from crossmae.model.config import Numbers
 
 Array = npt.NDArray[Any]
 
-LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601, as Pillow has it
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as in Pillow
 
-# What stands for no data in many an archive: of GDAL, ESRI, and of netCDF and climate models from 1e20 on.
+# Common no-data values: GDAL's and ESRI's, and from 1e20 on those of netCDF and climate models.
 _MARKERS = (-9999, -99999, -(2**15), -(2**31), -(2**63))
 _BEYOND = 1e20
 
 
-class UnreadableImage(ValueError):  # noqa: N818 - it is the image that is at fault
-    """An image that cannot be read as requested; the message has its name and the reason."""
+class UnreadableImage(ValueError):  # noqa: N818 - the image is at fault, not the code
+    """An image that cannot be read as requested; the message gives its name and the reason."""
 
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Any exception of the block becomes UnreadableImage, with the image's name."""
+    """Turn any exception in the block into UnreadableImage with the image's name."""
     try:
         yield
-    # Parsers of broken files raise anything: struct.error, IndexError, SyntaxError, zlib.error, MemoryError ...
+    # Parsers raise anything for broken files: struct.error, IndexError, SyntaxError, zlib.error, MemoryError ...
     except Exception as error:
         raise UnreadableImage(f"{name} cannot be read: {str(error) or type(error).__name__}") from error
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What an image file holds.
+    """The content of an image file.
 
     Attributes:
-        name: what error messages call it.
-        values: ``(H, W, C)``, as they are in the file.
-        orientation: as EXIF numbers them.
-        full: the number of full brightness, of unsigned integers of up to 16 bits; None for all other numbers.
-        missing: ``(H, W, C)`` or ``(H, W, 1)``, where there is no data; None if there is data everywhere.
+        name: how error messages refer to it.
+        values: ``(H, W, C)``, as in the file.
+        orientation: EXIF's number.
+        full: the value of full brightness, for unsigned integers of up to 16 bits; None for other types.
+        missing: ``(H, W, C)`` or ``(H, W, 1)``, true for missing data; None if there is none.
     """
 
     name: str
@@ -69,28 +69,28 @@ class Picture:
                 if len(missing) != channels:
                     missing = missing.any(dim=0, keepdim=True)
                 if missing.all():
-                    raise ValueError("there is no data in it")
+                    raise ValueError("all of its data are missing")
                 value = torch.tensor([math.nan] * channels if fill is None else list(fill))
                 image = torch.where(missing, value[:, None, None], image)
             return _upright(image, self.orientation)
 
     def _brightness(self, dtype: torch.dtype | None, numbers: Numbers | None) -> Tensor:
-        """``(C, H, W)``, uint8 or float32; anything where there is no data."""
+        """``(C, H, W)``, uint8 or float32; arbitrary values for missing data."""
         kind = self.values.dtype
         if kind.kind not in "buif":
-            raise ValueError(f"it holds {kind.name}; integers and floats are read")
+            raise ValueError(f"it holds {kind.name}; integers and floats are supported")
         shares = self.full is not None if numbers is None else numbers == "shares"
         if shares and self.full is None:
             raise ValueError(
                 f"it holds {kind.name}, which has no full scale; "
-                "pretraining with data.numbers=values takes numbers as they are"
+                "set data.numbers=values to pretrain on the numbers as they are"
             )
         if kind == np.bool_:  # as numbers 0 and 1
             return replace(self, values=self.values * np.uint8(255 if shares else 1))._brightness(dtype, numbers)
         plain = kind == np.uint8 and shares and self.missing is None
         if dtype == torch.uint8 and not plain:
-            what = "no data in places" if kind == np.uint8 and shares else kind.name
-            raise ValueError(f"it holds {what}, which uint8 has no room for; data.dtype=float32 keeps it")
+            what = "missing data" if kind == np.uint8 and shares else kind.name
+            raise ValueError(f"it holds {what}, which uint8 cannot represent; data.dtype=float32 can")
         if plain:
             return in_dtype(_planes(self.values), dtype or torch.uint8)
         if self.full is not None and shares:
@@ -108,16 +108,16 @@ class Picture:
             lost, spread = float(np.abs(rounded.astype(np.float64) - exact).max()), float(exact.std(dtype=np.float64))
             if 0 < spread < 128 * lost:
                 raise ValueError(
-                    f"it holds integers around {exact.flat[0]:,} that lie too close together for float32; "
-                    "take off what they have in common"
+                    f"it holds integers around {exact.flat[0]:,} that are too close together for float32; "
+                    "subtract a common offset"
                 )
         return floats
 
 
 def no_data(array: Array, named: Sequence[float]) -> Array | None:
-    """Where an array holds one of the values that stand for no data; None if nowhere.
+    """Where an array holds one of the values that mark missing data; None if nowhere.
 
-    Where any value is named, what is not finite is no data too.
+    If any value is named, non-finite values are missing data too.
     """
     floats = array.dtype.kind == "f"
     found = ~np.isfinite(array) if floats and named else np.zeros(array.shape, np.bool_)
@@ -131,17 +131,17 @@ def no_data(array: Array, named: Sequence[float]) -> Array | None:
 
 
 def refuse_markers(array: Array, missing: Array | None) -> None:
-    """Refuse numbers that are hardly brightness, unless a setting says what they are.
+    """Refuse numbers that are unlikely to be brightness, unless a setting says what they are.
 
     Raises:
-        ValueError: with the number, and the setting that says what it is.
+        ValueError: with the number, and the setting that declares it.
     """
     known = array if missing is None else array[~np.broadcast_to(missing, array.shape)]
     if known.dtype.kind not in "if" or not known.size:
         return
     if not np.isfinite(known).all():
         raise ValueError(
-            "it holds values that are not finite; pretraining with data.nodata=nan has them filled with the mean"
+            "it holds values that are not finite; set data.nodata=nan to pretrain with them filled by the mean"
         )
     low, high = known.min(), known.max()
     marked = [float(value) for value in (low, high) if abs(float(value)) >= _BEYOND]
@@ -151,16 +151,16 @@ def refuse_markers(array: Array, missing: Array | None) -> None:
 
 
 def like_no_data(value: float) -> str:
-    """What to do about a value that may stand for no data; given back as it is written, it is that very value."""
+    """Advice on a value that may mark missing data; the value as printed parses back to exactly itself."""
     exact = f"{value:.17g}"
     return (
-        f"{exact}, which looks like no data; pretraining with data.nodata={exact} has it filled with the mean, "
-        "and with data.nodata=nan takes it as a value"
+        f"{exact}, which looks like no data; set data.nodata={exact} to pretrain with it filled by the mean, "
+        "or data.nodata=nan to take it as a value"
     )
 
 
 def in_dtype(image: Tensor, dtype: torch.dtype) -> Tensor:
-    """8 bits as shares of 255 if ``dtype`` is a float."""
+    """8-bit values as shares of 255 if ``dtype`` is a float."""
     return image.to(dtype) / 255 if dtype.is_floating_point and not image.is_floating_point() else image
 
 
@@ -179,8 +179,8 @@ def with_channels(image: Tensor, channels: int) -> Tensor:
 def mismatch(own: int, asked: int) -> ValueError:
     """The error for an image with another number of channels than requested."""
     return ValueError(
-        f"its number of channels is {own}, where {asked} were asked for; "
-        f"pretraining with model_options.channels={own} takes it"
+        f"its number of channels is {own}, but {asked} were requested; "
+        f"set model_options.channels={own} to pretrain with it"
     )
 
 
@@ -189,7 +189,7 @@ def _planes(array: Array) -> Tensor:
 
 
 def _upright(image: Tensor, orientation: int) -> Tensor:
-    """Undo EXIF's orientation: 5 to 8 swap rows and columns, then some of them run backwards."""
+    """Undo EXIF's orientation: swap rows and columns for 5 to 8, then flip as needed."""
     if orientation in (5, 6, 7, 8):
         image = image.mT
     flipped = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation)

@@ -1,4 +1,4 @@
-"""The classifier: an encoder, the average of its patch tokens, a norm and a linear layer."""
+"""The classifier: an encoder, average pooling over patch tokens, a norm and a linear layer."""
 
 import json
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from crossmae.training.run_state import AVERAGED, HEAD, MODEL, verify
 from crossmae.training.task import TrainedModule
 
 CLASSES = "classes"
-_HEAD_DEVIATION = 2e-5  # MAE's: logits start near zero
+_HEAD_DEVIATION = 2e-5  # as in MAE: logits start near zero
 
 
 class Classifier(TrainedModule):
-    """Logits of an encoder without its final norm, of which the average of all patch tokens is normed instead (MAE).
+    """Classifies by an encoder without final norm: the average of its patch tokens is normalized instead (MAE).
 
     Args:
-        model: an encoder alone, see ``encoder_alone``.
-        classes: what they are called, by label.
+        model: an encoder without a decoder, see ``encoder_alone``.
+        classes: their names, by label.
     """
 
     def __init__(self, model: MaskedAutoencoder, classes: Sequence[str]) -> None:
@@ -38,9 +38,9 @@ class Classifier(TrainedModule):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits ``(B, classes)`` of images ``(B, C, H, W)``, or with targets ``(B, classes)``, in shares, their loss.
+        """Logits ``(B, classes)`` of images ``(B, C, H, W)``, or, with soft targets ``(B, classes)``, their loss.
 
-        The loss is the mean cross-entropy, float32 at least.
+        The loss is the mean cross-entropy, in at least float32.
         """
         tokens = self.model.encode(images)
         logits = self.head(self.norm(tokens[:, self.model.config.class_tokens :].mean(dim=1)))
@@ -50,7 +50,7 @@ class Classifier(TrainedModule):
         return F.cross_entropy(logits.to(dtype), targets.to(dtype))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers by depth, as timm asks for them: embedding, blocks, and norm and head, which nothing here matches."""
+        """Layers by depth, in the form timm expects: embedding and blocks; norm and head match nothing."""
         return {
             "stem": r"^model\.encoder\.(?:cls_token|positions|patch_embed)",
             "blocks": [(r"^model\.encoder\.blocks\.(\d+)", None)],
@@ -58,7 +58,7 @@ class Classifier(TrainedModule):
 
 
 def parameter_groups(classifier: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Parameters by depth, with ``lr_scale``: 1 for the head, and ``layer_decay`` times less from block to block.
+    """Parameters by depth, with ``lr_scale``: 1 for the head, multiplied by ``layer_decay`` for each block below.
 
     No weight decay for biases, norms, class tokens and positions.
     """
@@ -69,13 +69,13 @@ def parameter_groups(classifier: nn.Module, weight_decay: float, layer_decay: fl
 
 
 def starting_point(recipe: FinetuningRecipe) -> MaskedAutoencoder:
-    """The encoder that a recipe starts from, alone; from scratch with weights by the recipe's seed.
+    """The encoder that a recipe starts from, without decoder; from scratch, initialized by the recipe's seed.
 
     Raises:
-        OSError, TypeError, ValueError: if there is no such checkpoint, or it is of another model than the recipe's.
+        OSError, TypeError, ValueError: if there is no such checkpoint, or its model is not the recipe's.
     """
     if recipe.checkpoint is None:
-        raise ValueError(f"no checkpoint is given: --checkpoint takes a file, or {SCRATCH} for random weights")
+        raise ValueError(f"no checkpoint given: --checkpoint takes a file, or {SCRATCH} for random weights")
     named = None
     if recipe.model is not None:
         own = recipe.model_options if recipe.checkpoint == SCRATCH else {}
@@ -99,7 +99,7 @@ def _refuse_another(recipe: FinetuningRecipe, named: Config, found: Config) -> N
         if getattr(found, field) != getattr(named, field)
     ]
     if other:
-        raise ValueError(f"{recipe.checkpoint} is no {recipe.model}: it has {', '.join(other)}; model=null takes it")
+        raise ValueError(f"{recipe.checkpoint} is no {recipe.model}: it has {', '.join(other)}; model=null accepts it")
 
 
 def encoder_alone(model: MaskedAutoencoder, drop_path: float = 0.0) -> MaskedAutoencoder:
@@ -116,7 +116,7 @@ def encoder_alone(model: MaskedAutoencoder, drop_path: float = 0.0) -> MaskedAut
         )
     )
     state = model.encoder.state_dict()
-    if not config.embeds_class:  # as CrossMAE; an encoder alone adds all rows
+    if not config.embeds_class:  # CrossMAE; an encoder without a decoder adds all rows
         state["positions"] = state["positions"].clone()
         state["positions"][:, : config.class_tokens] = 0
     alone.encoder.load_state_dict({name: state[name] for name in alone.encoder.state_dict()})
@@ -126,10 +126,10 @@ def encoder_alone(model: MaskedAutoencoder, drop_path: float = 0.0) -> MaskedAut
 def load_classifier(checkpoint: Path) -> Classifier:
     """The classifier of a fine-tuning run's checkpoint, a folder ``checkpoints/step-...``.
 
-    It has averaged weights, if the run kept any.
+    It has the averaged weights, if the run kept any.
 
     Raises:
-        OSError, ValueError: if it is no such checkpoint, or damaged.
+        OSError, ValueError: if it is not such a checkpoint, or is damaged.
     """
     from safetensors import safe_open
     from safetensors.torch import load_file

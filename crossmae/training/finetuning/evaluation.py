@@ -1,4 +1,4 @@
-"""Accuracy on held-out images, counted by all devices together."""
+"""Accuracy on held-out images, counted jointly by all devices."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Found:
-    """Counts of held-out images: by label and prediction, ``(classes, classes)``, and of labels in the top five."""
+    """Counts of held-out images: by label and prediction, ``(classes, classes)``, and with their label in the top 5."""
 
     confusion: Tensor
     in_top5: int
@@ -30,7 +30,7 @@ class Found:
 
 
 class Judged(Dataset[Sample]):
-    """Held-out images, of which those that cannot be read, and places beyond the last, have no label."""
+    """Held-out images; unreadable ones, and indices beyond the last, have no label."""
 
     def __init__(self, images: Images) -> None:
         self._images = images
@@ -43,7 +43,7 @@ class Judged(Dataset[Sample]):
 class HeldOut:
     """Images to evaluate a classifier on.
 
-    ``unreadable`` are names and reasons of those that could not be read so far; they do not count.
+    ``unreadable`` holds names and reasons of those that could not be read so far; they do not count.
     """
 
     def __init__(self, images: Images, classes: int, workers: int) -> None:
@@ -52,9 +52,10 @@ class HeldOut:
 
     @torch.no_grad()
     def evaluate(self, logits: Callable[[Tensor], Tensor], fabric: Fabric) -> Found:
-        """Count what a model, images ``(B, C, H, W)`` -> logits ``(B, classes)``, predicts; every device calls.
+        """Count the predictions of a model, images ``(B, C, H, W)`` -> logits ``(B, classes)``; every device must call.
 
-        Each device looks at its share of the images, all at as many batches: a sharded model waits for each other.
+        Each device evaluates its part of the images. All run the same number of batches, as the ranks of a sharded
+        model wait for each other.
 
         Raises:
             ValueError: if none of the images could be read.

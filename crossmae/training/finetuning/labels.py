@@ -1,4 +1,4 @@
-"""Labels, looked at before work starts."""
+"""Check labels before work starts."""
 
 from dataclasses import dataclass
 
@@ -10,21 +10,23 @@ from crossmae.training.data.dataset import ImageDataset
 
 @dataclass(frozen=True)
 class Classes:
-    """Names of the classes, by label, and what is odd about their images, in words."""
+    """Names of the classes, by label, and a note on anything odd about their images."""
 
     names: tuple[str, ...]
     remark: str = ""
 
 
 def classes_of(images: ImageDataset) -> Classes:
-    """The classes of images to train on, which labels of held-out images must be among.
+    """The classes of the training images, which must include those of the held-out images.
 
     Raises:
-        ValueError: with everything that is wrong: images without a label, classes without an image, no held-out images.
+        ValueError: listing every problem: images without a label, classes without an image, no held-out images.
     """
     source = images.images.source
     if not source.labelled:
-        raise ValueError("the images have no labels: classes are subfolders, or a .cls beside each image of a shard")
+        raise ValueError(
+            "the images have no labels: put each class in a subfolder, or a .cls beside each image of a shard"
+        )
     labels = source.all_labels()
     if labels.max() >= max(len(labels), len(source.classes or ())):
         raise ValueError(f"labels must count classes from 0, got {labels.max()} among {len(labels):,} images")
@@ -37,24 +39,24 @@ def classes_of(images: ImageDataset) -> Classes:
     if empty := [names[label] for label in np.flatnonzero(numbers == 0)]:
         wrong.append(f"labels skip {_listed(empty)}: {len(empty)} of {count} classes have no image")
     if count < 2:
-        wrong.append("there is one class alone")
+        wrong.append("there is only one class")
     wrong += _wrong_of_held_out(images, count)
     if wrong:
         raise ValueError("labels: " + "; ".join(wrong))
     single = [names[label] for label in np.flatnonzero(numbers == 1)]
-    return Classes(names, f"{len(single)} with a single image: {_listed(single)}" if single else "")
+    return Classes(names, f"{len(single)} with only one image: {_listed(single)}" if single else "")
 
 
 def _wrong_of_held_out(images: ImageDataset, count: int) -> list[str]:
     held_out = images.evaluation
     if held_out is None or not held_out.source.labelled:
-        return ["no labelled images are held out to evaluate on; data.evaluation names them"]
+        return ["there are no labelled held-out images to evaluate on; set data.evaluation"]
     labels = held_out.source.all_labels()
     wrong = []
     if missing := int((labels < 0).sum()):
         wrong.append(f"{missing:,} of {len(labels):,} held-out images have no label")
     if unknown := sorted({str(label) for label in labels[labels >= count].tolist()}):
-        wrong.append(f"held-out images have labels that those to train on lack: {_listed(unknown)}")
+        wrong.append(f"held-out images have labels that the training images lack: {_listed(unknown)}")
     return wrong
 
 

@@ -1,4 +1,4 @@
-"""What happens to a batch on its device: random erasing, mixup and CutMix, and the targets that come of it."""
+"""Augment a batch on its device: random erasing, mixup and CutMix, and the resulting targets."""
 
 from torch import Tensor
 
@@ -7,11 +7,11 @@ from crossmae.training.finetuning.recipe import FinetuningRecipe
 
 
 class Mixing:
-    """timm's random erasing, then its mixup or CutMix of each image with the one as far from the batch's other end.
+    """timm's random erasing, then its mixup or CutMix of each image i with image B - 1 - i of the batch.
 
     Args:
         recipe: rates and label smoothing.
-        classes: how many there are.
+        classes: number of classes.
     """
 
     def __init__(self, recipe: FinetuningRecipe, classes: int) -> None:
@@ -27,8 +27,7 @@ class Mixing:
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Images ``(B, C, H, W)``, normalised, and labels ``(B,)`` -> images and targets ``(B, classes)``.
 
-        Images are changed in place. Rows of targets, float32, add up to 1. PyTorch's generators decide all that is
-        random.
+        Images are changed in place. Rows of targets, float32, sum to 1. All randomness comes from PyTorch's generators.
         """
         from timm.data.mixup import mixup_target
         from timm.data.random_erasing import RandomErasing

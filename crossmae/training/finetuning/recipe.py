@@ -11,23 +11,23 @@ SCRATCH = "scratch"
 
 @dataclass(frozen=True)
 class FinetuningRecipe(TrainingRecipe):
-    """Everything that the result of fine-tuning depends on.
+    """Everything the result of fine-tuning depends on.
 
     Args:
-        checkpoint: what ``crossmae.load`` takes, of which the encoder is fine-tuned; or "scratch", random weights.
-        model: name of the model that the encoder is one of; see ``crossmae.list_models``. Its checkpoint's if null.
-        image_size: side of square images in pixels, or height and width; positions are interpolated. The checkpoint's
-            own unless given.
-        model_options: arguments of ``crossmae.load`` that the checkpoint does not tell, such as ``num_heads``, or how
-            the model runs, such as ``gradient_checkpointing``; from scratch any field of ``crossmae.Config``.
-        classes: what the classes are called; found in the images.
-        layer_decay: factor on the learning rate from each block to the one before (arXiv 2003.10555).
-        drop_path: rate at which an image skips a residual branch of the last block, falling to 0 at the first.
+        checkpoint: any checkpoint for ``crossmae.load``, whose encoder is fine-tuned; or "scratch" for random weights.
+        model: name of the encoder's model, see ``crossmae.list_models``; if null, the checkpoint's.
+        image_size: side of square images in pixels, or height and width; position embeddings are interpolated. By
+            default the checkpoint's own.
+        model_options: arguments of ``crossmae.load``: settings the checkpoint lacks, such as ``num_heads``, or how the
+            model runs, such as ``gradient_checkpointing``; from scratch, any field of ``crossmae.Config``.
+        classes: names of the classes; found in the images.
+        layer_decay: factor on the learning rate from each block to the one below (arXiv 2003.10555).
+        drop_path: rate of stochastic depth in the last block, falling linearly to 0 at the first.
         label_smoothing: share of a target that is spread over all classes.
         mixup: alpha of mixup (arXiv 1710.09412), 0 for none.
-        cutmix: alpha of CutMix (arXiv 1905.04899), 0 for none; half of the batches where mixup is set too.
-        erasing: share of the images of which a random rectangle becomes noise (arXiv 1708.04896).
-        ema: decay of an average of the weights, which is evaluated and kept beside them; none by default.
+        cutmix: alpha of CutMix (arXiv 1905.04899), 0 for none; applied to half of the batches if mixup is set too.
+        erasing: share of images in which a random rectangle is replaced by noise (arXiv 1708.04896).
+        ema: decay of an exponential moving average of the weights, which is evaluated and saved too; none by default.
     """
 
     checkpoint: str | None = None
@@ -59,9 +59,9 @@ class FinetuningRecipe(TrainingRecipe):
             if not 0 <= getattr(self, name) < math.inf:
                 wrong.append(f"{name} must not be negative, got {getattr(self, name)}")
         if self.precision == "auto":
-            wrong.append("precision auto is for pretraining, which it measures; take bfloat16 or float32")
+            wrong.append("precision auto measures pretraining steps only; use bfloat16 or float32")
         if self.checkpoint == SCRATCH and self.model is None:
-            wrong.append("model must be named to start from scratch")
+            wrong.append("starting from scratch needs the name of a model")
         return wrong + super()._wrong()
 
     @property

@@ -21,10 +21,10 @@ IMAGENET_CLASSES = 1000
 
 
 def finetune(recipe: FinetuningRecipe, options: FinetuningOptions) -> Classifier | None:
-    """Fine-tune as the recipe says, into the folder of the options; it goes on and ends as ``pretrain`` does.
+    """Fine-tune by a recipe into the options' folder; resumes and stops like ``pretrain``.
 
-    The folder then holds ``model.safetensors`` (the newest encoder, for ``crossmae.load``), ``checkpoints/`` (with what
-    ``load_classifier`` takes), ``recipe.json``, ``log.jsonl``, ``tensorboard/`` and ``pictures/``.
+    The folder then holds ``model.safetensors`` (the newest encoder, for ``crossmae.load``), ``checkpoints/`` (for
+    ``load_classifier``), ``recipe.json``, ``log.jsonl``, ``tensorboard/`` and ``pictures/``.
 
     Returns:
         The classifier, on the device that trained it; None after a dry run.
@@ -42,14 +42,14 @@ def finetune(recipe: FinetuningRecipe, options: FinetuningOptions) -> Classifier
 
 
 def prepare(recipe: FinetuningRecipe, options: FinetuningOptions) -> Run | None:
-    """A run that is ready to train, see ``finetune``; None after a dry run."""
+    """Prepare a run for training, see ``finetune``; returns None after a dry run."""
     if options.strategy == "fsdp" and recipe.ema is not None:
-        raise ValueError("ema keeps a whole copy of the model, which strategy fsdp shards; take ddp, or leave ema out")
+        raise ValueError("ema keeps a whole copy of the model, but strategy fsdp shards it; use ddp, or leave out ema")
     planned = options.dry_run and recipe.checkpoint == SCRATCH
-    with torch.device("meta" if planned else "cpu"):  # a plan needs no weights
+    with torch.device("meta" if planned else "cpu"):  # planning needs no weights
         model = starting_point(recipe)
     if options.dry_run and not recipe.data.source:
-        print(f"No images are given: planned for the {IMAGENET_IMAGES:,} of ImageNet-1k.")
+        print(f"No images given: planning for the {IMAGENET_IMAGES:,} images of ImageNet-1k.")
         plan = FinetuningPlan(recipe, model.config, IMAGENET_IMAGES, processes(options))
         print(describe(plan, Classes(tuple(map(str, range(IMAGENET_CLASSES))))))
         return None
@@ -71,10 +71,10 @@ def prepare(recipe: FinetuningRecipe, options: FinetuningOptions) -> Run | None:
 
 
 def with_statistics(data: DataConfig, config: Config) -> DataConfig:
-    """Settings of images with the pixel statistics that an encoder was trained with, if it tells them.
+    """Data settings with the pixel statistics that an encoder was trained with, if it stores them.
 
     Raises:
-        ValueError: if others are set.
+        ValueError: if different ones are set.
     """
     if config.pixel_mean is None or config.pixel_std is None:
         return data
@@ -82,8 +82,8 @@ def with_statistics(data: DataConfig, config: Config) -> DataConfig:
         given = getattr(data, name)
         if given is not None and not all(map(math.isclose, given, own)):
             raise ValueError(
-                f"data.{name} is {given}, and the encoder was trained with {own}, which data.mean=null and "
-                "data.std=null take"
+                f"data.{name} is {given}, but the encoder was trained with {own}; data.mean=null and "
+                "data.std=null use those"
             )
     return replace(
         data,

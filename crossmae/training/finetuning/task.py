@@ -1,4 +1,4 @@
-"""Fine-tuning as a task: the loss of mixed images, accuracy on held-out ones, curves and a confusion matrix."""
+"""Fine-tuning as a task: loss on mixed images, held-out accuracy, curves and a confusion matrix."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from crossmae.training.task import Task, TrainedModule
 
 @dataclass(frozen=True)
 class FinetuningPlan(Plan):
-    """A plan whose micro-batches fall into pairs, where images are mixed."""
+    """A plan whose micro-batches are even if images are mixed in pairs."""
 
     recipe: FinetuningRecipe
 
@@ -36,19 +36,19 @@ class FinetuningPlan(Plan):
         super().__post_init__()
         if self.recipe.mixes and self.micro_batch % 2:
             raise ValueError(
-                f"micro-batches must be even, since mixup and cutmix take pairs, got {self.micro_batch} of batch_size "
-                f"{self.recipe.batch_size}; mixup=0 and cutmix=0 do without"
+                "micro-batches must be even, since mixup and cutmix take pairs, got "
+                f"{self.micro_batch} with batch_size {self.recipe.batch_size}; mixup=0 and cutmix=0 turn them off"
             )
 
 
 class Finetuning(Task):
-    """Classification by an encoder that learns along.
+    """Classification, training the encoder too.
 
     Args:
         plan: of the run.
         model: the encoder to start from.
-        images: to train on, and held-out ones.
-        classes: of all of them.
+        images: for training, with held-out ones.
+        classes: of all images.
         options: of the run.
     """
 
@@ -111,7 +111,7 @@ class Finetuning(Task):
         log = read_log(folder.parent / LOG)
         files = [folder / f"{name}-{stepper.step:08d}.png" for name in ("curves", "confusion")]
         curves = {name: {e["step"]: e[name] for e in log if name in e} for name in ("top1", "top5")}
-        losses = {"of mixed images" if self.plan.recipe.mixes else "loss": [e["loss"] for e in log if "loss" in e]}
+        losses = {"on mixed images" if self.plan.recipe.mixes else "loss": [e["loss"] for e in log if "loss" in e]}
         titles = ("training loss", "held-out images")
         draw_learning(losses, curves, {}, files[0], titles, accuracy="accuracy, %")
         draw_confusion(self._found.confusion, self._classes.names, files[1])

@@ -10,36 +10,36 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # what libraries warn of is t
 REFUSED = {
     "layer scale": (
         lambda: birder("crossmae", 2, birder_encoder(layer_scale_init_value=0.1)),
-        r"encoder.encoder.block.0.layer_scale_1 \(LayerScale\) is not known",
+        r"encoder.encoder.block.0.layer_scale_1 \(LayerScale\) is unknown",
     ),
     "qk norm": (
         lambda: birder("crossmae", 2, birder_encoder(qk_norm=True)),
-        r"encoder.encoder.block.0.attn.q_norm \(LayerNorm\) is not known",
+        r"encoder.encoder.block.0.attn.q_norm \(LayerNorm\) is unknown",
     ),
     "register tokens": (
         lambda: birder("crossmae", 2, birder_encoder(num_reg_tokens=2)),
-        r"the model has register tokens \(encoder.reg_tokens\), not served",
+        r"the model has register tokens \(encoder.reg_tokens\): not supported",
     ),
     "no class token": (
         lambda: birder("crossmae", 2, birder_encoder(class_token=False)),
-        r"the model has no class token \(encoder.class_token\), not served",
+        r"the model has no class token \(encoder.class_token\): not supported",
     ),
     "experts": (
         lambda: birder("crossmae", 2, birder_encoder(mlp_layer_type="SoftMoE_FFN", soft_moe_num_experts=2)),
-        r"encoder.encoder.block.1 has not the layers of the blocks beside it$",
+        r"encoder.encoder.block.1 does not have the layers of its neighbouring blocks$",
     ),
     "stochastic depth": (
         lambda: birder("crossmae", 2, birder_encoder(drop_path_rate=0.1)),
-        r"encoder.encoder.block.1.drop_path drops with probability 0.1, only 0 is served$",
+        r"encoder.encoder.block.1.drop_path drops with probability 0.1; only 0 is supported$",
     ),
     "larger units": (
         lambda: birder("crossmae", 2, min_mask_size=2),
-        r"masks in larger units \(min_mask_size=2\), not served",
+        r"masks in larger units \(min_mask_size=2\): not supported",
     ),
-    "one block": (lambda: birder("crossmae", 1), r"a decoder of one block \(decoder_layers\), not served"),
+    "one block": (lambda: birder("crossmae", 1), r"a decoder of one block \(decoder_layers\): not supported"),
     "timm's layer scale": (
         lambda: timm_vit(init_values=1e-5, depth=1),
-        r"blocks.0.ls1 \(LayerScale\) is not known; blocks.0.ls2",
+        r"blocks.0.ls1 \(LayerScale\) is unknown; blocks.0.ls2",
     ),
     "timm's dropout": (
         lambda: timm_vit(depth=1, attn_drop_rate=0.1),
@@ -47,7 +47,7 @@ REFUSED = {
     ),
     "another activation": (
         lambda: hugging_face(hidden_act="gelu_new", num_hidden_layers=1),
-        r"vit.layers.0.mlp.activation_fn \(NewGELUActivation\) is not known",
+        r"vit.layers.0.mlp.activation_fn \(NewGELUActivation\) is unknown",
     ),
     "dropout by number": (
         lambda: hugging_face(attention_probs_dropout_prob=0.5),
@@ -59,7 +59,7 @@ REFUSED = {
     ),
     "no known block": (
         lambda: timm_vit(mlp_layer=imported("timm.layers").SwiGLU),
-        r"VisionTransformer is no CrossMAE or MAE .*, nor has it a transformer block that is known: .* no mask_token",
+        r"VisionTransformer is not a CrossMAE or MAE .*, and has no known transformer block: .* no mask_token",
     ),
 }
 

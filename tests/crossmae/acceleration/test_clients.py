@@ -94,7 +94,7 @@ def test_restored_models_are_what_they_were(name):
     assert not any(isinstance(module.__dict__.get("forward"), ModuleForward) for module in model.modules())
     ours, theirs = results(model, pictures()), results(plain, pictures())
     assert all(torch.equal(ours[key], value) for key, value in theirs.items() if torch.is_tensor(value))
-    with pytest.raises(ValueError, match="is accelerated already"):
+    with pytest.raises(ValueError, match="is already accelerated"):
         crossmae.accelerate(copied)
 
 
@@ -110,9 +110,9 @@ def test_hugging_face_s_own_arguments_are_honoured():
         assert ours.keys() == theirs.keys()
         torch.testing.assert_close([*ours.values()], [*theirs.values()], rtol=1e-4, atol=1e-5)
     assert type(model(pictures(), noise=noise, return_dict=False)) is tuple
-    with pytest.raises(RuntimeError, match=r"vit.layers.0.output_attentions is served at its default only; see"):
+    with pytest.raises(RuntimeError, match=r"vit.layers.0.output_attentions is supported only at its default; see"):
         model(pictures(), output_attentions=True)
-    with pytest.raises(RuntimeError, match=r"vit.layers.0.attention_mask is served at its default only"):
+    with pytest.raises(RuntimeError, match=r"vit.layers.0.attention_mask is supported only at its default"):
         model(pictures(), attention_mask=torch.tensor([[1] * 4 + [0]] * 3))
 
 

@@ -68,5 +68,5 @@ def test_losses_are_those_of_the_plain_model(losses, family, setup):
 def test_shards_of_a_part_alone_are_refused(monkeypatch):
     model = randomized(CrossMAE(use_input=True))
     monkeypatch.setattr(torch.nn.Linear, "set_reshard_after_forward", None, raising=False)
-    with pytest.raises(ValueError, match=r"patch_embed|blocks.0.attn.qkv is sharded and the model is not yet"):
+    with pytest.raises(ValueError, match=r"patch_embed|blocks.0.attn.qkv is sharded, but the model is not"):
         crossmae.accelerate(model)

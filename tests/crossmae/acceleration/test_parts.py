@@ -122,7 +122,7 @@ def test_what_comes_later_is_refused_or_used(plain):
     with pytest.raises(RuntimeError, match=r"decoder.context_norms must have the same eps, got \[0.001, 0.01\]; see"):
         step(model)
     handle = model.layers[1].attn.register_forward_hook(lambda *_: None)
-    with pytest.raises(RuntimeError, match=r"layers.1.attn has a hook .*, which would not be called"):
+    with pytest.raises(RuntimeError, match=r"layers.1.attn has a hook .*, which would not run"):
         step(model)
     handle.remove()
     with pytest.raises(TypeError, match=r"layers.0.forward takes \(x\), got 2 arguments"):
@@ -163,11 +163,11 @@ def with_other_block():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (with_other_block, r"the output of layers.0 is another than would be computed"),
+        (with_other_block, r"the output of layers.0 differs from ours"),
         (lambda: Model(Detaching), r"input 0 would get a gradient; the model's own forward detaches something else"),
-        (lambda: Model(Scaling), r"the output of decoder is another than would be computed: 1.0e-03 apart"),
-        (lambda: Model(Marking), r"decoder returns a tuple of 2, would return a Tensor of 1"),
-        (lambda: nn.ModuleDict({"inner": MAE()}), r"give ModuleDict.inner, a model under a release's names"),
+        (lambda: Model(Scaling), r"the output of decoder differs from ours by 1.0e-03"),
+        (lambda: Model(Marking), r"decoder returns a tuple of 2, but would return a Tensor of 1"),
+        (lambda: nn.ModuleDict({"inner": MAE()}), r"pass ModuleDict.inner, a model with a release's names"),
         (lambda: Model().to("meta"), r"on the meta device; load its weights first"),
     ],
 )
@@ -180,13 +180,13 @@ def test_what_computes_otherwise_is_refused_and_left_alone(make, message):
 
 
 def test_arguments_of_a_release_are_refused(plain):
-    with pytest.raises(TypeError, match=r"num_heads describe a release's model, Model tells everything itself"):
+    with pytest.raises(TypeError, match=r"num_heads describe a release's model, but Model shows everything itself"):
         crossmae.accelerate(plain, num_heads=2)
 
 
 def test_a_model_that_is_sharded_already_is_refused(plain, monkeypatch):
     monkeypatch.setattr(Block, "set_reshard_after_forward", None, raising=False)
-    with pytest.raises(ValueError, match=r"Model is sharded already; accelerate it first and call fully_shard then"):
+    with pytest.raises(ValueError, match=r"Model is already sharded; accelerate the model first, then call"):
         crossmae.accelerate(plain)
 
 

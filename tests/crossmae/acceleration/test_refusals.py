@@ -35,20 +35,20 @@ CHANGES = [
     (hook("blocks.1.attn"), r"blocks.1.attn has a hook"),
     (hook("decoder_blocks.0.mlp.act"), r"decoder_blocks.0.mlp.act has a hook"),
     (hook("decoder_pred"), r"decoder_pred has a hook"),
-    (change("blocks.0.attn.attn_drop", p=0.1), r"blocks.0.attn.attn_drop drops with probability 0.1, only 0 is served"),
+    (change("blocks.0.attn.attn_drop", p=0.1), r"blocks.0.attn.attn_drop drops with probability 0.1; only 0 is supp"),
     (change("decoder_blocks.1.mlp.drop", p=0.5), r"decoder_blocks.1.mlp.drop drops with probability 0.5"),
     (change("blocks.2", drop_path=nn.Dropout1d(0.2)), r"blocks.2.drop_path drops with probability 0.2"),
     (change("blocks.2.mlp", act=nn.GELU("tanh")), r"blocks.2.mlp.act must be exact GELU, got approximate='tanh'"),
-    (change("blocks.2.mlp", act=nn.SiLU()), r"blocks.2.mlp.act \(SiLU\) is not known"),
-    (change("blocks.0", extra=nn.Linear(3, 3)), r"blocks.0.extra \(Linear\) is not known"),
-    (change("", head=nn.Linear(3, 3)), r"head \(Linear\) is not known"),
-    (change("decoder_blocks.0.mlp", fc1=Doubled(16, 64)), r"fc1 must compute as nn.Linear does, got .*Doubled"),
+    (change("blocks.2.mlp", act=nn.SiLU()), r"blocks.2.mlp.act \(SiLU\) is unknown"),
+    (change("blocks.0", extra=nn.Linear(3, 3)), r"blocks.0.extra \(Linear\) is unknown"),
+    (change("", head=nn.Linear(3, 3)), r"head \(Linear\) is unknown"),
+    (change("decoder_blocks.0.mlp", fc1=Doubled(16, 64)), r"fc1 must compute like nn.Linear, got .*Doubled"),
     (
         change("blocks.0", norm1=nn.RMSNorm(32)),
-        r"blocks.0.norm1 must compute as nn.LayerNorm does, got torch.nn.modules.normalization.RMSNorm",
+        r"blocks.0.norm1 must compute like nn.LayerNorm, got torch.nn.modules.normalization.RMSNorm",
     ),
     (change("blocks.0.attn.proj", forward=lambda x: x), r"blocks.0.attn.proj has a forward of its own"),
-    (change("blocks.0.attn", temperature=nn.Parameter(torch.ones(1))), r"attn has a parameter that is not known, temp"),
+    (change("blocks.0.attn", temperature=nn.Parameter(torch.ones(1))), r"attn has an unknown parameter, temp"),
 ]
 
 
@@ -57,7 +57,7 @@ def test_before_anything_is_changed(apply, message):
     model = crossmae_model()
     apply(model)
     before = {name: dict(module.__dict__) for name, module in model.named_modules()}
-    with pytest.raises(ValueError, match=rf"accelerate: CrossMAE cannot be served: .*{message}"):
+    with pytest.raises(ValueError, match=rf"accelerate: CrossMAE is not supported: .*{message}"):
         crossmae.accelerate(model)
     assert {name: dict(module.__dict__) for name, module in model.named_modules()} == before
 
@@ -66,7 +66,7 @@ def test_before_anything_is_changed(apply, message):
 def test_at_the_next_call(apply, message):
     model = crossmae.accelerate(crossmae_model())
     apply(model)
-    with pytest.raises(RuntimeError, match=rf"an accelerated model cannot honour this: .*{message}"):
+    with pytest.raises(RuntimeError, match=rf"not supported in an accelerated model: .*{message}"):
         call(model, images())
 
 
@@ -82,17 +82,17 @@ def test_many_problems_are_five_and_a_count():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_heads": 8}, r"num_heads=8 was given, the model has 4 \(blocks.\*.attn.num_heads\)"),
-        ({"decoder_num_heads": 4}, "decoder_num_heads=4 was given, the model has 2"),
-        ({"norm_pix_loss": False}, "norm_pix_loss=False was given, the model has True"),
-        ({"use_input": False}, "use_input=False was given, the model has True"),
-        ({"use_fm": [0, 1]}, r"use_fm=\(0, 1\) was given, the model has \(0, 1, 2\)"),
-        ({"img_size": 64}, r"img_size=\(64, 64\) was given, the model has \(32, 32\)"),
-        ({"patch_size": 16}, "patch_size=16 was given, the model has 8"),
-        ({"depth": 12}, "depth=12 was given, the model has 3"),
-        ({"embed_dim": 768, "mlp_ratio": 3}, "embed_dim=768 .* mlp_ratio=3 was given, the model has 4.0"),
-        ({"weight_fm": False}, "weight_fm=False was given, the model has True"),
-        ({"self_attn": True}, "self_attn=True was given, the model has False"),
+        ({"num_heads": 8}, r"num_heads=8 was given, but the model has 4 \(blocks.\*.attn.num_heads\)"),
+        ({"decoder_num_heads": 4}, "decoder_num_heads=4 was given, but the model has 2"),
+        ({"norm_pix_loss": False}, "norm_pix_loss=False was given, but the model has True"),
+        ({"use_input": False}, "use_input=False was given, but the model has True"),
+        ({"use_fm": [0, 1]}, r"use_fm=\(0, 1\) was given, but the model has \(0, 1, 2\)"),
+        ({"img_size": 64}, r"img_size=\(64, 64\) was given, but the model has \(32, 32\)"),
+        ({"patch_size": 16}, "patch_size=16 was given, but the model has 8"),
+        ({"depth": 12}, "depth=12 was given, but the model has 3"),
+        ({"embed_dim": 768, "mlp_ratio": 3}, "embed_dim=768 .* mlp_ratio=3 was given, but the model has 4.0"),
+        ({"weight_fm": False}, "weight_fm=False was given, but the model has True"),
+        ({"self_attn": True}, "self_attn=True was given, but the model has False"),
     ],
 )
 def test_arguments_that_contradict_the_model(arguments, message):
@@ -114,29 +114,29 @@ def test_what_the_model_does_not_tell_is_asked_for():
             super().__init__(**arguments)
             del self.patch_embed.img_size, self.patch_embed.grid_size
 
-    with pytest.raises(ValueError, match=r"the model does not tell img_size \(patch_embed.img_size\), give img_size="):
+    with pytest.raises(ValueError, match=r"the model does not show img_size \(patch_embed.img_size\), pass img_size="):
         crossmae.accelerate(randomized(Untold(use_input=True)))
     model = crossmae.accelerate(randomized(Untold(use_input=True)), img_size=32)
     assert call(model, images())[0].isfinite()
 
 
 def test_unknown_arguments_are_named():
-    with pytest.raises(TypeError, match=r"accelerate: no argument width; there are img_size, patch_size"):
+    with pytest.raises(TypeError, match=r"accelerate: no argument width; choose from img_size, patch_size"):
         crossmae.accelerate(crossmae_model(), width=3)
 
 
 def test_what_is_no_such_model():
-    with pytest.raises(ValueError, match=r"Linear is no CrossMAE or MAE .*: it has no cls_token.*; and \d+ more$"):
+    with pytest.raises(ValueError, match=r"Linear is not a CrossMAE or MAE .*: it has no cls_token.*; and \d+ more$"):
         crossmae.accelerate(nn.Linear(2, 2))
     with pytest.raises(
-        ValueError, match="give the model before it is wrapped, got DataParallel, which holds it as module"
+        ValueError, match="pass the model before wrapping it, got DataParallel, which holds it as module"
     ):
         crossmae.accelerate(nn.DataParallel(crossmae_model()))
     compiled = torch.compile(crossmae_model(), backend="eager")
-    with pytest.raises(ValueError, match="before it is wrapped, got OptimizedModule, which holds it as _orig_mod"):
+    with pytest.raises(ValueError, match="before wrapping it, got OptimizedModule, which holds it as _orig_mod"):
         crossmae.accelerate(compiled)
     model = crossmae.accelerate(crossmae_model())
-    with pytest.raises(ValueError, match="is accelerated already"):
+    with pytest.raises(ValueError, match="is already accelerated"):
         crossmae.accelerate(model)
 
 
@@ -221,13 +221,13 @@ class Without(CrossMAE):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (Otherwise, r"the output of blocks.0 is another than would be computed: .* 1e-04 is allowed"),
+        (Otherwise, r"the output of blocks.0 differs from ours by .* 1e-04 is allowed"),
         (Detaching, r"cls_token would get a gradient; the model's own forward detaches something else"),
         (Dropping, r"which comes closest to the (all )?targets?,|which comes closest to the loss,"),
-        (Fixing, r"the output of blocks.0 is another than would be computed"),
-        (Clamping, r"which comes closest to the loss, is another than would be computed"),
-        (Repeating, r"calls blocks.0 2 times in a step, would do so 1 times \(checkpoint blocks by checkpoint_wrapper"),
-        (Returning, r"its result\[1\] is of <class 'str'>; tensors, tuples, lists and dicts are served"),
+        (Fixing, r"the output of blocks.0 differs from ours"),
+        (Clamping, r"which comes closest to the loss, differs from ours"),
+        (Repeating, r"calls blocks.0 2 times per step, but would call it 1 times \(checkpoint_wrapper"),
+        (Returning, r"its result\[1\] is of <class 'str'>; supported are tensors, tuples, lists and dicts"),
         (
             Needing,
             r"Needing.forward must take images, mask_ratio with a number .*, got \(imgs, labels, mask_ratio",
@@ -266,11 +266,11 @@ class Called(nn.Linear):
             change("blocks.0", attn=Following(32, 4)),
             "blocks.0.attn was replaced by one with another forward, Following",
         ),
-        (change("blocks.1", drop_path=Something()), r"blocks.1.drop_path \(Something\) is not known"),
+        (change("blocks.1", drop_path=Something()), r"blocks.1.drop_path \(Something\) is unknown"),
         (change("blocks.1.mlp", fc1=Called(32, 128)), r"blocks.1.mlp.fc1 has a forward of its own"),
         (change("blocks.0.attn", scale=1.0), r"blocks.0.attn.scale must be 0.353553, got 1"),
         (change("dec_norms.1", eps=0.5), r"dec_norms must have the same eps, got \[1e-06, 0.5\]"),
-        (change("patch_embed.proj", stride=(4, 4)), r"patch_embed.proj must take patches side by side, got stride"),
+        (change("patch_embed.proj", stride=(4, 4)), r"patch_embed.proj must take adjacent patches, got stride"),
         (change("", target=lambda images: images), r"target was replaced in this instance"),
         (hook("blocks"), r"blocks has a hook"),
     ],
@@ -285,7 +285,7 @@ def test_what_comes_later_and_would_compute_otherwise(apply, message):
 def test_a_forward_of_the_instance_is_kept():
     model = crossmae_model()
     model.forward = wrapper = partial(CrossMAE.forward, model)
-    with pytest.raises(ValueError, match="the model has a forward of its own instance"):
+    with pytest.raises(ValueError, match="this instance of the model has its own forward"):
         crossmae.accelerate(model)
     assert model.__dict__["forward"] is wrapper
     del model.forward
@@ -315,7 +315,7 @@ def test_calls():
         model()
     with pytest.raises(TypeError, match=r"got 4 arguments"):
         model(images(), 0.5, None, None)
-    with pytest.raises(ValueError, match="noise is served at its default None only"):
+    with pytest.raises(ValueError, match="noise is supported only at its default None"):
         model(images(), noise=torch.rand(3, 16))
     with pytest.raises(ValueError, match=r"images must have shape \(batch, 3, 32, 32\), got \(3, 3, 16, 64\)"):
         model(images().reshape(3, 3, 16, 64))

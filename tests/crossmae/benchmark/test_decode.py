@@ -128,7 +128,7 @@ def test_the_command_leaves_table_numbers_and_picture(tmp_path, capsys):
     [
         (["--batch", "0"], "batch and rounds must be positive, got 0 and 1"),
         (["--model", "mae_vit_tiny_patch4"], "model must be a CrossMAE, .*got mae_vit_tiny_patch4"),
-        (["--model", "resnet"], "there is no model 'resnet'; there are .*"),
+        (["--model", "resnet"], "there is no model 'resnet'; choose from .*"),
         (["--prediction-ratios", "0.25", "0.9"], r"prediction_ratio must lie in \(0, mask_ratio = 0.75\], got 0.9"),
         (["--depths", "0"], "Config: decoder_depth must be a positive integer, got 0"),
         (["--executions", "graph"], "a CUDA graph needs a CUDA device, got cpu"),

@@ -27,7 +27,7 @@ def rectangular(image_size, family="crossmae", **overrides):
 def test_normalised_pixels(name, assumed, tmp_path):
     model, (message,) = heard(saved(Case(name).weights, tmp_path / "bare.pth"), **HEADS)
     assert model.config.normalize_targets is assumed
-    assert message.endswith(f"not told and so assumed, unless given to load: norm_pix_loss={assumed}")
+    assert message.endswith(f"not in the file, so assumed unless passed to load: norm_pix_loss={assumed}")
     for value in (True, False):
         model, messages = heard(tmp_path / "bare.pth", norm_pix_loss=value, **HEADS)
         assert model.config.normalize_targets is value
@@ -45,7 +45,7 @@ def test_heads_by_width_are_said(tmp_path):
     assert "num_heads=6, decoder_num_heads=8" in message
     loaded, (message,) = heard(path, num_heads=12, norm_pix_loss=False)
     assert (loaded.config.encoder_heads, loaded.config.decoder_heads) == (12, 8)
-    assert message.endswith("unless given to load: decoder_num_heads=8")
+    assert message.endswith("unless passed to load: decoder_num_heads=8")
 
 
 @pytest.mark.parametrize("size", [(64, 32), (32, 64), (64, 16), (16, 64), (32, 32), (8, 128), (8, 8)])
@@ -57,7 +57,9 @@ def test_the_grid_is_read_off_fixed_positions(family, size, dtype, tmp_path):
     loaded, messages = heard(saved(state, tmp_path / "file.pth"), num_heads=6, decoder_num_heads=8, norm_pix_loss=True)
     assert loaded.config == model.config
     assert not messages
-    with pytest.raises(ValueError, match=r"image_size is .* by its tensors, and \(8, 1024\) by the arguments"):
+    with pytest.raises(
+        ValueError, match=r"image_size is .* according to its tensors, but \(8, 1024\) according to the arguments"
+    ):
         crossmae.load(tmp_path / "file.pth", img_size=(8, 1024))
 
 
@@ -123,7 +125,7 @@ def mixing_three_blocks(tmp_path, **arguments):
 
 def test_some_maps_are_read_right_or_asked_for(tmp_path):
     model, path = mixing_three_blocks(tmp_path)
-    with pytest.raises(ValueError, match=r"which 4 feature maps of its encoder it mixes; give use_fm= and use_input="):
+    with pytest.raises(ValueError, match=r"which 4 feature maps of its encoder it mixes; pass use_fm= and use_input="):
         crossmae.load(path)
     for given in ({"use_fm": [1, 2, 3]}, {"use_fm": [1, 2, 3], "use_input": True}, {"feature_maps": (0, 2, 3, 4)}):
         loaded, _ = heard(path, **given)
@@ -134,14 +136,16 @@ def test_some_maps_are_read_right_or_asked_for(tmp_path):
     model, path = mixing_three_blocks(tmp_path, use_fm=[1, 2, 3], use_input=True)
     assert heard(path)[0].config == model.config
     assert heard(path, use_fm=[1, 2, 3], use_input=True)[0].config == model.config
-    with pytest.raises(ValueError, match=r"use_fm is \(1, 2, 3\) by its args, and \(0, 1, 2\) by the arguments"):
+    with pytest.raises(
+        ValueError, match=r"use_fm is \(1, 2, 3\) according to its args, but \(0, 1, 2\) according to the arguments"
+    ):
         crossmae.load(path, use_fm=[0, 1, 2])
 
 
 def test_our_own_state_dict_of_some_maps(tmp_path):
     model = rectangular((16, 16), encoder_depth=4, feature_maps=(0, 2, 3, 4))
     path = saved(model.state_dict(), tmp_path / "file.pth")
-    with pytest.raises(ValueError, match=r"which 4 feature maps of its encoder it mixes; give feature_maps="):
+    with pytest.raises(ValueError, match=r"which 4 feature maps of its encoder it mixes; pass feature_maps="):
         crossmae.load(path)
     assert heard(path, feature_maps=(0, 2, 3, 4))[0].config == model.config
     with pytest.raises(ValueError, match=r"decoder.mixing.weight must have shape \(1, 2\), got \(1, 4\)"):
@@ -157,21 +161,30 @@ def test_our_own_state_dict_of_some_maps(tmp_path):
 def test_the_release_agrees_on_maps(given, tmp_path):
     path = saved(Case(SUBSET).weights, tmp_path / "bare.pth")
     assert agrees_with_the_release(heard(path, norm_pix_loss=False, **given, **HEADS)[0], SUBSET)
-    with pytest.raises(ValueError, match="give use_fm= and use_input="):
+    with pytest.raises(ValueError, match="pass use_fm= and use_input="):
         crossmae.load(path, norm_pix_loss=False, **HEADS)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"depth": 2}, "encoder_depth is 3 by its tensors, and 2 by the arguments"),
-        ({"encoder_depth": 2}, "encoder_depth is 3 by its tensors, and 2 by the arguments"),
-        ({"patch_size": 16}, "patch_size is 8 by its tensors, and 16 by the arguments"),
-        ({"norm_pix_loss": False}, "normalize_targets is True by its args, and False by the arguments"),
-        ({"img_size": 64}, r"image_size is \(32, 32\) by its tensors, and \(64, 64\) by the arguments"),
-        ({"use_fm": [1]}, r"use_fm is \(-1,\) by its tensors, and \(1,\) by the arguments"),
-        ({"weight_fm": True}, "weight_fm is False by its tensors, and True by the arguments"),
-        ({"self_attn": True}, "decoder_self_attention is False by its tensors, and True by the arguments"),
+        ({"depth": 2}, "encoder_depth is 3 according to its tensors, but 2 according to the arguments"),
+        ({"encoder_depth": 2}, "encoder_depth is 3 according to its tensors, but 2 according to the arguments"),
+        ({"patch_size": 16}, "patch_size is 8 according to its tensors, but 16 according to the arguments"),
+        (
+            {"norm_pix_loss": False},
+            "normalize_targets is True according to its args, but False according to the arguments",
+        ),
+        (
+            {"img_size": 64},
+            r"image_size is \(32, 32\) according to its tensors, but \(64, 64\) according to the arguments",
+        ),
+        ({"use_fm": [1]}, r"use_fm is \(-1,\) according to its tensors, but \(1,\) according to the arguments"),
+        ({"weight_fm": True}, "weight_fm is False according to its tensors, but True according to the arguments"),
+        (
+            {"self_attn": True},
+            "decoder_self_attention is False according to its tensors, but True according to the arguments",
+        ),
         ({"num_heads": 5}, "encoder_heads must divide encoder_width 24, got 5"),
         ({"drop_path": 1.5}, r"drop_path must be in \[0, 1\), got 1.5"),
     ],
@@ -208,10 +221,22 @@ def test_an_input_size_of_something_else_is_not_the_image_size(learned, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_heads": 3, "encoder_heads": 6}, "load: num_heads=3 and encoder_heads=6 are the same setting"),
-        ({"encoder_heads": 6, "num_heads": 3}, "load: encoder_heads=6 and num_heads=3 are the same setting"),
-        ({"norm_pix_loss": True, "normalize_targets": False}, "norm_pix_loss=True and normalize_targets=False are"),
-        ({"decoder_num_heads": 2, "decoder_heads": 4}, "decoder_num_heads=2 and decoder_heads=4 are the same setting"),
+        (
+            {"num_heads": 3, "encoder_heads": 6},
+            "load: num_heads=3 and encoder_heads=6 disagree: both are the same setting",
+        ),
+        (
+            {"encoder_heads": 6, "num_heads": 3},
+            "load: encoder_heads=6 and num_heads=3 disagree: both are the same setting",
+        ),
+        (
+            {"norm_pix_loss": True, "normalize_targets": False},
+            "norm_pix_loss=True and normalize_targets=False disagree",
+        ),
+        (
+            {"decoder_num_heads": 2, "decoder_heads": 4},
+            "decoder_num_heads=2 and decoder_heads=4 disagree: both are the same setting",
+        ),
         ({"norm_pix_loss": "False"}, "load: norm_pix_loss must be True or False, got 'False'"),
         ({"norm_pix_loss": 1}, "load: norm_pix_loss must be True or False, got 1"),
         ({"normalize_targets": None}, "load: normalize_targets must be True or False, got None"),
@@ -260,7 +285,7 @@ def test_arguments_of_another_type_for_the_release():
 
 
 def test_unknown_arguments(tmp_path):
-    with pytest.raises(TypeError, match="load: no argument heads; there are channels, class_tokens, decoder"):
+    with pytest.raises(TypeError, match="load: no argument heads; choose from channels, class_tokens, decoder"):
         crossmae.load(file_of("mae", tmp_path / "file.pth"), heads=3)
 
 

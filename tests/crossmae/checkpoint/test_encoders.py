@@ -41,7 +41,7 @@ def test_features_are_those_of_the_weights(on_top, norm, prefix, tmp_path):
     assert close(model, weights)
     assert all(name in messages[0] for name in ON_TOP[on_top])
     assert any("no final norm" in message for message in messages) == (not norm)
-    assert messages[0].endswith("not told and so assumed, unless given to load: norm_eps=1e-06")
+    assert messages[0].endswith("not in the file, so assumed unless passed to load: norm_eps=1e-06")
 
 
 def test_published_widths_need_no_arguments(tmp_path):
@@ -51,19 +51,20 @@ def test_published_widths_need_no_arguments(tmp_path):
     model, messages = heard(saved({"model": weights}, tmp_path / "mae_pretrain_vit_small.pth"))
     assert close(model, weights, torch.randn(1, 3, 64, 64), heads=6)
     assert messages[0].endswith(
-        "an encoder alone; not told and so assumed, unless given to load: num_heads=6, norm_eps=1e-06"
+        "this is an encoder without a decoder; "
+        "not in the file, so assumed unless passed to load: num_heads=6, norm_eps=1e-06"
     )
-    with pytest.raises(ValueError, match=r"encoder width 24\); give num_heads="):
+    with pytest.raises(ValueError, match=r"encoder width 24\); pass num_heads="):
         crossmae.load(saved(ENCODER, tmp_path / "narrow.pth"))
 
 
 def test_nothing_is_reconstructed(tmp_path):
     model = crossmae.load(saved(ENCODER, tmp_path / "file.pth"), num_heads=3, norm_eps=1e-6)
     before = model.encoder.blocks[0].register_forward_hook(lambda *_: pytest.fail("the encoder ran"))
-    with pytest.raises(ValueError, match=r"an encoder alone and reconstructs nothing: encode\(images\) gives its feat"):
+    with pytest.raises(ValueError, match=r"no decoder and cannot reconstruct: encode\(images\) returns its feat"):
         model(IMAGES)
     before.remove()
-    with pytest.raises(ValueError, match="an encoder alone"):
+    with pytest.raises(ValueError, match="no decoder"):
         crossmae.decoder_macs(model)
     assert set(crossmae.to_release(model.state_dict())) == set(ENCODER)
     new = crossmae.create_model("crossmae_vit_base_patch16", **{**vars(model.config), "decoder": "crossmae"})
@@ -100,13 +101,13 @@ def test_positions_that_were_trained(tmp_path):
     assert not heard(saved(fine_tuned, tmp_path / "near.pth"), **told)[1]
     learned = {**ENCODER, "pos_embed": 0.02 * torch.randn(1, 17, 24)}
     model, messages = heard(saved(learned, tmp_path / "learned.pth"), **told)
-    assert messages[0].endswith("not told and so assumed, unless given to load: img_size=(32, 32)")
+    assert messages[0].endswith("not in the file, so assumed unless passed to load: img_size=(32, 32)")
     assert close(model, learned)
     flat, messages = heard(tmp_path / "learned.pth", **told, img_size=(16, 64))
     assert not messages
     assert close(flat, learned, torch.randn(2, 3, 16, 64))
     learned["pos_embed"] = 0.02 * torch.randn(1, 9, 24)
-    with pytest.raises(ValueError, match=r"how its 8 patches lie .*; give img_size=\(height, width\)"):
+    with pytest.raises(ValueError, match=r"how its 8 patches are arranged .*; pass img_size=\(height, width\)"):
         crossmae.load(saved(learned, tmp_path / "rectangle.pth"), num_heads=3, image_size=64)
     assert close(crossmae.load(tmp_path / "rectangle.pth", **told, img_size=(16, 32)), learned, IMAGES[:, :, :16])
     content = {"model": {**learned, "pos_embed": torch.randn(1, 17, 24)}, "args": argparse.Namespace(input_size=32)}
@@ -116,10 +117,15 @@ def test_positions_that_were_trained(tmp_path):
 def test_what_a_decoder_would_need_is_of_no_use(tmp_path):
     model, messages = heard(saved(ENCODER, tmp_path / "file.pth"), **HEADS)
     assert close(model, ENCODER)
-    assert "an encoder alone; of no use without a decoder: decoder_num_heads; not told" in messages[0]
+    assert (
+        "this is an encoder without a decoder; ignored, as there is no decoder: decoder_num_heads; not in the file"
+        in messages[0]
+    )
     _, messages = heard(tmp_path / "file.pth", num_heads=3, norm_pix_loss=True, norm_eps=1e-6)
-    assert messages[0].endswith("an encoder alone; of no use without a decoder: norm_pix_loss")
-    with pytest.raises(ValueError, match="decoder is None by its tensors, and 'mae' by the arguments"):
+    assert messages[0].endswith("this is an encoder without a decoder; ignored, as there is no decoder: norm_pix_loss")
+    with pytest.raises(
+        ValueError, match="decoder is None according to its tensors, but 'mae' according to the arguments"
+    ):
         crossmae.load(tmp_path / "file.pth", num_heads=3, decoder="mae")
 
 
@@ -137,17 +143,20 @@ def test_patches_need_not_be_square_and_class_tokens_are_counted(tmp_path):
     ("change", "message"),
     [
         ({"blocks.0.ls1.gamma": torch.ones(24)}, "another kind, with layer scale: blocks.0.ls1.gamma"),
-        ({"blocks.2.attn.q_norm.weight": torch.ones(8)}, "with norms of queries and keys: blocks.2.attn.q_norm.weight"),
-        ({"norm_pre.bias": torch.ones(24)}, "with a norm in front of its blocks: norm_pre.bias"),
+        ({"blocks.2.attn.q_norm.weight": torch.ones(8)}, "with query and key norms: blocks.2.attn.q_norm.weight"),
+        ({"norm_pre.bias": torch.ones(24)}, "with a norm before its blocks: norm_pre.bias"),
         ({"blocks.0.attn.rope": torch.ones(24)}, r"unexpected blocks.0.attn.rope \(24,\)"),
-        ({"dist_token": torch.ones(1, 1, 24)}, "another kind: beside the class token it has dist_token"),
+        ({"dist_token": torch.ones(1, 1, 24)}, "another kind: besides the class token it has dist_token"),
         (
             {"dist_token": torch.ones(1, 1, 24), "pos_embed": torch.rand(1, 18, 24)},
-            "another kind: beside the class token it has dist_token",
+            "another kind: besides the class token it has dist_token",
         ),
-        ({"reg_token": torch.ones(1, 4, 24)}, "another kind: beside the class token it has reg_token"),
-        ({"pos_embed": torch.rand(1, 16, 24)}, "its 16 positions have no row for the class token, which cannot be s"),
-        ({"pos_embed": ENCODER["pos_embed"][:, 1:]}, "its 16 positions have no row for the class token"),
+        ({"reg_token": torch.ones(1, 4, 24)}, "another kind: besides the class token it has reg_token"),
+        (
+            {"pos_embed": torch.rand(1, 16, 24)},
+            "its 16 position embeddings have no row for the class token, which is not s",
+        ),
+        ({"pos_embed": ENCODER["pos_embed"][:, 1:]}, "its 16 position embeddings have no row for the class token"),
         (
             {"mask_token": torch.ones(1, 1, 24)},
             "has parts of a decoder, mask_token, but no decoder_blocks.0.norm1.weight",
@@ -158,11 +167,11 @@ def test_patches_need_not_be_square_and_class_tokens_are_counted(tmp_path):
             {"patch_embed.proj.weight": torch.ones(24, 3, 2, 8, 8)},
             r"another kind; .* patch_embed.proj.weight \(24, 3, 2",
         ),
-        ({"cls_token": torch.ones(24)}, r"another kind; of other dimensions are cls_token \(24,\)"),
+        ({"cls_token": torch.ones(24)}, r"another kind; these have another number of dimensions: cls_token \(24,\)"),
         ({"pos_embed": None}, "it has no pos_embed among its"),
         (
             {"norm.bias": torch.ones(24, dtype=torch.int8)},
-            r"norm.bias must be of 16, 32 or 64-bit floats, .* torch.int8",
+            r"norm.bias must be dense 16, 32 or 64-bit floats with data, got torch.int8",
         ),
         ({"norm.bias": torch.ones(24, device="meta")}, "must be dense and with data, got norm.bias on meta"),
         ({"pos_embed": torch.ones(1, 17, 24, device="meta")}, "must be dense and with data, got pos_embed on meta"),

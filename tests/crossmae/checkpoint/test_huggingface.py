@@ -139,7 +139,7 @@ def test_without_config_json_the_rest_is_asked_for(tmp_path):
     path = saved(theirs(WEIGHTS), tmp_path / "state.pth")
     with pytest.raises(
         ValueError,
-        match=r"no config.json beside it, .* give num_heads=, norm_eps=, decoder_num_heads=, norm_pix_loss=$",
+        match=r"no config.json beside it, .* pass num_heads=, norm_eps=, decoder_num_heads=, norm_pix_loss=$",
     ):
         crossmae.load(path)
     given = {"num_heads": 3, "norm_eps": 1e-6, "decoder_num_heads": 2, "norm_pix_loss": True}
@@ -155,32 +155,44 @@ def test_without_config_json_the_rest_is_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "deit"}, "config.json is of a model of type 'deit'"),
-        ({"model_type": None}, "config.json is of a model of type None"),
+        ({"model_type": "deit"}, "config.json describes a model of type 'deit'"),
+        ({"model_type": None}, "config.json describes a model of type None"),
         ({"hidden_act": "relu"}, "config.json asks for hidden_act 'relu'"),
         ({"qkv_bias": False}, "config.json asks for qkv_bias False"),
-        ({"patch_size": 16}, "patch_size is 8 by its tensors, and 16 by its config.json"),
-        ({"patch_size": [8, 16]}, r"patch_size is 8 by its tensors, and \(8, 16\) by its config.json"),
+        ({"patch_size": 16}, "patch_size is 8 according to its tensors, but 16 according to its config.json"),
+        (
+            {"patch_size": [8, 16]},
+            r"patch_size is 8 according to its tensors, but \(8, 16\) according to its config.json",
+        ),
         ({"patch_size": [8]}, r"config.json: patch_size must be an integer or \(height, width\), .*, got \[8\]"),
         ({"image_size": [32, 32, 3]}, r"image_size must be \(height, width\), 2 integers, got \[32, 32, 3\]"),
         ({"image_size": "32"}, r"image_size must be .* got '32'"),
         ({"layer_norm_eps": "1e-6"}, "layer_norm_eps must be a number, got '1e-6'"),
         ({"norm_pix_loss": "false"}, "norm_pix_loss must be True or False, got 'false'"),
         ({"num_attention_heads": True}, "num_attention_heads must be an integer, got True"),
-        ({"hidden_size": 768}, "config.json: hidden_size is 768, and 24 by the shape of cls_token"),
-        ({"intermediate_size": 3072}, "intermediate_size is 3072, and 96 by the shape of blocks.0.mlp.fc1.weight"),
-        ({"num_hidden_layers": 12}, "num_hidden_layers is 12, and there are 3 blocks: missing blocks.3"),
-        ({"num_hidden_layers": 2}, "num_hidden_layers is 2, and there are 3 blocks$"),
-        ({"num_hidden_layers": "3"}, "num_hidden_layers is '3', and there are 3 blocks$"),
-        ({"decoder_hidden_size": 512}, "decoder_hidden_size is 512, and 16 by the shape of mask_token"),
-        ({"decoder_intermediate_size": 2048}, "decoder_intermediate_size is 2048, and 64 by the shape of decoder_blo"),
+        ({"hidden_size": 768}, "config.json: hidden_size is 768, but 24 according to the shape of cls_token"),
+        (
+            {"intermediate_size": 3072},
+            "intermediate_size is 3072, but 96 according to the shape of blocks.0.mlp.fc1.weight",
+        ),
+        ({"num_hidden_layers": 12}, "num_hidden_layers is 12, but there are 3 blocks: missing blocks.3"),
+        ({"num_hidden_layers": 2}, "num_hidden_layers is 2, but there are 3 blocks$"),
+        ({"num_hidden_layers": "3"}, "num_hidden_layers is '3', but there are 3 blocks$"),
+        ({"decoder_hidden_size": 512}, "decoder_hidden_size is 512, but 16 according to the shape of mask_token"),
+        (
+            {"decoder_intermediate_size": 2048},
+            "decoder_intermediate_size is 2048, but 64 according to the shape of decoder_blo",
+        ),
         ({"decoder_num_hidden_layers": 8}, "decoder_num_hidden_layers is 8, .*: missing decoder_blocks.2"),
         (
             {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12},
             "hidden_size is 768, .*; num_hidden_layers is 12",
         ),
-        ({"image_size": 64}, r"image_size is \(32, 32\) by its tensors, and \(64, 64\) by its config.json"),
-        ({"num_channels": 1}, "channels is 3 by its tensors, and 1 by its config.json"),
+        (
+            {"image_size": 64},
+            r"image_size is \(32, 32\) according to its tensors, but \(64, 64\) according to its config.json",
+        ),
+        ({"num_channels": 1}, "channels is 3 according to its tensors, but 1 according to its config.json"),
         ({"num_attention_heads": 5}, "encoder_heads must divide encoder_width 24, got 5"),
     ],
 )
@@ -205,7 +217,8 @@ def test_sizes_as_pairs_and_zero_tables(tmp_path):
     assert model.config.image_size == (16, 64)
     assert not messages
     with pytest.raises(
-        ValueError, match=r"image_size is \(16, 64\) by its config.json, and \(32, 32\) by the arguments"
+        ValueError,
+        match=r"image_size is \(16, 64\) according to its config.json, but \(32, 32\) according to the arguments",
     ):
         crossmae.load(tmp_path / "mae", img_size=32)
 
@@ -239,7 +252,7 @@ def test_sizes_that_are_left_out_are_read_off(tmp_path):
 def test_a_missing_last_layer_is_missed(prefix, last, tmp_path):
     tensors = {name: t for name, t in theirs(WEIGHTS).items() if not name.startswith(f"{prefix}.{last}.")}
     with pytest.raises(
-        ValueError, match=rf"hidden_layers is {last + 1}, and there are {last} blocks: missing .*{last}"
+        ValueError, match=rf"hidden_layers is {last + 1}, but there are {last} blocks: missing .*{last}"
     ):
         crossmae.load(folder_of(tensors, tmp_path / "mae"))
 

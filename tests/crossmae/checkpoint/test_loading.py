@@ -115,7 +115,7 @@ def test_unknown_release_arguments_are_refused():
 
 def test_unknown_heads_are_asked_for(tmp_path):
     with pytest.raises(
-        ValueError, match=r"encoder width 24, decoder width 16\); give num_heads= and decoder_num_heads="
+        ValueError, match=r"encoder width 24, decoder width 16\); pass num_heads= and decoder_num_heads="
     ):
         crossmae.load(release_file(tmp_path / "checkpoint.pth", Case("mae")))
 
@@ -157,7 +157,7 @@ def damaged_files(folder):
         ("archive.pth", "is not a checkpoint, or is damaged"),
         ("evil.pth", r"holds objects of \S*print, which are never unpickled"),
         ("list.pth", "must hold a state dict .* got list"),
-        ("foreign.pth", "neither a checkpoint of ours nor of CrossMAE's or MAE's release: it has no cls_token"),
+        ("foreign.pth", "neither a checkpoint of ours nor of the CrossMAE or MAE release: it has no cls_token"),
         ("config.safetensors", "holds a configuration without image_size, channels, encoder_width"),
     ],
 )
@@ -188,7 +188,7 @@ def test_our_files_with_a_tensor_missing_name_it(tmp_path):
     save_file(state, tmp_path / "less.safetensors", metadata=metadata)
     with pytest.raises(ValueError, match=re.escape("missing decoder.mask_token (1, 1, 64)")):
         crossmae.load(tmp_path / "less.safetensors")
-    with pytest.raises(TypeError, match="tells its configuration itself; remove num_heads"):
+    with pytest.raises(TypeError, match="stores its configuration; remove num_heads"):
         crossmae.load(tmp_path / "whole.safetensors", num_heads=3)
 
 
@@ -214,8 +214,8 @@ def test_files_from_before_a_field_was_there(tmp_path):
         ({"drop_path": "a"}, r"drop_path must be a number, got 'a'"),
         ({"normalize_targets": "False"}, r"normalize_targets must be True or False, got 'False'"),
         ("{", "configuration that cannot be read"),
-        ("[1]", r"configuration that must be a JSON object, got '\[1\]'"),
-        ("null", r"configuration that must be a JSON object"),
+        ("[1]", r"must hold its configuration as a JSON object, got '\[1\]'"),
+        ("null", r"must hold its configuration as a JSON object"),
     ],
 )
 def test_our_files_with_another_configuration_name_the_field(change, message, tmp_path):

@@ -139,9 +139,12 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123
         (bytes(100_000), "but zeros"),
         (b"\x89HDF\r\n\x1a\n" + bytes(99), "but an HDF5 file"),
         (b"\x1f\x8b\x08" + bytes(99), "but compressed"),
-        (b"something else", "or is damaged: neither safetensors nor a file of torch.save"),
-        (pickle.dumps({"model": {"a": 1}}), "or is damaged: neither safetensors nor a file of torch.save"),
-        (pickle.dumps({"model": {"a": 1}}, 2), "or is damaged: neither safetensors nor a file of torch.save"),
+        (b"something else", "or is damaged: neither a safetensors file nor one written by torch.save"),
+        (pickle.dumps({"model": {"a": 1}}), "or is damaged: neither a safetensors file nor one written by torch.save"),
+        (
+            pickle.dumps({"model": {"a": 1}}, 2),
+            "or is damaged: neither a safetensors file nor one written by torch.save",
+        ),
     ],
 )
 def test_what_a_file_is_instead_is_said(content, what, name, tmp_path):
@@ -241,13 +244,13 @@ def damage(index, how):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("missing", r"index.json names model-00001-of-00003.safetensors \(1 of 3 shards\), which are missing"),
+        ("missing", r"index.json lists model-00001-of-00003.safetensors \(1 of 3 shards\), which are missing"),
         ("torn", r"model-00001-of-00003.safetensors is a damaged safetensors file"),
         ("empty", r"model-00001-of-00003.safetensors is not a checkpoint but empty"),
-        ("twice", r"model-00002-of-00003.safetensors holds as well, unlike model.safetensors.index.json: blocks.0"),
+        ("twice", r"model-00002-of-00003.safetensors has extra, unlike model.safetensors.index.json: blocks.0"),
         ("less", r"model-00001-of-00003.safetensors lacks, unlike model.safetensors.index.json: blocks.0"),
-        ("outside", r"an index of shards: .*'../model.safetensors' is not the name of a file beside it"),
-        ("itself", r"an index of shards: .*is not the name of a file beside it"),
+        ("outside", r"an index of shards: .*'../model.safetensors' is not the name of a file next to it"),
+        ("itself", r"an index of shards: .*is not the name of a file next to it"),
         ("no map", "an index of shards: KeyError"),
         ("numbers", "an index of shards: TypeError"),
         ("list", "an index of shards: TypeError"),

@@ -50,10 +50,10 @@ def test_features_are_those_of_the_checkpoint(fields, norm, tmp_path):
     model, said = started(saved({"state_dict": {**VIT, **head}}, tmp_path / "vit.pth"), **fields)
     assert close(model, {name: tensor for name, tensor in VIT.items() if norm or not name.startswith("norm.")})
     assert len(said) == 1
-    assert "left out, as built on top of the encoder: head.weight" in said[0]
+    assert "left out, as part of a task's head: head.weight" in said[0]
     assert ("as the model has no final norm: norm.bias, norm.weight" in said[0]) == (not norm)
-    assert "not told and so taken to be as the model's: encoder_heads=3, norm_eps=1e-06" in said[0]
-    assert "not told and so assumed: image_size=(32, 32)" in said[0]
+    assert "not in the file, so taken from the model: encoder_heads=3, norm_eps=1e-06" in said[0]
+    assert "not in the file, so assumed: image_size=(32, 32)" in said[0]
     model(IMAGES, generator=torch.Generator().manual_seed(0)).loss.backward()
     assert all(float(p.grad.abs().max()) > 0 for p in model.encoder.parameters())
 
@@ -63,7 +63,7 @@ def test_the_decoder_and_a_norm_that_is_not_told_stay(tmp_path):
     model = model_of().double()
     torch.nn.init.normal_(model.encoder.norm.weight)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.warns(crossmae.CheckpointWarning, match="no final norm, and the model's stays as it is"):
+    with pytest.warns(crossmae.CheckpointWarning, match="no final norm, so the model's is kept"):
         crossmae.load_encoder(model, saved(without, tmp_path / "vit.pth"))
     after = model.state_dict()
     kept = {name for name in after if name.startswith(("decoder.", "encoder.norm."))}
@@ -112,11 +112,15 @@ def test_hugging_faces_folder_and_another_size(size, tmp_path):
     weights = {**VIT, "pos_embed": interpolate_positions(VIT["pos_embed"], (4, 4), (size[0] // 8, size[1] // 8))}
     assert close(model, weights, torch.randn(2, 3, *size), eps=1e-3)
     assert [message.split(": ")[1] for message in said] == (
-        [] if size == (32, 32) else ["positions are interpolated from images of (32, 32) to (48, 40)"]
+        [] if size == (32, 32) else ["position embeddings are interpolated from image size (32, 32) to (48, 40)"]
     )
-    with pytest.raises(ValueError, match=r"norm_eps is 0.001 by its config.json, and 1e-06 by the model"):
+    with pytest.raises(
+        ValueError, match=r"norm_eps is 0.001 according to its config.json, but 1e-06 according to the model"
+    ):
         started(tmp_path)
-    with pytest.raises(ValueError, match=r"encoder_heads is 3 by its config.json, and 4 by the model"):
+    with pytest.raises(
+        ValueError, match=r"encoder_heads is 3 according to its config.json, but 4 according to the model"
+    ):
         started(tmp_path, norm_eps=1e-3, encoder_heads=4)
 
 
@@ -162,12 +166,12 @@ def test_another_model_is_refused_and_nothing_changes(fields, message, tmp_path)
     ("change", "message"),
     [
         ({"norm.bias": None}, r"does not fit the model's encoder: missing norm.bias \(24,\)$"),
-        ({"reg_token": torch.ones(1, 4, 24)}, "beside the class token it has reg_token"),
+        ({"reg_token": torch.ones(1, 4, 24)}, "besides the class token it has reg_token"),
         ({"blocks.0.ls1.gamma": torch.ones(24)}, "with layer scale: blocks.0.ls1.gamma"),
-        ({"blocks.0.attn.q_norm.weight": torch.ones(8)}, "with norms of queries and keys: blocks.0.attn.q_norm.weight"),
+        ({"blocks.0.attn.q_norm.weight": torch.ones(8)}, "with query and key norms: blocks.0.attn.q_norm.weight"),
         (
             {"pos_embed": torch.randn(1, 16, 24)},
-            "how its 15 patches lie .*16 positions have no row for the class token",
+            "how its 15 patches are arranged .*16 position embeddings have no row for the class token",
         ),
     ],
 )
@@ -181,5 +185,5 @@ def test_a_config_that_lies_about_the_grid(tmp_path):
     config = {"model_type": "vit", "num_attention_heads": 3, "image_size": 64, "patch_size": 8, "layer_norm_eps": 1e-6}
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({n: t.contiguous() for n, t in huggingface.written(VIT).items()}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="has positions of 16 patches, and 8 x 8 by its image size"):
+    with pytest.raises(ValueError, match="has position embeddings for 16 patches, but 8 x 8 patches by its image size"):
         started(tmp_path)

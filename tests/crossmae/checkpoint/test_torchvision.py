@@ -42,7 +42,7 @@ def test_against_the_client_itself(tmp_path):
     for parameter in client.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     model, messages = heard(saved(client.state_dict(), tmp_path / "vit.pth"), num_heads=3)
-    assert "left out, as built on top of the encoder: heads.head.bias, heads.head.weight" in messages[0]
+    assert "left out, as part of a task's head: heads.head.bias, heads.head.weight" in messages[0]
     client.heads = torch.nn.Identity()
     with torch.no_grad():
         torch.testing.assert_close(model.encode(IMAGES)[:, 0], client(IMAGES), rtol=0, atol=1e-5)

@@ -31,7 +31,8 @@ def test_options_of_load(checkpoint, tmp_path, capsys):
     torch.save(weights_of(crossmae.load(checkpoint)), tmp_path / "vit.pth")
     words = ["convert", str(tmp_path / "vit.pth"), str(tmp_path / "hf"), "--to", "hf", "--load-options.num-heads", "3"]
     assert main([*words, "--load-options.image-size", "64"]) == 0
-    assert "not told and so assumed, unless given to load: img_size=(32, 32), norm_eps=1e-06" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "not in the file, so assumed unless passed to load: img_size=(32, 32), norm_eps=1e-06" in said
     assert heard(tmp_path / "hf")[0].config.image_size == (64, 64)
 
 
@@ -43,12 +44,12 @@ def test_refusals_come_before_work_and_are_one_line(checkpoint, tmp_path, capsys
             assert re.fullmatch(r"crossmae convert: cannot write .*\n", capsys.readouterr().err)
         before = checkpoint.read_bytes()
         assert main(["convert", str(checkpoint), str(checkpoint), "--to", "release"]) == 1
-        assert "model.safetensors is there already, and stays" in capsys.readouterr().err
+        assert "model.safetensors exists and is not overwritten" in capsys.readouterr().err
         assert checkpoint.read_bytes() == before
     crossmae.save(model_of("one map"), checkpoint)
     for words, message in (
         (["--to", "release"], "cannot run a decoder without inter-block attention"),
-        (["--to", "hf", "--load_options.num_heads", "3"], "tells its configuration itself; remove num_heads"),
+        (["--to", "hf", "--load_options.num_heads", "3"], "stores its configuration; remove num_heads"),
     ):
         assert main(["convert", str(checkpoint), str(tmp_path / "out"), *words]) == 1
         error = capsys.readouterr().err

@@ -72,8 +72,8 @@ def test_what_cannot_be_probed_is_refused_before_work(tmp_path, checkpoints, cap
         return capsys.readouterr().err
 
     assert "there is no checkpoint file" in refused(checkpoints[0], str(tmp_path / "missing"), "--source", "digits")
-    assert "there is no 'nowhere'" in refused(*checkpoints, "--source", "nowhere")
-    assert "data.mean is (0.9,), and the encoder was trained with (0.3,)" in refused(
+    assert "'nowhere' does not exist" in refused(*checkpoints, "--source", "nowhere")
+    assert "data.mean is (0.9,), but the encoder was trained with (0.3,)" in refused(
         checkpoints[0], "--source", "digits", "--mean", "[0.9]", "--std", "[0.35]"
     )
     for number in range(2):

@@ -78,7 +78,7 @@ def test_original_masked_and_reconstruction(normalize, channels, tmp_path, capsy
         difference = drawn(out, column=column) - 255 * expected.clamp(0, 1)
         assert difference.abs().max() < 0.51
     assert f"{name}: loss {output.loss:.4f} on the 48 masked patches of 64" in text
-    assert ("interpolated from the visible patches, so nothing that was hidden is used" in text) == normalize
+    assert ("interpolated from the visible patches, so nothing hidden is used" in text) == normalize
     assert ("plain pixels: brightness and contrast are its own" in text) == (not normalize)
     assert f"Picture: {out}" in text
 
@@ -160,7 +160,7 @@ def test_five_channels_show_the_first_three(tmp_path, capsys):
     np.save(tmp_path / "image.npy", pixels.numpy())
     out = tmp_path / "out.png"
     assert main(["reconstruct", str(tmp_path / "image.npy"), "--checkpoint", saved, "--out", str(out)]) == 0
-    assert "Of 5 channels the first three are drawn" in capsys.readouterr().out
+    assert "Only the first three of 5 channels are drawn" in capsys.readouterr().out
     assert torch.equal(drawn(out), pixels[:3])
 
 
@@ -170,7 +170,7 @@ def test_checkpoints_that_tell_no_statistics_have_imagenets(tmp_path, capsys):
     out = tmp_path / "out.png"
     assert main(["reconstruct", name, "--checkpoint", saved, "--out", str(out)]) == 0
     text = capsys.readouterr().out
-    assert "ImageNet's statistics are taken" in text
+    assert "stores no pixel statistics; using ImageNet's" in text
     assert torch.equal(drawn(out), pixels)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     image = (pixels[None] / 255 - mean[:, None, None]) / std[:, None, None]
@@ -186,7 +186,7 @@ def test_a_release_that_was_trained_on_normalised_pixels_and_does_not_tell(tmp_p
     words = ["reconstruct", name, "--checkpoint", str(tmp_path / "mae.pth"), "--out", str(tmp_path / "out.png")]
     assert main(words) == 0
     text = capsys.readouterr().out
-    assert "not every checkpoint tells, give --norm_pix_loss" in text
+    assert "not every checkpoint says, pass --norm_pix_loss" in text
     assert "trained on plain pixels" in text
     assert main([*words, "--norm_pix_loss"]) == 0
     text = capsys.readouterr().out
@@ -201,16 +201,16 @@ def test_a_checkpoint_that_does_not_tell_enough(tmp_path, capsys):
     _, name = image_file(tmp_path / "image.png")
     words = ["reconstruct", name, "--checkpoint", str(tmp_path / "narrow.pth"), "--out", str(tmp_path / "out.png")]
     assert main(words) == 1
-    assert "(encoder width 32, decoder width 64); give num_heads=" in capsys.readouterr().err
+    assert "(encoder width 32, decoder width 64); pass num_heads=" in capsys.readouterr().err
     assert main([*words, "--load_options.num_heads", "2", "--load_options.norm_pix_loss", "true"]) == 0
     text = capsys.readouterr().out
-    assert "narrow.pth: not told and so assumed, unless given to load: decoder_num_heads=4" in text
+    assert "narrow.pth: not in the file, so assumed unless passed to load: decoder_num_heads=4" in text
     assert "trained on normalised pixels" in text
     assert main([*words, "--load_options", '{"num_heads": 2, "key": "model"}']) == 1
     assert "holds no model under 'model'" in capsys.readouterr().err
     words[3] = str(tmp_path / "encoder.pth")
     assert main([*words, "--load_options.num_heads", "2"]) == 1
-    assert re.fullmatch(r"crossmae reconstruct: .* holds an encoder alone, .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"crossmae reconstruct: .* holds no decoder, .*\n", capsys.readouterr().err)
 
 
 def test_the_folder_of_a_run_and_its_mixing_weights(tmp_path, capsys):
@@ -245,8 +245,8 @@ def test_what_cannot_be_done_is_one_line_and_writes_nothing(tmp_path, capsys):
         ([name, "--checkpoint", str(tmp_path / "no.pth")], r"there is no checkpoint file .*no\.pth"),
         ([name, "--checkpoint", str(tmp_path / "empty")], r"there is no checkpoint file .*empty/model\.safetensors"),
         ([name, "--checkpoint", name], r".*image\.png is not a checkpoint.*"),
-        ([name, "--checkpoint", grey], r".*grey\.safetensors does not have the pixel statistics of .* 1 channels.*"),
-        ([name, "--checkpoint", saved, "--norm_pix_loss"], r".*tells its configuration itself; remove norm_pix_loss"),
+        ([name, "--checkpoint", grey], r".*grey\.safetensors stores no pixel statistics for its 1 channels.*"),
+        ([name, "--checkpoint", saved, "--norm_pix_loss"], r".*stores its configuration; remove norm_pix_loss"),
         (
             [name, "--checkpoint", mae, "--mixing", str(tmp_path / "m.png")],
             r"the model of .* mixes no feature maps.*",
@@ -319,4 +319,4 @@ def test_no_data_is_refused_in_terms_of_the_training(tmp_path, capsys):
     _, saved = checkpoint(tmp_path / "model.safetensors", pixel_numbers="values")
     name = array_file(tmp_path / "image.npy", -9999, -9999, np.float32)
     assert main(["reconstruct", name, "--checkpoint", saved, "--out", str(tmp_path / "out.png")]) == 1
-    assert "looks like no data; pretraining with data.nodata=-9999 has it filled" in capsys.readouterr().err
+    assert "looks like no data; set data.nodata=-9999 to pretrain with it filled" in capsys.readouterr().err

@@ -43,7 +43,9 @@ def test_the_table_says_what_was_refused():
 def test_without_a_gpu_there_is_nothing_to_time(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["tune"]) == 1
-    assert capsys.readouterr().err == "crossmae tune: tuning times kernels on a CUDA device, and there is none\n"
+    assert (
+        capsys.readouterr().err == "crossmae tune: tuning needs a CUDA device to time kernels on, and there is none\n"
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert main(["tune", "--batch", "0"]) == 1
     assert capsys.readouterr().err == "crossmae tune: batch must be positive, got 0\n"

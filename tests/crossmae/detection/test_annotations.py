@@ -29,24 +29,24 @@ CONTENT = {
     "categories": [{"id": 9, "name": "nine"}, {"id": 2, "name": "two"}],
 }
 UNUSABLE = {
-    "of images that are not listed": {"image_id": 4},
-    "of categories that are not listed": {"category_id": 3},
+    "of unlisted images": {"image_id": 4},
+    "of unlisted categories": {"category_id": 3},
     "without a box of four numbers": {"bbox": [1, 2, 3]},
-    "with a box of no area in the image": {"bbox": [16, 2, 8, 8]},
-    "without a mask of some area in the image": {"segmentation": []},
+    "with a box that has no area in the image": {"bbox": [16, 2, 8, 8]},
+    "without a mask that has an area in the image": {"segmentation": []},
 }
 MORE_OF_THESE = [
     ("without a box of four numbers", {"bbox": None}),
     ("without a box of four numbers", {"bbox": [1, 2, float("nan"), 3]}),
-    ("with a box of no area in the image", {"bbox": [2, 2, 0, 8]}),
-    ("with a box of no area in the image", {"bbox": [2, 2, 3, -8]}),
-    ("without a mask of some area in the image", {"segmentation": None}),
-    ("without a mask of some area in the image", {"segmentation": [[1, 1]]}),
-    ("without a mask of some area in the image", {"segmentation": [[40, 40, 50, 40, 50, 50]]}),
-    ("without a mask of some area in the image", {"segmentation": {"size": [16, 12], "counts": [0, 192]}}),
-    ("without a mask of some area in the image", {"segmentation": {"size": [12, 16], "counts": [60, 90]}}),
-    ("without a mask of some area in the image", {"segmentation": {"size": [12, 16], "counts": "zz~!!"}}),
-    ("without a mask of some area in the image", {"segmentation": [[1, 1, 9, 9, 5, 9, 3]]}),
+    ("with a box that has no area in the image", {"bbox": [2, 2, 0, 8]}),
+    ("with a box that has no area in the image", {"bbox": [2, 2, 3, -8]}),
+    ("without a mask that has an area in the image", {"segmentation": None}),
+    ("without a mask that has an area in the image", {"segmentation": [[1, 1]]}),
+    ("without a mask that has an area in the image", {"segmentation": [[40, 40, 50, 40, 50, 50]]}),
+    ("without a mask that has an area in the image", {"segmentation": {"size": [16, 12], "counts": [0, 192]}}),
+    ("without a mask that has an area in the image", {"segmentation": {"size": [12, 16], "counts": [60, 90]}}),
+    ("without a mask that has an area in the image", {"segmentation": {"size": [12, 16], "counts": "zz~!!"}}),
+    ("without a mask that has an area in the image", {"segmentation": [[1, 1, 9, 9, 5, 9, 3]]}),
 ]
 
 
@@ -60,7 +60,7 @@ def test_ids_may_skip_numbers_and_come_in_any_order():
     assert [image["id"] for image in found.images] == [5, 9]
     assert found.left_out == {"images without an object": ["empty.png"]}
     assert found.describe() == [
-        "2 images, 2 objects of 2 categories, ids 2 to 9",
+        "2 images, 2 objects in 2 categories, ids 2 to 9",
         "categories with fewer than two objects: two (1), nine (1)",
         "left out: images without an object: 1 (empty.png)",
     ]
@@ -99,7 +99,7 @@ def test_an_object_that_cannot_be_used_is_left_out_and_counted(reason, change, t
 )
 def test_what_is_no_annotations_is_refused_in_a_line(content):
     for training in (True, False):
-        with pytest.raises(ValueError, match=r"^a\.json.*(must|need|nothing can be used)") as refused:
+        with pytest.raises(ValueError, match=r"^a\.json.*(must|need|nothing is usable)") as refused:
             checked(content, "a.json", training=training)
         assert "\n" not in str(refused.value)
 
@@ -132,10 +132,10 @@ def test_missing_images_are_left_out_of_training_and_refused_for_evaluation(fold
         read_annotations(written, images, training=False)
     with pytest.raises(FileNotFoundError, match=r"3 of 3 images of .*: b\.png, a\.png, empty\.png"):
         read_annotations(written, folder)
-    with pytest.raises(FileNotFoundError, match="there is no file of annotations"):
+    with pytest.raises(FileNotFoundError, match="there is no annotation file"):
         read_annotations(folder / "no.json")
     (folder / "no.json").write_text("{")
-    with pytest.raises(ValueError, match=r"no\.json is no JSON file"):
+    with pytest.raises(ValueError, match=r"no\.json is not a JSON file"):
         read_annotations(folder / "no.json")
 
 
@@ -143,7 +143,7 @@ def test_an_image_of_another_size_or_that_is_none_is_replaced_and_named(folder):
     images = ObjectImages(checked(with_(), "a.json"), ImageFolder(folder / "part", 3))
     assert images[0].image.unique().tolist() == [10, 20, 30]
     Image.new("RGB", (12, 16)).save(folder / "part" / "a.png")
-    with pytest.raises(UnreadableImage, match=r"a\.png has 16 x 12 pixels, its annotations are for 12 x 16"):
+    with pytest.raises(UnreadableImage, match=r"a\.png has 16 x 12 pixels, but its annotations are for 12 x 16"):
         images[0]
     (folder / "part" / "b.png").write_bytes(b"no image")
     with pytest.raises(UnreadableImage, match=r"b\.png cannot be read"):

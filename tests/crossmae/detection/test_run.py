@@ -142,27 +142,27 @@ def test_a_checkpoint_of_another_encoder_is_refused_by_name(pretrained, tmp_path
 def test_what_cannot_be_is_refused_before_work_starts(tmp_path, finished):
     bad = {
         "checkpoint must name what": {"checkpoint": None},
-        "model must be named to start": {"model": None},
+        "starting from scratch needs": {"model": None},
         "drop_path must lie in": {"drop_path": 1.0},
         "layer_decay must lie in": {"layer_decay": 0.0},
-        "precision auto is measured for pretraining": {"precision": "auto"},
+        "precision auto measures pretraining": {"precision": "auto"},
         "execution must be eager": {"execution": "compile"},
         "window must be positive, got 0": {"window": 0},
         "a multiple of two patches": {"image_size": 72},
         r"data\.train must name": {"data": DetectionData()},
-        "there is no file of annotations": {"data": DetectionData(train="no.json")},
+        "there is no annotation file": {"data": DetectionData(train="no.json")},
         "batch_size must be at most": {"batch_size": 64},
     }
     for message, changes in bad.items():
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             prepare(small(**changes), into(tmp_path / "new"))
-    with pytest.raises(ValueError, match=r"no such option: fly; there are .*box_batch_size_per_image"):
+    with pytest.raises(ValueError, match=r"no option fly; choose from .*box_batch_size_per_image"):
         prepare(small(detector_options={"fly": 3}), into(tmp_path / "new", dry_run=True))
     with pytest.raises(ValueError, match="fsdp"):
         prepare(small(), into(tmp_path / "new", strategy="fsdp"))
     with pytest.raises(ValueError, match="scale must be a range"):
         DetectionData(scale=(0.0, 1.0))
-    with pytest.raises(ValueError, match=f"{finished} holds a run of other settings: width 8, here 16"):
+    with pytest.raises(ValueError, match=f"{finished} holds a run with other settings: width 8, here 16"):
         prepare(small(width=16), into(finished))
     with pytest.raises(FileNotFoundError, match="holds no detector"):
         load_detector(tmp_path)

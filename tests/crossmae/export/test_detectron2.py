@@ -41,5 +41,5 @@ def test_features_are_those_of_the_blocks(kind, class_tokens, size, tmp_path):
 
 
 def test_a_grid_that_is_no_square():
-    with pytest.raises(ValueError, match=r"detectron2: it has square images alone in pretraining, got \(24, 40\)$"):
+    with pytest.raises(ValueError, match=r"detectron2: it needs square images in pretraining, got \(24, 40\)$"):
         crossmae.export(model_of("mixing", image_size=(24, 40)), "detectron2")

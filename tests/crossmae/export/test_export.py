@@ -59,7 +59,7 @@ def test_a_decoder_that_is_left_out_is_named(target, kind):
 
 @pytest.mark.parametrize(("target", "count"), MORE_CLASS_TOKENS)
 def test_class_tokens_that_there_is_no_place_for(target, count):
-    with pytest.raises(ValueError, match=f"cannot be exported to .* it has one class token, got {count}$"):
+    with pytest.raises(ValueError, match=f"cannot be exported to .* it needs one class token, got {count}$"):
         crossmae.export(model_of("mixing", class_tokens=count), target)
 
 

@@ -71,9 +71,9 @@ def test_images_that_are_no_squares(kind, tmp_path):
     images = images_for(model)
     with torch.no_grad():
         assert_features(client(images).last_hidden_state, model, images)
-    why = "ViTMAE knows no image_size=(24, 40)" if kind == "MAE" else "ViTModel has no place for it"
+    why = "ViTMAE does not support image_size=(24, 40)" if kind == "MAE" else "ViTModel has none"
     assert f"the decoder is left out: {why}" in exported.notes
-    assert any("rightly from square images alone" in note for note in exported.notes)
+    assert any("correctly only for square images" in note for note in exported.notes)
     assert_same_encoder(model, heard(tmp_path / "ours")[0])
 
 
@@ -90,7 +90,7 @@ def test_images_that_are_no_squares(kind, tmp_path):
 def test_a_mae_that_vitmae_cannot_express_is_an_encoder(field, value):
     exported = crossmae.export(model_of("MAE", **{field: value}), "hf")
     assert exported.config["model_type"] == "vit"
-    assert f"the decoder is left out: ViTMAE knows no {field}={value!r}" in exported.notes
+    assert f"the decoder is left out: ViTMAE does not support {field}={value!r}" in exported.notes
 
 
 def test_patches_that_are_no_squares_and_learned_positions(tmp_path):

@@ -48,8 +48,8 @@ def test_statistics_of_values_are_none_of_shares():
     statistics = {"pixel_mean": (900.0,), "pixel_std": (300.0,), "pixel_numbers": "values"}
     exported = crossmae.export(model_of("MAE", channels=1, **statistics), "timm")
     assert not {"mean", "std"} & exported.config["pretrained_cfg"].keys()
-    assert exported.notes[0].startswith("images are values as they are, normalised with mean (900.0,)")
-    assert exported.notes[0].endswith("timm takes ImageNet's statistics")
+    assert exported.notes[0].startswith("images are raw values, normalised with mean (900.0,)")
+    assert exported.notes[0].endswith("timm assumes ImageNet's statistics")
 
 
 @pytest.mark.parametrize("kind", ["mixing", "MAE"])

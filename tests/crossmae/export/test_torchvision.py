@@ -42,6 +42,6 @@ def test_features_and_the_way_back(kind, tmp_path):
 
 def test_what_it_cannot_express():
     with pytest.raises(
-        ValueError, match=r"torchvision: it has square images alone, got \(24, 40\); .* 3 channels .* 1$"
+        ValueError, match=r"torchvision: it needs square images, got \(24, 40\); .* it needs 3 channels, got 1$"
     ):
         crossmae.export(model_of("MAE", image_size=(24, 40), channels=1), "torchvision")

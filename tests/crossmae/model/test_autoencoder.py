@@ -185,9 +185,9 @@ def test_masks_for_other_images_are_refused():
     model, images = crossmae.create_model("crossmae_vit_tiny_patch4"), torch.zeros(2, 3, 32, 32)
     with pytest.raises(ValueError, match="masking must be for 2 images, got one for 3"):
         model(images, masking=random_masking(3, 64))
-    with pytest.raises(ValueError, match="the masking is for images of 196 patches, these have 64"):
+    with pytest.raises(ValueError, match="the masking is for images of 196 patches, but these have 64"):
         model(images, masking=random_masking(2, 196))
-    with pytest.raises(ValueError, match="the masking is for images of 16 patches, these have 64"):
+    with pytest.raises(ValueError, match="the masking is for images of 16 patches, but these have 64"):
         model(images, masking=random_masking(2, 16))  # all of whose ids these images have
     with pytest.raises(TypeError, match=re.escape("masking must be a Masking, got Tensor; see Masking.from_mask")):
         model(images, masking=torch.zeros(2, 64, dtype=torch.bool))

@@ -125,7 +125,7 @@ def test_wrong_sizes(shape, dynamic, message):
     [
         (
             {"indices": 4},
-            "indices must be a number of blocks from 1 to 3 or name blocks from -3 to 2, at least one, got 4",
+            "indices must be a number of blocks from 1 to 3 or list blocks from -3 to 2, at least one, got 4",
         ),
         ({"indices": 0}, "got 0"),
         ({"indices": []}, "got []"),
@@ -141,7 +141,7 @@ def test_wrong_arguments(arguments, message):
 
 def test_a_norm_that_is_not_there_is_refused():
     model = encoder_alone(feature_maps=(3,))
-    with pytest.raises(ValueError, match=r"norm=True needs a norm behind the encoder, which this model has not"):
+    with pytest.raises(ValueError, match=r"norm=True needs a final norm, which this encoder does not have"):
         model.forward_intermediates(images_of(), norm=True)
 
 

@@ -77,7 +77,9 @@ def test_ten_bands_of_12_bits_reach_the_model_whole(tmp_path, seen, capsys):
     capsys.readouterr()
     assert main(words(tmp_path / "scenes", run, "--data.nodata", "-9999", "--steps", "4")) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "holds a run of other settings: data.nodata null, here -9999.0; another folder may start" in line
+    assert (
+        "holds a run with other settings: data.nodata null, here -9999.0; to start from it, use another folder" in line
+    )
 
     first = str(tmp_path / "scenes" / "00.tif")
     assert main(["reconstruct", first, "--checkpoint", str(run), "--out", str(picture)]) == 0

@@ -83,9 +83,9 @@ def a_host_with(monkeypatch, kind, count=1):
     ("settings", "options", "message"),
     [
         ({"precision": "float64"}, {}, "precision float64 is not available on Apple's GPU"),
-        ({}, {"strategy": "ddp"}, "strategy ddp is for several devices"),
-        ({}, {"strategy": "fsdp"}, "strategy fsdp is for several devices"),
-        ({}, {"devices": 2}, "2 devices are asked for, and this host has 1"),
+        ({}, {"strategy": "ddp"}, "strategy ddp needs several devices"),
+        ({}, {"strategy": "fsdp"}, "strategy fsdp needs several devices"),
+        ({}, {"devices": 2}, "2 devices were requested, but this host has 1"),
     ],
 )
 def test_what_apples_gpu_cannot_do_is_refused(settings, options, message, tmp_path, monkeypatch):
@@ -118,5 +118,5 @@ def test_more_processes_than_devices_are_refused(tmp_path, monkeypatch):
     assert processes(into(tmp_path)) == 2
     for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
         monkeypatch.setenv(name, "3")
-    with pytest.raises(ValueError, match=r"3 devices are asked for, and this host has 2 \(cuda\)"):
+    with pytest.raises(ValueError, match=r"3 devices were requested, but this host has 2 \(cuda\)"):
         processes(into(tmp_path))

@@ -61,7 +61,7 @@ def test_a_damaged_file_is_refused_by_name(cached, tmp_path):
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{file.name}, which keeps features of .*, is damaged: .*; remove it"):
+    with pytest.raises(ValueError, match=rf"{file.name}, a cache of the features of .*, is damaged: .*; remove it"):
         cached()
     file.write_bytes(content[:50])
     with pytest.raises(ValueError, match="is damaged"):

@@ -37,10 +37,10 @@ def test_a_run_starts_from_an_encoder_and_resumes_without_it(vit, tmp_path, caps
 
     path.unlink()
     pretrain(small(steps=4, init=str(path)), into(tmp_path / "run"))
-    assert "Going on from" in capsys.readouterr().out
+    assert "Resuming from" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match="there is no checkpoint file"):
         pretrain(recipe, into(tmp_path / "other"))
-    with pytest.raises(ValueError, match=r"holds a run of other settings: init .*vit.pth\", here null"):
+    with pytest.raises(ValueError, match=r"holds a run with other settings: init .*vit.pth\", here null"):
         pretrain(small(steps=5), into(tmp_path / "run"))
 
 
@@ -61,7 +61,7 @@ def test_refusals_come_before_images_are_looked_for(vit, tmp_path, capsys):
             [],
             "fit the model's encoder (encoder_depth 2, here 4, channels 1, here 3): missing blocks.2.norm1.weight",
         ),
-        (["--resume", str(path)], "both say what to start from; give one"),
+        (["--resume", str(path)], "both say what to start from; pass only one"),
     ):
         assert main([*words, *out, *more]) == 1
         error = capsys.readouterr().err

@@ -26,10 +26,8 @@ def taking(monkeypatch, **seconds):
 def test_bfloat16_is_taken_where_it_is_faster_and_said_aloud(monkeypatch, capsys, bfloat16, chosen):
     taking(monkeypatch, float32=1.0, bfloat16=bfloat16)
     assert precision.settled(plan_of()) == chosen
-    line = (
-        f"Precision: {chosen}; a step takes this CPU 1,000 ms in float32 and {1000 * bfloat16:,.0f} ms in bfloat16.\n"
-    )
-    assert capsys.readouterr().out == line
+    times = f"1,000 ms in float32 and {1000 * bfloat16:,.0f} ms in bfloat16"
+    assert capsys.readouterr().out == f"Precision: {chosen}; on this CPU a step takes {times}.\n"
 
 
 def test_steps_are_measured_in_both_precisions_and_leave_random_numbers_alone(monkeypatch):
@@ -62,7 +60,7 @@ def test_an_accelerator_takes_bfloat16(monkeypatch):
 
 def test_processes_on_a_cpu_do_not_measure_each_for_itself(monkeypatch):
     monkeypatch.setattr(precision, "device_kind", lambda: "cpu")
-    with pytest.raises(ValueError, match="measured by one process, there are 2 here; take bfloat16 or float32"):
+    with pytest.raises(ValueError, match="measured by a single process, but there are 2; use bfloat16 or float32"):
         precision.settled(plan_of(devices=2))
 
 

@@ -110,16 +110,16 @@ def test_settings_given_by_hand_win(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--recipe", "vit_gigantic"], "there is no recipe and no file 'vit_gigantic'; recipes are .*vit_base"),
+        (["--recipe", "vit_gigantic"], "there is no recipe or file 'vit_gigantic'; recipes are .*vit_base"),
         (["--batch_size", "-1"], "batch_size must be positive, got -1"),
         (["--mask_ratio", "1.5"], r"mask_ratio must lie in \(0, 1\), got 1.5"),
-        (["--warmup", "2"], r"warmup must be a share of the run in \[0, 1\), got 2"),
+        (["--warmup", "2"], r"warmup must be a fraction of the run in \[0, 1\), got 2"),
         (["--log_every", "0"], "log_every must be positive, got 0"),
         (["--prediction_ratio", "0.9"], "prediction_ratio must lie in"),
         (["--masking", "grid", "--mask_ratio", "0.5"], r"hides 0.75 \(stride 2\), .*; got mask_ratio 0.5"),
         (
             ["--masking", "grid", "--mask_ratio", "[0.75, 0.8]"],
-            r"must stay the same with masking grid, got \(0.75, 0.8\)",
+            r"must be constant with masking grid, got \(0.75, 0.8\)",
         ),
         (["--model", "vit_b"], "there is no model 'vit_b'"),
         (["--recipe", "cpu_trial", "--batch_size", "2000"], "at most the number of images 1347, got 2000"),

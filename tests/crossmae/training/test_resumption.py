@@ -46,7 +46,7 @@ def test_a_run_goes_on_as_the_same_run_alone(begun, tmp_path, what):
         settings = {"data": replace(small().data, source=str(tmp_path / "scans"))}
     written = (begun / "recipe.json").read_text()
     checkpoint = begun / "checkpoints" / "step-00000002"
-    with pytest.raises(ValueError, match=f"holds a run of other settings: {what}.*resume={checkpoint}"):
+    with pytest.raises(ValueError, match=f"holds a run with other settings: {what}.*resume={checkpoint}"):
         pretrain(small(steps=3, **settings), into(begun))
     assert (begun / "recipe.json").read_text() == written
     assert list(losses(begun)) == [0, 1]
@@ -55,7 +55,7 @@ def test_a_run_goes_on_as_the_same_run_alone(begun, tmp_path, what):
 def test_other_settings_may_start_from_a_checkpoint_in_another_folder(begun, tmp_path, capsys):
     checkpoint = begun / "checkpoints" / "step-00000002"
     pretrain(small(steps=3, seed=1), into(tmp_path, resume=str(checkpoint)))
-    assert f"Going on from {checkpoint}; seed 0, here 1; steps 2, here 3." in capsys.readouterr().out
+    assert f"Resuming from {checkpoint}; seed 0, here 1; steps 2, here 3." in capsys.readouterr().out
     assert json.loads((tmp_path / "recipe.json").read_text())["seed"] == 1
     assert list(losses(tmp_path)) == [2]
 
@@ -99,7 +99,7 @@ def test_a_command_that_was_stopped_says_so_by_its_exit_code(tmp_path, monkeypat
     words += ["--probe_every", "1000", "--pictures_every", "1000", "--probe_images", "60"]
     stops = {1}
     assert main(words) == code
-    assert "Stopped after step 2, as asked" in capsys.readouterr().out
+    assert "Stopped after step 2, as requested" in capsys.readouterr().out
     stops = {3}  # the last, so that it is done
     assert main(words) == 0
     assert list(losses(tmp_path / "run")) == list(range(4))

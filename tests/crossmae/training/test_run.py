@@ -121,14 +121,16 @@ def test_a_damaged_checkpoint_is_passed_over(uninterrupted, tmp_path):
     content = bytearray(torn.read_bytes())
     content[len(content) // 2] ^= 1
     torn.write_bytes(content)
-    with pytest.warns(UserWarning, match=r"step-00000006 is damaged: training.pt differs"):
+    with pytest.warns(UserWarning, match=r"step-00000006 is damaged: training.pt has changed"):
         pretrain(small(steps=6), into(tmp_path))
     assert list(losses(tmp_path)) == list(range(6))
     for path in (tmp_path / "checkpoints").glob("step-*"):
         (path / "model.safetensors").write_bytes(b"torn")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # what an error says is not said before
-        with pytest.raises(RuntimeError, match=r"can be resumed from; the newest: .*step-00000006.* damaged"):
+        with pytest.raises(
+            RuntimeError, match=r"cannot resume from any checkpoint in .*; the newest: .*step-00000006.* damaged"
+        ):
             pretrain(small(), into(tmp_path))
 
 
@@ -166,7 +168,7 @@ def test_a_full_disk_is_reported_and_costs_one_checkpoint(uninterrupted, tmp_pat
 
     monkeypatch.setattr(torch, "save", full(torch.save))
     monkeypatch.setattr(run_state, "save_state", full(run_state.save_state))
-    with pytest.warns(UserWarning, match=r"no checkpoint of step 4: .*No space left on device"):
+    with pytest.warns(UserWarning, match=r"no checkpoint written at step 4: .*No space left on device"):
         pretrain(small(), into(tmp_path, keep_last=20))
     assert steps_kept(tmp_path) == [0, 2, 6, 8, 10, 12]
     assert same(tmp_path, uninterrupted[0])
@@ -212,7 +214,9 @@ def test_a_run_that_starts_from_another_ones_checkpoint_goes_on_with_its_own(uni
 
 def test_going_back_to_an_own_checkpoint_needs_the_later_ones_out_of_the_way(tmp_path):
     pretrain(small(steps=4), into(tmp_path))
-    with pytest.raises(ValueError, match=r"is one of this run, which continues from its newest; remove the later ones"):
+    with pytest.raises(
+        ValueError, match=r"is a checkpoint of this run, which continues from its newest one; remove the later ones"
+    ):
         pretrain(small(), into(tmp_path, resume=str(tmp_path / "checkpoints" / "step-00000002")))
 
 
@@ -421,7 +425,7 @@ def test_a_pause_that_fails_is_no_time_of_training(uninterrupted, tmp_path, monk
 
     monkeypatch.setattr(Evaluation, "draw", failing)
     begun = time.perf_counter()
-    with pytest.warns(UserWarning, match=r"no pictures of step .*No space left on device"):
+    with pytest.warns(UserWarning, match=r"no pictures drawn at step .*No space left on device"):
         pretrain(small(), into(tmp_path, pictures_every=2 / 84))
     took = time.perf_counter() - begun
     trained = max(entry["seconds"] for entry in read_log(tmp_path / "log.jsonl") if "seconds" in entry)

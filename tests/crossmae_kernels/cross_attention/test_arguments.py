@@ -48,7 +48,7 @@ def test_wrong_arguments_are_named(case, impl):
 def test_an_explicit_choice_lists_every_reason_and_never_falls_back(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     arguments = {name: a.double() if name != "num_heads" else 1 for name, a in _arguments(width=160).items()}
-    with pytest.raises(RuntimeError, match=r"TRITON_INTERPRET=1.*float64.*up to 128 channels, these have 160"):
+    with pytest.raises(RuntimeError, match=r"TRITON_INTERPRET=1.*float64.*up to 128 channels, but these have 160"):
         ck.cross_attention(**arguments, impl="triton")
     assert ck.cross_attention(**arguments).dtype == torch.float64
 

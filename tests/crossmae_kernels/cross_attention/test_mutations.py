@@ -13,7 +13,7 @@ from crossmae_kernels.testing.problems import cross_attention, self_attention_qk
 
 pytestmark = in_float32_and_bfloat16
 
-SCALE = ("* scale_log2\n", "* (1.02 * scale_log2)\n")
+SCALE = ("* scale_log2\n", "* (1.04 * scale_log2)\n")
 MASK = ('tl.where((keys < num_keys)[None, :], scores, float("-inf"))', "scores")
 IDS = ("picked = tl.load(ids + rows, mask=inside, other=0)", "picked = tl.load(ids + rows, mask=inside, other=0) + 1")
 
@@ -23,8 +23,8 @@ MUTATIONS = {
     "missing key mask": MASK,
     "ids off by one": IDS,
     "delta too small": (
-        "(dweights - delta[", "(dweights - 0.9 * delta[",
-        "(dweights - row_delta", "(dweights - 0.9 * row_delta",
+        "(dweights - delta[", "(dweights - 0.8 * delta[",
+        "(dweights - row_delta", "(dweights - 0.8 * row_delta",
     ),
     "last queries forgotten": ("inside = rows < num_queries", "inside = rows < num_queries - 1"),
 }  # fmt: skip

@@ -109,7 +109,9 @@ def test_gradients_of_maps_share_no_memory(maps_and_weight, mixes, width, normal
 
 def test_rows_too_wide_and_other_dtypes_go_to_the_reference(maps_and_weight, device):
     maps, weight = maps_and_weight(torch.float64)
-    with pytest.raises(RuntimeError, match=r"kernels take float32, float16, bfloat16, these tensors are torch.float64"):
+    with pytest.raises(
+        RuntimeError, match=r"kernels support float32, float16, bfloat16, but these tensors are torch.float64"
+    ):
         ck.mix_feature_maps(maps, weight, impl="triton")
-    with pytest.raises(RuntimeError, match=r"rows of up to 16384, these have 16385"):
+    with pytest.raises(RuntimeError, match=r"rows of up to 16384, but these have 16385"):
         ck.mix_feature_maps([torch.empty(1, 1, 16385, device=device)], torch.empty(1, 1, device=device), impl="triton")

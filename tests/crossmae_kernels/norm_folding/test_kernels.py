@@ -173,7 +173,9 @@ def test_wrong_arguments():
         ck.fold_norm([weight, weight.half()], None, None, None)
     with pytest.raises(TypeError, match=r"dtype must be floating point .*, got torch.int8"):
         ck.fold_norm(weight, None, None, None, torch.int8)
-    with pytest.raises(RuntimeError, match=r"kernels take float32, float16, bfloat16, these tensors are torch.float64"):
+    with pytest.raises(
+        RuntimeError, match=r"kernels support float32, float16, bfloat16, but these tensors are torch.float64"
+    ):
         ck.fold_norm(weight.double(), None, None, None, impl="triton")
 
 

@@ -144,7 +144,7 @@ def test_no_patch_is_ever_stored_but_those_asked_for(interpreter):
 def test_gradients_to_images_through_the_loss_are_the_reference_s(arguments):
     prediction, images, ids, _, _ = arguments()
     images.requires_grad_()
-    with pytest.raises(RuntimeError, match="no gradient to the images"):
+    with pytest.raises(RuntimeError, match="no gradient for the images"):
         _loss(prediction, images, ids)
     loss = ck.patch_loss(prediction, images, ids, 5, True)
     assert torch.autograd.grad(loss, images)[0].abs().max() > 0
@@ -152,14 +152,14 @@ def test_gradients_to_images_through_the_loss_are_the_reference_s(arguments):
         assert torch.isfinite(_loss(prediction, images, ids))
     ((operator, given),) = recorded
     losses, _ = operator(*given)
-    with pytest.raises(NotImplementedError, match="no gradient to the images"):
+    with pytest.raises(NotImplementedError, match="no gradient for the images"):
         losses.sum().backward()
 
 
 def test_gradients_to_statistics_are_the_reference_s(arguments):
     prediction, images, ids, mean, std = arguments(torch.uint8)
     for call, given in ((_gather, (images, ids)), (_loss, (prediction, images, ids))):
-        with pytest.raises(RuntimeError, match="no gradient to mean and std"):
+        with pytest.raises(RuntimeError, match="no gradient for mean and std"):
             call(*given, mean, std.clone().requires_grad_())
 
 

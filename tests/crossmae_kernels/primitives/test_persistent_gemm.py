@@ -48,16 +48,23 @@ def test_a_weight_of_any_strides_is_multiplied(device):
 @pytest.mark.parametrize(
     ("dtype", "limits", "rows", "matrix", "widths", "reason"),
     [
-        (torch.float32, HOPPER, 1, torch.empty(2, 16), (), "it computes in 16 bits, these operands are torch.float32"),
+        (
+            torch.float32,
+            HOPPER,
+            1,
+            torch.empty(2, 16),
+            (),
+            "it computes in 16 bits, but these operands are",
+        ),
         (torch.float16, Limits(80, 163 * 1024, 108), 1, drawn(2, 16), (), "this device has 8.0"),
         (torch.float16, Limits(120, 99 * 1024, 170), 1, drawn(2, 16), (), "this device has 12.0"),
-        (torch.float16, HOPPER, 2**30, drawn(2, 16), (), "it counts fewer than 2^30 rows, these are 1073741824"),
-        (torch.float16, HOPPER, 1, drawn(2, 24)[:, 1:17], (), "these lie 48 bytes apart from byte 2 on"),
-        (torch.float16, HOPPER, 1, drawn(2, 20), (), "these lie 40 bytes apart from byte 0 on"),
-        (torch.float16, HOPPER, 1, drawn(20, 2).t(), (), "these lie 40 bytes apart from byte 0 on"),
-        (torch.float16, HOPPER, 1, drawn(1, 16).expand(2, 16), (), "these lie 0 bytes apart from byte 0 on"),
+        (torch.float16, HOPPER, 2**30, drawn(2, 16), (), "it supports fewer than 2^30 rows, but these are 1073741824"),
+        (torch.float16, HOPPER, 1, drawn(2, 24)[:, 1:17], (), "these are 48 bytes apart from byte 2 on"),
+        (torch.float16, HOPPER, 1, drawn(2, 20), (), "these are 40 bytes apart from byte 0 on"),
+        (torch.float16, HOPPER, 1, drawn(20, 2).t(), (), "these are 40 bytes apart from byte 0 on"),
+        (torch.float16, HOPPER, 1, drawn(1, 16).expand(2, 16), (), "these are 0 bytes apart from byte 0 on"),
         (torch.float16, HOPPER, 1, drawn(2, 16), (16, 35), "these have 35 elements"),
-        (torch.float16, HOPPER, 1, drawn(2, 0), (), "these lie 2 bytes apart from byte 0 on"),
+        (torch.float16, HOPPER, 1, drawn(2, 0), (), "these are 2 bytes apart from byte 0 on"),
     ],
 )
 def test_what_descriptors_cannot_say_is_refused(dtype, limits, rows, matrix, widths, reason):

@@ -198,6 +198,6 @@ def test_refused_without_the_package_by_its_command(monkeypatch):
 def test_refused_with_another_triton_by_its_version(monkeypatch, version):
     original = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version if name == "triton" else original(name))
-    line = f"bfloat16 in Triton's interpreter is known for Triton 3.6, 3.7, 3.8, this is {version}"
+    line = f"bfloat16 in Triton's interpreter needs Triton 3.6, 3.7, 3.8, but this is {version}"
     assert machine_refusals(CPU, BFLOAT16) == [line]
     assert machine_refusals(CPU, torch.float16) == []

@@ -218,7 +218,7 @@ def test_where_nothing_can_be_written_the_choice_holds_for_the_process(machine, 
         raise PermissionError("read only")
 
     monkeypatch.setattr(records.os, "replace", refuse)
-    why = "tuning: nothing is remembered after this process: read only"
+    why = "tuning: measurements cannot be saved for later processes: read only"
     with tuning.tuning_mode("forms"), pytest.warns(RuntimeWarning, match=why):
         assert machine.tune(kind="forms") == 3
     assert machine.tune(kind="forms") == 3
@@ -267,7 +267,7 @@ def test_a_record_that_no_longer_runs_is_forgotten_and_the_rule_taken(thorough, 
     assert thorough.tune() == 1
     assert thorough.tune() == 1
     (warning,) = (str(caught.message) for caught in recwarn)
-    assert warning.startswith("crossmae_kernels tuning: kernel no longer runs as tiles.kernel-")
+    assert warning.startswith("crossmae_kernels tuning: kernel no longer runs with the choice in tiles.kernel-")
     assert warning.endswith(" ".join(str(refusal(why)).split()))
     assert not [*tmp_path.iterdir()]
     assert thorough.restarted().tune() == 2  # tuned again, without what is refused
@@ -283,7 +283,7 @@ def test_a_record_that_no_longer_runs_is_forgotten_and_the_rule_taken(thorough, 
         ("{", "JSONDecodeError: "),
         ("[]", "TypeError: "),
         ("\xff", "UnicodeDecodeError: "),
-        ({"key": "(1,)"}, r"ValueError: it is of \(1,\)"),
+        ({"key": "(1,)"}, r"ValueError: it is for \(1,\)"),
         ({"milliseconds": []}, r"ValueError: none of \[\] is a candidate"),
         ({"milliseconds": [3]}, "TypeError: "),
         ({"milliseconds": [[3, 1.0]]}, r"ValueError: none of \[\[3, 1.0\]\] is a candidate"),
@@ -300,7 +300,7 @@ def test_records_that_cannot_be_read_or_are_not_ones_own_are_named_and_made_anew
     (file,) = tmp_path.iterdir()
     good = json.loads(file.read_text())
     file.write_text(content if isinstance(content, str) else json.dumps(good | content), "latin1")
-    why = rf"tuning: the record .*{file.name} is of no use: {why}"
+    why = rf"tuning: the record .*{file.name} is unusable: {why}"
     with tuning.tuning_mode(mode), pytest.warns(RuntimeWarning, match=why) as caught:
         assert machine.restarted().tune() == (3 if mode == "all" else 1)
     assert len(caught) == 1

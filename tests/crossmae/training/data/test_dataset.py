@@ -71,7 +71,7 @@ def test_strict_refuses(messy):
     known = {"dtype": "float32", "numbers": "shares", "mean": (0.5,) * 3, "std": (0.2,) * 3}
     dataset = opened(messy, strict=True, **known)
     index = list(dataset.images.source.names).index("five.tif")
-    with pytest.raises(UnreadableImage, match=r"five.tif cannot be read: its number of channels is 5, where 3"):
+    with pytest.raises(UnreadableImage, match=r"five.tif cannot be read: its number of channels is 5, but 3"):
         dataset[0, index]
     with pytest.raises(UnreadableImage, match="cannot be read"):  # the same error through a worker
         list(islice(loader(dataset, GlobalBatches(len(dataset), 41), workers=1), 2))
@@ -182,8 +182,8 @@ def test_a_batch_moves_as_a_whole():
         ({"numbers": "bytes"}, "numbers must be 'shares' or 'values', got 'bytes'"),
         ({"nodata": "none"}, "nodata must be a finite number or 'nan', got 'none'"),
         ({"nodata": float("inf")}, "nodata must be a finite number or 'nan', got inf"),
-        ({"dtype": "uint8", "nodata": 0}, "dtype='uint8' keeps shares of 255 alone"),
-        ({"dtype": "uint8", "numbers": "values"}, "dtype='uint8' keeps shares of 255 alone"),
+        ({"dtype": "uint8", "nodata": 0}, "dtype='uint8' can only hold shares of 255"),
+        ({"dtype": "uint8", "numbers": "values"}, "dtype='uint8' can only hold shares of 255"),
         ({"mean": (0.5,)}, "mean and std must be given together"),
         ({"mean": (float("nan"),) * 3, "std": (1.0,) * 3}, "mean must be finite"),
         ({"mean": (0.5,), "std": (1.0, 1.0)}, "mean and std must be given together"),

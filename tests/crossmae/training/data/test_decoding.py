@@ -94,7 +94,7 @@ def test_notes_that_are_broken_do_no_harm():
 def test_16_bits(content):
     np.testing.assert_allclose(pixels(content, dtype=torch.float32), DEEP / 65535, rtol=0, atol=1e-7)
     assert torch.equal(decode(content, "it", 3), decode(content, "it", 3, torch.float32))
-    with pytest.raises(UnreadableImage, match=r"it holds uint16, which uint8 has no room for; data.dtype=float32"):
+    with pytest.raises(UnreadableImage, match=r"it holds uint16, which uint8 cannot represent; data.dtype=float32"):
         decode(content, "it", 3, torch.uint8)
 
 
@@ -112,7 +112,7 @@ def test_white_may_be_zero(dtype):
     grey, full = DEEP[..., 0].astype(dtype), np.iinfo(dtype).max
     found = pixels(tiff(full - grey, photometric="miniswhite"), 1, torch.float32)
     np.testing.assert_allclose(found[..., 0], grey / full, rtol=0, atol=1e-7)
-    with pytest.raises(UnreadableImage, match="white is said to be 0, in int16, which has no black"):
+    with pytest.raises(UnreadableImage, match="white is declared to be 0, but int16 has no value for black"):
         decode(tiff(grey.astype(np.int16), photometric="miniswhite"), "it", 1)
 
 
@@ -137,7 +137,7 @@ def test_floats_stay_as_they_are():
     for content in (npy(values), npy(values.astype(np.float64)), tiff(values), tiff(values, compression="zlib")):
         assert (pixels(content, 1, torch.float32)[..., 0] == values).all()
         assert torch.equal(decode(content, "it", 1)[0], torch.from_numpy(values))
-        with pytest.raises(UnreadableImage, match=r"it holds float\d\d, which uint8 has no room for"):
+        with pytest.raises(UnreadableImage, match=r"it holds float\d\d, which uint8 cannot represent"):
             decode(content, "it", 1, torch.uint8)
 
 
@@ -164,7 +164,7 @@ def test_pictures_beyond_pillows_limit_are_read_and_its_limit_stays():
 def test_the_size_has_a_limit(monkeypatch):
     monkeypatch.setattr(decoding, "MAX_PIXELS", 599)
     for content in (encoded(RGB, "PNG"), encoded(RGB, "JPEG"), tiff(DEEP, photometric="rgb"), npy(RGB)):
-        with pytest.raises(UnreadableImage, match="20 x 30 pixels; up to 599 are read"):
+        with pytest.raises(UnreadableImage, match="20 x 30 pixels; at most 599 are supported"):
             decode(content, "it", 3)
 
 
@@ -172,7 +172,7 @@ def test_the_size_has_a_limit(monkeypatch):
     ("content", "reason"),
     [
         (b"", "the file is empty"),
-        (b"hello", "its format is not known"),
+        (b"hello", "its format is unknown"),
         (encoded(RGB, "PNG")[:200], "truncated"),
         (encoded(RGB, "JPEG")[:100], "."),
         (tiff(DEEP, photometric="rgb")[:400], "."),
@@ -183,7 +183,7 @@ def test_the_size_has_a_limit(monkeypatch):
         (npy(RGB.astype(np.complex64)), "it holds complex64; integers and floats"),
         (npy(RGB[0, 0]), r"its shape is \(3,\)"),
         (npy(RGB[:0]), "0 x 30 pixels"),
-        (random_pixels(5, 1000).tobytes(), "not known"),
+        (random_pixels(5, 1000).tobytes(), "is unknown"),
     ],
 )
 def test_what_cannot_be_read_says_why(content, reason):
@@ -203,10 +203,10 @@ def test_a_png_of_16_bits_keeps_them_in_colours(channels, filtering):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (deep_png(DEEP[..., :2], 0), "PNG of 16 bits of grey with alpha, of which Pillow keeps 8"),
-        (b"P6\n30 20\n65535\n" + DEEP.astype(">u2").tobytes(), "colours go up to 65535, of which Pillow keeps 8 bits"),
+        (deep_png(DEEP[..., :2], 0), "16-bit greyscale PNG with alpha, and Pillow reads only 8 bits"),
+        (b"P6\n30 20\n65535\n" + DEEP.astype(">u2").tobytes(), "colours go up to 65535, and Pillow reads only 8 bits"),
         (b"P3\n1 1\n1023\n1 2 3\n", "colours go up to 1023"),
-        (deep_jpeg_2000(), "it has 12 bits a channel, of which Pillow keeps 8"),
+        (deep_jpeg_2000(), "it has 12 bits per channel, and Pillow reads only 8"),
     ],
 )
 def test_what_pillow_would_cut_to_8_bits_is_refused(content, reason):

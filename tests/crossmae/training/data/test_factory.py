@@ -163,13 +163,11 @@ def test_missing_shards_are_named(tmp_path):
 
 
 def test_where_there_is_nothing(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"there is no 'digit'; .*bundled set \(digits, photographs\) is needed"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"'digit' does not exist; .*bundled set \(digits, photographs\)"):
         find_sources("digit")
-    with pytest.raises(FileNotFoundError, match="there is no ''"):
+    with pytest.raises(FileNotFoundError, match="'' does not exist"):
         find_sources("")
-    with pytest.raises(FileNotFoundError, match="there is no 'nowhere'"):
+    with pytest.raises(FileNotFoundError, match="'nowhere' does not exist"):
         find_sources("digits", "nowhere")
     with pytest.raises(ValueError, match=r"there is no image in .*; names of images end in .*\.jpg"):
         find_sources(str(tmp_path))

@@ -55,8 +55,8 @@ def test_resuming_goes_on_where_it_was(start):
     ("change", "message"),
     [
         ({"batch_size": 104}, "at most the number of images 103, got 104"),
-        ({"world": 3}, r"must divide into 3 processes x 1 micro-batches, got 8"),
-        ({"world": 2, "accumulation": 8}, r"must divide into 2 processes x 8 micro-batches, got 8"),
+        ({"world": 3}, r"must be divisible by 3 processes x 1 micro-batches, got 8"),
+        ({"world": 2, "accumulation": 8}, r"must be divisible by 2 processes x 8 micro-batches, got 8"),
         ({"batch_size": 0}, "must be positive, got 0, 1 and 1"),
         ({"accumulation": 0}, "must be positive, got 8, 1 and 0"),
         ({"rank": 1}, r"rank must be in 0 \.\.\. 0, got 1"),

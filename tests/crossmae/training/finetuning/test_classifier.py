@@ -115,7 +115,7 @@ def test_a_checkpoint_of_another_width_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"m is no .*: it has encoder_width 24 and not 96, encoder_depth 2 and not 4;"):
         starting_point(tuned(**recipe))
     assert starting_point(tuned(**recipe, model=None)).config.encoder_width == 24
-    with pytest.raises(ValueError, match="no checkpoint is given"):
+    with pytest.raises(ValueError, match="no checkpoint given"):
         starting_point(tuned(checkpoint=None))
 
 

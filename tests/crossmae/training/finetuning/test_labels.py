@@ -29,22 +29,22 @@ def test_all_that_is_wrong_is_named_at_once():
         ValueError, match=r"labels: 1 of 5 images have no label; labels skip 1, 3: 2 of 5 classes have no "
     ):
         classes_of(dataset([0, 0, 2, 4, -1]))
-    with pytest.raises(ValueError, match=r"held-out images have labels that those to train on lack: 2, 7"):
+    with pytest.raises(ValueError, match=r"held-out images have labels that the training images lack: 2, 7"):
         classes_of(dataset([0, 1], held_out=[0, 2, 7]))
     with pytest.raises(ValueError, match="1 of 2 held-out images have no label"):
         classes_of(dataset([0, 1], held_out=[0, -1]))
     with pytest.raises(ValueError, match="labels must count classes from 0, got 1000000000000 among 3 images"):
         classes_of(dataset([0, 1, 10**12]))
-    with pytest.raises(ValueError, match="one class alone"):
+    with pytest.raises(ValueError, match="only one class"):
         classes_of(dataset([0, 0]))
-    with pytest.raises(ValueError, match=r"no labelled images are held out to evaluate on; data\.evaluation"):
+    with pytest.raises(ValueError, match=r"no labelled held-out images to evaluate on; set data\.evaluation"):
         classes_of(dataset([0, 1], held_out=None))
 
 
 def test_a_class_of_a_single_image_is_told():
     classes = classes_of(dataset([0, 0, 1, 2, 2], names=("cat", "dog", "emu")))
     assert classes.names == ("cat", "dog", "emu")
-    assert classes.remark == "1 with a single image: dog"
+    assert classes.remark == "1 with only one image: dog"
     assert classes_of(dataset([0, 0, 1, 1])).names == ("0", "1")
 
 

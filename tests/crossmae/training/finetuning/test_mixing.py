@@ -104,5 +104,5 @@ def test_randaugment_follows_pytorchs_generator_too():
     assert torch.equal(results[0], results[1])
     assert len({result.numpy().tobytes() for result in results}) > 2
     assert any(not torch.equal(result, plain) for result in results)
-    with pytest.raises(ValueError, match=r"data\.randaugment must be as in"):
+    with pytest.raises(ValueError, match=r"data\.randaugment must be like"):
         Augmentation((32, 32), None, False, "autumn")

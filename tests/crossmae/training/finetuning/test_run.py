@@ -148,9 +148,9 @@ def test_what_cannot_be_is_refused_before_work(tmp_path):
     folder = tmp_path / "run"
     refused = {
         "micro-batches must be even": {"batch_size": 5},
-        "precision auto is for pretraining": {"precision": "auto"},
+        "precision auto measures pretraining steps only": {"precision": "auto"},
         r"layer_decay must lie in \(0, 1\], got 2": {"layer_decay": 2.0},
-        "data.randaugment is for RGB pictures of 8 bits, these are uint8 of 1 channel": {
+        "data.randaugment needs 8-bit RGB images, these are uint8 with 1 channel": {
             "data": replace(tuned().data, source="digits"),
             "model_options": {**tuned().model_options, "channels": 1},
         },
@@ -172,13 +172,15 @@ def test_an_encoder_keeps_the_pixel_statistics_that_it_was_trained_with(tmp_path
     assert run._plan.config.pixel_mean == (0.4, 0.5, 0.6)
     assert run._plan.recipe.data.std == (0.2, 0.3, 0.4)
     other = replace(tuned().data, mean=(0.1,) * 3, std=(1.0,) * 3)
-    with pytest.raises(ValueError, match=r"data.mean is \(0.1, 0.1, 0.1\), and the encoder was trained with \(0.4,"):
+    with pytest.raises(ValueError, match=r"data.mean is \(0.1, 0.1, 0.1\), but the encoder was trained with \(0.4,"):
         prepare(tuned(**settings, data=other), into(tmp_path / "run"))
 
 
 def test_other_settings_are_another_run(whole):
     folder, *_ = whole
-    with pytest.raises(ValueError, match=r"run of other settings: .*layer_decay 0.65, here 0.75.*mixup 0.8, here 0.5"):
+    with pytest.raises(
+        ValueError, match=r"run with other settings: .*layer_decay 0.65, here 0.75.*mixup 0.8, here 0.5"
+    ):
         finetune(tuned(ema=EMA, mixup=0.5, layer_decay=0.75), into(folder))
 
 

@@ -309,7 +309,7 @@ def crossmae_and_mae(name: str, image_size: int | Sequence[int] | None = None) -
     """
     family, _, size = name.partition("_vit_")
     if family == "mae":
-        raise ValueError(f"model must be a CrossMAE, which is compared with its MAE: crossmae_vit_{size}, got {name}")
+        raise ValueError(f"model must be a CrossMAE, to be compared with its MAE: crossmae_vit_{size}, got {name}")
     return named_config(name, image_size), named_config(f"mae_vit_{size}", image_size)
 
 

@@ -96,7 +96,7 @@ def decoder_chart(steps: Mapping[str, Sequence[Part]]) -> "Figure":
     kinds = list(dict.fromkeys((*_KINDS.values(), _OTHERS)))
     times = {name: {kind: _time(part for part in parts if part.stage.startswith("decoder") and kind_of(part) == kind)
                     for kind in kinds} for name, parts in steps.items()}  # fmt: skip
-    return _stacked(times, "milliseconds, forward and backward")
+    return _stacked(times, "milliseconds")
 
 
 def kind_of(part: Part) -> str:
@@ -207,8 +207,8 @@ def rooflines(subject: Subject, steps: Mapping[str, Sequence[Part]]) -> "Figure"
                 "<br>%{customdata[3]:.3g} ms, limited by %{customdata[2]}",
             )
         )  # fmt: skip
-    figure.update_xaxes(type="log", title="FLOP for each byte of DRAM", range=[0, 3.5])
-    figure.update_yaxes(type="log", title="TFLOPS")
+    figure.update_xaxes(type="log", dtick=1, title="FLOP for each byte of DRAM", range=[0, 3.5])
+    figure.update_yaxes(type="log", dtick=1, title="TFLOPS")
     figure.update_layout(height=520)
     return figure
 

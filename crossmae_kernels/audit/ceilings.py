@@ -12,12 +12,12 @@ from crossmae_kernels.audit.operations import Operation
 
 # Of the rate under load, what large products of cuBLAS reach.
 PRODUCT_SHARE = 0.8
-MULTIPLIES, MOVES = "tensor cores", "DRAM"
+_IN_16_BITS = (torch.bfloat16, torch.float16)
 
 
 def rate(device: Device, dtype: torch.dtype) -> float:
     """FLOPs a microsecond, of tensor cores in 16 bits and of lanes in float32 and wider."""
-    a_cycle = device.tensor if dtype in (torch.bfloat16, torch.float16) else 2 * device.fp32_lanes
+    a_cycle = device.tensor if dtype in _IN_16_BITS else 2 * device.fp32_lanes
     return a_cycle * device.limits.multiprocessors * device.clock * device.clock_share * 1e3
 
 
@@ -30,5 +30,6 @@ def estimate(operation: Operation, device: Device) -> tuple[float, str]:
     """Microseconds of one launch, and what limits it."""
     multiplying = operation.flops / (PRODUCT_SHARE * rate(device, operation.dtype))
     moving = operation.bytes / bandwidth(device)
-    limiter = MULTIPLIES if multiplying > moving else MOVES
-    return device.launch + max(multiplying, moving), limiter
+    if moving >= multiplying:
+        return device.launch + moving, "DRAM"
+    return device.launch + multiplying, "tensor cores" if operation.dtype in _IN_16_BITS else "fma"

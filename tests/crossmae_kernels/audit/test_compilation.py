@@ -118,9 +118,8 @@ def test_what_is_unknown_is_a_line_and_the_rest_is_reported(capsys):
     from crossmae_kernels.audit import command
 
     assert command.main(["--devices", "h10"], "audit") == 1
-    unknown, nothing = capsys.readouterr().err.splitlines()
-    assert unknown.startswith("audit: no device h10 is known, of a100, ")
-    assert nothing == "audit: nothing is launched that was asked for"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("audit: no device h10 is known, of a100, ")
     devices, lines = command._devices(None, ["sm_90", "70"])
     assert [device.name for device in devices] == ["h100"]
     assert lines == ["no architecture 70 is known, of 80, 86, 89, 90, 100, 120"]
@@ -132,7 +131,7 @@ def test_shortcomings_are_named():
     from crossmae_kernels.audit.devices import USUAL
     from crossmae_kernels.audit.recording import Launch
 
-    good = Assembly(80, 0, 16384, ("2D bf16",), ("HMMA",), 128, 128)
+    good = Assembly(80, 0, 0, 16384, ("2D bf16",), ("HMMA",), 128, 128)
 
     def lacking(arch, kernel="short_forward_kernel", **outcome):
         launch = Launch(f"module:{kernel}", {}, {}, {}, {}, (1,), {}, {})
@@ -145,9 +144,108 @@ def test_shortcomings_are_named():
         "tensor-core instructions are none",
         "loads of 64 bits at most",
     ]
+    assert lacking(86, spilled=None, tensor_core=None, widest_load=None, widest_store=None, stack=8) == [
+        "8 bytes of each thread's registers are spilled"
+    ]
     # Hopper has instructions of its own but for products that each warp has of its own, and small ones in TF32.
     assert lacking(90) == ["tensor-core instructions are ('HMMA',)"]
     assert lacking(90, products=("3D bf16",)) == []
     assert lacking(90, products=("2D tf32",)) == []
     assert lacking(86, products=("2D ieee",), tensor_core=()) == []
     assert lacking(86, "fold_backward_kernel", widest_store=64) == ["stores of 64 bits at most"]
+
+
+# A product with spilled registers, and what the audit says of it where Triton finds no disassembler.
+WITHOUT_DISASSEMBLER = """
+import contextlib, io, json, subprocess, sys
+from dataclasses import replace
+from pathlib import Path
+import triton
+from crossmae_kernels.audit import command, compilation, reports
+from crossmae_kernels.audit.cases import cases
+from crossmae_kernels.audit.devices import USUAL
+
+first = next(case for case in cases(["mlp"], [USUAL[86]], ["bf16"]) if case.launch.name == "gemm_kernel")
+spilling = replace(first, launch=replace(first.launch, options={**first.launch.options, "maxnreg": 32}))
+with_tool = compilation.compile_launch(spilling.launch, 86)
+cubins = []
+inner, compilation._disassembled = compilation._disassembled, lambda cubin, *rest: cubins.append(cubin)
+compilation.compile_launch(spilling.launch, 86)
+compilation._disassembled = inner
+Path(sys.argv[1]).write_bytes(cubins[0])
+dump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+usage = subprocess.run([dump, "--dump-resource-usage", sys.argv[1]], capture_output=True, text=True, check=True).stdout
+
+find = triton.knobs.NvidiaTool.from_path
+triton.knobs.NvidiaTool.from_path = staticmethod(lambda path: None if "nvdisasm" in path else find(path))
+record = reports.report(spilling)
+line = command.line_of(record)
+command.reports = lambda cases, processes: map(reports.report, cases)
+errors, table = io.StringIO(), io.StringIO()
+with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(table):
+    words = ["--ops", "norm_folding", "--architectures", "86", "75", "--short", "--kernels", "fold_forward_kernel"]
+    code = command.main(words, "audit")
+json.dump({
+    "usage": usage, "registers": with_tool.file.registers, "stack": with_tool.file.stack, "record": record,
+    "line": line, "code": code, "errors": errors.getvalue(), "table": table.getvalue(),
+}, sys.stdout)
+"""
+
+
+def test_without_a_disassembler_the_rest_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setenv("CROSSMAE_KERNELS_CACHE", str(tmp_path))
+    found = json.loads(run("-c", WITHOUT_DISASSEMBLER, str(tmp_path / "kernel.cubin")))
+    # What cuobjdump reads in the file.
+    assert f"REG:{found['registers']} STACK:{found['stack']} " in found["usage"]
+    record = found["record"]
+    assert (record["registers"], record["stack"]) == (found["registers"], found["stack"]) == (32, found["stack"])
+    assert record["stack"] > 0
+    assert record["shared"] > 0
+    assert record["products"] == ["2D bf16"]
+    assert record["shortcomings"] == [f"{record['stack']} bytes of each thread's registers are spilled"]
+    assert "registers 32  spilled ?  shared" in found["line"]
+    assert "no time: there is no nvdisasm" in found["line"]
+    unknown, missing = found["errors"].splitlines()
+    assert unknown == "audit: no architecture 75 is known, of 80, 86, 89, 90, 100, 120"
+    assert missing.startswith("audit: there is no nvdisasm, ")
+    assert missing.endswith(": instructions and times are left out")
+    assert found["code"] == 1
+    assert len(found["table"].splitlines()) == 1
+
+
+NAMES = """
+import json, sys
+from crossmae_kernels.audit import command
+from crossmae_kernels.audit.cases import cases, kernel_names
+from crossmae_kernels.audit.devices import USUAL
+launched = {case.launch.name for arch in (90, 100) for case in cases(devices=[USUAL[arch]], dtypes=["bf16"])}
+command.cases = None  # nothing is recorded
+try:
+    command.main(["--kernels", "gemm_kernel", "nope"], "audit")
+except ValueError as error:
+    json.dump([kernel_names(), sorted(launched), str(error)], sys.stdout)
+"""
+
+
+def test_unknown_kernels_are_refused_before_anything_is_recorded():
+    names, launched, line = json.loads(run("-c", NAMES))
+    assert names == launched
+    assert line == f"--kernels: there is no nope; there are {', '.join(launched)}"
+
+
+SPECIALIZED = """
+import json, sys
+from crossmae_kernels.audit.cases import cases
+from crossmae_kernels.audit.devices import USUAL
+from crossmae_kernels.audit.reports import report
+chosen = cases(["projection"], [USUAL[100]], ["bf16"])
+case = next(case for case in chosen if case.launch.named_constants.get("SPECIALIZED"))
+json.dump(report(case), sys.stdout)
+"""
+
+
+def test_specialised_warps_are_not_followed_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setenv("CROSSMAE_KERNELS_CACHE", str(tmp_path))
+    record = json.loads(run("-c", SPECIALIZED))
+    assert record["registers"] > 0
+    assert record["unpredicted"].endswith("threads are added for specialised warps, which are not followed")

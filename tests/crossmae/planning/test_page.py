@@ -1,0 +1,121 @@
+"""The page of ``crossmae audit --html``, and who refuses to write it."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from crossmae.commands.cli import main
+from crossmae_kernels.audit.devices import DEVICES
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """The command takes Triton's interpreter away from its process, which here has other tests to run."""
+    monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "0"))
+
+
+def part(stage, operation, milliseconds, limiter="DRAM", method="machine code", flops=0):
+    from crossmae.planning.step import Kernel, Part
+
+    kernel = Kernel(f"{operation}_kernel", method, 2, 1e3 * milliseconds, limiter, 2**20)
+    return Part(stage, operation, method == "machine code", 2, flops, (kernel,))
+
+
+@pytest.fixture
+def steps():
+    """CrossMAE's takes 2 ms, half of it the decoder; MAE's takes 5."""
+    ours = [part("encoder", "mlp", 1, "tensor cores", flops=10**9), part("decoder", "cross_attention", 0.25)]
+    ours += [part("decoder backward", "cross_attention_backward", 0.75, "latency", flops=10**8)]
+    return {"CrossMAE": ours, "MAE <&>": [part("encoder", "addmm", 5, method="ceilings", flops=10**9)]}
+
+
+@pytest.fixture
+def page(steps, tmp_path):
+    pytest.importorskip("plotly")
+    from crossmae.planning.page import Subject, write_page
+
+    write_page(Subject("crossmae_vit_tiny_patch4", DEVICES["h100"], 100, torch.bfloat16), steps, tmp_path / "page.html")
+    return (tmp_path / "page.html").read_text("utf-8")
+
+
+def test_it_needs_no_network(page):
+    addresses = re.findall(r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=\"([^\"]*)\"", page)
+    assert addresses == ["data:,"]
+    assert "plotly.js v" in page
+
+
+def test_it_says_what_is_predicted_with_the_published_error_beside_it(page):
+    from crossmae_kernels.audit.prediction import accuracy
+
+    head = page.partition("<h2>")[0]
+    assert "Predicted: nothing on this page was measured." in head
+    assert accuracy() in head
+
+
+def test_the_table_holds_intervals(page):
+    """2 ms / 1.35 to 2 ms x 1.35, the decoder's 1 ms likewise, and 2 of MAE's 5 ms."""
+    cells = re.findall(r"<tr>(?:<td>.*?</td>)+</tr>", page)[0]
+    assert re.findall(r"<td>(.*?)</td>", cells) == [
+        "CrossMAE", "1.48 to 2.7", "37,037 to 67,500", "0.741 to 1.35", "0.40"
+    ]  # fmt: skip
+    assert "MAE &lt;&amp;&gt;" in page
+
+
+def test_the_published_error_is_that_of_the_document():
+    from crossmae_kernels.audit.prediction import JUDGED, MEDIAN_ERROR, SPREAD, WORST_ERROR
+
+    text = (ROOT / "docs" / "predictions.md").read_text("utf-8")
+    sentence = rf"Of {JUDGED} times .*: median error {MEDIAN_ERROR:.0%}, worst {WORST_ERROR:.0%}; .* ±{SPREAD:.0%}"
+    assert re.search(sentence, text)
+
+
+def test_charts_hold_what_is_there(steps):
+    pytest.importorskip("plotly")
+    from crossmae.planning.page import Subject, decoder_chart, kernel_chart, rooflines, step_chart
+
+    stages = {trace.name: list(trace.x) for trace in step_chart(steps).data if trace.type == "bar"}
+    assert stages["encoder"] == [1, 5]
+    assert stages["decoder backward"] == [0.75, 0]
+    kinds = {trace.name: list(trace.x) for trace in decoder_chart(steps).data if trace.type == "bar"}
+    assert kinds["attention"] == [1, 0]
+    assert sum(map(sum, kinds.values())) == 1
+    kernels = {trace.name: list(trace.y) for trace in kernel_chart(steps["CrossMAE"]).data}
+    assert kernels == {"tensor cores": ["mlp"], "latency": ["cross attention backward"], "DRAM": ["cross attention"]}
+    roof, *points = rooflines(Subject("", DEVICES["h100"], 1, torch.bfloat16), steps).data
+    # 90 % of 3.35 TB/s at one FLOP a byte; 97 % of 989 TFLOPS.
+    assert roof.y[0] == pytest.approx(3.015)
+    assert roof.y[-1] == pytest.approx(0.97 * 989.4, rel=1e-3)
+    assert [list(trace.y) for trace in points] == [[1.0, pytest.approx(0.133, rel=0.01)], [0.2]]
+
+
+def test_plotly_is_asked_for_before_anything_is_compiled(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    assert main(["audit", "--html", str(tmp_path / "page.html")]) == 1
+    line = "crossmae audit needs plotly: pip install 'crossmae-kernels[figures]'\n"
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--html", "no/page.html"], "cannot write no/page.html: there is no folder no"),
+        (["--html", "page.html", "--device", "h10"], "device must be one of a100, .*, got 'h10'"),
+        (["--html", "page.html", "--batch", "0"], "batch must be positive, got 0"),
+        (["--html", "page.html", "--model", "mae_vit_base_patch16"], "model must be a CrossMAE, .*"),
+        (["--html", "page.html", "--model", "vit"], "there is no model 'vit'; there are .*"),
+        (["--html", "page.html", "--short"], "--short is of the table; --html takes --model, --device and --batch"),
+        (["--model", "crossmae_vit_base_patch16"], "--model is of the page, which --html writes; .*"),
+    ],
+)
+def test_what_was_asked_is_refused_in_one_line(words, line, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "plotly", sys)  # whether or not it is installed
+    assert main(["audit", *words]) == 1
+    assert re.fullmatch(f"crossmae audit: {line}\n", capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []

@@ -60,9 +60,11 @@ packages:
 audit-accept: $(VENV)/.ready
 	$(BIN)/python -m crossmae_kernels.audit.budgets --accept
 
-# The tables and pictures of docs/benchmarks.md, from the records under benchmarks/results and from nowhere else.
+# The tables and pictures of docs/benchmarks.md, from the records under benchmarks/results and from nowhere else; and those
+# of README.md, docs/planning.md and docs/pretraining.md, from these records or, as long as no GPU is among them, predicted.
 readme: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.report benchmarks/results --page docs/benchmarks.md
+	$(BIN)/python -m benchmarks.predictions.plans
 
 # The documentation as a site, in site/.
 docs: $(VENV)/.ready

@@ -1,4 +1,4 @@
-"""Decoder cost in closed form: arithmetic, in the two conventions it is reported in, and memory.
+"""Cost in closed form, mainly the decoder's: arithmetic, in the two conventions it is reported in, and memory.
 
 A multiply-accumulate (MAC) is one product in any matrix multiplication: linear layers, attention scores, attention
 averages, mixing of feature maps. As usual in the field, norms, activations and the loss are not counted.

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from crossmae.commands.checkpoints import convert, probe, reconstruct
 from crossmae.commands.costs import bench, flops
 from crossmae.detection.recipe import DetectionOptions, DetectionRecipe
+from crossmae.planning.fleet import PlanOptions
 from crossmae.training.finetuning.recipe import FinetuningOptions, FinetuningRecipe
 from crossmae.training.recipe import Recipe, RunOptions
 from crossmae_kernels.command import run_command
@@ -52,6 +53,18 @@ def pretrain(recipe: Recipe, options: RunOptions) -> int:
     run.fit()
     print(f"The model: {options.out}/model.safetensors, for crossmae.load.")
     return 0 if run.stopped_by is None else 128 + run.stopped_by
+
+
+def plan(recipe: Recipe, options: PlanOptions) -> None:
+    """What pretraining costs on GPUs that are not there.
+
+    Predicts the time of a step, an epoch and the run, GPU-hours, the memory of a GPU and what GPUs send each other, for
+    a recipe's model and for that of the same size with the other decoder, MAE's or CrossMAE's. Compiles the kernels of
+    a step to do so, which takes a minute or two at first. Nothing is measured: what is taken for granted is printed.
+    """
+    from crossmae.commands.plan import run
+
+    run(recipe, options)
 
 
 def finetune(recipe: FinetuningRecipe, options: FinetuningOptions) -> int:
@@ -195,6 +208,7 @@ _COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
         "crossmae finetune --recipe finetune_base --checkpoint model.safetensors --data.source imagenet --out tuned",
     ),
     "flops": (flops, "crossmae flops --figure flops.png"),
+    "plan": (plan, "crossmae plan --recipe vit_base+gamma25 --images 1.28e6 --epochs 800 --gpus 64 --device h100"),
     "pretrain": (pretrain, "crossmae pretrain --recipe vit_base+gamma25 --data.source my_pictures --out run"),
     "probe": (probe, "crossmae probe crossmae.pth mae.pth --source imagenet --share 0.875"),
     "reconstruct": (reconstruct, "crossmae reconstruct cat.jpg --checkpoint model.safetensors"),

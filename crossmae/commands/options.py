@@ -28,7 +28,7 @@ _HELP = {
     "strict": "stop at the first unreadable image, instead of logging its name and taking the next one",
     "images": "pictures, TIFF files or .npy arrays",
     "interpret": "run the kernels on the CPU, in Triton's interpreter",
-    "json": "one list of records instead of a table",
+    "json": "numbers as JSON instead of a table",
     "path": "a checkpoint that crossmae.load reads, file or folder",
     "short": "each kernel once, in bfloat16",
     "kernels": "names of kernels; by default all",

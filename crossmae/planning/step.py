@@ -138,7 +138,7 @@ def predict_step(
         progress(done, len(cases))
     found: dict[tuple[Stage, str], list[tuple[Operation, list[Kernel]]]] = {}
     for stage, operation in recorded:
-        kernels = _kernels(operation, device, [known[repr(launch)] for launch in operation.launches])
+        kernels = _kernels(operation, device, dtype, [known[repr(launch)] for launch in operation.launches])
         found.setdefault((stage, operation.name), []).append((operation, kernels))
     parts = [_part(stage, calls) for (stage, _), calls in found.items()]
     return sorted(parts, key=lambda part: (STAGES.index(part.stage), -part.microseconds))
@@ -200,10 +200,13 @@ def _record(
     yield "optimizer", Operation("AdamW", False, torch.float32, 0, ADAMW_BYTES * count)
 
 
-def _kernels(operation: Operation, device: Device, records: Sequence[dict[str, Any]]) -> list[Kernel]:
-    """What one call launches."""
+def _kernels(
+    operation: Operation, device: Device, dtype: torch.dtype, records: Sequence[dict[str, Any]]
+) -> list[Kernel]:
+    """What one call launches; this package's operators multiply in ``dtype``, whatever their arguments come in."""
     if not all("microseconds" in record for record in records):
-        return [_by_ceilings(operation, device)]  # of what could not be predicted, its definition is known
+        # Of what could not be predicted, its definition is known.
+        return [_by_ceilings(replace(operation, dtype=dtype), device)]
     predicted = [
         Kernel(record["kernel"], "machine code", 1, record["microseconds"], record["limiter"], record["moved"])
         for record in records

@@ -1,7 +1,8 @@
 """A recipe worked out for given images and devices: counts, learning rates, ratios, and what the run will cost."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +18,8 @@ from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config
 from crossmae.model.values import pair
 from crossmae.training.recipe import Recipe, TrainingRecipe, between
+from crossmae_kernels.runtime.device import Limits
+from crossmae_kernels.runtime.dispatch import default_implementation
 
 GIB = 2**30
 # Of a number that a linear layer multiplies; 16 bits in all other precisions.
@@ -145,9 +148,7 @@ def describe(plan: PretrainingPlan) -> str:
     visible, predicted = mask_counts(config.patches, mask_ratio, prediction_ratio)
     height, width = pair(config.patch_size)
     sides = height if height == width else f"{height} x {width}"
-    parameters, kept = memory(
-        plan, lambda: MaskedAutoencoder(config), lambda model, images: model(images, *plan.ratios(0))
-    )
+    parameters, kept = memory_of_pretraining(plan)
     last_ratios = plan.ratios(plan.steps - 1)
     changing = "" if last_ratios == plan.ratios(0) else f", at the end {last_ratios[0]:g} and {last_ratios[1]:g}"
     macs = decoder_macs(config, prediction_ratio, mask_ratio)
@@ -223,14 +224,27 @@ def rows_of_memory(parameters: int, kept: int) -> list[tuple[str, str]]:
     ]
 
 
-def memory(plan: Plan, make: Callable[[], nn.Module], call: Callable[[nn.Module, Tensor], object]) -> tuple[int, int]:
+def memory_of_pretraining(plan: PretrainingPlan, limits: Limits | None = None) -> tuple[int, int]:
+    """``memory`` of the whole model in the first step of the run."""
+    return memory(
+        plan, lambda: MaskedAutoencoder(plan.config), lambda model, images: model(images, *plan.ratios(0)), limits
+    )
+
+
+def memory(
+    plan: Plan,
+    make: Callable[[], nn.Module],
+    call: Callable[[nn.Module, Tensor], object],
+    limits: Limits | None = None,
+) -> tuple[int, int]:
     """Number of parameters, and bytes that a micro-batch keeps for the backward pass, on tensors without data.
 
-    ``make`` makes the module that is trained, ``call`` calls it with images ``(B, C, H, W)``.
+    ``make`` makes the module that is trained, ``call`` calls it with images ``(B, C, H, W)``. Kernels for a GPU of such
+    ``limits`` keep less than the reference operations, which are called where there are none.
     """
     config = plan.config
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(plan.recipe.precision)
-    with FakeTensorMode():
+    with FakeTensorMode() if limits is None else _kernels(limits):
         module = make()
         images = torch.empty(plan.micro_batch, config.channels, *config.image_size)
 
@@ -241,3 +255,12 @@ def memory(plan: Plan, make: Callable[[], nn.Module], call: Callable[[nn.Module,
         kept = bytes_saved_for_backward(forward, module)
     wide = 2 if plan.recipe.precision == "float64" else 1
     return sum(p.numel() for p in module.parameters()), wide * kept
+
+
+@contextmanager
+def _kernels(limits: Limits) -> Iterator[None]:
+    """Tensors have no data, and operators keep what they keep with kernels, until the block ends."""
+    from crossmae_kernels.audit.recording import record  # which needs Triton
+
+    with record(limits), default_implementation("triton"):
+        yield

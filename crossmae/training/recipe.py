@@ -15,6 +15,9 @@ Execution = Literal["auto", "eager", "compile", "graphs"]
 Strategy = Literal["auto", "ddp", "fsdp"]
 Ratio = float | tuple[float, float]
 
+IMAGENET_IMAGES = 1_281_167
+"""Training images of ImageNet-1k, for plans of runs whose images are not there yet."""
+
 RECIPES = Path(__file__).parent / "recipes"
 RECIPE = "recipe.json"
 """The file name of a run's own recipe, in its folder."""

@@ -6,16 +6,15 @@ from pathlib import Path
 from crossmae.checkpoint.encoders import StartingEncoder, starting_encoder
 from crossmae.masking import noise_length
 from crossmae.model import MaskedAutoencoder
+from crossmae.planning.here import cost_here
 from crossmae.training.data.dataset import ImageDataset
 from crossmae.training.data.factory import open_images
 from crossmae.training.devices import make_fabric, processes
 from crossmae.training.loop import Run, check_place, check_settings, checkpoints_in
-from crossmae.training.plan import describe, make_plan
+from crossmae.training.plan import PretrainingPlan, describe, make_plan
 from crossmae.training.precision import settled
 from crossmae.training.pretraining import Pretraining
-from crossmae.training.recipe import RECIPE, Recipe, RunOptions
-
-IMAGENET_IMAGES = 1_281_167
+from crossmae.training.recipe import IMAGENET_IMAGES, RECIPE, Recipe, RunOptions
 
 
 def pretrain(recipe: Recipe, options: RunOptions) -> MaskedAutoencoder | None:
@@ -48,7 +47,7 @@ def prepare(recipe: Recipe, options: RunOptions) -> Run | None:
     words = "" if start is None else start.said
     if options.dry_run and not recipe.data.source:
         print(f"No images given: planning for the {IMAGENET_IMAGES:,} images of ImageNet-1k.")
-        print(describe(make_plan(recipe, IMAGENET_IMAGES, processes(options), start=words)))
+        _tell(make_plan(recipe, IMAGENET_IMAGES, processes(options), start=words), options)
         return None
     recipe, images = open_dataset(recipe, options.strict)
     plan = make_plan(recipe, len(images), processes(options), images.found, words)
@@ -57,11 +56,17 @@ def prepare(recipe: Recipe, options: RunOptions) -> Run | None:
         plan = replace(plan, recipe=recipe)
         check_settings(folder, recipe)
     if options.dry_run:
-        print(describe(plan))
+        _tell(plan, options)
         return None
     fabric = make_fabric(plan, options)
     fabric.launch()
     return Run(Pretraining(plan, images, options, start), options, folder, fabric)
+
+
+def _tell(plan: PretrainingPlan, options: RunOptions) -> None:
+    """What a dry run prints: the plan, and what it costs on the GPUs that are here."""
+    print(describe(plan))
+    print(f"\n{cost_here(plan, options)}")
 
 
 def _start(recipe: Recipe, options: RunOptions) -> StartingEncoder | None:

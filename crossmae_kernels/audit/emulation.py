@@ -66,7 +66,7 @@ class Trace:
 def emulate(
     code: Sequence[Instruction],
     threads: int,
-    parameters: Mapping[int, int],
+    constants: Mapping[int, int],
     program: tuple[int, int, int],
     grid: tuple[int, int, int],
 ) -> Trace:
@@ -75,22 +75,22 @@ def emulate(
     Args:
         code: the kernel.
         threads: of a program.
-        parameters: constant bank 0: 32-bit words by their offset in bytes.
+        constants: 32-bit words by their offset in bytes, of bank 0 and, from ``2 * BANK`` on, of bank 2.
         program: its ids.
         grid: the number of programs.
 
     Raises:
         ValueError: where it does not end.
     """
-    return _Emulator(code, threads, parameters, program, grid).run()
+    return _Emulator(code, threads, constants, program, grid).run()
 
 
 class _Emulator:
-    def __init__(self, code, threads, parameters, program, grid) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, code, threads, constants, program, grid) -> None:  # type: ignore[no-untyped-def]
         self.code: Sequence[Instruction] = code
         self.place_of = {instruction.address: place for place, instruction in enumerate(code)}
         self.threads: int = threads
-        self.operands = Operands(Threads(threads, parameters, program, grid))
+        self.operands = Operands(Threads(threads, constants, program, grid))
         self.trace = Trace(-(-threads // WARP))
         self.seen: dict[int, set[int]] = {}
         """Sectors that L1 has been asked for, by region."""

@@ -1,7 +1,8 @@
-"""What the assembler wrote beside the machine code: registers, stack and threads, and where a kernel finds parameters.
+"""What the assembler wrote beside the machine code: registers, stack and threads, parameters' places, and literals.
 
 A cubin is an ELF file. The section ``.nv.info.<kernel>`` lists a kernel's attributes as (format, attribute, size), and
-``.nv.info`` those that a linker asks for, of each kernel by its symbol.
+``.nv.info`` those that a linker asks for, of each kernel by its symbol. ``.nv.constant2.<kernel>`` has the literals
+that Ampere's instructions have no room for.
 """
 
 import struct
@@ -23,6 +24,8 @@ class KernelFile:
     """Of a thread."""
     stack: int
     """Bytes of local memory of a thread, where registers are spilled to."""
+    literals: dict[int, int]
+    """Constant bank 2: 32-bit words by their offset in bytes."""
 
 
 def read(cubin: bytes) -> KernelFile:
@@ -47,7 +50,13 @@ def read(cubin: bytes) -> KernelFile:
     if not base or not threads or not registers:
         raise ValueError("the cubin does not tell parameters, threads and registers of a kernel")
     ordered = (parameters[ordinal] for ordinal in sorted(parameters))
-    return KernelFile(threads, tuple((base + offset, size) for offset, size in ordered), registers, stack)
+    places = tuple((base + offset, size) for offset, size in ordered)
+    return KernelFile(threads, places, registers, stack, _literals(cubin))
+
+
+def _literals(cubin: bytes) -> dict[int, int]:
+    banks = [section for name, section in _sections(cubin) if name.startswith(".nv.constant2.")]
+    return {4 * place: word for bank in banks for place, (word,) in enumerate(struct.iter_unpack("<I", bank))}
 
 
 def _attributes(cubin: bytes) -> Iterator[tuple[int, bytes]]:

@@ -12,20 +12,22 @@ from crossmae_kernels.audit.integers import MASK, Predicate, Value
 from crossmae_kernels.audit.machine_code import Instruction
 
 _REGISTER = re.compile(r"^(U?R)(Z|\d+)$")
-# A parameter, at an offset that may be a register's, as of a tuple of pointers.
-_CONSTANT = re.compile(r"^c\[0x0\]\[(?:(U?R(?:Z|\d+))\+?)?(0x[0-9a-f]+)?\]$")
+# A parameter, at an offset that may be a register's, as of a tuple of pointers; in bank 2 a literal.
+_CONSTANT = re.compile(r"^c\[0x([02])\]\[(?:(U?R(?:Z|\d+))\+?)?(0x[0-9a-f]+)?\]$")
+BANK = 1 << 16
+"""Bytes of a constant bank; the words of bank 2 lie behind those of two banks."""
 _ZERO: Value = np.zeros(1, np.int64)
 _TRUE: Predicate = np.ones(1, bool)
 
 
 class Threads:
-    """What threads of one program find when they begin: parameters and ids."""
+    """What threads of one program find when they begin: constants, parameters among them, and ids."""
 
     def __init__(
-        self, threads: int, parameters: Mapping[int, int], program: tuple[int, int, int], grid: tuple[int, int, int]
+        self, threads: int, constants: Mapping[int, int], program: tuple[int, int, int], grid: tuple[int, int, int]
     ) -> None:
         self.count = threads
-        self.parameters = parameters
+        self.constants = constants
         lanes = np.arange(threads, dtype=np.int64)
         self.special = {"SR_TID.X": lanes, "SR_LANEID": lanes % 32}
         for place, axis in enumerate("XYZ"):
@@ -143,17 +145,17 @@ class Operands:
         if text in ("RZ", "URZ"):
             return _ZERO
         if found := _CONSTANT.match(text):
-            return self._parameter(found[1] or "RZ", int(found[2] or "0", 16))
+            return self._constant(found[2] or "RZ", int(found[1]) * BANK + int(found[3] or "0", 16))
         if text in self._registers:
             return self._registers[text]
         number = _number(text)
         return None if number is None else np.array([number])
 
-    def _parameter(self, register: str, offset: int) -> Value | None:
+    def _constant(self, register: str, offset: int) -> Value | None:
         index = self.value(register)
         if index is None or index.min() != index.max():
             return None
-        known = self.threads.parameters.get(int(index[0]) + offset)
+        known = self.threads.constants.get(int(index[0]) + offset)
         return None if known is None else np.array([known])
 
 
@@ -176,9 +178,9 @@ def _number(text: str) -> int | None:
 
 @cache
 def further(operand: str, distance: int = 1) -> str:
-    """The register so many further on, or the parameter so many bytes."""
+    """The register so many further on, or the constant so many bytes."""
     if found := _CONSTANT.match(operand):
-        return f"c[0x0][{found[1] or 'RZ'}+{int(found[2] or '0', 16) + distance:#x}]"
+        return f"c[0x{found[1]}][{found[2] or 'RZ'}+{int(found[3] or '0', 16) + distance:#x}]"
     register = _REGISTER.match(operand)
     if register is None:
         raise ValueError(f"{operand} is no register")

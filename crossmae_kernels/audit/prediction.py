@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from crossmae_kernels.audit.compilation import Kernel
 from crossmae_kernels.audit.devices import Device
 from crossmae_kernels.audit.emulation import REGION_BITS, SECTOR, TMA, Trace, emulate
+from crossmae_kernels.audit.operands import BANK
 from crossmae_kernels.audit.recording import Launch
 from crossmae_kernels.audit.replay import replay
 
@@ -81,6 +82,7 @@ def predict(launch: Launch, kernel: Kernel, device: Device) -> Prediction:
     # Where the driver writes the grid: before the parameters, which begin at 0x380 on Blackwell and lower before.
     at = 0x370 if kernel.file.parameters[0][0] >= 0x380 else 0xC
     words |= {at + 4 * axis: count for axis, count in enumerate(grid)}
+    words |= {2 * BANK + offset: literal for offset, literal in kernel.file.literals.items()}
     traces: list[Trace] = []
     for sample in (1, 0, 2):
         if traces and programs <= device.limits.multiprocessors:

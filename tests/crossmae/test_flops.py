@@ -6,7 +6,14 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import crossmae
-from crossmae.flops import cost_table, decoder_flops_of_paper, decoder_macs, decoder_parts, executed_decoder_macs
+from crossmae.flops import (
+    cost_table,
+    decoder_flops_of_paper,
+    decoder_macs,
+    decoder_parts,
+    encoder_macs,
+    executed_decoder_macs,
+)
 from crossmae.masking import mask_counts, random_masking
 from crossmae.model.config import named_config
 from crossmae_kernels.runtime.dispatch import default_implementation
@@ -73,6 +80,15 @@ def test_closed_form_equals_what_a_counter_sees(family, overrides, ratio, batch)
     if family == "crossmae" and not config.decoder_self_attention:
         shared = (batch * masking.predicted_ids.shape[1] - config.patches) * config.decoder_width**2
     assert executed_decoder_macs(config, batch, ratio) == batch * decoder_macs(config, ratio) - shared
+
+
+@pytest.mark.parametrize("overrides", [{}, {"class_tokens": 3, "image_size": (16, 40), "patch_size": 8}], ids=str)
+def test_an_encoder_s_closed_form_equals_what_a_counter_sees(overrides):
+    model = crossmae.create_model("mae_vit_tiny_patch4", **overrides)
+    masking = random_masking(2, model.config.patches, 0.6, 0.6)
+    with FlopCounterMode(display=False) as counter:
+        model.encoder(torch.randn(2, 3, *model.config.image_size), masking.visible_ids)
+    assert counter.get_total_flops() == 2 * 2 * encoder_macs(model.config, 0.6)
 
 
 SMALL = {

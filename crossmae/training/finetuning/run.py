@@ -15,7 +15,7 @@ from crossmae.training.finetuning.labels import Classes, classes_of
 from crossmae.training.finetuning.recipe import SCRATCH, FinetuningOptions, FinetuningRecipe
 from crossmae.training.finetuning.task import Finetuning, FinetuningPlan, describe
 from crossmae.training.loop import Run, check_place, check_settings
-from crossmae.training.run import IMAGENET_IMAGES
+from crossmae.training.recipe import IMAGENET_IMAGES
 
 IMAGENET_CLASSES = 1000
 

@@ -1,0 +1,290 @@
+"""What a pretraining run takes of a fleet: seconds, memory, and what is sent; of CrossMAE and of MAE beside it."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import torch
+
+from crossmae.flops import decoder_macs, encoder_macs
+from crossmae.masking import mask_counts
+from crossmae.model import MaskedAutoencoder
+from crossmae.planning.collectives import Exchange, data_parallel, sharded
+from crossmae.planning.fleet import Fleet, Sharding
+from crossmae.planning.hosts import HOSTS
+from crossmae.planning.step import STAGES, Method, Part, Stage, predict_step
+from crossmae.training.plan import GIB, PretrainingPlan, make_plan, memory_of_pretraining
+from crossmae.training.recipe import Recipe
+from crossmae_kernels.audit.devices import DEVICES
+from crossmae_kernels.audit.prediction import SPREAD
+
+STATE = 16
+"""Bytes of a parameter with its gradient and AdamW's two moments, in float32."""
+OVERHEAD = 1.5 * GIB
+"""Bytes of a process's CUDA context, of NCCL's and cuBLAS's buffers."""
+SLACK = 0.1
+"""Share by which an allocator's blocks exceed what they hold, and what lives a moment only."""
+RUNS = 1.81
+"""What the paper's epochs took over what this method predicts of them; ``benchmarks/predictions/runs.py`` fits it."""
+ISSUE = 10e-6
+"""Seconds of Python for one operator in eager mode, forward or backward."""
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each GPU."""
+
+    state: float
+    """Parameters, gradients and AdamW's moments."""
+    kept: float
+    """For the backward pass of a micro-batch."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.state + (1 + SLACK) * self.kept + OVERHEAD
+
+
+@dataclass(frozen=True)
+class Step:
+    """Of one GPU: a micro-batch's passes, and the optimizer."""
+
+    seconds: Mapping[Stage, float]
+    operators: int
+    """That are called."""
+    machine_code: float
+    """Share of the passes' time that was found from it; the rest is from ceilings."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a run; times in seconds, the middle of an interval of ``SPREAD`` above and below."""
+
+    plan: PretrainingPlan
+    fleet: Fleet
+    one: Step
+    parameters: int
+    largest: int
+    """Parameters of the largest part that is sharded as one."""
+    kept: int
+
+    @property
+    def forward(self) -> float:
+        """Of a micro-batch, with its loss."""
+        return self._seconds("encoder", "decoder", "loss")
+
+    @property
+    def backward(self) -> float:
+        """Of a micro-batch."""
+        return self._seconds("decoder backward", "encoder backward")
+
+    @property
+    def optimizer(self) -> float:
+        """AdamW, once a step; of a sharded model each GPU updates its share."""
+        return self._seconds("optimizer") / (self.fleet.gpus if self.fleet.strategy == "fsdp" else 1)
+
+    @property
+    def data_parallel(self) -> Exchange:
+        """What DDP sends in a step."""
+        return data_parallel(self.fleet.ring, self.parameters, self.backward)
+
+    @property
+    def sharded(self) -> Exchange:
+        """What FSDP2 sends in a step."""
+        return sharded(
+            self.fleet.ring, self.parameters, self.largest, self.forward, self.backward, self.plan.accumulation
+        )
+
+    @property
+    def exchange(self) -> Exchange:
+        """What the fleet's strategy sends."""
+        return self.sharded if self.fleet.strategy == "fsdp" else self.data_parallel
+
+    @property
+    def step(self) -> float:
+        """Of the optimizer, with all of its micro-batches."""
+        passes = self.plan.accumulation * (self.forward + self.backward)
+        return passes + self.optimizer + self.exchange.exposed
+
+    @property
+    def epoch(self) -> float:
+        """Of all whole batches of the images."""
+        return self.plan.steps_per_epoch * self.step
+
+    @property
+    def run(self) -> float:
+        """Of all steps."""
+        return self.plan.steps * self.step
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of the run."""
+        return self.fleet.gpus * self.run / 3600
+
+    @property
+    def images_per_second(self) -> float:
+        """On all GPUs together."""
+        return self.plan.recipe.batch_size / self.step
+
+    @property
+    def utilization(self) -> float:
+        """Model FLOPs over what the tensor cores could do by the datasheet (MFU), whatever is computed again."""
+        device, (mask_ratio, prediction_ratio) = DEVICES[self.fleet.device], self.plan.ratios(0)
+        config = self.plan.config
+        macs = encoder_macs(config, mask_ratio) + decoder_macs(config, prediction_ratio, mask_ratio)
+        rate = device.tensor * device.limits.multiprocessors * device.clock * 1e9
+        return 6 * macs * self.images_per_second / self.fleet.gpus / rate
+
+    def memory(self, strategy: Sharding) -> Memory:
+        """Of each GPU."""
+        return memory_of(strategy, self.fleet.gpus, self.parameters, self.largest, self.kept)
+
+    @property
+    def issuing(self) -> float:
+        """Seconds that Python needs to issue a micro-batch's operators in eager mode."""
+        return ISSUE * self.one.operators
+
+    def _seconds(self, *stages: Stage) -> float:
+        return sum(self.one.seconds[stage] for stage in stages)
+
+
+def memory_of(strategy: Sharding, gpus: int, parameters: int, largest: int, kept: int) -> Memory:
+    """By DDP, or by FSDP2, which also holds a part whole, with gradients, while the next one is gathered."""
+    if strategy == "ddp":
+        return Memory(STATE * parameters, kept)
+    return Memory(STATE * parameters / gpus + 3 * 4 * largest, kept)
+
+
+def summed(parts: Sequence[Part]) -> Step:
+    """What a plan needs to know of a predicted step."""
+    seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
+    by_method: dict[Method, float] = {"machine code": 0.0, "ceilings": 0.0}
+    for part in parts:
+        seconds[part.stage] += part.microseconds / 1e6
+        for kernel in part.kernels if part.stage != "optimizer" else ():
+            by_method[kernel.method] += kernel.microseconds
+    machine_code = by_method["machine code"] / sum(by_method.values())
+    return Step(seconds, sum(part.calls for part in parts), machine_code)
+
+
+def interval(seconds: float) -> tuple[float, float]:
+    """The shortest and the longest time that a predicted one stands for."""
+    return seconds / (1 + SPREAD), seconds * (1 + SPREAD)
+
+
+def costs(recipe: Recipe, images: int, fleet: Fleet, progress: Progress = lambda name, done, of: None) -> list[Cost]:
+    """What the recipe costs, and what its model's counterpart with the other decoder does.
+
+    The counterpart takes fewer images at a time where as many do not fit.
+
+    Args:
+        recipe: of the run; precision ``auto`` is bfloat16.
+        images: of an epoch.
+        fleet: where.
+        progress: called with a model's name, launches that are predicted, and all of them.
+
+    Raises:
+        ValueError: if recipe, images and fleet do not fit each other, memory included.
+    """
+    if recipe.precision == "float64":
+        raise ValueError("precision must be bfloat16, float16 or float32 to be predicted, got float64")
+    if recipe.precision == "auto":
+        recipe = replace(recipe, precision="bfloat16")
+    if fleet.strategy == "fsdp" and recipe.precision == "float16":
+        raise ValueError("float16 cannot be sharded (its loss scale is not shared); take bfloat16 or strategy=ddp")
+    plan = _fitting(make_plan(recipe, images, fleet.gpus), fleet, choose=False)
+    other = _fitting(make_plan(counterpart(recipe), images, fleet.gpus), fleet, choose=True)
+    return [_cost(*sized, fleet, progress) for sized in (plan, other)]
+
+
+# What belongs to one decoder and not to the other; the counterpart has what its name stands for.
+_OF_A_DECODER = ("decoder_depth", "feature_maps", "decoder_self_attention", "final_norm", "last_mix_norm",
+                 "decoder_class_token")  # fmt: skip
+
+
+def counterpart(recipe: Recipe) -> Recipe:
+    """The same with MAE's decoder for CrossMAE's, or the other way round, of as many blocks as that model has."""
+    family, _, size = recipe.model.partition("_vit_")
+    other = {"crossmae": "mae", "mae": "crossmae"}[family]
+    options = {name: value for name, value in recipe.model_options.items() if name not in _OF_A_DECODER}
+    return replace(recipe, model=f"{other}_vit_{size}", model_options=options, prediction_ratio=None)
+
+
+def _fitting(plan: PretrainingPlan, fleet: Fleet, choose: bool) -> tuple[PretrainingPlan, int, int, int]:
+    """The plan with its parameters, those of the largest part, and the bytes it keeps; ``choose`` its micro-batch.
+
+    Raises ValueError where a micro-batch does not fit the GPU, naming one that does.
+    """
+    available = HOSTS[fleet.device].memory * GIB
+    asked = plan
+    while True:
+        parameters, kept = memory_of_pretraining(plan, DEVICES[fleet.device].limits)
+        largest = _largest_part(plan)
+        memory = memory_of(fleet.strategy, fleet.gpus, parameters, largest, kept)
+        if memory.total <= available:
+            break
+        if asked is plan:
+            needs = f"{plan.micro_batch:,} images at a time need {memory.total / GIB:,.1f} GiB of {fleet.device}'s"
+        room = (available - OVERHEAD - memory.state) / (1 + SLACK)
+        # Weights in 16 bits are kept once, whatever the batch, so this is a little too much at times.
+        most = min(math.floor(room / kept * plan.micro_batch), plan.micro_batch - 1)
+        if most < 1:
+            raise ValueError(f"{plan.recipe.model}: {needs} {available / GIB:,.1f}, and one alone does not fit either")
+        plan = replace(plan, recipe=replace(plan.recipe, micro_batch=most))
+    if plan is not asked and not choose:
+        raise ValueError(f"{needs} {available / GIB:,.1f}; --micro-batch {plan.micro_batch} fits")
+    return plan, parameters, largest, kept
+
+
+def _largest_part(plan: PretrainingPlan) -> int:
+    """Parameters of the largest part that FSDP2 shards as one: an encoder block, or the decoder."""
+    with torch.device("meta"):
+        model = MaskedAutoencoder(plan.config)
+    parts = [*model.encoder.blocks, model.decoder]
+    return max(sum(p.numel() for p in part.parameters()) for part in parts)
+
+
+def _cost(plan: PretrainingPlan, parameters: int, largest: int, kept: int, fleet: Fleet, progress: Progress) -> Cost:
+    recipe, (mask_ratio, prediction_ratio) = plan.recipe, plan.ratios(0)
+    parts = predict_step(
+        plan.config,
+        DEVICES[fleet.device],
+        plan.micro_batch,
+        _DTYPES[recipe.precision],
+        mask_ratio,
+        prediction_ratio,
+        progress=lambda done, of: progress(recipe.model, done, of),
+    )
+    return Cost(plan, fleet, summed(parts), parameters, largest, kept)
+
+
+def as_json(found: list[Cost]) -> dict[str, Any]:
+    """Plain values, times in seconds and memory in bytes, by the name of the model."""
+    return {cost.plan.recipe.model: _plain(cost) for cost in found}
+
+
+def _plain(cost: Cost) -> dict[str, Any]:
+    plan, fleet = cost.plan, cost.fleet
+    visible, predicted = mask_counts(plan.config.patches, *plan.ratios(0))
+    return {
+        "device": fleet.device, "gpus": fleet.gpus, "hosts": fleet.hosts, "strategy": fleet.strategy,
+        "images": plan.images, "batch_size": plan.recipe.batch_size, "micro_batch": plan.micro_batch,
+        "micro_batches": plan.accumulation, "visible": visible, "predicted": predicted, "steps": plan.steps,
+        "parameters": cost.parameters,
+        "seconds": {
+            name: {"predicted": value, "interval": list(interval(value))}
+            for name, value in {"step": cost.step, "epoch": cost.epoch, "run": cost.run}.items()
+        },
+        "seconds_of_a_micro_batch": {"forward": cost.forward, "backward": cost.backward},
+        "seconds_of_the_optimizer": cost.optimizer,
+        "exchange": {"ddp": vars(cost.data_parallel), "fsdp": vars(cost.sharded)},
+        "images_per_second": cost.images_per_second, "gpu_hours": cost.gpu_hours, "mfu": cost.utilization,
+        "memory": {
+            name: {"state": memory.state, "kept": memory.kept, "total": memory.total}
+            for name in get_args(Sharding) for memory in (cost.memory(name),)
+        },
+    }  # fmt: skip

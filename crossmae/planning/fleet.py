@@ -1,0 +1,76 @@
+"""The GPUs that a run is planned for."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from crossmae.planning.collectives import Ring
+from crossmae.planning.hosts import HOSTS
+from crossmae.training.recipe import IMAGENET_IMAGES
+
+Sharding = Literal["ddp", "fsdp"]
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """GPUs of one kind, on as many hosts as they need.
+
+    Args:
+        device: name of the GPU.
+        gpus: how many, on all hosts together.
+        gpus_per_host: on each host.
+        network: GB/s that a host has for each of its GPUs, each way; as its maker sells it unless given.
+        strategy: ``ddp`` copies the model to every GPU, ``fsdp`` shards it (FSDP2).
+    """
+
+    device: str = "h100"
+    gpus: int = 8
+    gpus_per_host: int = 8
+    network: float | None = None
+    strategy: Sharding = "ddp"
+
+    def __post_init__(self) -> None:
+        """Refuse what there is not, naming all of it."""
+        wrong = []
+        if self.device not in HOSTS:
+            wrong.append(f"device must be one of {', '.join(HOSTS)}, got {self.device!r}")
+        for name in ("gpus", "gpus_per_host"):
+            if getattr(self, name) < 1:
+                wrong.append(f"{name} must be positive, got {getattr(self, name)}")
+        if not wrong and self.gpus > self.gpus_per_host and self.gpus % self.gpus_per_host:
+            wrong.append(f"gpus must fill hosts of {self.gpus_per_host} (gpus_per_host), got {self.gpus}")
+        if self.network is not None and not 0 < self.network < math.inf:
+            wrong.append(f"network must be positive, in GB/s, got {self.network}")
+        if self.strategy not in get_args(Sharding):
+            wrong.append(f"strategy must be one of {', '.join(get_args(Sharding))}, got {self.strategy!r}")
+        if wrong:
+            raise ValueError("fleet: " + "; ".join(wrong))
+
+    @property
+    def hosts(self) -> int:
+        """How many."""
+        return -(-self.gpus // self.gpus_per_host)
+
+    @property
+    def ring(self) -> Ring:
+        """All of them in a ring."""
+        host = HOSTS[self.device]
+        return Ring(host.link, self.network or host.network, self.gpus, self.gpus_per_host)
+
+
+@dataclass(frozen=True)
+class PlanOptions(Fleet):
+    """What ``crossmae plan`` is told beside a recipe.
+
+    Args:
+        images: of an epoch; ImageNet-1k's unless given.
+    """
+
+    images: float = IMAGENET_IMAGES
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a part of an image, too."""
+        super().__post_init__()
+        if not 1 <= self.images < math.inf or self.images != int(self.images):
+            raise ValueError(f"images must be a whole number, at least one, got {self.images:g}")

@@ -1,0 +1,35 @@
+"""What a run costs on the GPUs of this machine, before it begins."""
+
+import torch
+
+from crossmae.planning.fleet import Fleet
+from crossmae.planning.hosts import HOSTS
+from crossmae.training.devices import device_kind, processes
+from crossmae.training.plan import PretrainingPlan
+from crossmae.training.recipe import Options
+from crossmae_kernels.extras import installed
+
+
+def cost_here(plan: PretrainingPlan, options: Options) -> str:
+    """The table of ``crossmae plan`` for the run's own GPUs, or a line that says why there is none."""
+    elsewhere = "`crossmae plan` predicts it for GPUs that are not here."
+    kind = device_kind()
+    if kind != "cuda":
+        return f"Time: not predicted for this machine ({kind}); {elsewhere}"
+    name = torch.cuda.get_device_name()
+    known = [device for device, host in HOSTS.items() if name in host.names]
+    if not known:
+        return f"Time: not predicted for {name}; {elsewhere}"
+    if not installed("triton"):
+        return "Time: not predicted without Triton."
+    from crossmae.planning.cost import costs
+    from crossmae.planning.report import in_words
+
+    gpus = processes(options)
+    fleet = Fleet(
+        device=known[0],
+        gpus=gpus,
+        gpus_per_host=min(gpus, torch.cuda.device_count()),
+        strategy="fsdp" if options.strategy == "fsdp" else "ddp",
+    )
+    return in_words(costs(plan.recipe, plan.images, fleet))

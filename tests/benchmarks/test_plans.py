@@ -62,8 +62,8 @@ def test_a_measurement_takes_the_place_of_predictions(tmp_path):
     assert "Predicted" in predicted
     folder = tmp_path / "h200"
     folder.mkdir()
-    made = Record("mixing", "ViT-B/16, 13 maps to 12, batch 256", "fused", BOTH, MEASURED, about={"batch": 256})
-    made.stats, made.dtype = {"median": 0.001}, "bfloat16"
+    made = Record("mixing", "ViT-B/16, 13 maps to 12, batch 256", "fused", BOTH, MEASURED, dtype="bfloat16")
+    made.stats = {"median": 0.001}
     machine = {"device": "NVIDIA H200", "cuda": "13.0", "torch": "2.11.0", "commit": "0" * 20, "date": "2026-01-02T03"}
     Journal(folder).write(machine=machine, records=[made])
     measured = plans.on_gpus(STEPS, tmp_path, tmp_path)

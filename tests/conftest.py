@@ -59,7 +59,7 @@ NEEDED = {
     "crossmae_kernels/test_arguments.py": ("numpy",),
     "crossmae/model/test_config.py": ("numpy",),
     "crossmae_kernels/test_extras.py": ("tabulate", "matplotlib", *TRAINING),
-    "crossmae/planning": ("numpy", "tabulate", *TRAINING),
+    "crossmae/planning": ("jsonargparse", "numpy", "tabulate", *TRAINING),
     "crossmae/test_commands_in_docs.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
     "crossmae/training": TRAINING,
     "benchmarks/test_plans.py": ("numpy", "tabulate", *TRAINING),

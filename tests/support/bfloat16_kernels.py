@@ -1,4 +1,4 @@
-"""Device code that does with bfloat16 whatever kernels do, for tests of the interpreter."""
+"""Device code that does with bfloat16 whatever kernels do, and sums, for tests of the interpreter."""
 
 import triton
 import triton.language as tl
@@ -41,6 +41,16 @@ def reduce(a, results, ROWS: tl.constexpr, SIZE: tl.constexpr):  # noqa: N803
     tl.store(results + rows, tl.sum(x, axis=1))
     tl.store(results + ROWS + rows, tl.max(x, axis=1))
     tl.store(results + 2 * ROWS + rows, tl.min(x, axis=1))
+
+
+@triton.jit
+def add_up(a, results, SIZE: tl.constexpr):  # noqa: N803
+    """The sums of columns, without and with their dimension, and of rows, of a square matrix."""
+    places = tl.arange(0, SIZE)
+    x = tl.load(a + places[:, None] * SIZE + places[None, :])
+    tl.store(results + places, tl.sum(x, axis=0))
+    tl.store(results + SIZE + places[None, :], tl.sum(x, axis=0, keep_dims=True))
+    tl.store(results + 2 * SIZE + places, tl.sum(x, axis=1))
 
 
 @triton.jit

@@ -59,7 +59,7 @@ NEEDED = {
     "crossmae_kernels/test_extras.py": ("tabulate", "matplotlib", *TRAINING),
     "crossmae/training": TRAINING,
     "benchmarks/test_report.py": ("matplotlib", "tabulate"),
-    "benchmarks/test_residuals.py": ("tabulate", *TRAINING),
+    "benchmarks/test_residuals.py": ("matplotlib", "tabulate", *TRAINING),
     "benchmarks/test_study.py": ("matplotlib", "tabulate", *TRAINING),
     "benchmarks/test_transfer.py": ("matplotlib", "tabulate", *TRAINING),
 }

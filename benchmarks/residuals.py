@@ -2,33 +2,30 @@
 
 ``python -m benchmarks.residuals --out residuals`` pretrains a tiny CrossMAE with either on every task with every seed,
 from the same weights on the same batches, goes on where it was stopped, and writes ``residuals.json`` (everything that
-was measured) and ``residuals.md``.
+was measured), ``residuals.md`` and ``residuals.png``.
 """
 
 import argparse
-import json
-import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
-from tabulate import tabulate
 
 from crossmae_kernels.command import run_command, stop_without
 
 if __name__ == "__main__":
     stop_without("python -m benchmarks.residuals", "train")
 
-from crossmae.files import make_folder, replacing
+from benchmarks.studies import RESIDUALS
+from crossmae.files import make_folder
 from crossmae.model.config import Residual
 from crossmae.training.recipe import Recipe
 from crossmae.training.study import BATCH, TASKS, Variant, evaluations, pretrained, recipe_of
 
 STEPS = 200
-RESIDUALS: tuple[Residual, ...] = get_args(Residual)
 JUDGES = ("knn", "linear")
 
 
@@ -46,47 +43,13 @@ def compare(out: Path, seeds: int, steps: int) -> None:
     runs = []
     for seed in range(seeds):
         for task in TASKS:
-            for residual in RESIDUALS:
+            for residual in get_args(Residual):
                 folder = out / "runs" / f"{task}-{seed}-{residual}"
                 (*_, last) = evaluations(pretrained(residual_recipe(residual, task, seed, steps), folder), steps)
                 accuracies = {judge: last[judge] for judge in JUDGES}
                 runs.append({"task": task, "residual": residual, "seed": seed, **accuracies})
     record = {"steps": steps, "batch": BATCH, "seeds": seeds, "torch": torch.__version__, "runs": runs}
-    with replacing(out / "residuals.json") as beside:
-        beside.write_text(json.dumps(record, indent=1), "utf-8")
-    with replacing(out / "residuals.md") as beside:
-        beside.write_text(table(record), "utf-8")
-    print(table(record))
-
-
-def table(record: Mapping[str, Any]) -> str:
-    """Accuracies with their spread, and by how much they differ from seed to seed, as Markdown."""
-    rows = []
-    for task in dict.fromkeys(run["task"] for run in record["runs"]):
-        found = {residual: _by_judge(record, task, residual) for residual in RESIDUALS}
-        rows += [(f"{task}, {residual}", *map(_spread, found[residual])) for residual in RESIDUALS]
-        pairs = zip(found["autocast"], found["float32"], strict=True)
-        differences = [[a - b for a, b in zip(ours, others, strict=True)] for ours, others in pairs]
-        rows.append((f"{task}, autocast less float32 of the same seed", *map(_spread, differences)))
-    return (
-        f"{record['steps']} steps of {record['batch']} images in bfloat16, {record['seeds']} seeds, mean and standard "
-        f"deviation in percent; PyTorch {record['torch']} on a CPU. kNN and linear probe on frozen features of "
-        "held-out images.\n\n"
-        + tabulate(rows, ["residual", "kNN", "linear probe"], tablefmt="github", disable_numparse=True)
-        + "\n"
-    )
-
-
-def _by_judge(record: Mapping[str, Any], task: str, residual: str) -> list[list[float]]:
-    """Of each judge the percentages by seed."""
-    runs = [run for run in record["runs"] if (run["task"], run["residual"]) == (task, residual)]
-    return [[100 * run[judge] for run in runs] for judge in JUDGES]
-
-
-def _spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation; of a single run the value."""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+    RESIDUALS.leave(record, out, "residuals")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

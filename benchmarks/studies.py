@@ -110,6 +110,41 @@ def draw_tuning(record: Record, path: Path) -> None:
     write_figure(figure, path)
 
 
+def residuals_table(record: Record) -> str:
+    """Accuracies by the dtype of the residual, and their differences from seed to seed, as Markdown."""
+    text = (
+        f"{record['steps']} steps of {record['batch']} images in bfloat16, {record['seeds']} seeds, mean and standard "
+        f"deviation in percent; PyTorch {record['torch']} on a CPU. kNN and linear probe on frozen features of "
+        "held-out images.\n"
+    )
+    for task in _names(record, "task"):
+        runs = {name: _runs(record, task, residual=name) for name in _names(record, "residual")}
+        rows = [(f"residual in {name}", *_spreads(found, "knn", "linear")) for name, found in runs.items()]
+        pairs = list(zip(runs["autocast"], runs["float32"], strict=True))
+        less = [{what: run[what] - other[what] for what in ("knn", "linear")} for run, other in pairs]
+        rows.append(("autocast less float32, seed by seed", *_spreads(less, "knn", "linear")))
+        text += _section(task, ["", "kNN", "linear probe"], rows)
+    return text
+
+
+def draw_residuals(record: Record, path: Path) -> None:
+    """Accuracy by the dtype of the residual: a line for each seed, on axes of one height so that slopes compare."""
+    tasks, residuals = _names(record, "task"), _names(record, "residual")
+    figure, axes = new_figure(1, 2 * len(tasks), 5.5 * len(tasks), 3.2)
+    panels = [(task, what) for task in tasks for what in (("knn", "kNN"), ("linear", "linear probe"))]
+    values = [[100 * run[what] for run in _runs(record, task)] for task, (what, _) in panels]
+    middles = [(min(found) + max(found)) / 2 for found in values]
+    half = 0.6 * max(max(found) - min(found) for found in values)
+    for axis, middle, (task, (what, title)) in zip(axes[0], middles, panels, strict=True):
+        axis.set_ylim(middle - half, middle + half)
+        for seeds in zip(*(_runs(record, task, residual=name) for name in residuals), strict=True):
+            axis.plot(residuals, [100 * run[what] for run in seeds], "o-", label=f"seed {seeds[0]['seed']}")
+        axis.set(title=f"{task}, {title}", xlabel="residual", ylabel="accuracy, %")
+        axis.margins(x=0.3)
+    axes[0][-1].legend(fontsize=7)
+    write_figure(figure, path)
+
+
 def _section(task: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"\n**{task}**\n\n{markdown(headers, rows)}\n"
 
@@ -134,5 +169,6 @@ def _spreads(runs: Sequence[Mapping[str, float]], *whats: str) -> list[str]:
 
 
 FEATURES, TUNING = Study(features_table, draw_features), Study(tuning_table, draw_tuning)
+RESIDUALS = Study(residuals_table, draw_residuals)
 # By the name of the record.
-STUDIES = {"study": FEATURES, "transfer": TUNING}
+STUDIES = {"study": FEATURES, "transfer": TUNING, "residuals": RESIDUALS}

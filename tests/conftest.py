@@ -64,7 +64,7 @@ NEEDED = {
     "crossmae/training": TRAINING,
     "benchmarks/test_plans.py": ("numpy", "tabulate", *TRAINING),
     "benchmarks/test_report.py": ("matplotlib", "tabulate"),
-    "benchmarks/test_residuals.py": ("tabulate", *TRAINING),
+    "benchmarks/test_residuals.py": ("matplotlib", "tabulate", *TRAINING),
     "benchmarks/test_study.py": ("matplotlib", "tabulate", *TRAINING),
     "benchmarks/test_transfer.py": ("matplotlib", "tabulate", *TRAINING),
 }

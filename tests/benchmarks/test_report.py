@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from studies import study_record, transfer_record
+from studies import residuals_record, study_record, transfer_record
 
 from benchmarks import records, tables
 from benchmarks.contest import BOTH, FORWARD
@@ -177,8 +177,9 @@ def test_a_page_gets_the_tables_and_keeps_its_words(tmp_path):
     (tmp_path / "study.json").write_text(json.dumps(study_record()))
     (tmp_path / "training.json").write_text(json.dumps(training_record()))
     (tmp_path / "transfer.json").write_text(json.dumps(transfer_record()))
+    (tmp_path / "residuals.json").write_text(json.dumps(residuals_record()))
     page = tmp_path / "docs" / "benchmarks.md"
-    names = ("decode", "demo", "gpu", "study", "training", "transfer")
+    names = ("decode", "demo", "gpu", "study", "training", "transfer", "residuals")
     places = [f"<!-- {name}: x -->\nold\n<!-- /{name} -->\n" for name in names]
     page.write_text("before\n" + "between\n".join(places) + "after\n")
     main([str(tmp_path), "--page", str(page)])
@@ -187,12 +188,13 @@ def test_a_page_gets_the_tables_and_keeps_its_words(tmp_path):
     assert parts[1] == "<!-- demo: x -->\ndemo table\n<!-- /demo -->\n"
     assert parts[2] == "<!-- gpu: x -->\nNothing is measured yet.\n<!-- /gpu -->\n"
     assert "600 steps of 128 images, 3 seeds" in parts[3]
-    pictures = {"architecture.png", "decode.png", "decoders.png", "study.png", "transfer.png"}
+    pictures = {"architecture.png", "decode.png", "decoders.png", "residuals.png", "study.png", "transfer.png"}
     assert {path.name for path in (tmp_path / "docs").glob("*.png")} == pictures
     assert re.search(r"\| 2 +\| 1,000 +\| 900 +\|", parts[4])
     assert "the loop itself takes 0.50 ms a step" in parts[4]
     assert "| from CrossMAE " in parts[5]
-    assert parts[5].endswith("after\n")
+    assert "| residual in autocast " in parts[6]
+    assert parts[6].endswith("after\n")
     assert "old" not in page.read_text()
     for name, date, cuda in (("a", "2026-02-01", "13.0"), ("b", "2026-01-01", "13.0"), ("c", "2026-03-01", "")):
         (tmp_path / name).mkdir()

@@ -2,7 +2,10 @@
 
 import json
 
-from benchmarks.residuals import RESIDUALS, main, residual_recipe, table
+from studies import residuals_record
+
+from benchmarks.residuals import main, residual_recipe
+from benchmarks.studies import RESIDUALS
 from crossmae.training.study import TASKS
 
 
@@ -15,19 +18,13 @@ def test_recipes_differ_in_the_residual_alone():
 
 
 def test_the_table_has_means_spreads_and_differences_of_the_same_seed():
-    runs = [
-        {"task": "digits", "residual": residual, "seed": seed, "knn": 0.9 + 0.02 * seed + more, "linear": 0.5 - more}
-        for residual, more in (("float32", 0.0), ("autocast", 0.01))
-        for seed in range(3)
-    ]
-    text = table({"steps": 2, "batch": 8, "seeds": 3, "torch": "2", "runs": runs})
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| digits")
-    ]
-    assert rows == [
-        ["digits, float32", "92.0 ± 2.0", "50.0 ± 0.0"],
-        ["digits, autocast", "93.0 ± 2.0", "49.0 ± 0.0"],
-        ["digits, autocast less float32 of the same seed", "1.0 ± 0.0", "-1.0 ± 0.0"],
+    text = RESIDUALS.table(residuals_record())
+    assert "**digits**" in text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert rows[2:] == [
+        ["residual in float32", "92.0 ± 2.0", "50.0 ± 0.0"],
+        ["residual in autocast", "93.0 ± 2.0", "49.0 ± 0.0"],
+        ["autocast less float32, seed by seed", "1.0 ± 0.0", "-1.0 ± 0.0"],
     ]
 
 
@@ -39,9 +36,10 @@ def test_the_whole_comparison_in_small(tmp_path, monkeypatch, capsys):
     main(options)
     monkeypatch.setattr("crossmae.training.study.pretrain", None)  # nothing is run again
     main(options)
-    assert "| digits, autocast " in capsys.readouterr().out
+    assert "| residual in autocast " in capsys.readouterr().out
     record = json.loads((tmp_path / "residuals.json").read_text())
-    assert [run["residual"] for run in record["runs"]] == list(RESIDUALS)
-    for residual in RESIDUALS:
+    assert [run["residual"] for run in record["runs"]] == ["float32", "autocast"]
+    assert (tmp_path / "residuals.png").read_bytes().startswith(b"\x89PNG")
+    for residual in ("float32", "autocast"):
         recipe = json.loads((tmp_path / "runs" / f"digits-0-{residual}" / "recipe.json").read_text())
         assert recipe["model_options"]["residual"] == residual

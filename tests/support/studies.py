@@ -30,6 +30,16 @@ def study_record():
     }
 
 
+def residuals_record():
+    """Three seeds, in which a residual in 16 bits gains a point by kNN and loses one by the linear probe."""
+    runs = [
+        {"task": "digits", "residual": residual, "seed": seed, "knn": 0.9 + 0.02 * seed + more, "linear": 0.5 - more}
+        for residual, more in (("float32", 0.0), ("autocast", 0.01))
+        for seed in range(3)
+    ]
+    return {"steps": 2, "batch": 8, "seeds": 3, "torch": "2", "runs": runs}
+
+
 def transfer_record():
     """Two seeds of each start, the second two points better at the end."""
     return {

@@ -90,6 +90,7 @@ json.dump([judged(case)[0] for case in found if case.launch.named_constants.get(
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "which",
     [
@@ -122,6 +123,7 @@ def test_the_command_judges_predicts_and_remembers(tmp_path, monkeypatch):
     assert sorted(remembered, key=str) == sorted(records, key=str)
 
 
+@pytest.mark.slow
 def test_an_amd_gpu_is_compiled_for_and_not_predicted(tmp_path, monkeypatch):
     monkeypatch.setenv("CROSSMAE_KERNELS_CACHE", str(tmp_path))
     kernels = ("gemm_kernel", "normalize_kernel")
@@ -252,6 +254,7 @@ json.dump({
 """
 
 
+@pytest.mark.slow
 def test_without_a_disassembler_the_rest_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("CROSSMAE_KERNELS_CACHE", str(tmp_path))
     found = json.loads(run("-c", WITHOUT_DISASSEMBLER, str(tmp_path / "kernel.cubin")))
@@ -304,6 +307,7 @@ json.dump(report(case), sys.stdout)
 """
 
 
+@pytest.mark.slow
 def test_specialised_warps_are_not_followed_for_ever(tmp_path, monkeypatch):
     monkeypatch.setenv("CROSSMAE_KERNELS_CACHE", str(tmp_path))
     record = json.loads(run("-c", SPECIALIZED))

@@ -181,6 +181,24 @@ def test_what_is_unknown_is_a_line_and_the_rest_is_reported(capsys):
     assert lines == ["no architecture 70 is known, of 80, 86, 89, 90, 100, 120, gfx942"]
 
 
+@pytest.mark.parametrize(("words", "dtypes"), [([], ["bf16"]), (["--dtypes", "fp32", "fp16"], ["fp32", "fp16"])])
+def test_short_is_in_the_dtypes_that_are_asked_for(words, dtypes, monkeypatch):
+    from crossmae_kernels.audit import command
+
+    asked = []
+    monkeypatch.setattr(command, "cases", lambda ops, devices, dtypes, images: asked.append(dtypes) or [])
+    command.main(["--short", "--ops", "patches", "--devices", "h100", *words], "audit")
+    assert asked == [dtypes]
+
+
+@pytest.mark.parametrize("option", ["batch", "processes"])
+def test_counts_are_positive(option):
+    from crossmae_kernels.audit import command
+
+    with pytest.raises(ValueError, match=f"^--{option} must be positive, got 0$"):
+        command.main([f"--{option}", "0"], "audit")
+
+
 def test_shortcomings_are_named():
     from crossmae_kernels.audit.cases import Case, shortcomings
     from crossmae_kernels.audit.compilation import Assembly

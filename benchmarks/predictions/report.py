@@ -32,8 +32,9 @@ on Hopper.
 def summary(rows: Sequence[Row]) -> str:
     """How far off times are that nothing was fitted to, and whether rates come in the right order on each GPU."""
     compared = [(PUBLISHED[row.place], row) for row in rows if not row.failed]
-    errors = [abs(row.microseconds / known.microseconds - 1) for known, row in compared if not known.fitted]
-    within = sum(error <= SPREAD for error in errors)
+    ratios = [row.microseconds / known.microseconds for known, row in compared if not known.fitted]
+    errors = [abs(ratio - 1) for ratio in ratios]
+    within = sum(1 / (1 + SPREAD) <= ratio <= 1 + SPREAD for ratio in ratios)
     orders = []
     for device, unit in dict.fromkeys((known.device, known.unit) for known, _ in compared):
         same = [(known, row) for known, row in compared if (known.device, known.unit) == (device, unit)]
@@ -42,7 +43,8 @@ def summary(rows: Sequence[Row]) -> str:
             orders.append(f"{tau.statistic:.2f} on {device} ({len(same)} in {unit})")
     return (
         f"Of {len(errors)} times that nothing was fitted to: median error {statistics.median(errors):.0%}, worst "
-        f"{max(errors):.0%}; {within} lie within ±{SPREAD:.0%}, the interval that predictions are printed with. "
+        f"{max(errors):.0%}; {within} lie within the interval that predictions are printed with, from "
+        f"{1 / (1 + SPREAD) - 1:.0%} to +{SPREAD:.0%} of them. "
         f"Order of the rates, Kendall's tau: {', '.join(orders)}.\n"
     )
 

@@ -30,7 +30,8 @@ class Fleet:
     strategy: Sharding = "ddp"
 
     def __post_init__(self) -> None:
-        """Refuse what there is not, naming all of it."""
+        """Refuse what there is not, naming all of it; a GPU's name may be in capitals."""
+        object.__setattr__(self, "device", self.device.lower())
         wrong = []
         if self.device not in HOSTS:
             wrong.append(f"device must be one of {', '.join(HOSTS)}, got {self.device!r}")

@@ -1,5 +1,6 @@
-"""A plan in words: a table of both models, and what it takes for granted."""
+"""A plan in words: a table of both models, what it takes for granted, and how far its prediction is."""
 
+import sys
 from collections.abc import Callable, Sequence
 
 from tabulate import tabulate
@@ -39,7 +40,7 @@ def table(found: Sequence[Cost]) -> str:
         ("step", lambda c: _interval(c.step)),
         ("epoch", lambda c: _interval(c.epoch)),
         ("run", lambda c: _interval(c.run)),
-        ("GPU-hours", lambda c: "{:,.0f} ({:,.0f} to {:,.0f})".format(c.gpu_hours, *interval(c.gpu_hours))),
+        ("GPU-hours", lambda c: "{} ({} to {})".format(*map(_digits, (c.gpu_hours, *interval(c.gpu_hours))))),
         ("images a second", lambda c: f"{c.images_per_second:,.0f}, each host {_of_a_host(c):,.0f}"),
         ("MFU", lambda c: f"{c.utilization:.0%}"),
         ("memory of a GPU, DDP", lambda c: _memory(c, "ddp")),
@@ -83,8 +84,9 @@ def assumptions(found: Sequence[Cost]) -> list[str]:
     shares = " and ".join(f"{cost.one.machine_code:.0%}" for cost in found)
     cores = max(cost.images_per_second for cost in found) / fleet.hosts / LOADED
     return [
-        f"intervals are ±{SPREAD:.0%}, which held for kernels that others timed (docs/predictions.md); whole runs are "
-        f"another matter: the paper's epochs took {RUNS:.2g} times what is predicted of them (docs/planning.md)",
+        f"intervals go from {1 / (1 + SPREAD) - 1:.0%} to +{SPREAD:.0%}, which held for kernels that others timed "
+        "(docs/predictions.md); whole runs are another matter: the paper's epochs took "
+        f"{RUNS:.2g} times what is predicted of them (docs/planning.md)",
         f"{shares} of the passes' time is from machine code, the rest from the device's ceilings, of which a library's "
         f"products reach {PRODUCT_SHARE:.0%} and copies {device.bandwidth_share:.0%}",
         "launches follow each other as in a CUDA graph; eager Python is taken to issue an operator in "
@@ -101,7 +103,21 @@ def assumptions(found: Sequence[Cost]) -> list[str]:
 def time(seconds: float) -> str:
     """Three digits in the unit that suits."""
     size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= size), _UNITS[-1])
-    return f"{seconds / size:.3g} {unit}"
+    return f"{_digits(seconds / size)} {unit}"
+
+
+def say(model: str, done: int, of: int) -> None:
+    """How far the prediction is, in place on a terminal; elsewhere a line when it begins."""
+    if sys.stderr.isatty():
+        end = "\n" if done == of else ""
+        print(f"\r{model}: {done} of {of} kernels predicted", end=end, file=sys.stderr, flush=True)
+    elif done == 1:
+        print(f"{model}: predicting {of} kernels", file=sys.stderr, flush=True)
+
+
+def _digits(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
 def _interval(seconds: float) -> str:

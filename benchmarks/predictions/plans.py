@@ -105,8 +105,10 @@ def on_gpus(steps: dict[str, Any], results: Path, folder: Path) -> str:
     headers = [f"ViT-B's decoder, {MICRO_BATCH} images, bfloat16", *(f"{name}, ms" for name in GPUS.values())]
     times = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
     note = (
-        f"Predicted, forward and backward pass; nothing is measured. {accuracy()} Plain PyTorch is what the GPU allows "
-        f"at best: the paper's epochs took {RUNS:.2g} times as long ([docs/planning.md](docs/planning.md))."
+        f"Predicted, forward and backward pass, for recipe `{'+'.join(RECIPES)}`; nothing is measured. {accuracy()} "
+        "Kernels are in the forms that fixed rules choose, where a GPU takes the fastest it times, libraries' products "
+        f"among them. Plain PyTorch is what the GPU allows at best: the paper's epochs took {RUNS:.2g} times as long "
+        "([docs/planning.md](docs/planning.md))."
     )
     return f"{times}\n\n{textwrap.fill(note, 125, break_on_hyphens=False)}\n"
 

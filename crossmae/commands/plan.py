@@ -13,13 +13,15 @@ def run(recipe: Recipe, options: PlanOptions) -> None:
     from crossmae.planning.report import in_words
 
     if recipe.data.source:
-        raise ValueError(f"no images are opened: give their number with --images instead of {recipe.data.source}")
+        raise ValueError(
+            f"a plan opens no images; give their number with --images instead of --data.source {recipe.data.source}"
+        )
     found = costs(recipe, int(options.images), options, _say)
     print(json.dumps(as_json(found), indent=2) if options.json else in_words(found))
 
 
 def _say(model: str, done: int, of: int) -> None:
-    """How far the prediction is, in place on a terminal; elsewhere a line when it begins."""
+    """Progress: rewritten in place on a terminal; elsewhere one line at the start."""
     if sys.stderr.isatty():
         end = "\n" if done == of else ""
         print(f"\r{model}: {done} of {of} kernels predicted", end=end, file=sys.stderr, flush=True)

@@ -71,7 +71,7 @@ def test_the_published_error_is_that_of_the_document():
     from crossmae_kernels.audit.prediction import JUDGED, MEDIAN_ERROR, SPREAD, WORST_ERROR
 
     text = (ROOT / "docs" / "predictions.md").read_text("utf-8")
-    sentence = rf"Of {JUDGED} times .*: median error {MEDIAN_ERROR:.0%}, worst {WORST_ERROR:.0%}; .* ±{SPREAD:.0%}"
+    sentence = rf"the {JUDGED} times .* median error is {MEDIAN_ERROR:.0%} and the worst {WORST_ERROR:.0%}; .* ±{SPREAD:.0%}"
     assert re.search(sentence, text)
 
 

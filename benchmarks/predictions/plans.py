@@ -121,7 +121,7 @@ def example(steps: dict[str, Any]) -> str:
     """The table of a plan, as ``crossmae plan`` prints it."""
     fleet = Fleet("h100", 8)
     found = [cost_of(steps, one, IMAGENET_IMAGES, fleet) for one in (recipe(), counterpart(recipe()))]
-    return f"```\n{table(found)}\n```\n"
+    return f"```text\n{table(found)}\n```\n"
 
 
 def epochs(steps: dict[str, Any]) -> str:

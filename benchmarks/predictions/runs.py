@@ -104,7 +104,7 @@ def daily_mae(minutes: list[float]) -> str:
     at_best = 8 / GPUS * IMAGENET_IMAGES / (60 * minutes[0])
     return (
         "DailyMAE (arXiv 2404.00509) reports 800 epochs of MAE ViT-B in 18 hours on eight A100s, that is "
-        f"{published:,.0f} images per second, some of them at lower resolution. At 224 pixels the prediction for MAE on "
+        f"{published:,.0f} images per second, some at lower resolution. At 224 pixels the prediction for MAE on "
         f"eight A100s is {at_best:,.0f} images per second, or {at_best / factor(minutes):,.0f} with the factor above."
     )
 

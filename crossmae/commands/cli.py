@@ -39,9 +39,9 @@ def demo(out: str = "demo", steps: int = 600) -> None:
 def pretrain(recipe: Recipe, options: RunOptions) -> int:
     """Pretrain an encoder on images.
 
-    Takes a folder of images (nested or flat, or with train/ and val/ like ImageNet), WebDataset shards or a bundled set,
+    Takes a folder of images (nested, flat, or with train/ and val/ like ImageNet), WebDataset shards or a bundled set,
     and writes the model, checkpoints to resume from, curves and pictures into a folder. Uses all accelerators of this
-    machine or, under torchrun, of several. On Ctrl-C and SIGTERM it saves its state and stops with exit code 130 or 143.
+    machine or, under torchrun, of several. On Ctrl-C and SIGTERM it saves its state and stops with code 130 or 143.
     """
     require("train")
     from crossmae.training.run import prepare
@@ -69,7 +69,7 @@ def plan(recipe: Recipe, options: PlanOptions) -> None:
 def finetune(recipe: FinetuningRecipe, options: FinetuningOptions) -> int:
     """Fine-tune an encoder to classify images.
 
-    Takes a checkpoint that crossmae.load reads, and a folder with train/ and val/ and a subfolder for each class in both,
+    Takes a checkpoint that crossmae.load reads, and images: train/ and val/, each with a subfolder for each class,
     WebDataset shards with labels, or a bundled set. Measures top-1 and top-5 accuracy on held-out images and draws
     curves and a confusion matrix. Its folder is like that of pretrain, and a stopped run resumes in it.
     """

@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def peak_learning_rate(self) -> float:
-        """The highest learning rate: the recipe's, or its base rate scaled linearly with the batch (arXiv 1706.02677)."""
+        """The highest learning rate: the recipe's, or its base rate scaled with the batch (arXiv 1706.02677)."""
         recipe = self.recipe
         return recipe.learning_rate or recipe.base_learning_rate * recipe.batch_size / 256
 
@@ -241,8 +241,8 @@ def memory(
 ) -> tuple[int, int]:
     """Number of parameters, and bytes that a micro-batch keeps for the backward pass, found without data.
 
-    ``make`` makes the module to train, ``call`` calls it with images ``(B, C, H, W)``. With ``limits``, kernels for such
-    a GPU are assumed, which keep less than the reference operations.
+    ``make`` makes the module to train, ``call`` calls it with images ``(B, C, H, W)``. With ``limits``, kernels for
+    such a GPU are assumed, which keep less than the reference operations.
     """
     config = plan.config
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(plan.recipe.precision)

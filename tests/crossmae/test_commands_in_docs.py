@@ -125,7 +125,7 @@ def test_a_wrong_command_is_noticed(words):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_says_what_it_is(page):
-    assert set(doc_blocks.labels_of(page)) <= {"bash", "python", "bibtex"}
+    assert set(doc_blocks.labels_of(page)) <= {"bash", "python", "bibtex", "text"}
 
 
 @pytest.fixture

@@ -146,7 +146,10 @@ def test_times_without_machine_code_are_said_to_be_at_best(capsys, monkeypatch):
             "precision float64 cannot be predicted; choose bfloat16, float16 or float32",
         ),
         (["--strategy", "fsdp", "--precision", "float16"], "float16 cannot be sharded .*"),
-        (["--data.source", "pictures"], "a plan opens no images; give their number with --images instead of --data.source pictures"),
+        (
+            ["--data.source", "pictures"],
+            "a plan opens no images; give their number with --images instead of --data.source pictures",
+        ),
         (
             ["--gpus", "1", "--batch-size", "4096"],
             "4,096 images at a time need 91.0 GiB of h100's 79.2; --micro-batch 2048 fits",

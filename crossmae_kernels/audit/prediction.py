@@ -52,8 +52,8 @@ class Prediction:
 def accuracy() -> str:
     """How far predictions were off, as a sentence to be shown beside them."""
     return (
-        f"Such predictions of {JUDGED} published times of other kernels were off by {MEDIAN_ERROR:.0%} in the median and "
-        f"by {WORST_ERROR:.0%} at most."
+        f"Such predictions of {JUDGED} published times of other kernels were off by {MEDIAN_ERROR:.0%} in the median "
+        f"and by {WORST_ERROR:.0%} at most."
     )
 
 

@@ -105,8 +105,11 @@ def on_gpus(steps: dict[str, Any], results: Path, folder: Path) -> str:
     headers = [f"ViT-B's decoder, {MICRO_BATCH} images, bfloat16", *(f"{name}, ms" for name in GPUS.values())]
     times = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
     note = (
-        f"Predicted, forward and backward pass; nothing is measured. {accuracy()} Plain PyTorch is the best the GPU "
-        f"allows: the paper's epochs took {RUNS:.2g} times as long ([docs/planning.md](docs/planning.md))."
+        f"Predicted, forward and backward pass, for recipe `{'+'.join(RECIPES)}`; nothing is measured. {accuracy()} "
+        "The kernels' implementations are chosen by fixed rules here; a GPU times them, library products included, and "
+        "uses the fastest. Plain PyTorch is the best the GPU allows: the paper's epochs took "
+        f"{RUNS:.2g} times as long "
+        "([docs/planning.md](docs/planning.md))."
     )
     return f"{times}\n\n{textwrap.fill(note, 125, break_on_hyphens=False)}\n"
 

@@ -33,8 +33,9 @@ Hopper.
 def summary(rows: Sequence[Row]) -> str:
     """How far off the predictions are that nothing was fitted to, and whether they rank each GPU's rates correctly."""
     compared = [(PUBLISHED[row.place], row) for row in rows if not row.failed]
-    errors = [abs(row.microseconds / known.microseconds - 1) for known, row in compared if not known.fitted]
-    within = sum(error <= SPREAD for error in errors)
+    ratios = [row.microseconds / known.microseconds for known, row in compared if not known.fitted]
+    errors = [abs(ratio - 1) for ratio in ratios]
+    within = sum(1 / (1 + SPREAD) <= ratio <= 1 + SPREAD for ratio in ratios)
     orders = []
     for device, unit in dict.fromkeys((known.device, known.unit) for known, _ in compared):
         same = [(known, row) for known, row in compared if (known.device, known.unit) == (device, unit)]
@@ -43,8 +44,8 @@ def summary(rows: Sequence[Row]) -> str:
             orders.append(f"{tau.statistic:.2f} on {device} ({len(same)} in {unit})")
     return (
         f"For the {len(errors)} times that nothing was fitted to, the median error is {statistics.median(errors):.0%} "
-        f"and the worst {max(errors):.0%}; {within} lie within ±{SPREAD:.0%}, the interval printed with predictions. "
-        f"Order of the rates (Kendall's tau): {', '.join(orders)}.\n"
+        f"and the worst {max(errors):.0%}; {within} lie within the interval printed with predictions, from "
+        f"{1 / (1 + SPREAD) - 1:.0%} to +{SPREAD:.0%}. Order of the rates (Kendall's tau): {', '.join(orders)}.\n"
     )
 
 

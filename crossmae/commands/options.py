@@ -30,7 +30,7 @@ _HELP = {
     "interpret": "run the kernels on the CPU, in Triton's interpreter",
     "json": "numbers as JSON instead of a table",
     "path": "a checkpoint that crossmae.load reads, file or folder",
-    "short": "each kernel once, in bfloat16",
+    "short": "each kernel once, in bfloat16 unless dtypes are given",
     "kernels": "names of kernels; by default all",
     "ops": "names of operations; by default all",
     "norm_pix_loss": "the model was trained on normalised pixels; for a release's checkpoint that does not say so",

@@ -30,7 +30,8 @@ class Fleet:
     strategy: Sharding = "ddp"
 
     def __post_init__(self) -> None:
-        """Refuse impossible fleets, naming every problem."""
+        """Refuse impossible fleets, naming every problem; a GPU's name may be in capitals."""
+        object.__setattr__(self, "device", self.device.lower())
         wrong = []
         if self.device not in HOSTS:
             wrong.append(f"device must be one of {', '.join(HOSTS)}, got {self.device!r}")

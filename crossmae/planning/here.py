@@ -23,13 +23,16 @@ def cost_here(plan: PretrainingPlan, options: Options) -> str:
     if not installed("triton"):
         return "Time: not predicted without Triton."
     from crossmae.planning.cost import costs
-    from crossmae.planning.report import in_words
+    from crossmae.planning.report import in_words, say
 
     gpus = processes(options)
-    fleet = Fleet(
-        device=known[0],
-        gpus=gpus,
-        gpus_per_host=min(gpus, torch.cuda.device_count()),
-        strategy="fsdp" if options.strategy == "fsdp" else "ddp",
-    )
-    return in_words(costs(plan.recipe, plan.images, fleet))
+    try:
+        fleet = Fleet(
+            device=known[0],
+            gpus=gpus,
+            gpus_per_host=min(gpus, torch.cuda.device_count()),
+            strategy="fsdp" if options.strategy == "fsdp" else "ddp",
+        )
+        return in_words(costs(plan.recipe, plan.images, fleet, say))
+    except ValueError as error:  # what cannot be predicted, such as float64, can be run all the same
+        return f"Time: not predicted: {error}"

@@ -1,5 +1,6 @@
-"""A plan as text: a table of both models, and the assumptions behind it."""
+"""A plan as text: a table of both models, the assumptions behind it, and progress while it is made."""
 
+import sys
 from collections.abc import Callable, Sequence
 
 from tabulate import tabulate
@@ -40,7 +41,7 @@ def table(found: Sequence[Cost]) -> str:
         ("step", lambda c: span(c.step)),
         ("epoch", lambda c: span(c.epoch)),
         ("run", lambda c: span(c.run)),
-        ("GPU-hours", lambda c: "{:,.0f} ({:,.0f} to {:,.0f})".format(c.gpu_hours, *interval(c.gpu_hours))),
+        ("GPU-hours", lambda c: "{} ({} to {})".format(*map(_digits, (c.gpu_hours, *interval(c.gpu_hours))))),
         ("images per second", lambda c: f"{c.images_per_second:,.0f}, per host {_of_a_host(c):,.0f}"),
         ("MFU", lambda c: f"{c.utilization:.0%}"),
         ("memory per GPU, DDP", lambda c: _memory(c, "ddp")),
@@ -84,8 +85,9 @@ def assumptions(found: Sequence[Cost]) -> list[str]:
     shares = " and ".join(f"{cost.one.machine_code:.0%}" for cost in found)
     cores = max(cost.images_per_second for cost in found) / fleet.hosts / LOADED
     return [
-        f"intervals are ±{SPREAD:.0%}, which held for kernels timed by others (docs/predictions.md) but not for whole "
-        f"runs: the paper's epochs took {RUNS:.2g} times their predictions (docs/planning.md)",
+        f"intervals go from {1 / (1 + SPREAD) - 1:.0%} to +{SPREAD:.0%}, which held for kernels timed by others "
+        "(docs/predictions.md) but not for whole runs: the paper's epochs took "
+        f"{RUNS:.2g} times their predictions (docs/planning.md)",
         f"{shares} of the passes' time is predicted from machine code, the rest from the device's ceilings, of which "
         f"library matrix products reach {PRODUCT_SHARE:.0%} and copies {device.bandwidth_share:.0%}",
         "launches follow each other as in a CUDA graph; eager mode is assumed to issue an operator in "
@@ -102,7 +104,21 @@ def assumptions(found: Sequence[Cost]) -> list[str]:
 def time(seconds: float) -> str:
     """Three digits, in the unit that suits."""
     size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= size), _UNITS[-1])
-    return f"{seconds / size:.3g} {unit}"
+    return f"{_digits(seconds / size)} {unit}"
+
+
+def say(model: str, done: int, of: int) -> None:
+    """How far the prediction is, in place on a terminal; elsewhere a line when it begins."""
+    if sys.stderr.isatty():
+        end = "\n" if done == of else ""
+        print(f"\r{model}: {done} of {of} kernels predicted", end=end, file=sys.stderr, flush=True)
+    elif done == 1:
+        print(f"{model}: predicting {of} kernels", file=sys.stderr, flush=True)
+
+
+def _digits(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
 def span(seconds: float) -> str:

@@ -34,21 +34,23 @@ def main(argv: Sequence[str] | None, prog: str) -> int:
     parser.add_argument(
         "--architectures", nargs="+", help=f"of {', '.join(_BY_ARCHITECTURE)}, each by its usual device"
     )
-    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=[*DTYPES])
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), help="by default all")
     parser.add_argument("--batch", type=int, default=IMAGES, help="images; %(default)s unless given")
-    parser.add_argument("--short", action="store_true", help="each kernel once, in bfloat16")
+    parser.add_argument("--short", action="store_true", help="each kernel once, in bfloat16 unless dtypes are given")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="one list of records instead of a table")
     options = parser.parse_args(argv)
-    if options.batch < 1 or options.processes < 1:
-        raise ValueError(f"--batch and --processes are positive, got {options.batch} and {options.processes}")
+    for name in ("batch", "processes"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} must be positive, got {getattr(options, name)}")
     if strangers := sorted({*(options.kernels or ())} - {*kernel_names()}):
         raise ValueError(f"--kernels: there is no {', '.join(strangers)}; there are {', '.join(kernel_names())}")
     devices, unknown = _devices(options.devices, options.architectures)
     partial = any(isinstance(device, Device) for device in devices) and not disassembler()
     for line in [*unknown, f"{NO_DISASSEMBLER}: instructions and times are left out"] if partial else unknown:
         print(f"{prog}: {line}", file=sys.stderr)
-    chosen = cases(options.ops, devices, ["bf16"] if options.short else options.dtypes, options.batch)
+    dtypes = options.dtypes or (["bf16"] if options.short else [*DTYPES])
+    chosen = cases(options.ops, devices, dtypes, options.batch)
     if options.kernels:
         chosen = [case for case in chosen if case.launch.name in options.kernels]
     if options.short:
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None, prog: str) -> int:
         elif sys.stderr.isatty():
             print(f"\r{done} of {len(chosen)}", end="" if done < len(chosen) else "\n", file=sys.stderr, flush=True)
     if options.json:
-        json.dump(records, sys.stdout)
+        print(json.dumps(records))
     return int(failed)
 
 
@@ -100,5 +102,5 @@ def line_of(record: dict[str, Any]) -> str:
         return f"{head}{code}no time: {record['unpredicted']}  {verdict}"
     low, high = record["interval"]
     times = f"{low:,.1f} to {high:,.1f} us"
-    moved = f"{record['moved'] / record['floor']:.2f} of floor" if record["floor"] else "-"
-    return f"{head}{code}{record['occupancy']} a multiprocessor  {moved:15}{times:24}{record['limiter']:17}{verdict}"
+    moved = f"{record['moved'] / record['floor']:.2f} of tensors" if record["floor"] else "-"
+    return f"{head}{code}{record['occupancy']} a multiprocessor  {moved:17}{times:24}{record['limiter']:17}{verdict}"

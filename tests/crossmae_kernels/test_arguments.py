@@ -48,7 +48,7 @@ WRONG = {
         r"maps: maps\[0\] must be floating[^;]*int32$",
     ),
     "weights per map": (lambda: ck.mix_feature_maps([X], W), ValueError, r"weight must have shape \(n, 1\)"),
-    "affine unused": (lambda: ck.mix_feature_maps([X], W[:, :1], W, None, normalize=False), ValueError, r"None where"),
+    "affine unused": (lambda: ck.mix_feature_maps([X], W[:, :1], W, None, normalize=False), ValueError, r"must be None with normalize=False"),
     "activation": (lambda: ck.norm_linear(X, W, activation="relu"), ValueError, r"'gelu' or None, got 'relu'"),
     "linear width": (lambda: ck.norm_linear(X, W[:, :4]), ValueError, r"weight .*I=8.*\(8, 4\)"),
     "residual": (lambda: ck.linear_residual(X, W, None, X[:1]), ValueError, r"residual .*\(2, 3\), got \(1, 3\)"),

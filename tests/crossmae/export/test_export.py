@@ -80,7 +80,7 @@ def test_nothing_is_written_over_or_half(target, tmp_path, monkeypatch):
     exported = crossmae.export(model_of("MAE"), target)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="taken: it holds something already; give a new or an empty folder"):
+    with pytest.raises(FileExistsError, match="taken: it is not empty; choose a new or an empty folder"):
         exported.save(tmp_path / "taken")
     with pytest.raises(NotADirectoryError, match=r"notes.txt: it is a file"):
         exported.save(tmp_path / "taken" / "notes.txt")

@@ -10,6 +10,7 @@ from crossmae.commands.cli import main
 from crossmae.planning import cost
 from crossmae.planning.fleet import Fleet
 from crossmae.planning.hosts import HOSTS
+from crossmae.planning.report import time
 from crossmae.planning.step import STAGES, Kernel, Part
 from crossmae.training.recipe import Recipe
 from crossmae_kernels.audit.devices import DEVICES
@@ -108,10 +109,23 @@ def test_the_other_decoder_stands_beside_it(capsys):
     assert cost.counterpart(other).model == "crossmae_vit_base_patch16"
 
 
+def test_a_gpu_may_be_in_capitals(capsys):
+    assert numbers(capsys, *ONE, "--device", "H100")["mae_vit_base_patch16"]["device"] == "h100"
+
+
+def test_short_runs_and_long_ones_are_written_out(capsys):
+    """A hundred steps of 43 ms; 4,000 epochs of 100 million images, 256 at a time."""
+    assert re.search(r"GPU-hours +0\.00119 \(0\.000885 to 0\.00161\)", plan(capsys, *ONE, "--steps", "100"))
+    text = plan(capsys, *ONE, "--images", "1e8", "--epochs", "4000")
+    assert re.search(r"run +778 d \(576 to 1,050 d\)", text)
+    assert re.search(r"GPU-hours +18,663 \(", text)
+    assert [time(seconds) for seconds in (0.9996, 0.99949)] == ["1,000 ms", "999 ms"]
+
+
 def test_what_is_taken_for_granted_is_said(capsys):
     text = plan(capsys, "--gpus", "64", "--device", "a100")
     for words in (
-        "predicted, not measured", "±35%", "machine code", "CUDA graph",
+        "predicted, not measured", "intervals go from -26% to +35%", "machine code", "CUDA graph",
         "300 GB/s each way inside a host, 25 GB/s to other hosts for each GPU", "images are loaded in time", "79.2 GiB",
     ):  # fmt: skip
         assert words in text
@@ -221,6 +235,34 @@ def test_a_dry_run_predicts_the_gpus_that_are_here(capsys, monkeypatch, name, wo
     text = capsys.readouterr().out
     assert words in text
     assert ("GPU-hours" in text) == name.endswith("HBM3")
+
+
+def test_a_dry_run_goes_on_where_nothing_is_predicted(capsys, monkeypatch):
+    """float64 trains, and three GPUs of a host of two may be asked of a launcher."""
+    monkeypatch.setattr("crossmae.planning.here.device_kind", lambda: "cuda")
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("crossmae.planning.here.processes", lambda options: 2)
+    assert main([*DRY_RUN, "--precision", "float64"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "Time: not predicted: precision float64 cannot be predicted; choose bfloat16, float16 or float32"
+    monkeypatch.setattr("crossmae.planning.here.processes", lambda options: 3)
+    assert main(DRY_RUN) == 0
+    assert "Time: not predicted: fleet: gpus must fill hosts of 2" in capsys.readouterr().out
+
+
+def test_a_dry_run_shows_how_far_its_prediction_is(capsys, monkeypatch):
+    def predict_step(*_, progress, **__):
+        progress(1, 3)
+        return [part(stage, 1e3) for stage in STAGES]
+
+    monkeypatch.setattr(cost, "predict_step", predict_step)
+    monkeypatch.setattr("crossmae.planning.here.device_kind", lambda: "cuda")
+    monkeypatch.setattr("crossmae.planning.here.processes", lambda options: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert main(DRY_RUN) == 0
+    assert "crossmae_vit_tiny_patch4: predicting 3 kernels" in capsys.readouterr().err
 
 
 def test_every_gpu_that_is_predicted_has_a_host_and_no_other():

@@ -85,5 +85,5 @@ def test_macos_counts_memory_in_bytes(platform, used, monkeypatch):
 
 
 def test_a_checkpoint_to_start_from_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint folder .*nope"):
+    with pytest.raises(FileNotFoundError, match=r"resume=.*nope is not a checkpoint of a run"):
         pretrain(small(), into(tmp_path, resume=str(tmp_path / "nope")))

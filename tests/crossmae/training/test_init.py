@@ -10,6 +10,7 @@ from pretraining import into, small
 import crossmae
 from crossmae.commands.cli import main
 from crossmae.training.run import pretrain
+from crossmae.training.run_state import MANIFEST
 
 
 @pytest.fixture
@@ -56,12 +57,15 @@ def test_refusals_come_before_images_are_looked_for(vit, tmp_path, capsys):
         str(path),
     ]
     out = ["--out", str(tmp_path / "run")]
+    begun = tmp_path / "step-00000001"
+    begun.mkdir()
+    (begun / MANIFEST).touch()
     for more, message in (
         (
             [],
             "fit the model's encoder (encoder_depth 2, here 4, channels 1, here 3): missing blocks.2.norm1.weight",
         ),
-        (["--resume", str(path)], "both say what to start from; pass only one"),
+        (["--resume", str(begun)], "both say what to start from; pass only one"),
     ):
         assert main([*words, *out, *more]) == 1
         error = capsys.readouterr().err

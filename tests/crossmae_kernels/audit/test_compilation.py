@@ -90,6 +90,7 @@ json.dump([judged(case)[0] for case in found if case.launch.named_constants.get(
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "which",
     [
@@ -122,6 +123,7 @@ def test_the_command_judges_predicts_and_remembers(tmp_path, monkeypatch):
     assert sorted(remembered, key=str) == sorted(records, key=str)
 
 
+@pytest.mark.slow
 def test_an_amd_gpu_is_compiled_for_and_not_predicted(tmp_path, monkeypatch):
     monkeypatch.setenv("CROSSMAE_KERNELS_CACHE", str(tmp_path))
     kernels = ("gemm_kernel", "normalize_kernel")
@@ -177,6 +179,24 @@ def test_what_is_unknown_is_a_line_and_the_rest_is_reported(capsys):
     devices, lines = command._devices(None, ["sm_90", "70"])
     assert [device.name for device in devices] == ["h100"]
     assert lines == ["no architecture 70 is known, of 80, 86, 89, 90, 100, 120, gfx942"]
+
+
+@pytest.mark.parametrize(("words", "dtypes"), [([], ["bf16"]), (["--dtypes", "fp32", "fp16"], ["fp32", "fp16"])])
+def test_short_is_in_the_dtypes_that_are_asked_for(words, dtypes, monkeypatch):
+    from crossmae_kernels.audit import command
+
+    asked = []
+    monkeypatch.setattr(command, "cases", lambda ops, devices, dtypes, images: asked.append(dtypes) or [])
+    command.main(["--short", "--ops", "patches", "--devices", "h100", *words], "audit")
+    assert asked == [dtypes]
+
+
+@pytest.mark.parametrize("option", ["batch", "processes"])
+def test_counts_are_positive(option):
+    from crossmae_kernels.audit import command
+
+    with pytest.raises(ValueError, match=f"^--{option} must be positive, got 0$"):
+        command.main([f"--{option}", "0"], "audit")
 
 
 def test_shortcomings_are_named():
@@ -252,6 +272,7 @@ json.dump({
 """
 
 
+@pytest.mark.slow
 def test_without_a_disassembler_the_rest_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("CROSSMAE_KERNELS_CACHE", str(tmp_path))
     found = json.loads(run("-c", WITHOUT_DISASSEMBLER, str(tmp_path / "kernel.cubin")))
@@ -304,6 +325,7 @@ json.dump(report(case), sys.stdout)
 """
 
 
+@pytest.mark.slow
 def test_specialised_warps_are_not_followed_for_ever(tmp_path, monkeypatch):
     monkeypatch.setenv("CROSSMAE_KERNELS_CACHE", str(tmp_path))
     record = json.loads(run("-c", SPECIALIZED))

@@ -20,7 +20,7 @@ from benchmarks.records import ROOT
 from benchmarks.report import insert, newest_of_gpus
 from crossmae.planning.cost import RUNS, Cost, Step, costs, counterpart, interval, summed
 from crossmae.planning.fleet import Fleet
-from crossmae.planning.report import table, time
+from crossmae.planning.report import span, table
 from crossmae.planning.step import predict_step
 from crossmae.training.data.config import DataConfig
 from crossmae.training.plan import make_plan
@@ -38,9 +38,9 @@ COCO_IMAGES = 118_287
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the tables, from what is predicted anew if asked."""
+    """Write the tables into README.md and docs/, from steps.json or, with ``--anew``, from new predictions."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predictions.plans", description=__doc__)
-    parser.add_argument("--anew", action="store_true")
+    parser.add_argument("--anew", action="store_true", help="predict again, which takes minutes")
     if parser.parse_args(argv).anew:
         STEPS.write_text(json.dumps(predict(), indent=1) + "\n", "utf-8")
     steps = json.loads(STEPS.read_text("utf-8"))
@@ -51,13 +51,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def recipe() -> Recipe:
-    """The recipe that is planned, in micro-batches that every GPU here has room for."""
+    """The planned recipe, with micro-batches that fit every GPU here."""
     settings = read_recipes(RECIPES)
     return Recipe(**{**settings, "data": DataConfig(**settings["data"]), "micro_batch": MICRO_BATCH})
 
 
 def predict() -> dict[str, Any]:
-    """Everything that takes a compiler: steps of both models on each GPU, and the paper's epochs."""
+    """Everything that needs a compiler: steps of both models on each GPU, and the paper's epochs."""
     found: dict[str, Any] = {"minutes": [runs.predicted_minutes(epoch) for epoch in runs.EPOCHS], "gpus": {}}
     for device in GPUS:
         print(device, file=sys.stderr, flush=True)
@@ -95,7 +95,7 @@ def cost_of(steps: dict[str, Any], recipe: Recipe, images: int, fleet: Fleet) ->
 
 
 def on_gpus(steps: dict[str, Any], results: Path, folder: Path) -> str:
-    """What the newest record of a GPU says, for a page in ``folder``; predictions where there is none."""
+    """The newest record of a GPU, for a page in ``folder``; predictions if there is none."""
     if measured := newest_of_gpus(results, folder):
         return measured
     rows = []
@@ -106,8 +106,9 @@ def on_gpus(steps: dict[str, Any], results: Path, folder: Path) -> str:
     times = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
     note = (
         f"Predicted, forward and backward pass, for recipe `{'+'.join(RECIPES)}`; nothing is measured. {accuracy()} "
-        "Kernels are in the forms that fixed rules choose, where a GPU takes the fastest it times, libraries' products "
-        f"among them. Plain PyTorch is what the GPU allows at best: the paper's epochs took {RUNS:.2g} times as long "
+        "The kernels' implementations are chosen by fixed rules here; a GPU times them, library products included, and "
+        "uses the fastest. Plain PyTorch is the best the GPU allows: the paper's epochs took "
+        f"{RUNS:.2g} times as long "
         "([docs/planning.md](docs/planning.md))."
     )
     return f"{times}\n\n{textwrap.fill(note, 125, break_on_hyphens=False)}\n"
@@ -120,14 +121,14 @@ def _of_decoder(step: dict[str, Any]) -> str:
 
 
 def example(steps: dict[str, Any]) -> str:
-    """The table of a plan, as the command prints it."""
+    """The table of a plan, as ``crossmae plan`` prints it."""
     fleet = Fleet("h100", 8)
     found = [cost_of(steps, one, IMAGENET_IMAGES, fleet) for one in (recipe(), counterpart(recipe()))]
     return f"```text\n{table(found)}\n```\n"
 
 
 def epochs(steps: dict[str, Any]) -> str:
-    """The paper's epochs beside their predictions, and DailyMAE's rate beside what follows from them."""
+    """The paper's epochs and DailyMAE's rate beside their predictions."""
     return f"{runs.table(steps['minutes'])}\n{runs.daily_mae(steps['minutes'])}\n"
 
 
@@ -136,10 +137,7 @@ def hours(steps: dict[str, Any]) -> str:
     rows = []
     for name, images in (("ImageNet-1k", IMAGENET_IMAGES), ("COCO", COCO_IMAGES)):
         for one in (recipe(), counterpart(recipe())):
-            cells = []
-            for device in GPUS:
-                cost = cost_of(steps, one, images, Fleet(device, 8))
-                cells.append("{} ({} to {})".format(*map(time, (cost.run, *interval(cost.run)))))
+            cells = [span(cost_of(steps, one, images, Fleet(device, 8)).run) for device in GPUS]
             rows.append([f"{name}, {images:,} images", one.model, *cells])
     headers = ["images", "model", *(f"8 x {name}" for name in GPUS.values())]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True) + "\n"

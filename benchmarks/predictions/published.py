@@ -1,6 +1,6 @@
-"""What others measured, and where they say so.
+"""What others measured, and where they published it.
 
-A kernel that was autotuned is predicted in each of the candidates, and the fastest counts, as it did there.
+An autotuned kernel is predicted with each candidate, and the fastest counts, as it did for them.
 """
 
 from collections.abc import Callable
@@ -27,14 +27,14 @@ class Published:
     device: str
     source: str
     rate: float
-    """As published: in the unit."""
+    """As published, in ``unit``."""
     work: float
     """Operations or bytes that the rate counts."""
     unit: str
     launch: Launcher
     candidates: tuple[Tiles, ...]
     fitted: bool = False
-    """Whether a constant of the device was fitted to it; the others judge."""
+    """Whether a constant of the device was fitted to it; the others test the predictions."""
 
     @property
     def microseconds(self) -> float:
@@ -43,7 +43,7 @@ class Published:
 
 
 def _softmax(columns: int, device: Device, tiles: Tiles) -> None:
-    """As many programs as fit: 8 warps each, of 8 registers a thread more than the row takes."""
+    """As many programs as fit, with 8 warps each; ``tiles`` holds the registers of a thread."""
     rows, block = 4096, triton.next_power_of_2(columns)
     resident = min(device.warps // 8, 65536 // (256 * tiles[0]))
     x = torch.empty(rows, columns)
@@ -88,7 +88,7 @@ def _attention(heads: int, length: int, width: int, causal: bool, device: Device
     )
 
 
-DOCS_A100 = "Triton documentation, tutorial {}, table of its build; A100, taken to be the one of 40 GB"
+DOCS_A100 = "Triton's documentation, tutorial {}, table in its build; A100, assumed to be the 40 GB one"
 TRITON_03 = ((128, 128, 32, 4, 4), (128, 64, 32, 4, 4))
 LARGE = ((128, 256, 64, 3, 8),)
 SMALL = ((128, 128, 64, 2, 8),)
@@ -131,12 +131,14 @@ def _heads(
     )  # fmt: skip
 
 
-_H100_09 = "Triton tutorial 09 by proton, 'TFLOPS on H100'; posted beside the 5090D's"
-_A100_09 = "Triton tutorial 09 by proton, on a GPU whose cuBLAS kernels are 'ampere_fp16'; taken to be A100"
+_H100_09 = "Triton's tutorial 09, timed by proton, 'TFLOPS on H100'; posted beside the 5090D's"
+_A100_09 = (
+    "Triton's tutorial 09, timed by proton, on a GPU whose cuBLAS kernels are 'ampere_fp16'; assumed to be an A100"
+)
 _B200_09 = "triton-lang/triton pull request 6217"
-_5090_09 = "Triton tutorial 09 by proton, 'TFLOPS on 5090D'; taken as RTX 5090"
+_5090_09 = "Triton's tutorial 09, timed by proton, 'TFLOPS on 5090D'; treated as an RTX 5090"
 _TLX = "facebookexperimental/triton pull request 206, Triton's tutorial 06"
-_BENCH = "pytorch/benchmark pull request 2391, Triton's attention, 16,384 tokens, heads taken as 16; second-hand"
+_BENCH = "pytorch/benchmark pull request 2391, Triton's attention, 16,384 tokens, assuming 16 heads; second-hand"
 _FA3 = "FlashAttention-3 (arXiv 2407.08608), figure 5, Triton's bars, 16,384 tokens; second-hand"
 _3090 = "flash_attn_triton, README, RTX 3090"
 

@@ -1,7 +1,7 @@
-"""Whole runs that others timed beside what ``crossmae plan``'s method says of them.
+"""Whole runs timed by others, beside their predictions by the method of ``crossmae plan``.
 
-They ran the releases' formulations in eager PyTorch, so everything but attention is estimated from bytes and products.
-FlashAttention 2 is taken to be as fast as this package's attention, of which machine code is at hand.
+They ran the releases' formulations in eager PyTorch, so everything but attention is estimated from bytes and FLOPs.
+FlashAttention 2 is assumed to be as fast as this package's attention, whose machine code is at hand.
 """
 
 import statistics
@@ -26,7 +26,7 @@ from crossmae_kernels.audit.reports import report
 from crossmae_kernels.environment import Implementation
 from crossmae_kernels.runtime.dispatch import default_implementation
 
-# Images at a time are not published; what it states of memory suits 1,024.
+# The batch of each GPU is not published; the memory stated fits 1,024.
 DEVICE, GPUS, IMAGES, MASK_RATIO = DEVICES["a100"], 2, 1024, 0.75
 
 
@@ -49,7 +49,7 @@ EPOCHS = (
 
 
 def predicted_minutes(epoch: Epoch) -> float:
-    """By the release's formulation, on as many images for each GPU."""
+    """Minutes of an epoch with the release's formulation, ``IMAGES`` at a time on each GPU."""
     found = _operations(epoch, "reference")
     seconds = sum(estimate(operation, DEVICE)[0] for operation in found if not operation.name.startswith(ATTENTION))
     seconds += sum(_attention(operation) for operation in _operations(epoch, "triton"))
@@ -57,7 +57,7 @@ def predicted_minutes(epoch: Epoch) -> float:
 
 
 def _operations(epoch: Epoch, implementation: Implementation) -> list[Operation]:
-    """Both passes of a model, as the release formulates it or with kernels, and AdamW."""
+    """Operators of both passes, in the release's formulation or with kernels, and of AdamW."""
     ours = implementation == "triton"
     with (
         record_operations(DEVICE.limits) as found,
@@ -79,12 +79,12 @@ def _operations(epoch: Epoch, implementation: Implementation) -> list[Operation]
 
 
 def _select(rows: Tensor, ids: Tensor, patches: int) -> Tensor:
-    """The rows that a boolean mask would select, whose number tensors without data do not tell."""
+    """The rows that a boolean mask would select; tensors without data do not tell their number."""
     return rows.gather(1, ids[:, :, None].expand(-1, -1, rows.shape[-1]))
 
 
 def _attention(operation: Operation) -> float:
-    """Microseconds of an operation's kernels, where it is attention of this package."""
+    """Microseconds of an operation's kernels if it is this package's attention, else 0."""
     if not operation.name.startswith("cross_attention"):
         return 0.0
     reports = [report(Case(launch.name, DEVICE, "fp16", launch)) for launch in operation.launches]
@@ -94,23 +94,23 @@ def _attention(operation: Operation) -> float:
 
 
 def factor(minutes: list[float]) -> float:
-    """What all published epochs took over what is predicted of them: the one constant that is fitted."""
+    """Published over predicted time of all epochs (geometric mean): the only fitted constant."""
     return statistics.geometric_mean(row.minutes / found for row, found in zip(EPOCHS, minutes, strict=True))
 
 
 def daily_mae(minutes: list[float]) -> str:
-    """A line: DailyMAE's images per second beside what its GPUs would do by this prediction of MAE."""
+    """DailyMAE's images per second beside the prediction for its GPUs, in a sentence."""
     published = 800 * IMAGENET_IMAGES / (18 * 3600)
     at_best = 8 / GPUS * IMAGENET_IMAGES / (60 * minutes[0])
     return (
-        "DailyMAE (arXiv 2404.00509) states 800 epochs of MAE ViT-B in 18 hours on eight A100s, "
-        f"{published:,.0f} images a second, part of them at fewer pixels. Eight A100s at 224 pixels have "
-        f"{at_best:,.0f} by this prediction of MAE, and {at_best / factor(minutes):,.0f} with the factor above."
+        "DailyMAE (arXiv 2404.00509) reports 800 epochs of MAE ViT-B in 18 hours on eight A100s, that is "
+        f"{published:,.0f} images per second, some at lower resolution. At 224 pixels the prediction for MAE on "
+        f"eight A100s is {at_best:,.0f} images per second, or {at_best / factor(minutes):,.0f} with the factor above."
     )
 
 
 def table(minutes: list[float]) -> str:
-    """Markdown: a line for each row of the paper, and their ratios."""
+    """The paper's rows and their ratios as Markdown tables."""
     fitted = factor(minutes)
     rows = [
         [

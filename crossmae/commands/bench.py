@@ -72,6 +72,7 @@ def run(setting: Setting, model: str, out: str) -> int:
     markdown = text(comparison)
     print(f"{markdown}{NOTES}")
     files = [folder / f"decode.{ending}" for ending in ("md", "json", "png")]
+    written = "Table, numbers, picture"
     for file, content in zip(files, (markdown, json.dumps(comparison.as_dict(), indent=1)), strict=False):
         with replacing(file) as beside:
             beside.write_text(content, "utf-8")
@@ -80,7 +81,8 @@ def run(setting: Setting, model: str, out: str) -> int:
     except (MissingPackageError, ValueError) as error:
         print(f"crossmae bench: no picture: {reason(error)}", file=sys.stderr)
         del files[2]
-    print(f"Table, numbers, picture: {', '.join(map(str, files))}")
+        written = "Table and numbers"
+    print(f"{written}: {', '.join(map(str, files))}")
     return 1 if any(row.failure for row in comparison.rows) else 0
 
 

@@ -1,6 +1,6 @@
 """The command line: ``crossmae <command> --help``.
 
-A command is a function, whose parameters are its options. Here are those that train, and those that check kernels.
+A command is a function whose parameters are its options. Those that train and those that check kernels are here.
 """
 
 import os
@@ -22,12 +22,12 @@ from crossmae_kernels.extras import require
 def demo(out: str = "demo", steps: int = 600) -> None:
     """Pretrain a tiny CrossMAE and a tiny MAE on real digits and compare them.
 
-    Both see the same images in the same order. Measures decode compute and time, evaluates both encoders on
-    held-out digits beside raw pixels and an untrained encoder, and writes reconstructions.png, ratios.png
+    Both see the same images in the same order. Measures decode compute and time, compares both encoders with
+    raw pixels and an untrained encoder on held-out digits, and writes reconstructions.png, ratios.png
     (predictions at three prediction ratios), learning.png and results.md. A few minutes on two CPU cores.
 
     Args:
-        out: folder for pictures and table; created if missing.
+        out: folder for the pictures and the table; created if missing.
         steps: training steps of each model.
     """
     require("train")
@@ -39,10 +39,9 @@ def demo(out: str = "demo", steps: int = 600) -> None:
 def pretrain(recipe: Recipe, options: RunOptions) -> int:
     """Pretrain an encoder on images.
 
-    Takes a folder of images (nested or flat; train/ and val/ as ImageNet has them), WebDataset shards or a bundled set,
+    Takes a folder of images (nested, flat, or with train/ and val/ like ImageNet), WebDataset shards or a bundled set,
     and writes the model, checkpoints to resume from, curves and pictures into a folder. Uses all accelerators of this
-    machine or, started by torchrun, of many. On Ctrl-C and SIGTERM it saves its state and stops with
-    exit code 130 or 143.
+    machine or, under torchrun, of several. On Ctrl-C and SIGTERM it saves its state and stops with code 130 or 143.
     """
     require("train")
     from crossmae.training.run import prepare
@@ -51,16 +50,16 @@ def pretrain(recipe: Recipe, options: RunOptions) -> int:
     if run is None:
         return 0
     run.fit()
-    print(f"The model: {options.out}/model.safetensors, for crossmae.load.")
+    print(f"The model is in {options.out}/model.safetensors, for crossmae.load.")
     return 0 if run.stopped_by is None else 128 + run.stopped_by
 
 
 def plan(recipe: Recipe, options: PlanOptions) -> None:
-    """What pretraining costs on GPUs that are not there.
+    """Predict what pretraining costs on GPUs you need not have.
 
-    Predicts the time of a step, an epoch and the run, GPU-hours, the memory of a GPU and what GPUs send each other, for
-    a recipe's model and for that of the same size with the other decoder, MAE's or CrossMAE's. Compiles the kernels of
-    a step to do so, which takes a minute or two at first. Nothing is measured: what is taken for granted is printed.
+    Predicts the time of a step, an epoch and the run, GPU-hours, memory per GPU and communication, for the recipe's
+    model and for the model of the same size with the other decoder (MAE's or CrossMAE's). To do so it compiles the
+    kernels of a step, which takes a minute or two the first time. Nothing is measured; the assumptions are printed.
     """
     from crossmae.commands.plan import run
 
@@ -70,9 +69,9 @@ def plan(recipe: Recipe, options: PlanOptions) -> None:
 def finetune(recipe: FinetuningRecipe, options: FinetuningOptions) -> int:
     """Fine-tune an encoder to classify images.
 
-    Takes a checkpoint as crossmae.load does, and a folder of images with train/ and val/ and a subfolder for each class
-    in both, WebDataset shards with labels or a bundled set. Measures top-1 and top-5 accuracy on held-out images, draws
-    curves and a confusion matrix, and keeps a folder as pretrain does, in which a run that was stopped goes on.
+    Takes a checkpoint that crossmae.load reads, and images: train/ and val/, each with a subfolder for each class,
+    WebDataset shards with labels, or a bundled set. Measures top-1 and top-5 accuracy on held-out images and draws
+    curves and a confusion matrix. Its folder is like that of pretrain, and a stopped run resumes in it.
     """
     require("train")
     from crossmae.training.finetuning.run import prepare
@@ -81,7 +80,7 @@ def finetune(recipe: FinetuningRecipe, options: FinetuningOptions) -> int:
     if run is None:
         return 0
     run.fit()
-    print(f"The encoder: {options.out}/model.safetensors, for crossmae.load; classifiers: {options.out}/checkpoints.")
+    print(f"The encoder is in {options.out}/model.safetensors, the classifiers in {options.out}/checkpoints.")
     return 0 if run.stopped_by is None else 128 + run.stopped_by
 
 
@@ -89,8 +88,8 @@ def detect(recipe: DetectionRecipe, options: DetectionOptions) -> int:
     """Train a detector on a pretrained encoder, or evaluate one: instance segmentation by ViTDet and Mask R-CNN.
 
     Takes annotations in COCO's format, trains torchvision's Mask R-CNN with the encoder as ViTDet's backbone, and
-    writes checkpoints to resume from, curves, COCO's average precision and pictures of what is found into a folder.
-    With --evaluate it judges a checkpoint and stops. Runs and stops as crossmae pretrain does.
+    writes checkpoints to resume from, curves, COCO's average precision and pictures of detections into a folder. With
+    --evaluate it only evaluates a checkpoint. Starts, stops and resumes like crossmae pretrain.
     """
     require("train")
     require("detect")
@@ -105,7 +104,7 @@ def detect(recipe: DetectionRecipe, options: DetectionOptions) -> int:
     if run is None:
         return 0
     run.fit()
-    print(f"The detector: {options.out}, for crossmae detect --evaluate.")
+    print(f"The detector is in {options.out}, for crossmae detect --evaluate.")
     return 0 if run.stopped_by is None else 128 + run.stopped_by
 
 
@@ -121,26 +120,26 @@ def audit(
     model: str | None = None,
     device: str | None = None,
 ) -> int:
-    """Compile every kernel for GPUs that are not there, and predict its time.
+    """Compile every kernel for GPUs you need not have, and predict its time.
 
-    Prints registers, spills, shared memory, programs on a multiprocessor, bytes moved over those of its tensors, and
-    an interval for the time with what limits it, from the machine code alone. Exit code 1 if a kernel spills, does not
-    fit, or leaves tensor cores or wide loads unused.
+    Prints registers, spills, shared memory, programs per multiprocessor, bytes moved relative to those of its tensors,
+    and an interval for the time with what limits it, all from the machine code. Exit code 1 if a kernel spills, does
+    not fit, or leaves tensor cores or wide loads unused.
 
-    With --html it draws instead: a training step of CrossMAE beside MAE's, and by this package beside plain PyTorch, as
-    one page that needs no network. Some minutes for a model, of which the kernels are compiled.
+    With --html it draws a page instead, which needs no network: training steps of CrossMAE and MAE, by this package and
+    by plain PyTorch. Compiling the kernels of a model takes some minutes.
 
     Args:
-        batch: images.
-        html: file of the page.
-        model: on the page, a CrossMAE, beside MAE of the same size; crossmae_vit_base_patch16 unless given.
-        device: on the page, name of a GPU; h100 unless given.
+        batch: number of images.
+        html: write the page to this file.
+        model: with --html, the CrossMAE to draw beside the MAE of the same size; by default crossmae_vit_base_patch16.
+        device: with --html, the name of a GPU; by default h100.
     """
     selections = {"devices": devices, "ops": ops, "kernels": kernels, "dtypes": dtypes}
     if html is not None:
         for name, given in {**selections, "short": short, "json": json}.items():
             if given:
-                raise ValueError(f"--{name} is of the table; --html takes --model, --device and --batch")
+                raise ValueError(f"--{name} applies to the table; --html takes --model, --device and --batch")
         require("figures", "plotly")
         require("", "triton")
         os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing
@@ -150,7 +149,7 @@ def audit(
         return 0
     for name, choice in (("model", model), ("device", device)):
         if choice is not None:
-            raise ValueError(f"--{name} is of the page, which --html writes; of the table there are --devices")
+            raise ValueError(f"--{name} applies to the page that --html writes; the table takes --devices")
     from crossmae_kernels.audit.__main__ import main as run
 
     words = [f"--batch={batch}", *["--short"] * short, *["--json"] * json]
@@ -160,11 +159,12 @@ def audit(
 
 
 def check(json: bool = False, interpret: bool = False) -> int:
-    """Check every op on this machine against float64.
+    """Check every operation on this machine against float64.
 
-    Runs each op forward and backward in every dtype and prints its error beside its error budget; cross-attention
-    also beside scaled_dot_product_attention with each backend forced, flash-attn and xformers. On a CPU the
-    references run, and with --interpret the Triton kernels. Exit code 1 if one of this package's results is wrong.
+    Runs each operation forward and backward in every dtype and prints its error beside its error budget; for
+    cross-attention also the errors of scaled_dot_product_attention with each backend, flash-attn and xformers. On a CPU
+    the references run, and with --interpret the Triton kernels too. Exit code 1 if a result of this package is wrong.
+    Some minutes on two CPU cores.
     """
     from crossmae_kernels.check import main as run
 
@@ -178,17 +178,17 @@ def tune(
     prediction_ratio: float | None = None,
     model_options: dict[str, Any] | None = None,
 ) -> None:
-    """Time what a model may choose on this GPU, before it is trained.
+    """Tune the operations of a model for this GPU before training.
 
-    Takes a training step and a step of validation, and times in each operation its forms, a library's products among
-    them, and the tiles of each kernel, however long that takes. Prints what the rules choose, what is faster and by
-    how much. Later processes on this GPU model, with the same versions, find the choices on disk.
+    Runs a training step and a validation step and times, for each operation, its alternative implementations (library
+    products included) and the tiles of each kernel, however long that takes. Prints the default choice, the fastest and
+    the gain. The choices are saved for later processes on the same GPU model with the same versions.
 
     Args:
         model: name of the model; see crossmae.list_models.
-        batch: images that a device processes at a time; choices hold for the same order of magnitude.
-        precision: of autocast, or float32.
-        prediction_ratio: share of all patches to predict; the model's own unless given.
+        batch: images per device and pass; choices hold for batches of the same order of magnitude.
+        precision: dtype of autocast, or float32.
+        prediction_ratio: share of all patches to predict; by default the model's own.
         model_options: fields of crossmae.Config, such as --model_options.residual autocast.
     """
     from crossmae.commands.tune import run

@@ -78,7 +78,9 @@ class _RecipeFiles(ActionConfigFile):
 def parser_of(commands: Mapping[str, tuple[Callable[..., int | None], str]]) -> ArgumentParser:
     """A parser with a subcommand for each function, given with an example of its use."""
     parser = _Parser(
-        prog="crossmae", description="CrossMAE with fused kernels: benchmarks, training, checks.", epilog=_COMPLETION
+        prog="crossmae",
+        description="CrossMAE with fused kernels: benchmarks, training, checks.",
+        epilog=f"Example: crossmae bench. {_COMPLETION}",
     )
     subcommands = parser.add_subcommands(required=True)
     for name, (function, example) in commands.items():

@@ -12,6 +12,8 @@ def run(recipe: Recipe, options: PlanOptions) -> None:
     from crossmae.planning.report import in_words, say
 
     if recipe.data.source:
-        raise ValueError(f"no images are opened: give their number with --images instead of {recipe.data.source}")
+        raise ValueError(
+            f"a plan opens no images; give their number with --images instead of --data.source {recipe.data.source}"
+        )
     found = costs(recipe, int(options.images), options, say)
     print(json.dumps(as_json(found), indent=2) if options.json else in_words(found))

@@ -19,25 +19,25 @@ from crossmae.training.encoder_shape import refuse_another
 from crossmae.training.loop import Run, check_place, check_settings
 
 COCO_IMAGES = 117_266
-"""Of train2017, those with objects."""
+"""Images of train2017 that contain objects."""
 
 
 def prepare(recipe: DetectionRecipe, options: DetectionOptions) -> Run | None:
-    """A run that is ready to train; None after a dry run.
+    """Prepare a run for training; returns None after a dry run.
 
     Raises:
-        ValueError, OSError: before any work, if recipe, checkpoint, annotations or folder do not allow a run.
+        ValueError, OSError: before any work, if the recipe, checkpoint, annotations or folder do not allow a run.
     """
     if options.strategy == "fsdp":
-        raise ValueError("strategy fsdp shards pretraining alone; a detector fits on a device, take ddp")
+        raise ValueError("strategy fsdp is only for pretraining; a detector fits on one device, so use ddp")
     folder = Path(options.out)
     check_place(folder, options)
     pretrained, config = encoder_of(recipe)
     if recipe.checkpoint is None and not options.dry_run:
-        raise ValueError(f"checkpoint must name what crossmae.load takes, or be {SCRATCH!r}")
+        raise ValueError(f"checkpoint must be one that crossmae.load reads, or {SCRATCH!r}")
     if options.dry_run and recipe.data.train is None:
         print(
-            f"No annotations are given: planned for the {COCO_IMAGES:,} images of COCO's train2017 that hold objects."
+            f"No annotations given: planning for the {COCO_IMAGES:,} images of COCO's train2017 that contain objects."
         )
         head = HeadConfig(
             tuple((i, str(i)) for i in range(1, 81)), recipe.window, recipe.width, recipe.detector_options
@@ -65,16 +65,16 @@ def prepare(recipe: DetectionRecipe, options: DetectionOptions) -> Run | None:
 
 
 def _found(annotations: Annotations, evaluation: Annotations | None) -> str:
-    """What lies in the annotations, line by line."""
-    held_out = evaluation.describe() if evaluation else ["none: no data.evaluation is given"]
+    """A description of the annotations, line by line."""
+    held_out = evaluation.describe() if evaluation else ["nothing: data.evaluation is not given"]
     return "\n".join([*annotations.describe(), *(f"to evaluate on: {line}" for line in held_out)])
 
 
 def encoder_of(recipe: DetectionRecipe) -> tuple[MaskedAutoencoder | None, Config]:
-    """The pretrained model of a recipe, None from scratch, and the configuration of its encoder as a backbone.
+    """A recipe's pretrained model (None from scratch), and its encoder's configuration as a backbone.
 
     Raises:
-        ValueError: if the checkpoint's encoder is not that of the recipe's model, or was trained on other numbers.
+        ValueError: if the checkpoint's encoder differs from the recipe's model, or was trained on other numbers.
     """
     model, config = None, None
     if recipe.model is not None:
@@ -85,9 +85,11 @@ def encoder_of(recipe: DetectionRecipe) -> tuple[MaskedAutoencoder | None, Confi
             refuse_another(recipe.checkpoint, recipe.model, config, model.config)
         config = model.config
     if config is None:
-        raise ValueError(f"checkpoint must name what crossmae.load takes, or be {SCRATCH!r} beside the name of a model")
+        raise ValueError(f"checkpoint must be one that crossmae.load reads, or {SCRATCH!r} with the name of a model")
     if config.pixel_numbers == "values":
-        raise ValueError(f"{recipe.checkpoint} was trained on numbers without a full scale, images here are of 8 bits")
+        raise ValueError(
+            f"{recipe.checkpoint} was trained on numbers without a full scale, but images here have 8 bits"
+        )
     if config.pixel_mean is None:
         config = replace(config, pixel_mean=recipe.data.mean, pixel_std=recipe.data.std)
     return model, backbone_config(replace(config, drop_path=recipe.drop_path), recipe.image_size)

@@ -1,18 +1,18 @@
-"""How long GPUs take to add up their gradients (DDP) or to gather and scatter a sharded model (FSDP2).
+"""How long GPUs take to sum their gradients (DDP), or to gather and scatter a sharded model (FSDP2).
 
-Bandwidth as nccl-tests counts it: of n GPUs in a ring each sends ``(n - 1) / n`` of the bytes for a gather or a
-scatter, and twice that for an all-reduce, which is one after the other. What the ring's slowest link allows decides.
+Bandwidth is counted as in nccl-tests: in a ring of n GPUs, each sends ``(n - 1) / n`` of the bytes for a gather or a
+scatter, and twice that for an all-reduce, which is one after the other. The slowest link of the ring decides.
 """
 
 import math
 from dataclasses import dataclass
 
 REACHED = 0.75
-"""Of a link's rate, what collectives reach: on A100s nccl-tests shows some 230 of NVLink's 300 GB/s."""
+"""Share of a link's rate that collectives reach: on A100s nccl-tests shows about 230 of NVLink's 300 GB/s."""
 HOP = 10e-6
-"""Seconds that one more doubling of the GPUs adds to a collective."""
+"""Seconds that each doubling of the number of GPUs adds to a collective."""
 BUCKET = 25 * 2**20
-"""Bytes of gradients that DDP sends at a time; PyTorch's own default."""
+"""Bytes of gradients that DDP sends at a time; PyTorch's default."""
 
 
 @dataclass(frozen=True)
@@ -33,29 +33,29 @@ class Ring:
         return REACHED * min(self.link, across) * 1e9
 
     def gather(self, size: float) -> float:
-        """Seconds until all have ``size`` bytes of which each holds a part; a scatter of sums takes as long."""
+        """Seconds to gather ``size`` bytes of which each GPU holds a part; a reduce-scatter takes as long."""
         if self.gpus == 1:
             return 0.0
         return size * (self.gpus - 1) / self.gpus / self.bandwidth + HOP * math.log2(self.gpus)
 
     def all_reduce(self, size: float) -> float:
-        """Seconds until every GPU has the sums of ``size`` bytes: a scatter of sums and a gather."""
+        """Seconds to sum ``size`` bytes on every GPU: a reduce-scatter and a gather."""
         return 2 * self.gather(size)
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What one optimizer step sends, in seconds."""
+    """Communication of one optimizer step, in seconds."""
 
     total: float
     exposed: float
-    """What computing does not hide."""
+    """The part that does not overlap with computation."""
 
 
 def data_parallel(ring: Ring, parameters: int, backward: float) -> Exchange:
-    """DDP: float32 gradients, a bucket after the other, while the last micro-batch's backward pass goes on.
+    """DDP: float32 gradients, bucket by bucket, during the backward pass of the last micro-batch.
 
-    The last bucket is full when that pass ends, and nothing hides it.
+    The last bucket is full only when that pass ends, so it is always exposed.
     """
     size = 4 * parameters
     buckets = max(1, math.ceil(size / BUCKET))
@@ -65,10 +65,10 @@ def data_parallel(ring: Ring, parameters: int, backward: float) -> Exchange:
 
 
 def sharded(ring: Ring, parameters: int, largest: int, forward: float, backward: float, micro_batches: int) -> Exchange:
-    """FSDP2: float32 parameters are gathered for each pass of each micro-batch, gradients scattered in the last one.
+    """FSDP2: gathers float32 parameters for each pass of each micro-batch, and scatters gradients in the last one.
 
-    The next part is gathered while one computes. Nothing hides the gather of the first, nor the scatter of the last;
-    ``largest`` is the number of parameters of the largest part, which stands for both.
+    Each part is gathered while the one before computes. The gather of the first part and the scatter of the last are
+    exposed; ``largest``, the number of parameters of the largest part, stands for both.
     """
     gather, one = ring.gather(4 * parameters), ring.gather(4 * largest)
     forwards = micro_batches * max(one, gather - forward)

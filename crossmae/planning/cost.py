@@ -1,4 +1,4 @@
-"""What a pretraining run takes of a fleet: seconds, memory, and what is sent; of CrossMAE and of MAE beside it."""
+"""What a pretraining run costs on a fleet: time, memory and communication, for CrossMAE and for MAE beside it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,13 +22,13 @@ from crossmae_kernels.audit.prediction import SPREAD
 STATE = 16
 """Bytes of a parameter with its gradient and AdamW's two moments, in float32."""
 OVERHEAD = 1.5 * GIB
-"""Bytes of a process's CUDA context, of NCCL's and cuBLAS's buffers."""
+"""Bytes of a process's CUDA context and of NCCL's and cuBLAS's buffers."""
 SLACK = 0.1
-"""Share by which an allocator's blocks exceed what they hold, and what lives a moment only."""
+"""Share added to the activations for fragmentation of the allocator and for short-lived tensors."""
 RUNS = 1.81
-"""What the paper's epochs took over what this method predicts of them; ``benchmarks/predictions/runs.py`` fits it."""
+"""The time of the paper's epochs over their predictions; fitted by ``benchmarks/predictions/runs.py``."""
 ISSUE = 10e-6
-"""Seconds of Python for one operator in eager mode, forward or backward."""
+"""Seconds that Python needs to issue one operator in eager mode, forward or backward."""
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 Progress = Callable[[str, int, int], None]
@@ -41,28 +41,28 @@ class Memory:
     state: float
     """Parameters, gradients and AdamW's moments."""
     kept: float
-    """For the backward pass of a micro-batch."""
+    """Activations kept for the backward pass of a micro-batch."""
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Everything, with overhead."""
         return self.state + (1 + SLACK) * self.kept + OVERHEAD
 
 
 @dataclass(frozen=True)
 class Step:
-    """Of one GPU: a micro-batch's passes, and the optimizer."""
+    """One GPU's step: the passes of a micro-batch, and the optimizer."""
 
     seconds: Mapping[Stage, float]
     operators: int
-    """That are called."""
+    """Number of operators called."""
     machine_code: float
-    """Share of the passes' time that was found from it; the rest is from ceilings."""
+    """Share of the passes' time that is predicted from machine code; the rest is from ceilings."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a run; times in seconds, the middle of an interval of ``SPREAD`` above and below."""
+    """Cost of a run; times in seconds, each the middle of an interval of ``SPREAD`` above and below."""
 
     plan: PretrainingPlan
     fleet: Fleet
@@ -71,68 +71,69 @@ class Cost:
     largest: int
     """Parameters of the largest part that is sharded as one."""
     kept: int
+    """Bytes kept for the backward pass of a micro-batch."""
 
     @property
     def forward(self) -> float:
-        """Of a micro-batch, with its loss."""
+        """Seconds of a micro-batch's forward pass, with the loss."""
         return self._seconds("encoder", "decoder", "loss")
 
     @property
     def backward(self) -> float:
-        """Of a micro-batch."""
+        """Seconds of a micro-batch's backward pass."""
         return self._seconds("decoder backward", "encoder backward")
 
     @property
     def optimizer(self) -> float:
-        """AdamW, once a step; of a sharded model each GPU updates its share."""
+        """Seconds of AdamW, once per step; each GPU updates its share of a sharded model."""
         return self._seconds("optimizer") / (self.fleet.gpus if self.fleet.strategy == "fsdp" else 1)
 
     @property
     def data_parallel(self) -> Exchange:
-        """What DDP sends in a step."""
+        """DDP's communication in a step."""
         return data_parallel(self.fleet.ring, self.parameters, self.backward)
 
     @property
     def sharded(self) -> Exchange:
-        """What FSDP2 sends in a step."""
+        """FSDP2's communication in a step."""
         return sharded(
             self.fleet.ring, self.parameters, self.largest, self.forward, self.backward, self.plan.accumulation
         )
 
     @property
     def exchange(self) -> Exchange:
-        """What the fleet's strategy sends."""
+        """Communication of the fleet's strategy."""
         return self.sharded if self.fleet.strategy == "fsdp" else self.data_parallel
 
     @property
     def step(self) -> float:
-        """Of the optimizer, with all of its micro-batches."""
+        """Seconds of an optimizer step, with all of its micro-batches."""
         passes = self.plan.accumulation * (self.forward + self.backward)
         return passes + self.optimizer + self.exchange.exposed
 
     @property
     def epoch(self) -> float:
-        """Of all whole batches of the images."""
+        """Seconds of an epoch: all whole batches of the images."""
         return self.plan.steps_per_epoch * self.step
 
     @property
     def run(self) -> float:
-        """Of all steps."""
+        """Seconds of all steps."""
         return self.plan.steps * self.step
 
     @property
     def gpu_hours(self) -> float:
-        """Of the run."""
+        """GPUs times hours of the run."""
         return self.fleet.gpus * self.run / 3600
 
     @property
     def images_per_second(self) -> float:
-        """On all GPUs together."""
+        """Images per second on all GPUs together."""
         return self.plan.recipe.batch_size / self.step
 
     @property
     def utilization(self) -> float:
-        """Model FLOPs over what the tensor cores could do by the datasheet (MFU), whatever is computed again."""
+        """Model FLOPs utilization (MFU): the model's FLOPs over the datasheet's, not counting recomputation."""
         device, (mask_ratio, prediction_ratio) = DEVICES[self.fleet.device], self.plan.ratios(0)
         config = self.plan.config
         macs = encoder_macs(config, mask_ratio) + decoder_macs(config, prediction_ratio, mask_ratio)
@@ -140,7 +141,7 @@ class Cost:
         return 6 * macs * self.images_per_second / self.fleet.gpus / rate
 
     def memory(self, strategy: Sharding) -> Memory:
-        """Of each GPU."""
+        """Memory of each GPU under a strategy."""
         return memory_of(strategy, self.fleet.gpus, self.parameters, self.largest, self.kept)
 
     @property
@@ -153,14 +154,14 @@ class Cost:
 
 
 def memory_of(strategy: Sharding, gpus: int, parameters: int, largest: int, kept: int) -> Memory:
-    """By DDP, or by FSDP2, which also holds a part whole, with gradients, while the next one is gathered."""
+    """Memory under DDP, or under FSDP2, which also holds one whole part with gradients while gathering the next."""
     if strategy == "ddp":
         return Memory(STATE * parameters, kept)
     return Memory(STATE * parameters / gpus + 3 * 4 * largest, kept)
 
 
 def summed(parts: Sequence[Part]) -> Step:
-    """What a plan needs to know of a predicted step."""
+    """A predicted step, summed by stage."""
     seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
     by_method: dict[Method, float] = {"machine code": 0.0, "ceilings": 0.0}
     for part in parts:
@@ -172,42 +173,42 @@ def summed(parts: Sequence[Part]) -> Step:
 
 
 def interval(seconds: float) -> tuple[float, float]:
-    """The shortest and the longest time that a predicted one stands for."""
+    """The shortest and the longest time that a prediction stands for."""
     return seconds / (1 + SPREAD), seconds * (1 + SPREAD)
 
 
 def costs(recipe: Recipe, images: int, fleet: Fleet, progress: Progress = lambda name, done, of: None) -> list[Cost]:
-    """What the recipe costs, and what its model's counterpart with the other decoder does.
+    """The cost of a recipe, and of its model's counterpart with the other decoder.
 
-    The counterpart takes fewer images at a time where as many do not fit.
+    The counterpart uses smaller micro-batches if the recipe's do not fit.
 
     Args:
-        recipe: of the run; precision ``auto`` is bfloat16.
-        images: of an epoch.
-        fleet: where.
-        progress: called with a model's name, launches that are predicted, and all of them.
+        recipe: the run; precision ``auto`` is bfloat16.
+        images: number of images in an epoch.
+        fleet: the GPUs.
+        progress: called with a model's name, the number of launches predicted so far, and their total.
 
     Raises:
-        ValueError: if recipe, images and fleet do not fit each other, memory included.
+        ValueError: if recipe, images and fleet do not fit together, or the memory does not suffice.
     """
     if recipe.precision == "float64":
-        raise ValueError("precision must be bfloat16, float16 or float32 to be predicted, got float64")
+        raise ValueError("precision float64 cannot be predicted; choose bfloat16, float16 or float32")
     if recipe.precision == "auto":
         recipe = replace(recipe, precision="bfloat16")
     if fleet.strategy == "fsdp" and recipe.precision == "float16":
-        raise ValueError("float16 cannot be sharded (its loss scale is not shared); take bfloat16 or strategy=ddp")
+        raise ValueError("float16 cannot be sharded (its loss scale is not shared); use bfloat16 or --strategy ddp")
     plan = _fitting(make_plan(recipe, images, fleet.gpus), fleet, choose=False)
     other = _fitting(make_plan(counterpart(recipe), images, fleet.gpus), fleet, choose=True)
     return [_cost(*sized, fleet, progress) for sized in (plan, other)]
 
 
-# What belongs to one decoder and not to the other; the counterpart has what its name stands for.
+# Settings of one decoder that the other lacks; the counterpart has those of its named model.
 _OF_A_DECODER = ("decoder_depth", "feature_maps", "decoder_self_attention", "final_norm", "last_mix_norm",
                  "decoder_class_token")  # fmt: skip
 
 
 def counterpart(recipe: Recipe) -> Recipe:
-    """The same with MAE's decoder for CrossMAE's, or the other way round, of as many blocks as that model has."""
+    """The same recipe with MAE's decoder for CrossMAE's or vice versa, at that model's own depth."""
     family, _, size = recipe.model.partition("_vit_")
     other = {"crossmae": "mae", "mae": "crossmae"}[family]
     options = {name: value for name, value in recipe.model_options.items() if name not in _OF_A_DECODER}
@@ -215,9 +216,9 @@ def counterpart(recipe: Recipe) -> Recipe:
 
 
 def _fitting(plan: PretrainingPlan, fleet: Fleet, choose: bool) -> tuple[PretrainingPlan, int, int, int]:
-    """The plan with its parameters, those of the largest part, and the bytes it keeps; ``choose`` its micro-batch.
+    """The plan, its number of parameters, those of its largest part, and the bytes it keeps for the backward pass.
 
-    Raises ValueError where a micro-batch does not fit the GPU, naming one that does.
+    If a micro-batch does not fit the GPU, ``choose`` takes a smaller one; otherwise ValueError names one that fits.
     """
     available = HOSTS[fleet.device].memory * GIB
     asked = plan
@@ -230,10 +231,12 @@ def _fitting(plan: PretrainingPlan, fleet: Fleet, choose: bool) -> tuple[Pretrai
         if asked is plan:
             needs = f"{plan.micro_batch:,} images at a time need {memory.total / GIB:,.1f} GiB of {fleet.device}'s"
         room = (available - OVERHEAD - memory.state) / (1 + SLACK)
-        # Weights in 16 bits are kept once, whatever the batch, so this is a little too much at times.
+        # Slightly too large at times: 16-bit weights are kept once, whatever the batch.
         most = min(math.floor(room / kept * plan.micro_batch), plan.micro_batch - 1)
         if most < 1:
-            raise ValueError(f"{plan.recipe.model}: {needs} {available / GIB:,.1f}, and one alone does not fit either")
+            raise ValueError(
+                f"{plan.recipe.model}: {needs} {available / GIB:,.1f}, and even a single image does not fit"
+            )
         plan = replace(plan, recipe=replace(plan.recipe, micro_batch=most))
     if plan is not asked and not choose:
         raise ValueError(f"{needs} {available / GIB:,.1f}; --micro-batch {plan.micro_batch} fits")
@@ -263,7 +266,7 @@ def _cost(plan: PretrainingPlan, parameters: int, largest: int, kept: int, fleet
 
 
 def as_json(found: list[Cost]) -> dict[str, Any]:
-    """Plain values, times in seconds and memory in bytes, by the name of the model."""
+    """Plain values by model name; times in seconds, memory in bytes."""
     return {cost.plan.recipe.model: _plain(cost) for cost in found}
 
 

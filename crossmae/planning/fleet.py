@@ -19,7 +19,7 @@ class Fleet:
         device: name of the GPU.
         gpus: how many, on all hosts together.
         gpus_per_host: on each host.
-        network: GB/s that a host has for each of its GPUs, each way; as its maker sells it unless given.
+        network: GB/s each way to other hosts, for each GPU of a host; by default that of its maker's servers.
         strategy: ``ddp`` copies the model to every GPU, ``fsdp`` shards it (FSDP2).
     """
 
@@ -30,7 +30,7 @@ class Fleet:
     strategy: Sharding = "ddp"
 
     def __post_init__(self) -> None:
-        """Refuse what there is not, naming all of it; a GPU's name may be in capitals."""
+        """Refuse impossible fleets, naming every problem; a GPU's name may be in capitals."""
         object.__setattr__(self, "device", self.device.lower())
         wrong = []
         if self.device not in HOSTS:
@@ -49,29 +49,29 @@ class Fleet:
 
     @property
     def hosts(self) -> int:
-        """How many."""
+        """Number of hosts."""
         return -(-self.gpus // self.gpus_per_host)
 
     @property
     def ring(self) -> Ring:
-        """All of them in a ring."""
+        """All GPUs in a ring."""
         host = HOSTS[self.device]
         return Ring(host.link, self.network or host.network, self.gpus, self.gpus_per_host)
 
 
 @dataclass(frozen=True)
 class PlanOptions(Fleet):
-    """What ``crossmae plan`` is told beside a recipe.
+    """Options of ``crossmae plan`` beside the recipe.
 
     Args:
-        images: of an epoch; ImageNet-1k's unless given.
+        images: number of images in an epoch; by default ImageNet-1k's.
     """
 
     images: float = IMAGENET_IMAGES
     json: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a part of an image, too."""
+        """Also refuse a number of images that is not whole."""
         super().__post_init__()
         if not 1 <= self.images < math.inf or self.images != int(self.images):
             raise ValueError(f"images must be a whole number, at least one, got {self.images:g}")

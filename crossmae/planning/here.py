@@ -1,4 +1,4 @@
-"""What a run costs on the GPUs of this machine, before it begins."""
+"""What a run will cost on the GPUs of this machine."""
 
 import torch
 
@@ -11,8 +11,8 @@ from crossmae_kernels.extras import installed
 
 
 def cost_here(plan: PretrainingPlan, options: Options) -> str:
-    """The table of ``crossmae plan`` for the run's own GPUs, or a line that says why there is none."""
-    elsewhere = "`crossmae plan` predicts it for GPUs that are not here."
+    """The table of ``crossmae plan`` for the GPUs of this machine, or a line saying why there is none."""
+    elsewhere = "`crossmae plan` predicts it for GPUs you need not have."
     kind = device_kind()
     if kind != "cuda":
         return f"Time: not predicted for this machine ({kind}); {elsewhere}"

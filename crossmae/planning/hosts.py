@@ -1,8 +1,9 @@
-"""What a GPU has around it: memory, and links to other GPUs of its host and of other hosts.
+"""What surrounds a GPU: memory, and links to other GPUs of its host and of other hosts.
 
 Sources: NVIDIA's datasheets (NVLink and PCI Express, each way) and those of DGX A100, H100 and B200 (a network card of
-200 or 400 Gbit/s for every GPU). Others are taken to be eight to a host, with 100 Gbit/s for all of them, and to copy
-through the host's memory, over PCI Express twice. Memory is what PyTorch's messages state as a GPU's total.
+200 or 400 Gbit/s for every GPU). The others are
+assumed to be eight per host, sharing 100 Gbit/s, and to copy through the host's memory, over PCI Express twice. Memory
+is the total capacity that PyTorch's messages state.
 """
 
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ class Host:
     """The surroundings of one GPU."""
 
     names: tuple[str, ...]
-    """Of the GPU, by its driver."""
+    """The GPU's names as its driver reports them."""
     memory: float
-    """GiB that a process finds."""
+    """GiB that a process sees."""
     link: float
     """GB/s each way to GPUs of the same host."""
     network: float
@@ -39,4 +40,4 @@ HOSTS = {
     "b200": Host(("NVIDIA B200",), 178.4, _NVLINK_B200, 50),
     "rtx5090": Host(("NVIDIA GeForce RTX 5090",), 31.4, _PCIE_5, _SHARED_NETWORK),
 }
-"""By the names of ``crossmae_kernels.audit.devices.DEVICES``."""
+"""Keys are those of ``crossmae_kernels.audit.devices.DEVICES``."""

@@ -1,6 +1,6 @@
-"""The page of ``crossmae audit --html``: what training steps cost on a GPU that is not there, drawn.
+"""The page of ``crossmae audit --html``: charts of training steps on a GPU you need not have.
 
-One file that needs no network: plotly's script lies in it, so that points of the rooflines tell their names.
+One file that needs no network: it contains plotly's script, which names the points of the rooflines on hover.
 """
 
 import html
@@ -24,7 +24,7 @@ from crossmae_kernels.extras import version
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-# What the operators of a decoder do, by their names without "_backward"; all others move data.
+# Kinds of decoder operators, by name without "_backward"; all others move data.
 _PRODUCTS = ("linear_residual", "mlp", "norm_linear", "project", "addmm", "baddbmm", "bmm", "mm")
 _KINDS = {
     **dict.fromkeys(_PRODUCTS, "products, ours with norms, GELU and residual"),
@@ -33,7 +33,7 @@ _KINDS = {
 }
 _OTHERS = "sums, casts, copies, elementwise"
 
-# Kernels that are shown; the others together are one more bar.
+# Kernels with a bar of their own; the others share one.
 MOST_KERNELS = 18
 # Okabe and Ito's, which the colour-blind tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
@@ -50,9 +50,9 @@ class Subject:
 
 
 def write_page(subject: Subject, steps: Mapping[str, Sequence[Part]], path: str | os.PathLike[str]) -> None:
-    """Write the page of one device: steps by the name of who takes them, the first of which is shown in detail.
+    """Write the page of one device; ``steps`` maps the names of the models compared to their steps.
 
-    The last is what the others' times are compared with. Needs plotly.
+    The first step is shown in detail; the last is the one that times are compared with. Needs plotly.
     """
     from plotly.offline import get_plotlyjs
 
@@ -61,7 +61,7 @@ def write_page(subject: Subject, steps: Mapping[str, Sequence[Part]], path: str 
     text = Template(files("crossmae.planning").joinpath("page.html").read_text("utf-8")).substitute(
         title=html.escape(f"{about} on {subject.device.name}"),
         heading=html.escape(f"A training step of {subject.model} on {subject.device.name.upper()}"),
-        subheading=html.escape(f"{subject.batch} images of a batch, {about.rpartition(' ')[2]}, one GPU"),
+        subheading=html.escape(f"batch of {subject.batch} images, {about.rpartition(' ')[2]}, one GPU"),
         accuracy=html.escape(accuracy()),
         low=f"{1 / (1 + SPREAD) - 1:.0%}",
         high=f"+{SPREAD:.0%}",
@@ -92,7 +92,7 @@ def step_chart(steps: Mapping[str, Sequence[Part]]) -> "Figure":
 
 
 def decoder_chart(steps: Mapping[str, Sequence[Part]]) -> "Figure":
-    """Milliseconds of a decoder's forward and backward pass by what its operators do."""
+    """Milliseconds of a decoder's forward and backward pass, by kind of operator."""
     kinds = list(dict.fromkeys((*_KINDS.values(), _OTHERS)))
     times = {name: {kind: _time(part for part in parts if part.stage.startswith("decoder") and kind_of(part) == kind)
                     for kind in kinds} for name, parts in steps.items()}  # fmt: skip
@@ -100,7 +100,7 @@ def decoder_chart(steps: Mapping[str, Sequence[Part]]) -> "Figure":
 
 
 def kind_of(part: Part) -> str:
-    """What an operator does, in words."""
+    """The kind of an operator, in words."""
     return _KINDS.get(part.operation.removesuffix("_backward"), _OTHERS)
 
 
@@ -131,7 +131,7 @@ def _stacked(times: Mapping[str, Mapping[str, float]], unit: str) -> "Figure":
 
 
 def kernel_chart(parts: Sequence[Part]) -> "Figure":
-    """Milliseconds of each kernel in a step, the longest first, coloured by what limits it."""
+    """Milliseconds of each kernel in a step, longest first, coloured by what limits it."""
     from plotly.graph_objects import Bar, Figure
 
     kernels = by_kernel(parts)
@@ -155,7 +155,7 @@ def kernel_chart(parts: Sequence[Part]) -> "Figure":
 
 
 def by_kernel(parts: Iterable[Part]) -> list[Kernel]:
-    """All launches of each kernel in all parts, the longest first."""
+    """All launches of each kernel in all parts, longest first."""
     found: dict[tuple[str, str], list[Kernel]] = {}
     for part in parts:
         for kernel in part.kernels:
@@ -176,13 +176,13 @@ def _kernel_bars(limiter: str, names: list[str], kernels: Sequence[Kernel], colo
     return Bar(
         name=limiter, x=milliseconds, y=names, orientation="h", marker_color=colour, error_x=_interval(milliseconds),
         customdata=details,
-        hovertemplate="%{y}: %{x:.3g} ms in %{customdata[0]} launches<br>%{customdata[1]:,.0f} MiB of DRAM, limited by "
-        "%{customdata[2]}<br>by %{customdata[3]}<extra></extra>",
+        hovertemplate="%{y}: %{x:.3g} ms in %{customdata[0]} launches<br>%{customdata[1]:,.0f} MiB of DRAM traffic, "
+        "limited by %{customdata[2]}<br>predicted from %{customdata[3]}<extra></extra>",
     )  # fmt: skip
 
 
 def rooflines(subject: Subject, steps: Mapping[str, Sequence[Part]]) -> "Figure":
-    """What operators that multiply reach, over what they multiply for each byte, below what the device allows."""
+    """Throughput of the operators that multiply against their arithmetic intensity, below the device's roofline."""
     from plotly.graph_objects import Figure, Scatter
 
     device, dtype = subject.device, subject.dtype
@@ -203,18 +203,18 @@ def rooflines(subject: Subject, steps: Mapping[str, Sequence[Part]]) -> "Figure"
                 marker={"color": COLOURS[place], "size": 9, "symbol": ("circle", "diamond")[place % 2]},
                 error_y={**_interval(reached), "thickness": 0.8, "width": 0},
                 customdata=[(part.stage, part.operation, part.limiter, part.microseconds / 1e3) for part in points],
-                hovertemplate="%{customdata[1]}, %{customdata[0]}<br>%{y:.3g} TFLOPS, %{x:.3g} FLOP a byte"
+                hovertemplate="%{customdata[1]}, %{customdata[0]}<br>%{y:.3g} TFLOPS, %{x:.3g} FLOP per byte"
                 "<br>%{customdata[3]:.3g} ms, limited by %{customdata[2]}",
             )
         )  # fmt: skip
-    figure.update_xaxes(type="log", dtick=1, title="FLOP for each byte of DRAM", range=[0, 3.5])
+    figure.update_xaxes(type="log", dtick=1, title="FLOP per byte of DRAM traffic", range=[0, 3.5])
     figure.update_yaxes(type="log", dtick=1, title="TFLOPS")
     figure.update_layout(height=520)
     return figure
 
 
 def _interval(values: Sequence[float]) -> dict[str, Any]:
-    """Error bars of times, and of what is a rate: from a value / 1.35 to 1.35 times the value."""
+    """Error bars of times or rates, from value / 1.35 to value * 1.35."""
     return {
         "type": "data", "array": [SPREAD * value for value in values],
         "arrayminus": [value * SPREAD / (1 + SPREAD) for value in values],
@@ -223,7 +223,7 @@ def _interval(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _drawn(figure: "Figure") -> str:
-    """A figure as a part of the page, which is as wide as there is room."""
+    """A figure as HTML, as wide as the page."""
     figure.update_layout(
         template="plotly_white", margin={"l": 8, "r": 8, "t": 8, "b": 8}, font={"size": 12, "color": "#222"},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
@@ -236,7 +236,7 @@ def _drawn(figure: "Figure") -> str:
 
 
 def _summary(subject: Subject, steps: Mapping[str, Sequence[Part]]) -> str:
-    """A row for each step: its interval, images a second, its decoder's, and how many times the last one's it takes."""
+    """A row for each step: interval, images per second, the decoder's interval, time relative to the last step."""
     reference = sum(part.microseconds for part in [*steps.values()][-1])
     rows = []
     for name, parts in steps.items():
@@ -245,7 +245,7 @@ def _summary(subject: Subject, steps: Mapping[str, Sequence[Part]]) -> str:
         low, high = (subject.batch * 1e6 / step / factor for factor in (1 + SPREAD, 1 / (1 + SPREAD)))
         rows.append([name, _milliseconds(step), f"{low:,.0f} to {high:,.0f}", _milliseconds(decoder),
                      f"{step / reference:.2f}"])  # fmt: skip
-    headers = ["who", "step, ms", "images a second", "decoder, ms", f"step over {[*steps][-1]}"]
+    headers = ["model", "step, ms", "images per second", "decoder, ms", f"relative to {[*steps][-1]}"]
     return _html_table(headers, rows)
 
 
@@ -257,7 +257,7 @@ def _table(steps: Mapping[str, Sequence[Part]]) -> str:
          ", ".join(_kernel_name(kernel) for kernel in part.kernels)]
         for name, parts in steps.items() for part in parts
     ]  # fmt: skip
-    headers = ["who", "stage", "operator", "calls", "ms", "limited by", "GFLOP", "MiB of DRAM", "kernels"]
+    headers = ["model", "stage", "operator", "calls", "ms", "limited by", "GFLOP", "MiB of DRAM traffic", "kernels"]
     return _html_table(headers, rows)
 
 

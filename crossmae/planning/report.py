@@ -1,4 +1,4 @@
-"""A plan in words: a table of both models, what it takes for granted, and how far its prediction is."""
+"""A plan as text: a table of both models, the assumptions behind it, and progress while it is made."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"))
 
 
 def in_words(found: Sequence[Cost]) -> str:
-    """The table, and what it takes for granted, a line for each."""
+    """The table, then warnings and assumptions, one per line."""
     lines = "\n".join(f"- {line}" for line in [*warnings(found), *assumptions(found)])
     return f"{table(found)}\n\n{lines}"
 
@@ -29,79 +29,80 @@ def in_words(found: Sequence[Cost]) -> str:
 def table(found: Sequence[Cost]) -> str:
     """A row for each quantity and a column for each model, below a line for the run and one for the fleet."""
     rows: list[tuple[str, Callable[[Cost], str]]] = [
-        ("decoder", _decoder),
+        ("decoder", lambda c: f"{c.plan.config.decoder_depth} blocks"),
+        ("prediction ratio", _ratios),
         ("parameters", lambda c: f"{c.parameters / 1e6:,.1f} M"),
-        ("images on each GPU", lambda c: f"{c.plan.accumulation} x {c.plan.micro_batch:,}"),
-        ("forward, a micro-batch", lambda c: time(c.forward)),
-        ("backward, a micro-batch", lambda c: time(c.backward)),
-        ("AdamW, a step", lambda c: time(c.optimizer)),
-        ("DDP, sent in a step", lambda c: _exchange(c, "ddp")),
-        ("FSDP2, sent in a step", lambda c: _exchange(c, "fsdp")),
-        ("step", lambda c: _interval(c.step)),
-        ("epoch", lambda c: _interval(c.epoch)),
-        ("run", lambda c: _interval(c.run)),
+        ("images per GPU", lambda c: f"{c.plan.accumulation} x {c.plan.micro_batch:,}"),
+        ("forward, micro-batch", lambda c: time(c.forward)),
+        ("backward, micro-batch", lambda c: time(c.backward)),
+        ("AdamW, per step", lambda c: time(c.optimizer)),
+        ("DDP communication", lambda c: _exchange(c, "ddp")),
+        ("FSDP2 communication", lambda c: _exchange(c, "fsdp")),
+        ("step", lambda c: span(c.step)),
+        ("epoch", lambda c: span(c.epoch)),
+        ("run", lambda c: span(c.run)),
         ("GPU-hours", lambda c: "{} ({} to {})".format(*map(_digits, (c.gpu_hours, *interval(c.gpu_hours))))),
-        ("images a second", lambda c: f"{c.images_per_second:,.0f}, each host {_of_a_host(c):,.0f}"),
+        ("images per second", lambda c: f"{c.images_per_second:,.0f}, per host {_of_a_host(c):,.0f}"),
         ("MFU", lambda c: f"{c.utilization:.0%}"),
-        ("memory of a GPU, DDP", lambda c: _memory(c, "ddp")),
-        ("memory of a GPU, FSDP2", lambda c: _memory(c, "fsdp")),
+        ("memory per GPU, DDP", lambda c: _memory(c, "ddp")),
+        ("memory per GPU, FSDP2", lambda c: _memory(c, "fsdp")),
     ]
     first = found[0]
     plan, fleet = first.plan, first.fleet
     head = (
         f"{plan.images:,} images, batch {plan.recipe.batch_size:,}, {plan.steps:,} steps = "
         f"{plan.steps / plan.steps_per_epoch:,.4g} epochs of {plan.steps_per_epoch:,}; {plan.recipe.precision}\n"
-        f"{fleet.gpus} x {fleet.device} on {fleet.hosts} host(s), {fleet.strategy}"
+        f"{fleet.gpus} x {fleet.device} on {fleet.hosts} host{'s' * (fleet.hosts > 1)}, {fleet.strategy}"
     )
-    names = ["predicted, nothing is measured", *(cost.plan.recipe.model for cost in found)]
+    names = ["predicted, not measured", *(cost.plan.recipe.model for cost in found)]
     cells = [[name, *map(value, found)] for name, value in rows]
     return f"{head}\n\n{tabulate(cells, names, tablefmt='simple', disable_numparse=True)}"
 
 
 def warnings(found: Sequence[Cost]) -> list[str]:
-    """Where the table is not what will happen."""
+    """Where the run will differ from the table."""
     lines = []
     for cost in found:
         name, passes = cost.plan.recipe.model, cost.forward + cost.backward
         if cost.issuing > passes:
             lines.append(
-                f"{name}: eager Python needs some {time(cost.issuing)} to issue a micro-batch's operators, longer than "
-                f"the GPU's {time(passes)}; larger micro-batches, or compilation, come near the times above"
+                f"{name}: eager Python needs about {time(cost.issuing)} to issue a micro-batch's operators, longer "
+                f"than the GPU's {time(passes)}; larger micro-batches or compilation come closer to the times above"
             )
         if not cost.one.machine_code:
-            lines.append(f"{name}: no kernel could be predicted from machine code (crossmae audit says why), and all "
-                         "times are what the device's ceilings allow at best")  # fmt: skip
+            lines.append(f"{name}: no kernel could be predicted from machine code (crossmae audit says why); all "
+                         "times are the device's ceilings, the best it could do")  # fmt: skip
         if cost.plan.ratios(0) != cost.plan.ratios(cost.plan.steps - 1):
-            lines.append(f"{name}: ratios change over the run, and every step is taken to be like the first")
+            lines.append(f"{name}: ratios change over the run; every step is assumed to be like the first")
     return lines
 
 
 def assumptions(found: Sequence[Cost]) -> list[str]:
-    """What the table takes for granted."""
+    """What the table assumes."""
     fleet = found[0].fleet
     host, device, ring = HOSTS[fleet.device], DEVICES[fleet.device], fleet.ring
     across = f", {ring.network:g} GB/s to other hosts for each GPU" if fleet.hosts > 1 else ""
     shares = " and ".join(f"{cost.one.machine_code:.0%}" for cost in found)
     cores = max(cost.images_per_second for cost in found) / fleet.hosts / LOADED
     return [
-        f"intervals go from {1 / (1 + SPREAD) - 1:.0%} to +{SPREAD:.0%}, which held for kernels that others timed "
-        "(docs/predictions.md); whole runs are another matter: the paper's epochs took "
-        f"{RUNS:.2g} times what is predicted of them (docs/planning.md)",
-        f"{shares} of the passes' time is from machine code, the rest from the device's ceilings, of which a library's "
-        f"products reach {PRODUCT_SHARE:.0%} and copies {device.bandwidth_share:.0%}",
-        "launches follow each other as in a CUDA graph; eager Python is taken to issue an operator in "
+        f"intervals go from {1 / (1 + SPREAD) - 1:.0%} to +{SPREAD:.0%}, which held for kernels timed by others "
+        "(docs/predictions.md) but not for whole runs: the paper's epochs took "
+        f"{RUNS:.2g} times their predictions (docs/planning.md)",
+        f"{shares} of the passes' time is predicted from machine code, the rest from the device's ceilings, of which "
+        f"library matrix products reach {PRODUCT_SHARE:.0%} and copies {device.bandwidth_share:.0%}",
+        "launches follow each other as in a CUDA graph; eager mode is assumed to issue an operator in "
         f"{ISSUE * 1e6:.0f} us",
-        f"links: {ring.link:g} GB/s each way inside a host{across}, of which collectives reach {REACHED:.0%}; sending "
-        "hides behind computing but for the last bucket (DDP) or the first and last part (FSDP2)",
-        f"images are loaded in time, for which a host needs some {cores:,.0f} CPU cores ({LOADED} JPEGs a second each)",
-        "evaluation, checkpoints and starting are not counted",
-        f"memory: a GPU has {host.memory:g} GiB; {OVERHEAD / GIB:g} for CUDA and libraries are added, and {SLACK:.0%} "
-        "for the allocator to what the backward pass needs",
+        f"links: {ring.link:g} GB/s each way inside a host{across}, of which collectives reach {REACHED:.0%}; "
+        "communication overlaps with computation, except for the last bucket (DDP) or the first and last part (FSDP2)",
+        f"images are loaded in time, which takes about {cores:,.0f} CPU cores per host ({LOADED} JPEGs/s each)",
+        "evaluation, checkpoints and start-up are not counted",
+        f"memory: a GPU has {host.memory:g} GiB; {OVERHEAD / GIB:g} GiB are added for CUDA and libraries, and "
+        f"{SLACK:.0%} to the activations for the allocator",
     ]
 
 
 def time(seconds: float) -> str:
-    """Three digits in the unit that suits."""
+    """Three digits, in the unit that suits."""
     size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= size), _UNITS[-1])
     return f"{_digits(seconds / size)} {unit}"
 
@@ -120,26 +121,28 @@ def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
-def _interval(seconds: float) -> str:
-    low, high = interval(seconds)
-    return f"{time(seconds)} ({time(low)} to {time(high)})"
+def span(seconds: float) -> str:
+    """A predicted time and its interval, such as 46.7 ms (34.6 to 63.1 ms)."""
+    low, high = map(time, interval(seconds))
+    number, unit = low.split()
+    return f"{time(seconds)} ({number if high.endswith(f' {unit}') else low} to {high})"
 
 
-def _decoder(cost: Cost) -> str:
+def _ratios(cost: Cost) -> str:
     mask_ratio, prediction_ratio = cost.plan.ratios(0)
-    return f"{cost.plan.config.decoder_depth} blocks, predicts {prediction_ratio:g} of {mask_ratio:g} masked"
+    return f"{prediction_ratio:g} of {mask_ratio:g} masked"
 
 
 def _exchange(cost: Cost, strategy: Sharding) -> str:
     if cost.fleet.gpus == 1:
         return "-"
     exchange = cost.data_parallel if strategy == "ddp" else cost.sharded
-    return f"{time(exchange.total)}, {time(exchange.exposed)} not hidden"
+    return f"{time(exchange.total)}, {time(exchange.exposed)} exposed"
 
 
 def _memory(cost: Cost, strategy: Sharding) -> str:
     memory = cost.memory(strategy)
-    return f"{memory.total / GIB:.1f} GiB: state {memory.state / GIB:.1f}, kept {memory.kept / GIB:.1f}"
+    return f"{memory.total / GIB:.1f} GiB, activations {memory.kept / GIB:.1f}"
 
 
 def _of_a_host(cost: Cost) -> float:

@@ -1,9 +1,9 @@
-"""How long a training step takes on a GPU that is not there, part by part.
+"""How long a training step takes on a GPU you need not have, part by part.
 
-A step runs on tensors without data, and its operators are recorded. Kernels of this package are compiled and predicted
-from their machine code (``crossmae_kernels.audit``); what libraries do is estimated from bytes and products
-(``crossmae_kernels.audit.ceilings``). The GPU is taken to be busy all the time: launches follow each other as from a
-CUDA graph. Loading of images is not counted, nor what several GPUs tell each other.
+A step runs on tensors without data while its operators are recorded. Kernels of this package are compiled and predicted
+from their machine code (``crossmae_kernels.audit``); library kernels are estimated from bytes and FLOPs
+(``crossmae_kernels.audit.ceilings``). The GPU is assumed to be always busy, with launches following each other as in a
+CUDA graph. Loading images is not counted, nor is communication between GPUs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,18 +37,18 @@ _DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 @dataclass(frozen=True)
 class Kernel:
-    """All launches of one kernel by an operator, or all that a library launches for it by one name."""
+    """All launches of one kernel by an operator, or all library launches of one name for it."""
 
     name: str
     method: Method
-    """By what the time was found."""
+    """How the time was predicted."""
     calls: int
     microseconds: float
-    """Of all calls together, the middle of the interval."""
+    """Of all calls together; the middle of the interval."""
     limiter: str
-    """What limits the longest of them."""
+    """What limits the longest launch."""
     bytes: int
-    """Of DRAM."""
+    """Bytes of DRAM traffic."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Part:
     """Whether the operator is one of this package's."""
     calls: int
     flops: int
-    """Of the operator's definition, two for each multiply-accumulate."""
+    """By the operator's definition, two per multiply-accumulate."""
     kernels: tuple[Kernel, ...]
-    """The longest first."""
+    """Longest first."""
 
     @property
     def microseconds(self) -> float:
@@ -87,7 +87,7 @@ class Part:
 
     @property
     def bytes(self) -> int:
-        """Of DRAM."""
+        """Bytes of DRAM traffic."""
         return sum(kernel.bytes for kernel in self.kernels)
 
 
@@ -104,27 +104,27 @@ def predict_step(
 ) -> list[Part]:
     """Predict forward pass, backward pass and AdamW of one batch on one GPU.
 
-    Compiling takes a second or so for each kernel that is not known yet; what is known lies on disk.
+    Each new kernel takes about a second to compile; results are cached on disk.
 
     Args:
-        config: of a model with a decoder; one that knows its ``pixel_mean`` takes images in uint8.
-        device: where.
-        batch: images.
-        dtype: of products, by autocast unless float32.
+        config: a model with a decoder; with a ``pixel_mean`` it takes uint8 images.
+        device: the GPU.
+        batch: number of images.
+        dtype: dtype of matrix products, by autocast unless float32.
         mask_ratio: share of patches hidden from the encoder.
-        prediction_ratio: share of patches that are predicted; the model's usual one unless given.
-        formulation: who computes.
-        processes: that compile and predict.
-        progress: called with the number of launches that are predicted, and of all.
+        prediction_ratio: share of patches to predict; by default the model's usual one.
+        formulation: this package's kernels, or its reference in plain PyTorch.
+        processes: number of processes that compile and predict.
+        progress: called with the number of launches predicted so far, and their total.
 
     Returns:
-        The parts in order of the stages, of each stage those that take longest first.
+        The parts, in order of the stages and longest first within each stage.
 
     Raises:
         ValueError: for a model without a decoder, a batch that is not positive, or another dtype.
     """
     if config.decoder is None:
-        raise ValueError("the model is an encoder alone; it has no training step to predict")
+        raise ValueError("the model is only an encoder, so there is no training step to predict")
     if batch < 1:
         raise ValueError(f"batch must be positive, got {batch}")
     if dtype not in _DTYPES:
@@ -153,7 +153,7 @@ def _record(
     prediction_ratio: float | None,
     formulation: Formulation,
 ) -> Iterator[tuple[Stage, Operation]]:
-    """The operators of a step, each with its stage; the graph is cut between stages, which launches nothing."""
+    """The operators of a step, each with its stage; cutting the graph between stages launches nothing."""
     if prediction_ratio is None:
         prediction_ratio = mask_ratio if config.decoder == "mae" else min(0.25, mask_ratio)
     boundaries: dict[Stage, int] = {}
@@ -203,9 +203,9 @@ def _record(
 def _kernels(
     operation: Operation, device: Device, dtype: torch.dtype, records: Sequence[dict[str, Any]]
 ) -> list[Kernel]:
-    """What one call launches; this package's operators multiply in ``dtype``, whatever their arguments come in."""
+    """The kernels of one call; this package's operators multiply in ``dtype``, whatever dtype their arguments have."""
     if not all("microseconds" in record for record in records):
-        # Of what could not be predicted, its definition is known.
+        # A kernel that could not be predicted is estimated from the operator's definition.
         return [_by_ceilings(replace(operation, dtype=dtype), device)]
     predicted = [
         Kernel(record["kernel"], "machine code", 1, record["microseconds"], record["limiter"], record["moved"])
@@ -237,7 +237,7 @@ def _part(stage: Stage, calls: Sequence[tuple[Operation, Sequence[Kernel]]]) -> 
 
 
 def together(same: Sequence[Kernel]) -> Kernel:
-    """Launches of one kernel as one."""
+    """Launches of one kernel, combined."""
     longest = max(same, key=lambda kernel: kernel.microseconds / kernel.calls)
     return replace(
         longest,

@@ -1,4 +1,4 @@
-"""A recipe worked out for given images and devices: counts, learning rates, ratios, and what the run will cost."""
+"""A recipe resolved for given images and devices: counts, learning rates, ratios, and the cost of the run."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -22,16 +22,16 @@ from crossmae_kernels.runtime.device import Limits
 from crossmae_kernels.runtime.dispatch import default_implementation
 
 GIB = 2**30
-# Of a number that a linear layer multiplies; 16 bits in all other precisions.
+# Bytes of a number in a matrix product; two in all other precisions.
 _BYTES = {"float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All numbers of a run. Steps are the optimizer's and count from 0; ``found`` describes the images in words.
+    """All numbers of a run. Steps are the optimizer's and count from 0; ``found`` describes the images.
 
     Raises:
-        ValueError: if batch, devices and images do not fit each other.
+        ValueError: if batch size, devices and images do not fit together.
     """
 
     recipe: TrainingRecipe
@@ -49,35 +49,35 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in the images."""
+        """Number of whole batches in the images."""
         return self.images // self.recipe.batch_size
 
     @property
     def steps(self) -> int:
-        """Steps of the run."""
+        """Number of steps in the run."""
         return self.recipe.steps or max(1, round(self.recipe.epochs * self.steps_per_epoch))
 
     @cached_property
     def accumulation(self) -> int:
-        """Micro-batches of a device's images of a step: the fewest equal ones of at most ``recipe.micro_batch``."""
+        """Micro-batches per device and step: the fewest equal ones of at most ``recipe.micro_batch`` images."""
         images = self.recipe.batch_size // self.devices
         most = self.recipe.micro_batch or images
         return next(n for n in range(1, images + 1) if images % n == 0 and images // n <= most)
 
     @property
     def micro_batch(self) -> int:
-        """Images that a device processes at a time."""
+        """Images that a device processes at once."""
         return self.recipe.batch_size // self.devices // self.accumulation
 
     @property
     def peak_learning_rate(self) -> float:
-        """The highest learning rate: the recipe's, or its base by the linear scaling rule (arXiv 1706.02677)."""
+        """The highest learning rate: the recipe's, or its base rate scaled with the batch (arXiv 1706.02677)."""
         recipe = self.recipe
         return recipe.learning_rate or recipe.base_learning_rate * recipe.batch_size / 256
 
     @property
     def warmup_steps(self) -> int:
-        """Steps of warm-up."""
+        """Number of warm-up steps."""
         return round(self.recipe.warmup * self.steps)
 
     def learning_rate(self, step: int) -> float:
@@ -85,13 +85,13 @@ class Plan:
         return self.peak_learning_rate * cosine_with_warmup(step, self.steps, self.warmup_steps)
 
     def interval(self, epochs: float) -> int:
-        """Epochs as a number of steps, at least one."""
+        """A number of epochs in steps, at least one."""
         return max(1, round(epochs * self.steps_per_epoch))
 
 
 @dataclass(frozen=True)
 class PretrainingPlan(Plan):
-    """A plan with ratios of masks, which have to fit the patches too; ``start``: what its encoder starts from."""
+    """A plan with mask ratios, which have to fit the patches; ``start`` describes what its encoder starts from."""
 
     recipe: Recipe
     start: str = ""
@@ -105,20 +105,20 @@ class PretrainingPlan(Plan):
 
     @property
     def peak_learning_rate(self) -> float:
-        """The highest learning rate, in proportion to the share of masked patches that is predicted, too."""
+        """The highest learning rate, also scaled by the predicted share of the masked patches."""
         recipe = self.recipe
         mask_ratio, prediction_ratio = self._ratios(0.0)
         scaled = recipe.base_learning_rate * prediction_ratio / mask_ratio * recipe.batch_size / 256
         return recipe.learning_rate or scaled
 
     def ratios(self, step: int) -> tuple[float, float]:
-        """Mask ratio and prediction ratio of a step."""
+        """Mask ratio and prediction ratio at a step."""
         last_epoch = max(1, math.ceil(self.steps / self.steps_per_epoch) - 1)
         return self._ratios(step // self.steps_per_epoch / last_epoch)
 
     def _ratios(self, share: float) -> tuple[float, float]:
         """Mask ratio and prediction ratio after a share of the run."""
-        # Rounded, so that the counts of patches are those of a number that a person would write.
+        # Rounded, so that the counts of patches are those of the ratio as one would write it.
         mask_ratio = round(between(self.recipe.mask_ratio, share), 4)
         if self.recipe.prediction_ratio is None:
             return mask_ratio, mask_ratio if self.config.decoder == "mae" else min(0.25, mask_ratio)
@@ -133,10 +133,12 @@ def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:
 
 
 def make_plan(recipe: Recipe, images: int, devices: int, found: str = "", start: str = "") -> PretrainingPlan:
-    """Work a recipe out for a number of images, which ``found`` describes, and of devices; ``start``: of the encoder.
+    """Resolve a recipe for a number of images and devices.
+
+    ``found`` describes the images, ``start`` what the encoder starts from.
 
     Raises:
-        ValueError: if batch, devices, ratios and images do not fit each other.
+        ValueError: if batch size, devices, ratios and images do not fit together.
     """
     return PretrainingPlan(recipe, recipe.config(), images, devices, found, start)
 
@@ -185,7 +187,7 @@ _OF_AUTO = " (CUDA graphs on one GPU, eager elsewhere)"
 
 
 def rows_of_the_optimizer(plan: Plan) -> list[tuple[str, str]]:
-    """What a plan says of batches, steps, learning rate and precision, as rows of a table."""
+    """Rows of the table on batches, steps, learning rate and precision."""
     recipe = plan.recipe
     batches = f"{plan.devices} device(s) x {plan.accumulation} micro-batch(es) x {plan.micro_batch:,}"
     return [
@@ -197,7 +199,7 @@ def rows_of_the_optimizer(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _hidden_layers(plan: PretrainingPlan) -> str:
-    """What saving the MLPs' hidden layers costs with kernels, or computing them again, as the plan has it."""
+    """The cost of saving the MLPs' hidden layers, or of recomputing them, with kernels."""
     config, ratios = plan.config, plan.ratios(0)
     visible, _ = mask_counts(config.patches, *ratios)
     in_encoder = config.encoder_depth * (visible + config.class_tokens) * int(config.encoder_width * config.mlp_ratio)
@@ -205,27 +207,27 @@ def _hidden_layers(plan: PretrainingPlan) -> str:
     kept = plan.micro_batch * (in_encoder + in_decoder) * _BYTES.get(plan.recipe.precision, 2) / GIB
     again = in_encoder * config.encoder_width + in_decoder * config.decoder_width
     if config.hidden_layer == "save":
-        return f"{kept:.2f} GiB of them on each device; model_options.hidden_layer recompute costs time instead"
-    return f"computed again by kernels, {again / 1e9:,.3g} GMAC per image; saved they are {kept:.2f} GiB on each device"
+        return f"saved, {kept:.2f} GiB on each device; model_options.hidden_layer=recompute costs time instead"
+    return f"recomputed by kernels, {again / 1e9:,.3g} GMAC per image; saving them takes {kept:.2f} GiB on each device"
 
 
 def _residual(plan: PretrainingPlan) -> str:
-    """The dtype in which tokens travel between blocks."""
+    """The dtype of tokens between blocks."""
     if plan.config.residual == "autocast" and plan.recipe.precision in ("auto", "bfloat16", "float16"):
-        return "16 bits where autocast computes in them: half the bytes between blocks, a rounding more in each"
+        return "16 bits under autocast: half the bytes between blocks, one more rounding in each"
     return f"{'float64' if plan.recipe.precision == 'float64' else 'float32'} between blocks"
 
 
 def rows_of_memory(parameters: int, kept: int) -> list[tuple[str, str]]:
-    """What a plan says of what ``memory`` counted, as rows of a table."""
+    """Rows of the table on what ``memory`` counted."""
     return [
-        ("parameters, gradients, AdamW", f"{16 * parameters / GIB:.2f} GiB, over all devices if sharded"),
+        ("parameters, gradients, AdamW", f"{16 * parameters / GIB:.2f} GiB, spread over all devices if sharded"),
         ("kept for the backward pass", f"{kept / GIB:.2f} GiB on each device (reference operations)"),
     ]
 
 
 def memory_of_pretraining(plan: PretrainingPlan, limits: Limits | None = None) -> tuple[int, int]:
-    """``memory`` of the whole model in the first step of the run."""
+    """``memory`` of the whole model at the first step of the run."""
     return memory(
         plan, lambda: MaskedAutoencoder(plan.config), lambda model, images: model(images, *plan.ratios(0)), limits
     )
@@ -237,10 +239,10 @@ def memory(
     call: Callable[[nn.Module, Tensor], object],
     limits: Limits | None = None,
 ) -> tuple[int, int]:
-    """Number of parameters, and bytes that a micro-batch keeps for the backward pass, on tensors without data.
+    """Number of parameters, and bytes that a micro-batch keeps for the backward pass, found without data.
 
-    ``make`` makes the module that is trained, ``call`` calls it with images ``(B, C, H, W)``. Kernels for a GPU of such
-    ``limits`` keep less than the reference operations, which are called where there are none.
+    ``make`` makes the module to train, ``call`` calls it with images ``(B, C, H, W)``. With ``limits``, kernels for
+    such a GPU are assumed, which keep less than the reference operations.
     """
     config = plan.config
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(plan.recipe.precision)
@@ -259,7 +261,7 @@ def memory(
 
 @contextmanager
 def _kernels(limits: Limits) -> Iterator[None]:
-    """Tensors have no data, and operators keep what they keep with kernels, until the block ends."""
+    """Within the block, tensors have no data and operators keep what the kernels would keep."""
     from crossmae_kernels.audit.recording import record  # which needs Triton
 
     with record(limits), default_implementation("triton"):

@@ -52,7 +52,7 @@ class Prediction:
 def accuracy() -> str:
     """How far predictions were off, as a sentence to be shown beside them."""
     return (
-        f"Of {JUDGED} published times of other kernels such predictions were off by {MEDIAN_ERROR:.0%} in the median "
+        f"Such predictions of {JUDGED} published times of other kernels were off by {MEDIAN_ERROR:.0%} in the median "
         f"and by {WORST_ERROR:.0%} at most."
     )
 

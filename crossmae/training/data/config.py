@@ -14,7 +14,7 @@ class DataConfig:
     Args:
         source: a folder of images, nested or flat; one that contains ``train`` and ``val``, like ImageNet's; WebDataset
             .tar shards, their folder or a pattern such as ``shards/train-{000..012}.tar``; or a bundled set, "digits"
-            or "photographs".
+            or "photographs" ("./digits" is a folder of that name).
         evaluation: held-out images for the online evaluation, in the same forms, if the source has none.
         crop_scale: range of a random crop's fraction of the image; null takes the largest centre crop.
         flip: whether to flip images horizontally at random.

@@ -14,6 +14,7 @@ from crossmae.training.data.folders import image_files
 from crossmae.training.data.shards import expanded, shards
 from crossmae.training.data.source import Source
 from crossmae.training.data.statistics import FAR_OFF, MEAN_OFF, Survey, survey
+from crossmae.training.recipe import RECIPE
 
 
 def open_images(
@@ -98,7 +99,8 @@ class Sources:
 def find_sources(where: str, evaluation: str | None = None) -> Sources:
     """Find the images for a name or path.
 
-    - the name of a bundled set, "digits" or "photographs", each with a held-out part;
+    - the name of a bundled set, "digits" or "photographs", each with a held-out part; a folder of that name is refused,
+      unless it is the folder of a run, or given as ``./digits``;
     - a folder that contains ``train`` and ``val``, like ImageNet's;
     - WebDataset shards: a .tar file, a folder of them, or a pattern such as ``shards/train-{000..012}.tar`` with braces
       and wildcards;
@@ -111,13 +113,20 @@ def find_sources(where: str, evaluation: str | None = None) -> Sources:
     Raises:
         FileNotFoundError, NotADirectoryError, PermissionError, ValueError: if there is nothing to read.
     """
-    found = Sources(*bundled_set(where)) if where in BUNDLED else _at_path(where)
+    found = Sources(*bundled_set(where)) if _is_bundled(where) else _at_path(where)
     if evaluation is None:
         return found
-    if evaluation in BUNDLED:
+    if _is_bundled(evaluation):
         return Sources(found.training, bundled_set(evaluation)[1])
     other = _at_path(evaluation, found.training.classes)
     return Sources(found.training, other.evaluation or other.training)
+
+
+def _is_bundled(where: str) -> bool:
+    """Whether a bundled set is meant; raises ValueError if it could be a folder as well."""
+    if where in BUNDLED and Path(where).is_dir() and not Path(where, RECIPE).exists():
+        raise ValueError(f"{where!r} is a bundled set and a folder here; write ./{where} for the folder, or rename it")
+    return where in BUNDLED
 
 
 def _at_path(where: str, classes: Sequence[str] | None = None) -> Sources:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -183,6 +184,15 @@ def test_the_command_leaves_table_numbers_and_picture(tmp_path, capsys):
     assert [re.sub(r"^ *\d+ s  ", "", line).split(",")[0] for line in lines] == [
         "measuring what a copy and a product reach", "1 of 3", "2 of 3", "3 of 3", "warm-up", "round 1 of 1",
     ]  # fmt: skip
+
+
+def test_no_picture_is_announced_where_none_can_be_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    words = [*WORDS, "--depths", "1", "--prediction-ratios", "0.25", "--formulations", "ours", "--out", str(tmp_path)]
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    assert printed.out.endswith(f"\nTable and numbers: {tmp_path}/decode.md, {tmp_path}/decode.json\n")
+    assert "crossmae bench: no picture: needs matplotlib" in printed.err
 
 
 @pytest.mark.parametrize(

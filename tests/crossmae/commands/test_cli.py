@@ -23,6 +23,12 @@ def test_help_tells_what_a_command_does_with_an_example(command, capsys):
     assert "default" in text
 
 
+def test_help_without_a_command_has_an_example(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "Example: crossmae bench" in capsys.readouterr().out
+
+
 def completed(script, *words):
     """What bash offers for the last of some words."""
     ask = 'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_crossmae; echo "${COMPREPLY[@]}"'

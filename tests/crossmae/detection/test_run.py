@@ -141,7 +141,7 @@ def test_a_checkpoint_of_another_encoder_is_refused_by_name(pretrained, tmp_path
 
 def test_what_cannot_be_is_refused_before_work_starts(tmp_path, finished):
     bad = {
-        "checkpoint must name what": {"checkpoint": None},
+        "checkpoint must be one that": {"checkpoint": None},
         "starting from scratch needs": {"model": None},
         "drop_path must lie in": {"drop_path": 1.0},
         "layer_decay must lie in": {"layer_decay": 0.0},

@@ -71,7 +71,8 @@ def test_the_published_error_is_that_of_the_document():
     from crossmae_kernels.audit.prediction import JUDGED, MEDIAN_ERROR, SPREAD, WORST_ERROR
 
     text = (ROOT / "docs" / "predictions.md").read_text("utf-8")
-    sentence = rf"Of {JUDGED} times .*: median error {MEDIAN_ERROR:.0%}, worst {WORST_ERROR:.0%}; .* to \+{SPREAD:.0%}"
+    sentence = rf"median error is {MEDIAN_ERROR:.0%} and the worst {WORST_ERROR:.0%}; .* to \+{SPREAD:.0%}"
+    assert re.search(rf"For the {JUDGED} times .*", text)
     assert re.search(sentence, text)
 
 
@@ -109,8 +110,11 @@ def test_plotly_is_asked_for_before_anything_is_compiled(monkeypatch, tmp_path, 
         (["--html", "page.html", "--batch", "0"], "batch must be positive, got 0"),
         (["--html", "page.html", "--model", "mae_vit_base_patch16"], "model must be a CrossMAE, .*"),
         (["--html", "page.html", "--model", "vit"], "there is no model 'vit'; choose from .*"),
-        (["--html", "page.html", "--short"], "--short is of the table; --html takes --model, --device and --batch"),
-        (["--model", "crossmae_vit_base_patch16"], "--model is of the page, which --html writes; .*"),
+        (
+            ["--html", "page.html", "--short"],
+            "--short applies to the table; --html takes --model, --device and --batch",
+        ),
+        (["--model", "crossmae_vit_base_patch16"], "--model applies to the page that --html writes; .*"),
     ],
 )
 def test_what_was_asked_is_refused_in_one_line(words, line, monkeypatch, tmp_path, capsys):

@@ -138,7 +138,7 @@ def test_no_launch_is_predicted_twice(found):
     [
         ({"batch": 0}, "batch must be positive, got 0"),
         ({"dtype": "float64"}, "dtype must be one of torch.bfloat16, torch.float16, torch.float32, got torch.float64"),
-        ({"decoder": None}, "the model is an encoder alone"),
+        ({"decoder": None}, "the model is only an encoder"),
     ],
 )
 def test_nonsense_is_refused(change, message):

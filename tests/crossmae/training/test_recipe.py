@@ -67,14 +67,14 @@ def test_what_makes_the_recipes_for_gpus_fast_and_what_it_costs(capsys):
     again = (12 * 50 * 3072 * 768 + 12 * 49 * 2048 * 512) / 1e9
     text = dry_run(capsys, *recipe)
     assert "bfloat16, auto (CUDA graphs on one GPU, eager elsewhere)" in text
-    assert "16 bits where autocast computes in them" in text
-    assert f"{kept:.2f} GiB of them on each device" in text
+    assert "16 bits under autocast" in text
+    assert f"saved, {kept:.2f} GiB on each device" in text
     assert "float32 between blocks" in dry_run(capsys, *recipe, "--precision", "float32")
-    assert f"{2 * kept:.2f} GiB of them on each device" in dry_run(capsys, *recipe, "--precision", "float32")
+    assert f"saved, {2 * kept:.2f} GiB on each device" in dry_run(capsys, *recipe, "--precision", "float32")
     text = dry_run(capsys, "--recipe", "vit_base+small_gpu")
-    assert f"computed again by kernels, {again:.3g} GMAC per image; saved they are {kept:.2f} GiB" in text
+    assert f"recomputed by kernels, {again:.3g} GMAC per image; saving them takes {kept:.2f} GiB" in text
     every_patch = dry_run(capsys, "--recipe", "mae_base", "--micro_batch", "256")
-    assert f"{256 * (12 * 50 * 3072 + 8 * 197 * 2048) * 2 / 2**30:.2f} GiB of them" in every_patch
+    assert f"{256 * (12 * 50 * 3072 + 8 * 197 * 2048) * 2 / 2**30:.2f} GiB on each device" in every_patch
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """The bundled images."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from crossmae.training.data.bundled import BUNDLED, CONTRAST, GREY, bundled_set
 from crossmae.training.data.factory import find_sources
@@ -53,3 +55,15 @@ def test_bundled_sets_are_sources(name):
     assert found.evaluation.labelled
     assert len({found.evaluation.label(i) for i in range(len(found.evaluation))}) == len(found.evaluation.classes)
     assert find_sources("digits", "photographs").evaluation.classes[0] == "astronaut"
+
+
+def test_a_name_that_is_also_a_folder_here_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "digits" / "0.png")
+    for where in (("digits",), ("photographs", "digits")):
+        with pytest.raises(ValueError, match=r"'digits' is a bundled set and a folder here; .*\./digits"):
+            find_sources(*where)
+    assert len(find_sources("./digits").training) == 1
+    (tmp_path / "digits" / "recipe.json").write_text("{}")  # the folder of a run: `--data.source digits --out digits`
+    assert len(find_sources("digits").training) == 1347

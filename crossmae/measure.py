@@ -14,7 +14,17 @@ def interleaved_medians(
     rounds: int = 5,
     progress: Callable[[str, int], object] = lambda name, turn: None,
 ) -> dict[str, float]:
-    """Median seconds of each contender.
+    """Median seconds of each contender; see ``interleaved_times``."""
+    times = interleaved_times(contenders, rounds, progress)
+    return {name: statistics.median(measured) for name, measured in times.items()}
+
+
+def interleaved_times(
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int = 5,
+    progress: Callable[[str, int], object] = lambda name, turn: None,
+) -> dict[str, list[float]]:
+    """Seconds of each contender in every round.
 
     After one warm-up round, every round runs all of them in turn, so that throttling or other load affects all alike.
     Waits for the accelerator, if any. ``progress`` is called with the contender's name and the round (0: warm-up),
@@ -29,7 +39,7 @@ def interleaved_medians(
             run()
             wait_for_device()
             times[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(measured[1:]) for name, measured in times.items()}
+    return {name: measured[1:] for name, measured in times.items()}
 
 
 def wait_for_device() -> None:

@@ -1,9 +1,10 @@
 """Check CrossMAE's and MAE's decoders, then time them in turn, beside counts of their arithmetic."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,11 @@ from crossmae.benchmark.setting import Entrant, Setting, entrants, of_mae
 from crossmae.flops import decoder_macs, encoder_macs
 from crossmae.graphs import captured
 from crossmae.masking import mask_counts
-from crossmae.measure import bytes_saved_for_backward, interleaved_medians, peak_memory
+from crossmae.measure import bytes_saved_for_backward, interleaved_times, peak_memory
 from crossmae.model.config import Config
 
 FORWARD, BOTH = "forward", "forward + backward"
+AGREEMENT = 1.5  # of the slowest round's time over the fastest one's
 
 Pass = Callable[[], object]
 
@@ -95,8 +97,21 @@ def measure(
         def progress(name: str, turn: int) -> None:
             tell(f"round {turn} of {setting.rounds}, {name}" if turn else f"warm-up, {name}")
 
-        seconds = interleaved_medians(calls, setting.rounds, progress)
-    return list(_compared(found, rows, seconds))
+        times = interleaved_times(calls, setting.rounds, progress)
+    _tell_of_disagreement(times, tell)
+    return list(_compared(found, rows, {name: median(rounds) for name, rounds in times.items()}))
+
+
+def _tell_of_disagreement(times: Mapping[str, Sequence[float]], tell: Callable[[str], object]) -> None:
+    """Medians of a few rounds hide what other work on the machine did to one entrant and not to the next."""
+    spread = {name: max(rounds) / min(rounds) for name, rounds in times.items()}
+    apart = [name for name, ratio in spread.items() if ratio > AGREEMENT]
+    if apart:
+        worst = max(apart, key=lambda name: spread[name])
+        tell(
+            f"warning: rounds of {len(apart)} of {len(times)} timings differ by more than {AGREEMENT} times, "
+            f"of {worst} by {spread[worst]:.1f}: other work on this machine? Repeat on an idle one, or with more --rounds"
+        )
 
 
 def _computes(entrant: Entrant) -> tuple[str, int, float]:

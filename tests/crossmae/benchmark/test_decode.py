@@ -30,8 +30,23 @@ def setting(**values):
 def timed_as(monkeypatch, seconds):
     """Let every contender take the seconds that ``seconds`` says of its name, without running it."""
     monkeypatch.setattr(
-        decode, "interleaved_medians", lambda calls, rounds, progress: {name: seconds(name) for name in calls}
+        decode, "interleaved_times", lambda calls, rounds, progress: {name: [seconds(name)] * rounds for name in calls}
     )
+
+
+def test_rounds_that_disagree_are_told_of(monkeypatch):
+    def told(slowest):
+        monkeypatch.setattr(
+            decode, "interleaved_times", lambda calls, *_: {name: [1.0, 1.0, slowest] for name in calls}
+        )
+        lines = []
+        measure(setting(prediction_ratios=(0.25,)), tell=lines.append)
+        return [line for line in lines if line.startswith("warning")]
+
+    assert told(1.4) == []
+    (line,) = told(2.1)
+    assert "rounds of 4 of 4 timings differ by more than 1.5 times" in line
+    assert "by 2.1: other work on this machine?" in line
 
 
 def test_who_competes():

@@ -110,7 +110,7 @@ def _tell_of_disagreement(times: Mapping[str, Sequence[float]], tell: Callable[[
         worst = max(apart, key=lambda name: spread[name])
         tell(
             f"warning: rounds of {len(apart)} of {len(times)} timings differ by more than {AGREEMENT} times, "
-            f"of {worst} by {spread[worst]:.1f}: other work on this machine? Repeat on an idle one, or with more --rounds"
+            f"of {worst} by {spread[worst]:.1f}: other work on this machine? Repeat when it is idle, or raise --rounds"
         )
 
 

@@ -192,6 +192,7 @@ def test_reconstructions(name, statistics):
     assert graphs_of(columns, BATCHES[:2]) == [1, 2]
 
 
+@pytest.mark.slow
 def test_gradients_of_blocks_that_are_skipped_and_computed_again():
     model = tiny_model(gradient_checkpointing=True, drop_path=0.5, encoder_depth=2)
     torch._dynamo.reset()

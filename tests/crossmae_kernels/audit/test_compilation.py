@@ -308,6 +308,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_unknown_kernels_are_refused_before_anything_is_recorded():
     names, launched, line = json.loads(run("-c", NAMES))
     assert names == launched

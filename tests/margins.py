@@ -1,10 +1,10 @@
 """How near does anything come to its error budget? ``python tests/margins.py``, or ``make margins``.
 
-Runs every test that judges by the budget with many seeds, once for each set of instructions that oneDNN and ATen may
-use on this CPU; seed after seed, each with a setting in a process of its own. Prints for each setting the smallest
-margin of the kernels, 1 - error / allowed, and by how much the kernels that are broken on purpose exceed their budgets
-at least. Exits with 1 if a test failed. Some minutes per seed and setting; what passed lies in ``--out`` and is not run
-again.
+Runs every test that judges by the budget with many seeds, once for each set of instructions that oneDNN, ATen, OpenBLAS
+and NumPy may use on this CPU; seed after seed, each with a setting in a process of its own. Prints for each setting the
+smallest margin of the kernels, 1 - error / allowed, and by how much the kernels that are broken on purpose exceed their
+budgets at least. Exits with 1 if a test failed. Some minutes per seed and setting; what passed lies in ``--out`` and is
+not run again.
 ``--select`` takes an expression as ``pytest -k`` does.
 """
 
@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
+from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +33,8 @@ ONE_DNN = {
     "AVX512_CORE_FP16": "avx512_fp16",
     "AVX512_CORE_AMX": "amx_bf16",
 }
+# Of OpenBLAS, which the interpreter's products come from, in the order of preference; it names sets by a CPU of theirs.
+OPEN_BLAS = {"Nehalem": "sse4_1", "Haswell": "avx2", "SkylakeX": "avx512_bw"}
 
 
 def settings():
@@ -45,6 +48,11 @@ def settings():
         yield f"oneDNN {name}", {"ONEDNN_MAX_CPU_ISA": name}
     for name in aten:
         yield f"ATen {name}", {"ATEN_CPU_CAPABILITY": name}
+    for name, needed in OPEN_BLAS.items():
+        if here.get(needed):
+            yield f"OpenBLAS {name}", {"OPENBLAS_CORETYPE": name}
+    beyond_least = " ".join(name for name in __cpu_dispatch__ if __cpu_features__[name])
+    yield "NumPy's least", {"NPY_DISABLE_CPU_FEATURES": beyond_least}
     if best == "avx512":
         yield "oneDNN AVX2, ATen avx2", {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 

@@ -15,7 +15,8 @@ that determine the norms of a larger one, whose errors all come from the same ea
 operator of eager is computed in float64 and its result rounded to the dtype at random (``testing.rounding``): only the
 roundings that the dtype forces on any implementation that stores intermediate results in it. In 16 bits this is the
 same on every machine. In float32, where sums err by more than their last rounding, operators keep their own errors;
-products and sums accumulate in another order for each draw, so only the machine's blocking of sums remains.
+products and sums accumulate in another order for each draw, so only the machine's blocking of sums remains; and
+attention finds its scores again in the backward pass, as fused kernels do (``testing.recomputation``).
 
 *Why the largest of 16 draws?* The errors of a kernel that rounds where eager does are at most one more draw from the
 same

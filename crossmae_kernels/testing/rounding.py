@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from crossmae_kernels.testing.recomputation import Recomputing
+
 BITS_OF_FLOAT64 = 53
 
 aten = torch.ops.aten
@@ -36,7 +38,8 @@ def random_rounding(seed: int) -> Iterator[None]:
     """Round the results of all PyTorch operators at random, forward and backward, within the block.
 
     Operators must be out of place. Attention is computed by its definition, so that its weights, as operands of a
-    product, are rounded to the dtype like any operand.
+    product, are rounded to the dtype like any operand; in float32 its backward pass finds the scores again, since the
+    errors of large ones are what a fused kernel cannot avoid.
     """
     # Imports Triton, which must not happen before the interpreter is requested.
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -44,7 +47,7 @@ def random_rounding(seed: int) -> Iterator[None]:
     in_dtype = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     try:
-        with sdpa_kernel(SDPBackend.MATH), _RandomRounding(seed):
+        with sdpa_kernel(SDPBackend.MATH), _RandomRounding(seed), Recomputing():
             yield
     finally:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(in_dtype)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracles import naive_gelu, naive_linear, naive_norm
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from crossmae_kernels.testing import (
     Budget,
@@ -17,6 +18,7 @@ from crossmae_kernels.testing import (
     worst,
 )
 from crossmae_kernels.testing.budget import DRAWS, magnitude
+from crossmae_kernels.testing.recomputation import recomputed_attention
 from crossmae_kernels.testing.rounding import random_rounding, round_at_random
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -125,6 +127,37 @@ def test_weights_of_attention_are_rounded_as_operands():
         with random_rounding(seed):
             found.append(error(call(query, key, value), exact).rms)
     assert found[0] == pytest.approx(found[1], rel=0.2)
+
+
+@pytest.mark.parametrize("scale", [None, 0.7])
+def test_attention_that_finds_its_scores_again_is_attention(scale):
+    random = Draw().normal
+    leaves = [random(2, 3, rows, 8).double().requires_grad_() for rows in (5, 7, 7)]
+    found = recomputed_attention(*leaves, scale=scale)
+    expected = attended(leaves[0] * (1 if scale is None else scale * 8**0.5), *leaves[1:])
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+    upstream = random(2, 3, 5, 8).double()
+    gradients = [torch.autograd.grad(out, leaves, upstream) for out in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_large_scores_in_float32_may_err_as_far_as_fused_attention_does():
+    """PyTorch's own saves the log-sum-exp too: a value's gradient errs 10 times as far as by saved weights."""
+    random = Draw().normal
+    arguments, upstream = [(scale * random(1, 2, 49, 32)).float() for scale in (10, 10, 1)], random(1, 2, 49, 32)
+
+    def gradients(*arguments):
+        leaves = [x.detach().requires_grad_() for x in arguments]
+        out = F.scaled_dot_product_attention(*leaves)
+        return dict(zip("qkv", torch.autograd.grad(out, leaves, upstream.to(out.dtype)), strict=True))
+
+    with sdpa_kernel(SDPBackend.MATH):
+        exact = gradients(*(x.double() for x in arguments))
+        saved = error(gradients(*arguments)["v"], exact["v"]).rms
+    allowed = budgets(lambda: gradients(*arguments), exact)
+    # Of scores up to 400: u |score|, the rounding of either number whose difference a weight is the exponential of.
+    assert 10 * saved < allowed["v"].error.rms < 4 * 400 * 2.0**-24 * magnitude(exact["v"]).rms
+    assert_within_budget(gradients(*arguments), exact, allowed)
 
 
 def test_draws_leave_random_numbers_and_settings_alone():

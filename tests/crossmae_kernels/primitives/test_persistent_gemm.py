@@ -11,7 +11,8 @@ HOPPER, BLACKWELL = Limits(90, 227 * 1024, 132), Limits(100, 227 * 1024, 148)
 
 
 def drawn(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).half()
+    """Multiples of 1/32 up to 1, whose products sum up exactly in any order: libraries choose it by shape and CPU."""
+    return torch.randint(-32, 33, shape, generator=torch.Generator().manual_seed(0)).half() / 32
 
 
 def test_the_number_of_programs_changes_nothing(device, monkeypatch):

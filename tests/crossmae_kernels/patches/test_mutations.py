@@ -51,9 +51,15 @@ def problem_for(op, device):
     if op == "loss":
         # Constant patches, where rounding of the mean shows, and nearly constant ones, where epsilon does.
         images = problem.arguments["images"]
-        images[0] = torch.linspace(1.1, 3.7, 9).view(3, 3).repeat_interleave(5, 0).repeat_interleave(5, 1)
-        images[1, :, :5] *= 1e-3
+        images[0] = unequal_to_their_mean(9).view(3, 3).repeat_interleave(5, 0).repeat_interleave(5, 1)
+        images[1, :, :10] *= 1e-3
     return problem
+
+
+def unequal_to_their_mean(count):
+    """Numbers of which 75 equal ones, a patch, have another mean in float32."""
+    numbers = torch.linspace(1.1, 3.7, 100 * count)
+    return numbers[numbers.expand(75, -1).sum(0) * (1 / 75) != numbers][:count]
 
 
 @functools.cache

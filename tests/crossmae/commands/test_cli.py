@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from crossmae.commands.cli import _COMMANDS, main
+from crossmae.model.config import named_config
 from crossmae.training.data import bundled
 
 
@@ -105,6 +106,9 @@ def test_demo_in_a_few_steps(tmp_path, capsys, monkeypatch):
     for name, smaller in (("BATCH", 16), ("EVALUATIONS", 2), ("BASE_BATCH", 1)):
         monkeypatch.setattr(f"crossmae.commands.demo.{name}", smaller)
     monkeypatch.setattr("crossmae.training.study.BATCH", 16)
+    # How long ViT-B's decoders take is measured with tiny ones.
+    tiny = {f"{family}_vit_base_patch16": named_config(f"{family}_vit_tiny_patch4") for family in ("mae", "crossmae")}
+    monkeypatch.setattr("crossmae.commands.demo.named_config", tiny.get)
     # Probes of all 1,797 digits take most of the time; how well they work is tested elsewhere.
     few = tuple(
         bundled.ImagesInMemory(part.images[:count], part.labels[:count], part.classes)

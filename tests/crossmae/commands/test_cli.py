@@ -1,11 +1,9 @@
 """The command line as a user meets it."""
 
-import os
 import re
 import runpy
 import shutil
 import subprocess
-import sys
 
 import pytest
 
@@ -38,12 +36,12 @@ def completed(script, *words):
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_a_shell_completes_commands_options_and_values(tmp_path):
+def test_a_shell_completes_commands_options_and_values(tmp_path, monkeypatch, capsys):
     pytest.importorskip("shtab")
-    command = [sys.executable, "-m", "crossmae", "--print_completion=shtab-bash"]
-    asked = {**os.environ, "JSONARGPARSE_ADD_PRINT_COMPLETION_ARGUMENT": "true"}
-    written = subprocess.run(command, env=asked, capture_output=True, text=True, check=True).stdout
-    (tmp_path / "completion.bash").write_text(written)
+    monkeypatch.setenv("JSONARGPARSE_ADD_PRINT_COMPLETION_ARGUMENT", "true")
+    with pytest.raises(SystemExit):
+        main(["--print_completion=shtab-bash"])
+    (tmp_path / "completion.bash").write_text(capsys.readouterr().out)
     script = str(tmp_path / "completion.bash")
     assert completed(script, "crossmae", "pre") == ["pretrain"]
     assert completed(script, "crossmae", "flops", "--f") == ["--figure"]

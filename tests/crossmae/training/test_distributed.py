@@ -43,8 +43,15 @@ def one(tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize(
+    ("precision", "strategy"),
+    [
+        ("float64", "ddp"),
+        ("float64", "fsdp"),
+        ("float32", "ddp"),
+        pytest.param("float32", "fsdp", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_are_as_one(one, tmp_path, strategy, precision):
     with_two_processes(recipe(precision), into(tmp_path, strategy=strategy))
     of_losses, of_weights = largest_difference(one[precision], tmp_path)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import crossmae_kernels
+from crossmae_kernels.runtime.dispatch import default_implementation
 from crossmae_kernels.testing.problems import tiny
 
 WITHOUT_TRITON = """
@@ -110,12 +111,13 @@ def test_flops_are_counted_if_the_counter_is_imported_first():
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 import crossmae_kernels as ck
+from crossmae_kernels.runtime.dispatch import default
 with FlopCounterMode(display=False) as counter:
-    ck.linear_residual(torch.ones(2, 16), torch.ones(3, 16), None, torch.ones(2, 3), impl="triton")
-print(counter.get_total_flops())
+    ck.linear_residual(torch.ones(2, 16), torch.ones(3, 16), None, torch.ones(2, 3))
+print(default(), counter.get_total_flops())
 """
-    done = run("-c", code, TRITON_INTERPRET="1")
-    assert done.stdout.strip() == str(2 * 2 * 16 * 3), done.stderr
+    done = run("-c", code, TRITON_INTERPRET="1", CROSSMAE_KERNELS_IMPL="triton")
+    assert done.stdout.split() == ["triton", str(2 * 2 * 16 * 3)], done.stderr
 
 
 def test_info_names_the_implementation_of_each_op_and_the_reasons(run_here):
@@ -123,8 +125,13 @@ def test_info_names_the_implementation_of_each_op_and_the_reasons(run_here):
     assert code == 0, errors
     (served,) = [line for line in shown.split("cpu:")[1].splitlines() if "cross_attention" in line][:1]
     assert "reference: kernels run on CUDA devices" in served
-    interpreted = run("-m", "crossmae_kernels.info", TRITON_INTERPRET="1", CROSSMAE_KERNELS_IMPL="triton")
-    head, _, tail = interpreted.stdout.partition("  fold_norm ")
+
+
+def test_info_names_the_kernels_where_the_interpreter_is_asked_for(interpreter):
+    from crossmae_kernels import info
+
+    with default_implementation("triton"):
+        head, _, tail = "\n".join(info.report()).partition("  fold_norm ")
     assert " none: " not in head
     assert tail.splitlines()[0].split() == ["float32,", "float16,", "bfloat16", "triton"]
 

@@ -1,15 +1,19 @@
-"""Imports, ``crossmae_kernels.info`` and ``crossmae_kernels.check``, each in a fresh process."""
+"""Imports, ``crossmae_kernels.info`` and ``crossmae_kernels.check``, in fresh processes where importing matters."""
 
+import importlib
 import itertools
 import json
 import os
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import crossmae_kernels
+from crossmae_kernels.runtime.dispatch import default_implementation
 from crossmae_kernels.testing.problems import tiny
 
 WITHOUT_TRITON = """
@@ -31,6 +35,29 @@ def run(*command, **environment):
     return subprocess.run(
         [sys.executable, *command], env=inherited | environment, capture_output=True, text=True, check=False
     )
+
+
+@pytest.fixture
+def interpreter_off(monkeypatch):
+    """This process takes Triton's interpreter for switched off. Kernels are what they are when first imported."""
+    package = Path(crossmae_kernels.__file__).parent
+    for file in (*package.glob("*/kernels.py"), *package.glob("primitives/[!_]*.py")):
+        importlib.import_module(".".join(file.relative_to(package.parent).with_suffix("").parts))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.fixture
+def run_here(interpreter_off, monkeypatch, capsys):
+    """Run a module as ``python -m`` does, without its two seconds of importing PyTorch."""
+
+    def run_module(module, *words):
+        monkeypatch.setattr(sys, "argv", [module, *words])
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_module(module, run_name="__main__")
+        return stop.value.code, *capsys.readouterr()
+
+    return run_module
 
 
 def test_imports_and_runs_without_triton_and_says_so():
@@ -58,14 +85,13 @@ def test_a_wrong_environment_ends_a_command_in_one_line():
 
 
 @pytest.mark.parametrize("module", ["audit", "check", "info"])
-def test_an_unknown_option_is_one_line_and_help_has_an_example(module):
+def test_an_unknown_option_is_one_line_and_help_has_an_example(run_here, module):
     program = f"python -m crossmae_kernels.{module}"
-    refused = run("-m", f"crossmae_kernels.{module}", "--nope")
     line = f"{program}: error: unrecognized arguments: --nope; see {program} --help\n"
-    assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", line)
-    shown = run("-m", f"crossmae_kernels.{module}", "--help")
-    assert (shown.returncode, shown.stderr) == (0, "")
-    assert f"Example: {program}" in " ".join(shown.stdout.split())
+    assert run_here(f"crossmae_kernels.{module}", "--nope") == (2, "", line)
+    code, shown, errors = run_here(f"crossmae_kernels.{module}", "--help")
+    assert (code, errors) == (0, "")
+    assert f"Example: {program}" in " ".join(shown.split())
 
 
 def test_import_loads_neither_triton_nor_the_compiler_and_asks_no_device():
@@ -79,27 +105,33 @@ print(sorted({'triton', 'torch._dynamo'} & set(sys.modules)), torch.cuda.is_init
     assert done.stdout.strip() == "[] False", done.stderr
 
 
-OURS, THEIRS = "import crossmae_kernels as ck", "from torch.utils.flop_counter import FlopCounterMode"
-
-
-@pytest.mark.parametrize("imports", [(OURS, THEIRS), (THEIRS, OURS)], ids=["ours-first", "counter-first"])
-def test_flops_are_counted_whichever_is_imported_first(imports):
+def test_flops_are_counted_if_the_counter_is_imported_first():
+    """As ``test_flops.py`` sees, it is the same the other way round: what all tests share imports the package."""
     code = """
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+import crossmae_kernels as ck
+from crossmae_kernels.runtime.dispatch import default
 with FlopCounterMode(display=False) as counter:
-    ck.linear_residual(torch.ones(2, 16), torch.ones(3, 16), None, torch.ones(2, 3), impl="triton")
-print(counter.get_total_flops())
+    ck.linear_residual(torch.ones(2, 16), torch.ones(3, 16), None, torch.ones(2, 3))
+print(default(), counter.get_total_flops())
 """
-    done = run("-c", "\n".join(("import torch", *imports, code)), TRITON_INTERPRET="1")
-    assert done.stdout.strip() == str(2 * 2 * 16 * 3), done.stderr
+    done = run("-c", code, TRITON_INTERPRET="1", CROSSMAE_KERNELS_IMPL="triton")
+    assert done.stdout.split() == ["triton", str(2 * 2 * 16 * 3)], done.stderr
 
 
-def test_info_names_the_implementation_of_each_op_and_the_reasons():
-    done = run("-m", "crossmae_kernels.info")
-    assert done.returncode == 0, done.stderr
-    (served,) = [line for line in done.stdout.split("cpu:")[1].splitlines() if "cross_attention" in line][:1]
+def test_info_names_the_implementation_of_each_op_and_the_reasons(run_here):
+    code, shown, errors = run_here("crossmae_kernels.info")
+    assert code == 0, errors
+    (served,) = [line for line in shown.split("cpu:")[1].splitlines() if "cross_attention" in line][:1]
     assert "reference: kernels run on CUDA devices" in served
-    interpreted = run("-m", "crossmae_kernels.info", TRITON_INTERPRET="1", CROSSMAE_KERNELS_IMPL="triton")
-    head, _, tail = interpreted.stdout.partition("  fold_norm ")
+
+
+def test_info_names_the_kernels_where_the_interpreter_is_asked_for(interpreter):
+    from crossmae_kernels import info
+
+    with default_implementation("triton"):
+        head, _, tail = "\n".join(info.report()).partition("  fold_norm ")
     assert " none: " not in head
     assert tail.splitlines()[0].split() == ["float32,", "float16,", "bfloat16", "triton"]
 
@@ -122,21 +154,17 @@ sys.exit(check.main(["--interpret", "--json"]))
     assert served == set(itertools.product(crossmae_kernels.__all__, ("float32", "float16", "bfloat16")))
 
 
-def test_check_sets_other_attention_beside_and_shows_what_is_missing():
-    code = """
-import sys
-from crossmae_kernels import check
-from crossmae_kernels.testing.problems import tiny
-check.tiny = lambda draw: tiny(draw)[:1]
-sys.exit(check.main([]))
-"""
-    done = run("-c", code)
-    assert done.returncode == 0, done.stderr
+def test_check_sets_other_attention_beside_and_shows_what_is_missing(interpreter_off, monkeypatch, capsys):
+    from crossmae_kernels import check
+
+    monkeypatch.setattr(check, "tiny", lambda draw: tiny(draw)[:1])
+    assert check.main([]) == 0
+    shown = capsys.readouterr().out
     sdpa = [f"sdpa {backend}" for backend in ("math", "efficient", "flash", "cudnn")]
     for name in (*sdpa, *(f"FlashAttention {version}" for version in (2, 3, 4)), "xformers"):
-        assert name in done.stdout
+        assert name in shown
     if not torch.cuda.is_available():
-        assert "refused  kernels run on CUDA devices" in done.stdout
+        assert "refused  kernels run on CUDA devices" in shown
 
 
 def test_check_fails_when_a_kernel_is_wrong_or_breaks(interpreter, monkeypatch, capsys):

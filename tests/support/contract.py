@@ -52,12 +52,20 @@ TRAINED = [name for name in CALLS if posed(name, "cpu").differentiable]
 @functools.cache
 def _solved(seed, name, device, dtype):
     problem = posed(name, device)
-    return solve(problem, problem.by("triton"), dtype)
+    with Witness() as witness:
+        return solve(problem, problem.by("triton"), dtype), witness.seen
 
 
 def solved(name, device, dtype):
     """What the kernels make of a problem."""
-    return _solved(seeds.current, name, device, dtype)
+    results, _ = _solved(seeds.current, name, device, dtype)
+    return results
+
+
+def operators_of(name, device, dtype):
+    """The operators that were called for that, each under the eyes of a witness."""
+    _, seen = _solved(seeds.current, name, device, dtype)
+    return seen
 
 
 def alone_and_frozen(problem):

@@ -1,15 +1,14 @@
 """The command line as a user meets it."""
 
-import os
 import re
 import runpy
 import shutil
 import subprocess
-import sys
 
 import pytest
 
 from crossmae.commands.cli import _COMMANDS, main
+from crossmae.model.config import named_config
 from crossmae.training.data import bundled
 
 
@@ -37,12 +36,12 @@ def completed(script, *words):
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_a_shell_completes_commands_options_and_values(tmp_path):
+def test_a_shell_completes_commands_options_and_values(tmp_path, monkeypatch, capsys):
     pytest.importorskip("shtab")
-    command = [sys.executable, "-m", "crossmae", "--print_completion=shtab-bash"]
-    asked = {**os.environ, "JSONARGPARSE_ADD_PRINT_COMPLETION_ARGUMENT": "true"}
-    written = subprocess.run(command, env=asked, capture_output=True, text=True, check=True).stdout
-    (tmp_path / "completion.bash").write_text(written)
+    monkeypatch.setenv("JSONARGPARSE_ADD_PRINT_COMPLETION_ARGUMENT", "true")
+    with pytest.raises(SystemExit):
+        main(["--print_completion=shtab-bash"])
+    (tmp_path / "completion.bash").write_text(capsys.readouterr().out)
     script = str(tmp_path / "completion.bash")
     assert completed(script, "crossmae", "pre") == ["pretrain"]
     assert completed(script, "crossmae", "flops", "--f") == ["--figure"]
@@ -105,6 +104,9 @@ def test_demo_in_a_few_steps(tmp_path, capsys, monkeypatch):
     for name, smaller in (("BATCH", 16), ("EVALUATIONS", 2), ("BASE_BATCH", 1)):
         monkeypatch.setattr(f"crossmae.commands.demo.{name}", smaller)
     monkeypatch.setattr("crossmae.training.study.BATCH", 16)
+    # How long ViT-B's decoders take is measured with tiny ones.
+    tiny = {f"{family}_vit_base_patch16": named_config(f"{family}_vit_tiny_patch4") for family in ("mae", "crossmae")}
+    monkeypatch.setattr("crossmae.commands.demo.named_config", tiny.get)
     # Probes of all 1,797 digits take most of the time; how well they work is tested elsewhere.
     few = tuple(
         bundled.ImagesInMemory(part.images[:count], part.labels[:count], part.classes)

@@ -219,7 +219,7 @@ def test_unknown_names_are_told_the_known_ones():
 
 
 @pytest.mark.parametrize("name", ["crossmae_vit_tiny_patch4", "mae_vit_tiny_patch4"])
-def test_autocast_and_compilation_agree_with_eager(name):
+def test_autocast_agrees_with_float32(name):
     torch.manual_seed(0)
     model, images = crossmae.create_model(name, encoder_depth=2, decoder_depth=2), torch.randn(2, 3, 32, 32)
     noise = torch.rand(2, 64)
@@ -228,6 +228,17 @@ def test_autocast_and_compilation_agree_with_eager(name):
         low = model(images, noise=noise).loss
     assert low.dtype == torch.float32
     torch.testing.assert_close(low, loss, rtol=0.02, atol=0)
+
+
+# CrossMAE is compiled in test_kernels.py.
+@pytest.mark.parametrize(
+    "name", [pytest.param("crossmae_vit_tiny_patch4", marks=pytest.mark.slow), "mae_vit_tiny_patch4"]
+)
+def test_compiled_code_agrees_with_eager(name):
+    torch.manual_seed(0)
+    model, images = crossmae.create_model(name, encoder_depth=1, decoder_depth=1), torch.randn(2, 3, 32, 32)
+    noise = torch.rand(2, 64)
+    loss = model(images, noise=noise).loss
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     result = compiled(images, noise=noise).loss
     torch.testing.assert_close(result, loss, rtol=1e-5, atol=0)

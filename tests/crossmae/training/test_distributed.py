@@ -3,13 +3,14 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 from pretraining import into, losses, small, weights
-from processes import run_as_torchrun_would
+from processes import run_as_torchrun_would, start
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, parse_args
 
+from crossmae.commands.cli import main
 from crossmae.training.run import pretrain
 from crossmae.training.step import Stepper
 
@@ -42,8 +43,15 @@ def one(tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize(
+    ("precision", "strategy"),
+    [
+        ("float64", "ddp"),
+        ("float64", "fsdp"),
+        ("float32", "ddp"),
+        pytest.param("float32", "fsdp", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_are_as_one(one, tmp_path, strategy, precision):
     with_two_processes(recipe(precision), into(tmp_path, strategy=strategy))
     of_losses, of_weights = largest_difference(one[precision], tmp_path)
@@ -97,13 +105,22 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(one, tmp_path):
     assert list(losses(tmp_path)) == list(range(LATER))
 
 
+def torchrun(*words):
+    """What ``torchrun`` does with these words, but its processes are forks of this one, which has imported PyTorch."""
+    config, program, arguments = config_from_args(parse_args(["--start-method", "fork", *words]))
+    assert program == "crossmae"
+    assert elastic_launch(config, main)(arguments) == {0: 0, 1: 0}
+
+
 def test_torchrun(one, tmp_path):
     (tmp_path / "recipe.json").write_text(recipe("float64").to_json())
     words = ["--recipe", str(tmp_path / "recipe.json"), "--out", str(tmp_path / "run"), "--log_every", "3"]
     words += ["--save_every", "1000", "--probe_every", "1000", "--pictures_every", "1000", "--probe_images", "60"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "crossmae", "pretrain", *words]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "2 device(s)" in result.stdout + result.stderr
+    launch = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--nproc-per-node", "2"]
+    launch += ["--log-dir", str(tmp_path / "logs"), "--redirects", "1"]
+    process = start(torchrun, *launch, "--no-python", "crossmae", "pretrain", *words)
+    process.join()
+    assert process.exitcode == 0
+    (printed,) = (tmp_path / "logs").glob("*/attempt_0/0/stdout.log")
+    assert "2 device(s)" in printed.read_text()
     assert max(largest_difference(one["float64"], tmp_path / "run")) < 1e-10

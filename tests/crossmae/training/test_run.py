@@ -7,6 +7,7 @@ import random
 import signal
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,8 @@ def test_a_signal_stops_a_run_which_goes_on_as_if_it_had_not(uninterrupted, tmp_
 
 @pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random_steps(tmp_path, times):
-    recipe = small(steps=60)
+    steps = 20 + 5 * times
+    recipe = small(steps=steps)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = start(pretrain, recipe, into(whole))
     process.join()
@@ -106,7 +108,7 @@ def test_killed_at_random_steps(tmp_path, times):
         process.join()
         kills += process.exitcode == -signal.SIGKILL
         assert process.exitcode in (0, -signal.SIGKILL)
-        assert max(losses(killed), default=0) < 59 or kills == times
+        assert max(losses(killed), default=0) < steps - 1 or kills == times
     process = start(pretrain, recipe, into(killed))
     process.join()
     assert process.exitcode == 0
@@ -286,7 +288,7 @@ def test_a_gradient_that_is_not_finite_is_found_in_the_step_that_made_it(tmp_pat
 def test_a_compiled_model_is_diagnosed_module_by_module(tmp_path):
     """Compiled code would not run hooks that come later."""
     torch.compiler.reset()
-    recipe = small(execution="compile")
+    recipe = small(execution="compile", model_options={**small().model_options, "decoder_depth": 1})
     stepper = stepper_of(recipe, into(tmp_path))
     config = stepper.model.config
 
@@ -345,7 +347,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
 
 
 def test_ratios_may_change_on_the_way(tmp_path):
-    recipe = small(steps=4, batch_size=1347 // 2, prediction_ratio=(0.25, 0.5), mask_ratio=(0.5, 0.75))
+    shallow = {**small().model_options, "encoder_depth": 1, "decoder_depth": 1}
+    ratios = {"prediction_ratio": (0.25, 0.5), "mask_ratio": (0.5, 0.75)}
+    recipe = small(steps=4, batch_size=1347 // 2, model_options=shallow, **ratios)
     model = pretrain(recipe, into(tmp_path))
     assert len(losses(tmp_path)) == 4
     assert model.config.patches == 64
@@ -360,7 +364,7 @@ def test_other_ways_to_train(uninterrupted, tmp_path, settings):
 
 
 @pytest.mark.parametrize("execution", ["compile", pytest.param("graphs", marks=pytest.mark.slow)])
-def test_a_compiled_run_is_the_same_run(uninterrupted, tmp_path, monkeypatch, execution):
+def test_a_compiled_run_is_the_same_run(tmp_path, monkeypatch, execution):
     compiled = torch.compile
     modes = []
 
@@ -369,9 +373,11 @@ def test_a_compiled_run_is_the_same_run(uninterrupted, tmp_path, monkeypatch, ex
         return compiled(model, **{"backend": "aot_eager", **repeated})
 
     monkeypatch.setattr(torch, "compile", quickly)
+    shallow = {**small().model_options, "encoder_depth": 1, "decoder_depth": 1}
     for steps in (3, 6):  # with a resumption on the way
-        pretrain(small(steps=steps, warmup=0.0, learning_rate=1e-9, execution=execution), into(tmp_path / "compiled"))
-        pretrain(small(steps=steps, warmup=0.0, learning_rate=1e-9), into(tmp_path / "eager"))
+        recipe = small(steps=steps, warmup=0.0, learning_rate=1e-9, model_options=shallow)
+        pretrain(replace(recipe, execution=execution), into(tmp_path / "compiled"))
+        pretrain(recipe, into(tmp_path / "eager"))
     assert modes == [{"compile": "default", "graphs": "reduce-overhead"}[execution]] * 2
     theirs = losses(tmp_path / "eager")
     assert losses(tmp_path / "compiled") == pytest.approx(theirs, rel=1e-5)

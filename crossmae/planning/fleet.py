@@ -6,7 +6,6 @@ from typing import Literal, get_args
 
 from crossmae.planning.collectives import Ring
 from crossmae.planning.hosts import HOSTS
-from crossmae.training.recipe import IMAGENET_IMAGES
 
 Sharding = Literal["ddp", "fsdp"]
 
@@ -64,14 +63,16 @@ class PlanOptions(Fleet):
     """Options of ``crossmae plan`` beside the recipe.
 
     Args:
-        images: number of images in an epoch; by default ImageNet-1k's.
+        images: number of images in an epoch; by default ImageNet-1k's; needed if there is a data source.
     """
 
-    images: float = IMAGENET_IMAGES
+    images: float | None = None
     json: bool = False
 
     def __post_init__(self) -> None:
         """Also refuse a number of images that is not whole."""
         super().__post_init__()
+        if self.images is None:
+            return
         if not 1 <= self.images < math.inf or self.images != int(self.images):
             raise ValueError(f"images must be a whole number, at least one, got {self.images:g}")

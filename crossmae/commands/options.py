@@ -10,6 +10,7 @@ from typing import Any, NoReturn, get_args, get_origin
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from crossmae.commands.messages import in_plain_words, missing
+from crossmae.planning.fleet import PlanOptions, settings_of_a_plan
 from crossmae.training.recipe import TrainingRecipe, read_recipes
 
 _HELP = {
@@ -72,7 +73,19 @@ class _RecipeFiles(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Apply those joined by +, in order."""
-        super().__call__(parser, cfg, json.dumps(read_recipes(values.split("+"))), option_string)
+        super().__call__(parser, cfg, json.dumps(self.read(values.split("+"))), option_string)
+
+    def read(self, names: list[str]) -> dict[str, Any]:
+        """All settings."""
+        return read_recipes(names)
+
+
+class _PlannedRecipeFiles(_RecipeFiles):
+    """Of these the settings that a plan takes."""
+
+    def read(self, names: list[str]) -> dict[str, Any]:
+        """All but those of a run that leave its cost as it is."""
+        return settings_of_a_plan(read_recipes(names))
 
 
 def parser_of(commands: Mapping[str, tuple[Callable[..., int | None], str]]) -> ArgumentParser:
@@ -99,7 +112,8 @@ def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -
     """
     kinds: list[Any] = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
     if any(issubclass(kind, TrainingRecipe) for kind in kinds):
-        command.add_argument("--recipe", action=_RecipeFiles, help="recipes by name, or files of settings, joined by +")
+        action = _PlannedRecipeFiles if PlanOptions in kinds else _RecipeFiles
+        command.add_argument("--recipe", action=action, help="recipes by name, or files of settings, joined by +")
     flags = [
         p.name for part in kinds or [function] for p in signature(part).parameters.values() if p.annotation is bool
     ]

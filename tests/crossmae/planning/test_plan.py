@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import fields
 
 import pytest
 from uninterpreted import run
@@ -12,7 +13,7 @@ from crossmae.planning.fleet import Fleet
 from crossmae.planning.hosts import HOSTS
 from crossmae.planning.report import time
 from crossmae.planning.step import STAGES, Kernel, Part
-from crossmae.training.recipe import Recipe
+from crossmae.training.recipe import Recipe, RunOptions
 from crossmae_kernels.audit.devices import DEVICES
 
 GIB = 2**30
@@ -107,6 +108,28 @@ def test_the_other_decoder_stands_beside_it(capsys):
     other = cost.counterpart(Recipe(model_options=options, prediction_ratio=0.5))
     assert (other.model, other.model_options) == ("mae_vit_base_patch16", {"residual": "autocast"})
     assert cost.counterpart(other).model == "crossmae_vit_base_patch16"
+
+
+def test_a_recipe_of_a_run_is_planned_without_what_leaves_its_cost_as_it_is(capsys, tmp_path):
+    """cpu_trial reads a bundled set and says how often it saves; the file says all that a run may."""
+    found = numbers(capsys, "--recipe", "cpu_trial", "--gpus", "1")["crossmae_vit_tiny_patch4"]
+    assert (found["steps"], found["batch_size"], found["images"]) == (600, 128, 1_281_167)
+    assert found["seconds"]["run"]["predicted"] == pytest.approx(600 * (2 * 0.0105 + 0.001))
+    run = {"out": "elsewhere", "resume": "never", "devices": 2, "dry_run": True, "strict": True, "log_every": 5,
+           "save_every": 3, "keep_last": 1, "keep_every": 6, "pictures_every": 2, "probe_every": 2,
+           "probe_images": 9, "strategy": "auto", "data": {"source": "nowhere"}}  # fmt: skip
+    assert {*run} == {field.name for field in fields(RunOptions)} | {"data"}
+    settings = {"batch_size": 512, "epochs": 3, "data": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}
+    (tmp_path / "run.yaml").write_text(json.dumps(settings | run | {"data": settings["data"] | run["data"]}))
+    (tmp_path / "plan.yaml").write_text(json.dumps(settings))
+    costs = [numbers(capsys, "--recipe", str(tmp_path / name)) for name in ("run.yaml", "plan.yaml")]
+    assert costs[0] == costs[1]
+    (tmp_path / "fsdp.yaml").write_text("strategy: fsdp")
+    assert numbers(capsys, "--recipe", str(tmp_path / "fsdp.yaml"))["mae_vit_base_patch16"]["strategy"] == "fsdp"
+    (tmp_path / "wrong.yaml").write_text("save_ever: 3")
+    with pytest.raises(SystemExit):
+        main(["plan", "--recipe", str(tmp_path / "wrong.yaml")])
+    assert "does not accept option 'save_ever'" in capsys.readouterr().err
 
 
 def test_a_gpu_may_be_in_capitals(capsys):

@@ -9,7 +9,7 @@ from crossmae.planning.page import Subject, write_page
 from crossmae.planning.step import Formulation, Part, predict_step
 from crossmae_kernels.audit.devices import DEVICES
 
-DTYPE = torch.bfloat16
+DTYPE, MASK_RATIO = torch.bfloat16, 0.75
 WHO: dict[Formulation, str] = {"ours": "this package", "reference": "reference"}
 
 
@@ -23,15 +23,16 @@ def run(html: str, model: str, device: str, batch: int) -> None:
     where = DEVICES[device.lower()]
     progress = Progress()
     steps: dict[str, list[Part]] = {}
-    for config in crossmae_and_mae(model):
+    configs = dict(zip(("CrossMAE", "MAE"), crossmae_and_mae(model), strict=True))
+    for family, config in configs.items():
         for formulation, who in WHO.items():
-            name = f"{'MAE' if config.decoder == 'mae' else 'CrossMAE'} by {who}"
+            name = f"{family} by {who}"
 
             def tell(done: int, of: int, name: str = name) -> None:
                 progress(f"{name}, kernel {done} of {of}")
 
             progress(f"{name}, recording")
-            steps[name] = predict_step(config, where, batch, DTYPE, formulation=formulation, progress=tell)
+            steps[name] = predict_step(config, where, batch, DTYPE, MASK_RATIO, formulation=formulation, progress=tell)
     progress.done()
-    write_page(Subject(model, where, batch, DTYPE), steps, html)
+    write_page(Subject(model, configs, where, batch, DTYPE, MASK_RATIO), steps, html)
     print(f"Page: {html}")

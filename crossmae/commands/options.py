@@ -3,14 +3,15 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from inspect import signature
 from typing import Any, NoReturn, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from crossmae.commands.messages import in_plain_words, missing
-from crossmae.training.recipe import Options, RunOptions, TrainingRecipe, read_recipes
+from crossmae.planning.fleet import PlanOptions, settings_of_a_plan
+from crossmae.training.recipe import TrainingRecipe, read_recipes
 
 _HELP = {
     "depths": "decoder blocks of CrossMAE; by default the model's own",
@@ -51,8 +52,6 @@ class _Parser(ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, **kwargs)
         self.commands: dict[str, ArgumentParser] = {}
-        self.passed_over: frozenset[str] = frozenset()
-        """Settings of recipes that mean nothing to this command."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with code 2."""
@@ -74,9 +73,19 @@ class _RecipeFiles(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Apply those joined by +, in order."""
-        settings = read_recipes(values.split("+"))
-        meant = {name: value for name, value in settings.items() if name not in parser.passed_over}
-        super().__call__(parser, cfg, json.dumps(meant), option_string)
+        super().__call__(parser, cfg, json.dumps(self.read(values.split("+"))), option_string)
+
+    def read(self, names: list[str]) -> dict[str, Any]:
+        """All settings."""
+        return read_recipes(names)
+
+
+class _PlannedRecipeFiles(_RecipeFiles):
+    """Of these the settings that a plan takes."""
+
+    def read(self, names: list[str]) -> dict[str, Any]:
+        """All but those of a run that leave its cost as it is."""
+        return settings_of_a_plan(read_recipes(names))
 
 
 def parser_of(commands: Mapping[str, tuple[Callable[..., int | None], str]]) -> ArgumentParser:
@@ -95,7 +104,7 @@ def parser_of(commands: Mapping[str, tuple[Callable[..., int | None], str]]) -> 
     return parser
 
 
-def _add_options(command: _Parser, function: Callable[..., int | None]) -> None:
+def _add_options(command: ArgumentParser, function: Callable[..., int | None]) -> None:
     """Add one option per parameter of a function, or per field if the parameter is a dataclass.
 
     Lists of files, and ``convert``'s source and destination, are positional; other sequences are options that take
@@ -103,11 +112,8 @@ def _add_options(command: _Parser, function: Callable[..., int | None]) -> None:
     """
     kinds: list[Any] = [p.annotation for p in signature(function).parameters.values() if is_dataclass(p.annotation)]
     if any(issubclass(kind, TrainingRecipe) for kind in kinds):
-        command.add_argument("--recipe", action=_RecipeFiles, help="recipes by name, or files of settings, joined by +")
-        # A plan has no use for how a run is saved and watched, which recipes may say too.
-        if not any(issubclass(kind, Options) for kind in kinds):
-            offered = {field.name for kind in kinds for field in fields(kind)}
-            command.passed_over = frozenset({field.name for field in fields(RunOptions)} - offered)
+        action = _PlannedRecipeFiles if PlanOptions in kinds else _RecipeFiles
+        command.add_argument("--recipe", action=action, help="recipes by name, or files of settings, joined by +")
     flags = [
         p.name for part in kinds or [function] for p in signature(part).parameters.values() if p.annotation is bool
     ]
@@ -138,8 +144,8 @@ def arguments_of(function: Callable[..., int | None], options: Any) -> dict[str,
     arguments: dict[str, Any] = {}
     for name, parameter in signature(function).parameters.items():
         make = parameter.annotation
-        parts = signature(make).parameters if is_dataclass(parameter.annotation) else ()
-        arguments[name] = make(**{part: options[part] for part in parts}) if parts else options[name]
+        fields = signature(make).parameters if is_dataclass(parameter.annotation) else ()
+        arguments[name] = make(**{field: options[field] for field in fields}) if fields else options[name]
     return arguments
 
 

@@ -313,6 +313,11 @@ def crossmae_and_mae(name: str, image_size: int | Sequence[int] | None = None) -
     return named_config(name, image_size), named_config(f"mae_vit_{size}", image_size)
 
 
+def usual_prediction_ratio(config: Config, mask_ratio: float) -> float:
+    """The share of all patches that a model predicts where nothing else is said: MAE all masked ones, CrossMAE 0.25."""
+    return mask_ratio if config.decoder == "mae" else min(0.25, mask_ratio)
+
+
 def usual_heads(part: Literal["encoder", "decoder"], width: int) -> int | None:
     """Attention heads of the named (and so of the published) model with this width; None if there is none."""
     for size in _ENCODERS:

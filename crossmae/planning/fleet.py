@@ -1,11 +1,13 @@
 """The GPUs that a run is planned for."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 from crossmae.planning.collectives import Ring
 from crossmae.planning.hosts import HOSTS
+from crossmae.training.recipe import RunOptions
 
 Sharding = Literal["ddp", "fsdp"]
 
@@ -76,3 +78,16 @@ class PlanOptions(Fleet):
             return
         if not 1 <= self.images < math.inf or self.images != int(self.images):
             raise ValueError(f"images must be a whole number, at least one, got {self.images:g}")
+
+
+def settings_of_a_plan(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's settings as read from files, but for those of a run that leave its cost as it is.
+
+    Left out are where it writes, how often it saves, logs, evaluates and draws, the devices that it finds, and a
+    strategy that depends on them.
+    """
+    of_a_run = {one.name for one in fields(RunOptions)} - {one.name for one in fields(PlanOptions)}
+    settings = {name: value for name, value in recipe.items() if name not in of_a_run}
+    if settings.get("strategy") == "auto":
+        del settings["strategy"]
+    return settings

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crossmae.files import replacing
+from crossmae.masking import mask_counts
+from crossmae.model.config import Config, usual_prediction_ratio
+from crossmae.planning.descriptions import description_of
 from crossmae.planning.step import STAGES, Kernel, Part, together
 from crossmae_kernels.audit.ceilings import PRODUCT_SHARE, bandwidth, rate
 from crossmae_kernels.audit.devices import Device
@@ -27,9 +30,9 @@ if TYPE_CHECKING:
 # Kinds of decoder operators, by name without "_backward"; all others move data.
 _PRODUCTS = ("linear_residual", "mlp", "norm_linear", "project", "addmm", "baddbmm", "bmm", "mm")
 _KINDS = {
-    **dict.fromkeys(_PRODUCTS, "products, ours with norms, GELU and residual"),
+    **dict.fromkeys(_PRODUCTS, "matrix products, ours with LayerNorm, GELU and residual"),
     **dict.fromkeys(("cross_attention", ATTENTION), "attention"),
-    **dict.fromkeys(("mix_feature_maps", "native_layer_norm"), "mixes and norms"),
+    **dict.fromkeys(("mix_feature_maps", "native_layer_norm"), "mixes and LayerNorms"),
 }
 _OTHERS = "sums, casts, copies, elementwise"
 
@@ -44,9 +47,13 @@ class Subject:
     """What a page is about."""
 
     model: str
+    """Name of the CrossMAE."""
+    configs: Mapping[str, Config]
+    """Of the models compared."""
     device: Device
     batch: int
     dtype: torch.dtype
+    mask_ratio: float
 
 
 def write_page(subject: Subject, steps: Mapping[str, Sequence[Part]], path: str | os.PathLike[str]) -> None:
@@ -57,11 +64,15 @@ def write_page(subject: Subject, steps: Mapping[str, Sequence[Part]], path: str 
     from plotly.offline import get_plotlyjs
 
     first = next(iter(steps))
-    about = f"{subject.model}, {subject.batch} images, {str(subject.dtype).removeprefix('torch.')}"
+    device, dtype = subject.device.name.upper(), _name(subject.dtype)
     text = Template(files("crossmae.planning").joinpath("page.html").read_text("utf-8")).substitute(
-        title=html.escape(f"{about} on {subject.device.name}"),
-        heading=html.escape(f"A training step of {subject.model} on {subject.device.name.upper()}"),
-        subheading=html.escape(f"batch of {subject.batch} images, {about.rpartition(' ')[2]}, one GPU"),
+        title=html.escape(f"{subject.model}, batch {subject.batch}, {dtype}, on {device}"),
+        heading=html.escape(f"A training step of {subject.model} on {device}"),
+        subject=html.escape(
+            f"All times are for one step of pretraining on one {device} with a batch of {subject.batch:,} images, in "
+            f"{dtype}. The encoder sees {1 - subject.mask_ratio:g} of the patches; the rest is masked."
+        ),
+        models=_models(subject),
         accuracy=html.escape(accuracy()),
         low=f"{1 / (1 + SPREAD) - 1:.0%}",
         high=f"+{SPREAD:.0%}",
@@ -76,6 +87,7 @@ def write_page(subject: Subject, steps: Mapping[str, Sequence[Part]], path: str 
         decoder=_drawn(decoder_chart(steps)),
         kernels=_drawn(kernel_chart(steps[first])),
         rooflines=_drawn(rooflines(subject, steps)),
+        descriptions=_descriptions(steps),
         parts=_table(steps),
     )
     with replacing(path) as beside:
@@ -139,7 +151,7 @@ def kernel_chart(parts: Sequence[Part]) -> "Figure":
     figure = Figure()
     for place, limiter in enumerate(dict.fromkeys(kernel.limiter for kernel in shown)):
         same = [kernel for kernel in shown if kernel.limiter == limiter]
-        figure.add_trace(_kernel_bars(limiter, [_kernel_name(kernel) for kernel in same], same, COLOURS[place]))
+        figure.add_trace(_kernel_bars(limiter, [_labelled(kernel) for kernel in same], same, COLOURS[place]))
     if rest:
         total = sum(kernel.microseconds for kernel in rest) / 1e3
         figure.add_trace(
@@ -148,9 +160,9 @@ def kernel_chart(parts: Sequence[Part]) -> "Figure":
                 error_x=_interval([total]), hovertemplate="%{y}: %{x:.3g} ms<extra></extra>",
             )
         )  # fmt: skip
-    order = [_kernel_name(kernel) for kernel in shown] + [f"{len(rest)} others"] * bool(rest)
+    order = [_labelled(kernel) for kernel in shown] + [f"{len(rest)} others"] * bool(rest)
     figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=order)
-    figure.update_layout(xaxis_title="milliseconds", legend_title="limited by", height=170 + 26 * len(order))
+    figure.update_layout(xaxis_title="milliseconds", legend_title="limited by", height=170 + 34 * len(order))
     return figure
 
 
@@ -164,8 +176,14 @@ def by_kernel(parts: Iterable[Part]) -> list[Kernel]:
 
 
 def _kernel_name(kernel: Kernel) -> str:
-    name = kernel.name.removesuffix("_kernel").replace("_", " ").strip()
-    return name if kernel.method == "machine code" else f"{name} (library)"
+    return kernel.name if kernel.method == "machine code" else f"{kernel.name} (library)"
+
+
+def _labelled(kernel: Kernel) -> str:
+    """What a kernel does, and its name below."""
+    described = description_of(kernel.name)
+    name = f"<span style='color:#777;font-size:10px'>{_kernel_name(kernel)}</span>"
+    return f"{described}<br>{name}" if described else _kernel_name(kernel)
 
 
 def _kernel_bars(limiter: str, names: list[str], kernels: Sequence[Kernel], colour: str) -> Any:
@@ -235,6 +253,20 @@ def _drawn(figure: "Figure") -> str:
     return str(figure.to_html(full_html=False, include_plotlyjs=False, config=config))
 
 
+def _models(subject: Subject) -> str:
+    """A row for each model compared: what decides its times."""
+    rows = []
+    for name, config in subject.configs.items():
+        ratio = usual_prediction_ratio(config, subject.mask_ratio)
+        _, predicted = mask_counts(config.patches, subject.mask_ratio, ratio)
+        residual = _name(subject.dtype) if config.residual == "autocast" else config.residual
+        hidden = {"recompute": "recomputed in the backward pass", "save": "saved"}[config.hidden_layer]
+        rows.append([name, "x".join(map(str, config.image_size)), f"{config.decoder_depth} blocks",
+                     f"{ratio:g} ({predicted} of {config.patches} patches)", residual, hidden])  # fmt: skip
+    headers = ["model", "image", "decoder", "prediction ratio", "residual dtype", "hidden layers, by this package"]
+    return _html_table(headers, rows)
+
+
 def _summary(subject: Subject, steps: Mapping[str, Sequence[Part]]) -> str:
     """A row for each step: interval, images per second, the decoder's interval, time relative to the last step."""
     reference = sum(part.microseconds for part in [*steps.values()][-1])
@@ -247,6 +279,14 @@ def _summary(subject: Subject, steps: Mapping[str, Sequence[Part]]) -> str:
                      f"{step / reference:.2f}"])  # fmt: skip
     headers = ["model", "step, ms", "images per second", "decoder, ms", f"relative to {[*steps][-1]}"]
     return _html_table(headers, rows)
+
+
+def _descriptions(steps: Mapping[str, Sequence[Part]]) -> str:
+    """What each kernel of any step does."""
+    kernels = {
+        _kernel_name(kernel): description_of(kernel.name) for parts in steps.values() for kernel in by_kernel(parts)
+    }
+    return _html_table(["kernel", "what it does"], [[name, text] for name, text in sorted(kernels.items()) if text])
 
 
 def _table(steps: Mapping[str, Sequence[Part]]) -> str:
@@ -267,6 +307,10 @@ def _html_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
     body = "\n".join(row(cells, "td") for cells in rows)
     return f"<div class=wide><table><thead>{row(headers, 'th')}</thead><tbody>{body}</tbody></table></div>"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _time(parts: Iterable[Part]) -> float:

@@ -15,7 +15,7 @@ import torch
 import crossmae_kernels as ck
 from crossmae.masking import random_masking
 from crossmae.model.autoencoder import MaskedAutoencoder, pixels_in_rows
-from crossmae.model.config import Config
+from crossmae.model.config import Config, usual_prediction_ratio
 from crossmae_kernels.audit.cases import Case
 from crossmae_kernels.audit.ceilings import estimate
 from crossmae_kernels.audit.devices import Device
@@ -155,7 +155,7 @@ def _record(
 ) -> Iterator[tuple[Stage, Operation]]:
     """The operators of a step, each with its stage; cutting the graph between stages launches nothing."""
     if prediction_ratio is None:
-        prediction_ratio = mask_ratio if config.decoder == "mae" else min(0.25, mask_ratio)
+        prediction_ratio = usual_prediction_ratio(config, mask_ratio)
     boundaries: dict[Stage, int] = {}
     with (
         record_operations(device.limits) as operations,

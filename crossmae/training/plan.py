@@ -15,7 +15,7 @@ from crossmae.flops import decoder_macs, decoder_parts
 from crossmae.masking import grid_stride, mask_counts
 from crossmae.measure import bytes_saved_for_backward
 from crossmae.model import MaskedAutoencoder
-from crossmae.model.config import Config
+from crossmae.model.config import Config, usual_prediction_ratio
 from crossmae.model.values import pair
 from crossmae.training.recipe import Recipe, TrainingRecipe, between
 from crossmae_kernels.runtime.device import Limits
@@ -121,7 +121,7 @@ class PretrainingPlan(Plan):
         # Rounded, so that the counts of patches are those of the ratio as one would write it.
         mask_ratio = round(between(self.recipe.mask_ratio, share), 4)
         if self.recipe.prediction_ratio is None:
-            return mask_ratio, mask_ratio if self.config.decoder == "mae" else min(0.25, mask_ratio)
+            return mask_ratio, usual_prediction_ratio(self.config, mask_ratio)
         return mask_ratio, round(between(self.recipe.prediction_ratio, share), 4)
 
 

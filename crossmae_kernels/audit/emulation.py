@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from crossmae_kernels.audit.integers import Predicate, Value
-from crossmae_kernels.audit.machine_code import Instruction
-from crossmae_kernels.audit.operands import Operands, Threads, is_predicate
+from crossmae_kernels.audit.machine_code import Instruction, is_predicate
+from crossmae_kernels.audit.operands import TRUE, Operands, Threads
 from crossmae_kernels.audit.semantics import execute
 
 WARP = 32
@@ -22,9 +22,9 @@ SECTOR = 32
 # Programs of this package run some thousand instructions; one that runs more than this goes on for ever.
 MOST_STEPS = 2_000_000
 
-GLOBAL = ("LDG", "STG", "LDGSTS", "RED", "ATOMG", "ATOM", "LD", "ST")
-SHARED = ("LDS", "STS", "LDSM", "STSM", "ATOMS", "LDGSTS")
-ASYNCHRONOUS = ("SYNCS", "UTMALDG", "UTMASTG", "UTCHMMA", "UTCBAR")
+GLOBAL = frozenset(("LDG", "STG", "LDGSTS", "RED", "ATOMG", "ATOM", "LD", "ST"))
+SHARED = frozenset(("LDS", "STS", "LDSM", "STSM", "ATOMS", "LDGSTS"))
+ASYNCHRONOUS = frozenset(("SYNCS", "UTMALDG", "UTMASTG", "UTCHMMA", "UTCBAR"))
 REGION_BITS = 36
 # Region of what is loaded through descriptors, whose barrier is told how many bytes to expect.
 TMA = -2
@@ -92,6 +92,8 @@ class _Emulator:
         self.threads: int = threads
         self.operands = Operands(Threads(threads, constants, program, grid))
         self.trace = Trace(-(-threads // WARP))
+        self.every_thread: Predicate = np.ones(threads, bool)
+        self.every_warp = frozenset(range(self.trace.warps))
         self.seen: dict[int, set[int]] = {}
         """Sectors that L1 has been asked for, by region."""
 
@@ -131,12 +133,12 @@ class _Emulator:
             part = np.logical_or.reduceat(active, np.arange(0, self.threads, WARP))
             if not part.all():
                 trace.running[step] = frozenset(np.flatnonzero(part).tolist())
-        guard = operands.predicate(instruction.guard) if instruction.guard else np.ones(1, bool)
+        guard = operands.predicate(instruction.guard) if instruction.guard else TRUE
         # A call of what is no subroutine is a jump.
         jumps = instruction.name == "CALL" and instruction.operands[-1].startswith("0x")
         if jumps or instruction.name in ("BRA", "EXIT"):
             return self._jump(place, instruction, guard)
-        if guard is None or guard.any():
+        if guard is TRUE or guard is None or guard.any():
             if instruction.name in GLOBAL:
                 self._global(step, instruction, guard)
             if instruction.name in SHARED:
@@ -168,11 +170,14 @@ class _Emulator:
 
     def _taking(self, step: int, instruction: Instruction, guard: Predicate | None) -> Predicate:
         """Threads that an access is made for; where a predicate is unknown, all."""
-        taking = np.ones(self.threads, bool)
+        taking = self.every_thread
         last = instruction.operands[-1] if instruction.operands else ""
         for condition in (guard, self.operands.active, self.operands.predicate(last) if is_predicate(last) else None):
-            if condition is not None:
+            if condition is not None and condition is not TRUE:
                 taking = taking & condition
+        if taking is self.every_thread:
+            self.trace.doing[step] = self.every_warp
+            return taking
         warps = np.logical_or.reduceat(taking, np.arange(0, self.threads, WARP))
         self.trace.doing[step] = frozenset(np.flatnonzero(warps).tolist())
         return taking

@@ -8,6 +8,7 @@ Volta has kept).
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 
 # Where stalls and barriers lie in the upper half of an encoding: bits 105 to 121 of 128.
 _CONTROL = 41
@@ -50,6 +51,40 @@ class Instruction:
         widths = {"128": 16, "64": 8, "U16": 2, "S16": 2, "16": 2, "U8": 1, "S8": 1, "256": 32}
         named = [bytes for modifier, bytes in widths.items() if modifier in self.modifiers]
         return max(named, default=4)
+
+    @cached_property
+    def written(self) -> tuple[list[str], list[str]]:
+        """Predicates that it may write, with which its operands begin, and registers, which follow."""
+        predicates = list(takewhile(is_predicate, self.operands))
+        first = REGISTER.match([*self.operands[len(predicates) :], ""][0])
+        if first is None or first[2] == "Z":
+            return predicates, []
+        return predicates, [f"{first[1]}{int(first[2]) + place}" for place in range(_registers(self))]
+
+
+REGISTER = re.compile(r"^(U?R)(Z|\d+)$")
+
+
+def is_predicate(operand: str) -> bool:
+    """Whether it is ``P0``, ``!UPT`` or the like."""
+    return operand.lstrip("!")[:2] in ("P0", "P1", "P2", "P3", "P4", "P5", "P6", "PT", "UP")
+
+
+def _registers(instruction: Instruction) -> int:
+    """How many registers an instruction writes at most."""
+    name, modifiers = instruction.name, instruction.modifiers
+    if name in ("HGMMA", "QGMMA", "IGMMA"):
+        (shape,) = (modifier for modifier in modifiers if modifier.startswith("64x"))
+        return int(shape.split("x")[1]) // 2
+    if name in ("HMMA", "IMMA", "QMMA"):
+        return 4
+    if name == "LDTM":
+        return max(int(modifier[1:]) for modifier in modifiers if re.fullmatch(r"x\d+", modifier))
+    if name == "LDSM":
+        return 4 if "4" in modifiers else 2
+    if name in ("LDG", "LDS", "LDL", "LDC", "ULDC", "LDCU", "LD"):
+        return max(1, instruction.bytes // 4)
+    return 2 if modifiers & {"WIDE", "64", "F64"} or name in ("CS2R", "F2F", "I2F", "F2I", "DADD", "DMUL") else 1
 
 
 _LINE = re.compile(r'//## File "([^"]*)", line (\d+)')

@@ -1,7 +1,7 @@
 """Registers of all threads of a program, and the instructions that change what is known of them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -9,15 +9,15 @@ import numpy as np
 
 from crossmae_kernels.audit import integers
 from crossmae_kernels.audit.integers import MASK, Predicate, Value
-from crossmae_kernels.audit.machine_code import Instruction
+from crossmae_kernels.audit.machine_code import REGISTER, Instruction
 
-_REGISTER = re.compile(r"^(U?R)(Z|\d+)$")
 # A parameter, at an offset that may be a register's, as of a tuple of pointers; in bank 2 a literal.
 _CONSTANT = re.compile(r"^c\[0x([02])\]\[(?:(U?R(?:Z|\d+))\+?)?(0x[0-9a-f]+)?\]$")
 BANK = 1 << 16
 """Bytes of a constant bank; the words of bank 2 lie behind those of two banks."""
 _ZERO: Value = np.zeros(1, np.int64)
-_TRUE: Predicate = np.ones(1, bool)
+TRUE: Predicate = np.ones(1, bool)
+"""What guards an instruction without a predicate."""
 
 
 class Threads:
@@ -59,13 +59,11 @@ class Operands:
 
     def values(self, operands: Sequence[str]) -> list[Value] | None:
         """Of several, if all are known."""
-        known = [value for value in map(self.value, operands) if value is not None]
-        return known if len(known) == len(operands) else None
+        return _all(map(self.value, operands))
 
     def predicates(self, operands: Sequence[str]) -> list[Predicate] | None:
         """The same of predicates."""
-        known = [value for value in map(self.predicate, operands) if value is not None]
-        return known if len(known) == len(operands) else None
+        return _all(map(self.predicate, operands))
 
     def wide(self, operand: str) -> Value | None:
         """64 bits, as a signed number: of two registers or parameters side by side, or of a number as written."""
@@ -98,7 +96,7 @@ class Operands:
     def predicate(self, operand: str) -> Predicate | None:
         """Of ``P0``, ``!UP1`` and the like."""
         name = operand.lstrip("!")
-        known = _TRUE if name in ("PT", "UPT") else self._predicates.get(name)
+        known = TRUE if name in ("PT", "UPT") else self._predicates.get(name)
         return known if known is None or not operand.startswith("!") else ~known
 
     def set_predicate(self, operand: str, value: Predicate | None, guard: Predicate | None) -> None:
@@ -117,46 +115,57 @@ class Operands:
         self.set_value(operand, low, guard)
         self.set_value(further(operand), high, guard)
 
-    def forget(self, instruction: Instruction, guard: Predicate | None) -> None:
-        """What the instruction writes is not known any more."""
-        for operand in instruction.operands:
-            if is_predicate(operand):
-                self.set_predicate(operand, None, guard)
-                continue
-            if _REGISTER.match(operand):
-                for place in range(_written(instruction)):
-                    self.set_value(further(operand, place), None, guard)
-            return
+    def forget(self, instruction: Instruction) -> None:
+        """What the instruction writes is not known any more, whether it was written or not."""
+        predicates, registers = instruction.written
+        for predicate in predicates:
+            self._predicates[predicate] = None
+        for register in registers:
+            self._registers[register] = None
 
     def _set(self, known: dict[str, Any], name: str, new: Any, guard: Predicate | None) -> None:
-        if guard is None:  # it may have been written or not
-            new, guard = None, _TRUE
+        if new is None or guard is None:  # it may have been written or not
+            known[name] = None
+            return
+        if guard is TRUE and self.active is None:
+            known[name] = new
+            return
         where = guard if self.active is None else guard & self.active
+        before = known.get(name)
         # Of uniform registers and predicates only those warps make use that wrote them.
-        unused = name.startswith("U") and known.get(name) is None
+        unused = name.startswith("U") and before is None
         if where.all() or unused or name not in known:
             known[name] = new
-        elif new is None or known[name] is None:
-            known[name] = None
-        else:
-            known[name] = np.where(where, new, known[name])
+        elif before is not None:
+            known[name] = np.where(where, new, before)
 
     def _plain(self, text: str) -> Value | None:
-        if text in ("RZ", "URZ"):
-            return _ZERO
-        if found := _CONSTANT.match(text):
-            return self._constant(found[2] or "RZ", int(found[1]) * BANK + int(found[3] or "0", 16))
         if text in self._registers:
             return self._registers[text]
-        number = _number(text)
-        return None if number is None else np.array([number])
+        if text in ("RZ", "URZ"):
+            return _ZERO
+        constant = _constant(text)
+        return _number(text) if constant is None else self._loaded(*constant)
 
-    def _constant(self, register: str, offset: int) -> Value | None:
-        index = self.value(register)
-        if index is None or index.min() != index.max():
-            return None
-        known = self.threads.constants.get(int(index[0]) + offset)
+    def _loaded(self, register: str, offset: int) -> Value | None:
+        """A constant, at an offset from what a register holds."""
+        if register not in ("RZ", "URZ"):
+            index = self.value(register)
+            if index is None or index.min() != index.max():
+                return None
+            offset += int(index[0])
+        known = self.threads.constants.get(offset)
         return None if known is None else np.array([known])
+
+
+def _all(values: Iterable[Any]) -> list[Any] | None:
+    """The values, if all are known; what follows an unknown one is not computed."""
+    known = []
+    for value in values:
+        if value is None:
+            return None
+        known.append(value)
+    return known
 
 
 @cache
@@ -169,11 +178,18 @@ def _taken_apart(operand: str) -> tuple[str, bool, str]:
 
 
 @cache
-def _number(text: str) -> int | None:
+def _number(text: str) -> Value | None:
     try:
-        return int(text, 16 if "0x" in text else 10) & MASK
+        return np.array([int(text, 16 if "0x" in text else 10) & MASK])
     except ValueError:
         return None
+
+
+@cache
+def _constant(text: str) -> tuple[str, int] | None:
+    """Register and offset of a constant."""
+    found = _CONSTANT.match(text)
+    return (found[2] or "RZ", int(found[1]) * BANK + int(found[3] or "0", 16)) if found else None
 
 
 @cache
@@ -181,29 +197,7 @@ def further(operand: str, distance: int = 1) -> str:
     """The register so many further on, or the constant so many bytes."""
     if found := _CONSTANT.match(operand):
         return f"c[0x{found[1]}][{found[2] or 'RZ'}+{int(found[3] or '0', 16) + distance:#x}]"
-    register = _REGISTER.match(operand)
+    register = REGISTER.match(operand)
     if register is None:
         raise ValueError(f"{operand} is no register")
     return operand if register[2] == "Z" else f"{register[1]}{int(register[2]) + distance}"
-
-
-def is_predicate(operand: str) -> bool:
-    """Whether it is ``P0``, ``!UPT`` or the like."""
-    return operand.lstrip("!")[:2] in ("P0", "P1", "P2", "P3", "P4", "P5", "P6", "PT", "UP")
-
-
-def _written(instruction: Instruction) -> int:
-    """How many registers an instruction writes at most."""
-    name, modifiers = instruction.name, instruction.modifiers
-    if name in ("HGMMA", "QGMMA", "IGMMA"):
-        (shape,) = (modifier for modifier in modifiers if modifier.startswith("64x"))
-        return int(shape.split("x")[1]) // 2
-    if name in ("HMMA", "IMMA", "QMMA"):
-        return 4
-    if name == "LDTM":
-        return max(int(modifier[1:]) for modifier in modifiers if re.fullmatch(r"x\d+", modifier))
-    if name == "LDSM":
-        return 4 if "4" in modifiers else 2
-    if name in ("LDG", "LDS", "LDL", "LDC", "ULDC", "LDCU", "LD"):
-        return max(1, instruction.bytes // 4)
-    return 2 if modifiers & {"WIDE", "64", "F64"} or name in ("CS2R", "F2F", "I2F", "F2I", "DADD", "DMUL") else 1

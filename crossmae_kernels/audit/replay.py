@@ -5,18 +5,21 @@ next one of the warp follows after the cycles that the assembler put between the
 out are register banks, the instruction cache, and all that the memory system does but deliver so many bytes a cycle.
 """
 
-import heapq
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush, heapreplace
+from typing import Any
 
 from crossmae_kernels.audit.devices import DRAM_LATENCY, L2_LATENCY, SYNCHRONIZATION_LATENCY, Device
-from crossmae_kernels.audit.emulation import SECTOR, Trace
+from crossmae_kernels.audit.emulation import SECTOR, Access, Trace
 from crossmae_kernels.audit.machine_code import Instruction
-from crossmae_kernels.audit.pipes import OWN_PIPES, PIPES, SCHEDULERS, cost_of
+from crossmae_kernels.audit.pipes import OWN_PIPES, PIPES, SCHEDULERS, Cost, cost_of
 
 # Operands are read, and their registers free, so long after a pipe has begun.
 READ = 10
+# A pipe takes so many instructions ahead; beyond that a warp waits with it.
+AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,53 @@ class Replay:
     """Issued, of all warps."""
 
 
+class _Pipe:
+    """What serves one instruction after the other: until when it is taken, and for how many cycles it was."""
+
+    __slots__ = ("busy", "free")
+
+    def __init__(self) -> None:
+        self.busy = self.free = 0.0
+
+    def take(self, earliest: float, cycles: float) -> float:
+        """Take it for so long, as soon as it is free; when that begins."""
+        begin = self.free if self.free > earliest else earliest
+        self.free = begin + cycles
+        self.busy += cycles
+        return begin
+
+
+@dataclass(slots=True)
+class _Step:
+    """An instruction that a program executes, and what its execution has to do with warps and memory."""
+
+    run: "Callable[[_Multiprocessor, _Warp, _Step, float], float | None]"
+    """Take its pipes, once it is issued; returns when they let the warp go on, or None where other warps do."""
+    instruction: Instruction
+    waits: tuple[int, ...]
+    stall: int
+    running: frozenset[int]
+    """Warps that run it."""
+    doing: frozenset[int]
+    """Those of them that it was not predicated off for."""
+    cost: Cost
+    pipes: Sequence[_Pipe]
+    """That it takes, by scheduler."""
+    access: Access | None
+    """Of global memory."""
+    barrier: int | None
+    """As in ``Trace.barriers``."""
+
+
 class _Warp:
     """Where a warp is, and what it waits for."""
 
-    def __init__(self, program: "_Program", number: int, scheduler: int, start: float) -> None:
-        self.program, self.number, self.scheduler = program, number, scheduler
-        self.step = 0
+    def __init__(
+        self, program: "_Program", number: int, steps: Sequence[_Step], scheduler: int, issue: _Pipe, start: float
+    ) -> None:
+        self.program, self.number, self.scheduler, self.issue = program, number, scheduler, issue
+        self.later = iter(steps)
+        self.step = next(self.later, None)
         self.barriers = [start] * 8
         self.copies = start
         """When the asynchronous copies that belong to no group yet are done."""
@@ -85,23 +129,41 @@ class _Multiprocessor:
     def __init__(  # type: ignore[no-untyped-def]
         self, code, trace, device, from_dram, multiprocessors
     ) -> None:
-        self.code: Sequence[Instruction] = code
-        self.trace: Trace = trace
-        self.all = frozenset(range(trace.warps))
-        self.costs = [
-            cost_of(instruction, device, trace.passes.get(place, 1)) for place, instruction in enumerate(code)
-        ]
         self.device: Device = device
         self.from_dram: Mapping[int, float] = from_dram
         l2 = min(device.l2_bytes * device.limits.multiprocessors / multiprocessors, 64.0)
         dram = device.bandwidth * device.bandwidth_share / (device.clock * device.clock_share) / multiprocessors
         self.l2_cycles, self.dram_cycles = SECTOR / l2, SECTOR / dram
-        self.free = {pipe: [0.0] * SCHEDULERS for pipe in PIPES}
-        self.busy = {pipe: [0.0] * SCHEDULERS for pipe in PIPES}
+        self.own = {pipe: [_Pipe() for _ in range(SCHEDULERS)] for pipe in OWN_PIPES}
+        self.shared = {pipe: _Pipe() for pipe in PIPES if pipe not in OWN_PIPES}
+        self.warps: int = trace.warps
+        self.steps = self._steps(code, trace)
         self.queue: list[tuple[float, int, _Warp]] = []
         self.pushed = 0
         self.issued = 0
-        self.now = 0.0
+
+    def _steps(self, code: Sequence[Instruction], trace: Trace) -> list[list[_Step]]:
+        """What each warp executes; executions that are alike, as in a loop, share a step."""
+        shared = {name: [pipe] * SCHEDULERS for name, pipe in self.shared.items()}
+        pipes: Mapping[str, Sequence[_Pipe]] = {**self.own, **shared}
+        every = frozenset(range(trace.warps))
+        found: dict[Any, _Step] = {}
+        steps = []
+        for number, place in enumerate(trace.steps):
+            running, doing = trace.running.get(number, every), trace.doing.get(number, every)
+            access, barrier = trace.accesses.get(number), trace.barriers.get(number)
+            alike = place, running, doing, access, barrier
+            if alike not in found:
+                instruction = code[place]
+                cost = cost_of(instruction, self.device, trace.passes.get(place, 1))
+                plain = access is None and doing == every and instruction.writes == instruction.reads == 7
+                run = _SPECIAL.get(instruction.name) or (_Multiprocessor._plain if plain else _Multiprocessor._execute)
+                stall = max(instruction.stall, 1)
+                found[alike] = _Step(
+                    run, instruction, instruction.waits, stall, running, doing, cost, pipes[cost.pipe], access, barrier
+                )
+            steps.append(found[alike])
+        return [[step for step in steps if warp in step.running] for warp in range(trace.warps)]
 
     def run(self, resident: int, programs: int) -> Replay:
         ends: list[float] = []
@@ -109,11 +171,7 @@ class _Multiprocessor:
         for _ in range(min(resident, programs)):
             self._start(started, 0.0)
             started += 1
-        while self.queue:
-            time, _, warp = heapq.heappop(self.queue)
-            ended = self._advance(warp, time)
-            if ended is None:
-                continue
+        for warp, ended in self._issue():
             warp.program.running -= 1
             if warp.program.running == 0:
                 ends.append(ended)
@@ -123,75 +181,71 @@ class _Multiprocessor:
         if len(ends) < programs:
             raise ValueError(f"{programs - len(ends)} of {programs} programs wait for ever")
         # Stores are on their way when their programs have ended.
-        ends[-1] = max(ends[-1], *(self.free[pipe][0] for pipe in ("L2", "DRAM")))
-        return Replay(tuple(sorted(ends)), {pipe: max(cycles) for pipe, cycles in self.busy.items()}, self.issued)
+        ends[-1] = max(ends[-1], *(self.shared[pipe].free for pipe in ("L2", "DRAM")))
+        busy = {name: max(pipe.busy for pipe in pipes) for name, pipes in self.own.items()}
+        busy |= {name: pipe.busy for name, pipe in self.shared.items()}
+        return Replay(tuple(sorted(ends)), busy, self.issued)
 
     def _start(self, number: int, time: float) -> None:
-        program = _Program(self.trace.warps)
-        for warp in range(self.trace.warps):
-            self._push(time, _Warp(program, warp, (number * self.trace.warps + warp) % SCHEDULERS, time))
+        program = _Program(self.warps)
+        for warp in range(self.warps):
+            scheduler = (number * self.warps + warp) % SCHEDULERS
+            issue = self.own["issue"][scheduler]
+            self._push(time, _Warp(program, warp, self.steps[warp], scheduler, issue, time))
 
     def _push(self, time: float, warp: _Warp) -> None:
         self.pushed += 1
-        heapq.heappush(self.queue, (time, self.pushed, warp))
+        heappush(self.queue, (time, self.pushed, warp))
 
-    def _take(self, pipe: str, scheduler: int, earliest: float, cycles: float) -> float:
-        """Take a pipe for so long, as soon as it is free; when that begins."""
-        free = self.free[pipe]
-        begin = free[scheduler] if free[scheduler] > earliest else earliest
-        free[scheduler] = begin + cycles
-        self.busy[pipe][scheduler] += cycles
-        return begin
+    def _issue(self) -> Iterator[tuple[_Warp, float]]:
+        """Issue instructions, always of the warp that is due first; yields each warp that ends, and when."""
+        queue = self.queue
+        while queue:
+            time, _, warp = heappop(queue)
+            while step := warp.step:
+                for barrier in step.waits:
+                    if warp.barriers[barrier] > time:
+                        time = warp.barriers[barrier]
+                if queue and queue[0][0] < time:
+                    self.pushed += 1
+                    time, _, warp = heapreplace(queue, (time, self.pushed, warp))
+                    continue
+                time = warp.issue.take(time, 1)
+                self.issued += 1
+                warp.step = next(warp.later, None)
+                after = step.run(self, warp, step, time)
+                if after is None:
+                    break  # it waits for other warps
+                time += step.stall
+                if after > time:
+                    time = after
+            else:
+                yield warp, time
 
-    def _advance(self, warp: _Warp, time: float) -> float | None:
-        """Issue instructions of a warp until another is due; when it ended, if it did."""
-        steps, code, running = self.trace.steps, self.code, self.trace.running
-        while warp.step < len(steps):
-            step = warp.step
-            if step in running and warp.number not in running[step]:
-                warp.step += 1
-                continue
-            instruction = code[steps[step]]
-            for barrier in instruction.waits:
-                if warp.barriers[barrier] > time:
-                    time = warp.barriers[barrier]
-            if self.queue and self.queue[0][0] < time:
-                self._push(time, warp)
-                return None
-            time = self._take("issue", warp.scheduler, time, 1)
-            self.issued += 1
-            warp.step += 1
-            after = self._execute(warp, step, instruction, time)
-            if after is None:
-                return None  # it waits for other warps
-            time = max(after, time + max(instruction.stall, 1))
-        return time
+    def _plain(self, warp: _Warp, step: _Step, time: float) -> float:
+        """What takes one pipe and sets no barrier, as most instructions do."""
+        cycles = step.cost.cycles
+        return step.pipes[warp.scheduler].take(time, cycles) - AHEAD * cycles if cycles else time
 
-    def _execute(self, warp: _Warp, step: int, instruction: Instruction, time: float) -> float | None:
-        """Let an issued instruction take its pipes; from when on the warp may go on, as far as it decides."""
-        name = instruction.name
-        special = _SPECIAL.get(name)
-        if special is not None:
-            return special(self, warp, step, instruction, time)
-        cost = self.costs[self.trace.steps[step]]
+    def _execute(self, warp: _Warp, step: _Step, time: float) -> float:
+        """What is not special."""
+        cost, instruction = step.cost, step.instruction
         begin = time
-        doing = self.trace.doing.get(step, self.all)
-        if cost.cycles and warp.number in doing:
-            scheduler = warp.scheduler if cost.pipe in OWN_PIPES else 0
-            begin = self._take(cost.pipe, scheduler, time, cost.cycles)
+        if cost.cycles and warp.number in step.doing:
+            begin = step.pipes[warp.scheduler].take(time, cost.cycles)
         done = begin + cost.latency
-        access = self.trace.accesses.get(step)
-        if access is not None and warp.number in doing:
-            if name != "LDGSTS":  # what is copied has been counted where it is written to shared memory
-                begin = self._take("shared memory", 0, begin, max(1.0, access.sectors / len(doing) / 4))
-            done = self._memory(access, len(doing), begin)
-            warp.copies = max(warp.copies, done) if name == "LDGSTS" else warp.copies
+        access = step.access
+        if access is not None and warp.number in step.doing:
+            warps, copied = len(step.doing), instruction.name == "LDGSTS"
+            if not copied:  # what is copied has been counted where it is written to shared memory
+                begin = self.shared["shared memory"].take(begin, max(1.0, access.sectors / warps / 4))
+            done = self._memory(access, warps, begin)
+            warp.copies = max(warp.copies, done) if copied else warp.copies
         if instruction.writes != 7:
             warp.barriers[instruction.writes] = max(warp.barriers[instruction.writes], done)
         if instruction.reads != 7:
             warp.barriers[instruction.reads] = max(warp.barriers[instruction.reads], begin + READ)
-        # A pipe takes a few instructions ahead; beyond that the warp waits with it.
-        return max(time, begin - 8 * cost.cycles)
+        return begin - AHEAD * cost.cycles
 
     def _memory(self, access, warps: int, time: float) -> float:  # type: ignore[no-untyped-def]
         """Fetch or store a warp's sectors; when they are there."""
@@ -199,18 +253,17 @@ class _Multiprocessor:
         share = self.from_dram.get(access.region, 1.0)
         if not sectors:
             return time + 40
-        begin = self._take("L2", 0, time, sectors * self.l2_cycles)
-        begin = max(begin, self._take("DRAM", 0, time, sectors * share * self.dram_cycles))
+        begin = self.shared["L2"].take(time, sectors * self.l2_cycles)
+        begin = max(begin, self.shared["DRAM"].take(time, sectors * share * self.dram_cycles))
         return begin + L2_LATENCY + share * (DRAM_LATENCY - L2_LATENCY)
 
-    def _synchronize(self, warp, step, instruction, time):  # type: ignore[no-untyped-def]
+    def _synchronize(self, warp: _Warp, step: _Step, time: float) -> float | None:
         """``BAR.SYNC``: the program's warps, or as many as the barrier is told, wait for each other."""
-        if "ARV" in instruction.modifiers:
+        if "ARV" in step.instruction.modifiers:
             return time
-        operands = instruction.operands
+        operands = step.instruction.operands
         barrier = operands[0] if operands else "0x0"
-        running = self.trace.running.get(step)
-        count = self.trace.warps if running is None else len(running)
+        count = len(step.running)
         if len(operands) > 1 and operands[1].startswith("0x"):
             count = int(operands[1], 16) // 32
         waiting = warp.program.waiting.setdefault(barrier, [])
@@ -223,49 +276,49 @@ class _Multiprocessor:
             self._push(last, other)
         return None
 
-    def _commit_copies(self, warp, step, instruction, time):  # type: ignore[no-untyped-def]
+    def _commit_copies(self, warp: _Warp, step: _Step, time: float) -> float | None:
         warp.groups.append(warp.copies)
+        instruction = step.instruction
         if instruction.writes != 7:
             warp.barriers[instruction.writes] = max(warp.barriers[instruction.writes], warp.copies)
         return time
 
-    def _await_copies(self, warp, step, instruction, time):  # type: ignore[no-untyped-def]
+    def _await_copies(self, warp: _Warp, step: _Step, time: float) -> float | None:
         """``DEPBAR.LE SB0, 0x2``: at most two groups are under way."""
-        left = int(instruction.operands[1], 16) if len(instruction.operands) > 1 else 0
+        left = int(step.instruction.operands[1], 16) if len(step.instruction.operands) > 1 else 0
         done = list(warp.groups)[: len(warp.groups) - left]
         return max([time, *done])
 
-    def _multiply(self, warp, step, instruction, time):  # type: ignore[no-untyped-def]
-        cost = self.costs[self.trace.steps[step]]
+    def _multiply(self, warp: _Warp, step: _Step, time: float) -> float | None:
+        cost = step.cost
         # What it reads is counted now, when it waits in line: reads of who comes in between would else wait behind it.
-        self._take("shared memory", 0, time, cost.shared)
-        begin = self._take("tensor cores", warp.scheduler, time, cost.cycles)
-        if "gsb0" in instruction.operands:
+        self.shared["shared memory"].take(time, cost.shared)
+        begin = step.pipes[warp.scheduler].take(time, cost.cycles)
+        if "gsb0" in step.instruction.operands:
             warp.products.append(begin + cost.latency)
         return time
 
-    def _await_products(self, warp, step, instruction, time):  # type: ignore[no-untyped-def]
+    def _await_products(self, warp: _Warp, step: _Step, time: float) -> float | None:
         """``WARPGROUP.DEPBAR.LE gsb0, 0x1``; a warp that arrives waits for nothing."""
-        if "DEPBAR" not in instruction.modifiers:
+        if "DEPBAR" not in step.instruction.modifiers:
             return time
-        left = int(instruction.operands[1], 16)
+        left = int(step.instruction.operands[1], 16)
         done = list(warp.products)[: len(warp.products) - left]
         return max([time, *done])
 
-    def _asynchronous(self, warp, step, instruction, time):  # type: ignore[no-untyped-def]
+    def _asynchronous(self, warp: _Warp, step: _Step, time: float) -> float | None:
         """TMA, products of tensor memory, and the memory barriers that tell when they are done."""
-        if warp.number not in self.trace.doing.get(step, ()):
+        if step.barrier is None or warp.number not in step.doing:
             return time
-        program, name, address = warp.program, instruction.name, self.trace.barriers[step]
+        program, name, address = warp.program, step.instruction.name, step.barrier
         if name == "UTCHMMA":
-            cost = cost_of(instruction, self.device, 0, address)
-            warp.product = self._take("all tensor cores", 0, time, cost.cycles) + cost.latency
+            cost = cost_of(step.instruction, self.device, 0, address)
+            warp.product = self.shared["all tensor cores"].take(time, cost.cycles) + cost.latency
         elif name == "UTCBAR":
             self._complete(program, address, warp.product)
-        elif "ARRIVE" in instruction.modifiers:
-            access = self.trace.accesses.get(step)
-            self._complete(program, address, self._memory(access, 1, time) if access else time)
-        elif "PHASECHK" in instruction.modifiers:
+        elif "ARRIVE" in step.instruction.modifiers:
+            self._complete(program, address, self._memory(step.access, 1, time) if step.access else time)
+        elif "PHASECHK" in step.instruction.modifiers:
             return self._await_phase(warp, address, time)
         return time
 

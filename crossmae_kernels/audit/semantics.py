@@ -6,15 +6,15 @@ import numpy as np
 
 from crossmae_kernels.audit import integers
 from crossmae_kernels.audit.integers import MASK, Predicate, Value
-from crossmae_kernels.audit.machine_code import Instruction
-from crossmae_kernels.audit.operands import Operands, further, is_predicate
+from crossmae_kernels.audit.machine_code import Instruction, is_predicate
+from crossmae_kernels.audit.operands import Operands, further
 
 
 def execute(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
     """Compute what can be computed; what other instructions write is not known."""
-    run = _SEMANTICS.get(instruction.name) or _SEMANTICS.get(instruction.name.removeprefix("U"))
+    run = _SEMANTICS.get(instruction.name)
     if run is None:
-        state.forget(instruction, guard)
+        state.forget(instruction)
     else:
         run(state, instruction, guard)
 
@@ -151,7 +151,7 @@ def _extremum(state: Operands, instruction: Instruction, guard: Predicate | None
     _, sources, choosers = _taken_apart(others)
     values, least = state.values(sources), state.predicate(choosers[-1]) if choosers else None
     if least is None or values is None or len(values) != 2:
-        state.forget(instruction, guard)
+        state.forget(instruction)
         return
     a, b = values if "U32" in instruction.modifiers else map(integers.signed, values)
     state.set_value(destination, np.asarray(np.where((a < b) == least, *values), np.int64), guard)
@@ -160,7 +160,7 @@ def _extremum(state: Operands, instruction: Instruction, guard: Predicate | None
 def _move(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
     destination, source = instruction.operands[0], instruction.operands[-1 if instruction.name == "R2UR" else 1]
     if "128" in instruction.modifiers:
-        state.forget(instruction, guard)
+        state.forget(instruction)
         for low in (0, 2):
             part = state.wide(further(source, 4 * low))
             state.set_wide(further(destination, low), part, guard)
@@ -183,7 +183,7 @@ def _packed_constant(state: Operands, instruction: Instruction, guard: Predicate
     """``HFMA2 R0, -RZ, RZ, 0, 5.96e-08`` is how the assembler moves a small number."""
     destination, *sources = instruction.operands
     if [source.lstrip("-") for source in sources[:2]] != ["RZ", "RZ"] or len(sources) < 4:
-        state.forget(instruction, guard)
+        state.forget(instruction)
         return
     upper, lower = (int(np.float16(float(source)).view(np.uint16)) for source in sources[2:4])
     state.set_value(destination, np.array([upper << 16 | lower]), guard)
@@ -198,7 +198,7 @@ def _vote(state: Operands, instruction: Instruction, guard: Predicate | None) ->
     """``VOTEU.ANY UP0, P1``: whether it holds for any or for all threads of a warp."""
     voted = state.predicate(instruction.operands[-1])
     if not is_predicate(instruction.operands[0]) or voted is None:
-        state.forget(instruction, guard)
+        state.forget(instruction)
         return
     over = np.logical_and if "ALL" in instruction.modifiers else np.logical_or
     threads = np.arange(state.threads.count)
@@ -235,7 +235,7 @@ def _reciprocal(state: Operands, instruction: Instruction, guard: Predicate | No
     """Divisions by a number that is not constant begin with it."""
     a = state.value(instruction.operands[1])
     if a is None or "RCP" not in instruction.modifiers:
-        state.forget(instruction, guard)
+        state.forget(instruction)
         return
     with np.errstate(all="ignore"):
         state.set_value(instruction.operands[0], integers.bits_of(np.float32(1) / integers.as_float(a)), guard)
@@ -283,3 +283,5 @@ _SEMANTICS: dict[str, Callable[[Operands, Instruction, Predicate | None], None]]
     "UTCATOMSWS": _arrived,
     "MUFU": _reciprocal,
 }
+# What works on uniform registers is named by a U more.
+_SEMANTICS = {**{f"U{name}": run for name, run in _SEMANTICS.items()}, **_SEMANTICS}

@@ -3,14 +3,19 @@
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from uninterpreted import run
 
 from crossmae.commands.cli import main
+from crossmae.model.config import crossmae_and_mae
 from crossmae_kernels.audit.devices import DEVICES
 
+KERNELS = {"mlp": "gemm_kernel", "cross_attention": "short_forward_kernel",
+           "cross_attention_backward": "short_backward_kernel"}  # fmt: skip
 ROOT = Path(__file__).parents[3]
 
 
@@ -23,7 +28,7 @@ def environment(monkeypatch):
 def part(stage, operation, milliseconds, limiter="DRAM", method="machine code", flops=0):
     from crossmae.planning.step import Kernel, Part
 
-    kernel = Kernel(f"{operation}_kernel", method, 2, 1e3 * milliseconds, limiter, 2**20)
+    kernel = Kernel(KERNELS.get(operation, operation), method, 2, 1e3 * milliseconds, limiter, 2**20)
     return Part(stage, operation, method == "machine code", 2, flops, (kernel,))
 
 
@@ -35,12 +40,20 @@ def steps():
     return {"CrossMAE": ours, "MAE <&>": [part("encoder", "addmm", 5, method="ceilings", flops=10**9)]}
 
 
+def subject(batch):
+    from crossmae.planning.page import Subject
+
+    configs = dict(zip(("CrossMAE", "MAE"), crossmae_and_mae("crossmae_vit_base_patch16"), strict=True))
+    configs["MAE"] = replace(configs["MAE"], residual="autocast", hidden_layer="save")
+    return Subject("crossmae_vit_base_patch16", configs, DEVICES["h100"], batch, torch.bfloat16, 0.75)
+
+
 @pytest.fixture
 def page(steps, tmp_path):
     pytest.importorskip("plotly")
-    from crossmae.planning.page import Subject, write_page
+    from crossmae.planning.page import write_page
 
-    write_page(Subject("crossmae_vit_tiny_patch4", DEVICES["h100"], 100, torch.bfloat16), steps, tmp_path / "page.html")
+    write_page(subject(100), steps, tmp_path / "page.html")
     return (tmp_path / "page.html").read_text("utf-8")
 
 
@@ -58,10 +71,35 @@ def test_it_says_what_is_predicted_with_the_published_error_beside_it(page):
     assert accuracy() in head
 
 
+def test_it_says_what_its_numbers_are_for(page):
+    """196 patches, of which 147 are masked."""
+    head = page.partition("<h2>")[0]
+    assert "one step of pretraining on one H100 with a batch of 100 images, in bfloat16" in head
+    assert "The encoder sees 0.25 of the patches" in head
+    assert [re.findall(r"<td>(.*?)</td>", row) for row in rows(head)[:2]] == [
+        ["CrossMAE", "224x224", "12 blocks", "0.25 (49 of 196 patches)", "float32", "recomputed in the backward pass"],
+        ["MAE", "224x224", "8 blocks", "0.75 (147 of 196 patches)", "bfloat16", "saved"],
+    ]
+
+
+def test_every_kernel_is_described():
+    """By the names that the modules of kernels define."""
+    names = "from crossmae_kernels.audit.cases import kernel_names; print(*kernel_names())"
+    described = (
+        "from crossmae.planning.descriptions import description_of; print(*map(description_of, names), sep='\\n')"
+    )
+    lines = run("-c", f"{names}; names = kernel_names(); {described}").splitlines()
+    assert len(lines[0].split()) == len(lines[1:]) >= 20
+    assert all(lines[1:])
+
+
+def rows(page):
+    return re.findall(r"<tr>(?:<td>.*?</td>)+</tr>", page)
+
+
 def test_the_table_holds_intervals(page):
     """2 ms / 1.35 to 2 ms x 1.35, the decoder's 1 ms likewise, and 2 of MAE's 5 ms."""
-    cells = re.findall(r"<tr>(?:<td>.*?</td>)+</tr>", page)[0]
-    assert re.findall(r"<td>(.*?)</td>", cells) == [
+    assert re.findall(r"<td>(.*?)</td>", rows(page)[2]) == [
         "CrossMAE", "1.48 to 2.7", "37,037 to 67,500", "0.741 to 1.35", "0.40"
     ]  # fmt: skip
     assert "MAE &lt;&amp;&gt;" in page
@@ -78,7 +116,7 @@ def test_the_published_error_is_that_of_the_document():
 
 def test_charts_hold_what_is_there(steps):
     pytest.importorskip("plotly")
-    from crossmae.planning.page import Subject, decoder_chart, kernel_chart, rooflines, step_chart
+    from crossmae.planning.page import decoder_chart, kernel_chart, rooflines, step_chart
 
     stages = {trace.name: list(trace.x) for trace in step_chart(steps).data if trace.type == "bar"}
     assert stages["encoder"] == [1, 5]
@@ -86,9 +124,14 @@ def test_charts_hold_what_is_there(steps):
     kinds = {trace.name: list(trace.x) for trace in decoder_chart(steps).data if trace.type == "bar"}
     assert kinds["attention"] == [1, 0]
     assert sum(map(sum, kinds.values())) == 1
-    kernels = {trace.name: list(trace.y) for trace in kernel_chart(steps["CrossMAE"]).data}
-    assert kernels == {"tensor cores": ["mlp"], "latency": ["cross attention backward"], "DRAM": ["cross attention"]}
-    roof, *points = rooflines(Subject("", DEVICES["h100"], 1, torch.bfloat16), steps).data
+    kernels = {trace.name: [re.sub("<.*?>", " ", label) for label in trace.y]
+               for trace in kernel_chart(steps["CrossMAE"]).data}  # fmt: skip
+    assert kernels == {
+        "tensor cores": ["matrix product with bias, GELU or residual  gemm_kernel "],
+        "latency": ["attention to few keys, backward  short_backward_kernel "],
+        "DRAM": ["attention to few keys  short_forward_kernel "],
+    }
+    roof, *points = rooflines(subject(1), steps).data
     # 90 % of 3.35 TB/s at one FLOP a byte; 97 % of 989 TFLOPS.
     assert roof.y[0] == pytest.approx(3.015)
     assert roof.y[-1] == pytest.approx(0.97 * 989.4, rel=1e-3)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import fields
 
 import pytest
 from uninterpreted import run
@@ -12,7 +13,7 @@ from crossmae.planning.fleet import Fleet
 from crossmae.planning.hosts import HOSTS
 from crossmae.planning.report import time
 from crossmae.planning.step import STAGES, Kernel, Part
-from crossmae.training.recipe import Recipe
+from crossmae.training.recipe import Recipe, RunOptions
 from crossmae_kernels.audit.devices import DEVICES
 
 GIB = 2**30
@@ -109,6 +110,31 @@ def test_the_other_decoder_stands_beside_it(capsys):
     assert cost.counterpart(other).model == "crossmae_vit_base_patch16"
 
 
+def test_a_recipe_of_a_run_is_planned_without_what_leaves_its_cost_as_it_is(capsys, tmp_path):
+    """cpu_trial says how often it saves; the file says all that a run may."""
+    words = ["--recipe", "cpu_trial", "--gpus", "1"]
+    assert main(["plan", *words]) == 1
+    assert capsys.readouterr().err.endswith("give the number of those in digits with --images\n")
+    found = numbers(capsys, *words, "--images", "1437")["crossmae_vit_tiny_patch4"]
+    assert (found["steps"], found["batch_size"], found["images"]) == (600, 128, 1_437)
+    assert found["seconds"]["run"]["predicted"] == pytest.approx(600 * (2 * 0.0105 + 0.001))
+    run = {"out": "elsewhere", "resume": "never", "devices": 2, "dry_run": True, "strict": True, "log_every": 5,
+           "save_every": 3, "keep_last": 1, "keep_every": 6, "pictures_every": 2, "probe_every": 2,
+           "probe_images": 9, "strategy": "auto"}  # fmt: skip
+    assert {*run} == {field.name for field in fields(RunOptions)}
+    settings = {"batch_size": 512, "epochs": 3, "data": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}
+    (tmp_path / "run.yaml").write_text(json.dumps(settings | run))
+    (tmp_path / "plan.yaml").write_text(json.dumps(settings))
+    costs = [numbers(capsys, "--recipe", str(tmp_path / name)) for name in ("run.yaml", "plan.yaml")]
+    assert costs[0] == costs[1]
+    (tmp_path / "fsdp.yaml").write_text("strategy: fsdp")
+    assert numbers(capsys, "--recipe", str(tmp_path / "fsdp.yaml"))["mae_vit_base_patch16"]["strategy"] == "fsdp"
+    (tmp_path / "wrong.yaml").write_text("save_ever: 3")
+    with pytest.raises(SystemExit):
+        main(["plan", "--recipe", str(tmp_path / "wrong.yaml")])
+    assert "does not accept option 'save_ever'" in capsys.readouterr().err
+
+
 def test_a_gpu_may_be_in_capitals(capsys):
     assert numbers(capsys, *ONE, "--device", "H100")["mae_vit_base_patch16"]["device"] == "h100"
 
@@ -130,16 +156,6 @@ def test_what_is_taken_for_granted_is_said(capsys):
     ):  # fmt: skip
         assert words in text
     assert "eager Python needs" not in text
-
-
-def test_a_recipe_may_say_how_its_run_is_saved_and_watched(capsys):
-    """600 steps of 128 images on a laptop: 10.5 ms for 64 images, and a millisecond of the optimizer."""
-    words = ["--recipe", "cpu_trial", "--gpus", "1", "--images", "1437", "--micro-batch", "64"]
-    found = numbers(capsys, *words)["crossmae_vit_tiny_patch4"]
-    assert found["seconds"]["run"]["predicted"] == pytest.approx(600 * (2 * 0.0105 + 0.001))
-    with pytest.raises(SystemExit):
-        plan(capsys, *words, "--save-every", "15")
-    assert "save" in capsys.readouterr().err
 
 
 def test_waiting_for_python_is_said(capsys):

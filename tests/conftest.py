@@ -63,6 +63,7 @@ NEEDED = {
     "crossmae/test_commands_in_docs.py": ("jsonargparse", "tabulate", "matplotlib", *TRAINING),
     "crossmae/training": TRAINING,
     "benchmarks/test_plans.py": ("numpy", "tabulate", *TRAINING),
+    "benchmarks/test_predictions.py": ("scipy", "tabulate"),
     "benchmarks/test_report.py": ("matplotlib", "tabulate"),
     "benchmarks/test_residuals.py": ("matplotlib", "tabulate", *TRAINING),
     "benchmarks/test_study.py": ("matplotlib", "tabulate", *TRAINING),

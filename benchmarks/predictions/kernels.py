@@ -15,6 +15,103 @@ def softmax_kernel(x, out, rows, columns, x_row, out_row, BLOCK: tl.constexpr, S
 
 
 @triton.jit
+def add_kernel(x, y, out, count, BLOCK: tl.constexpr):
+    """Sum of two vectors."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.load(x + place, mask=place < count) + tl.load(y + place, mask=place < count)
+    tl.store(out + place, total, mask=place < count)
+
+
+@triton.jit
+def layer_norm_kernel(x, out, weight, bias, means, scales, columns, eps, BLOCK: tl.constexpr):
+    """A row of a matrix for each program, read once."""
+    row, column = tl.program_id(0), tl.arange(0, BLOCK)
+    inside = column < columns
+    values = tl.load(x + row * columns + column, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.sum(values, 0) / columns
+    centred = tl.where(inside, values - mean, 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, 0) / columns + eps)
+    tl.store(means + row, mean)
+    tl.store(scales + row, scale)
+    _write_normalized(centred * scale, out + row * columns, weight, bias, column, inside)
+
+
+@triton.jit
+def layer_norm_in_passes_kernel(x, out, weight, bias, means, scales, columns, eps, BLOCK: tl.constexpr):
+    """The same, with a loop over the row for the mean, one for the deviation and one for the result."""
+    row, column = tl.program_id(0), tl.arange(0, BLOCK)
+    x += row * columns
+    sums, squares = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, columns, BLOCK):
+        sums += tl.load(x + first + column, mask=first + column < columns, other=0.0).to(tl.float32)
+    mean = tl.sum(sums, 0) / columns
+    for first in range(0, columns, BLOCK):
+        inside = first + column < columns
+        centred = tl.load(x + first + column, mask=inside, other=0.0).to(tl.float32) - mean
+        squares += tl.where(inside, centred * centred, 0.0)
+    scale = 1 / tl.sqrt(tl.sum(squares, 0) / columns + eps)
+    tl.store(means + row, mean)
+    tl.store(scales + row, scale)
+    for first in range(0, columns, BLOCK):
+        inside = first + column < columns
+        values = tl.load(x + first + column, mask=inside, other=0.0).to(tl.float32)
+        _write_normalized((values - mean) * scale, out + row * columns, weight, bias, first + column, inside)
+
+
+@triton.jit
+def _write_normalized(normalized, out, weight, bias, column, inside):
+    weights, biases = tl.load(weight + column, mask=inside), tl.load(bias + column, mask=inside)
+    tl.store(out + column, (normalized * weights + biases).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def layer_norm_backward_kernel(
+    x, dx, dy, weight, means, scales, dweights, dbiases, locks, columns,
+    GROUPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradient of a row; what it adds to weight and bias goes to the sums of its group, one program at a time."""
+    row, column = tl.program_id(0), tl.arange(0, BLOCK)
+    inside, group = column < columns, row % GROUPS
+    values = tl.load(x + row * columns + column, mask=inside, other=0.0).to(tl.float32)
+    gradient = tl.load(dy + row * columns + column, mask=inside, other=0.0).to(tl.float32)
+    weighted = gradient * tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.load(scales + row)
+    normalized = tl.where(inside, (values - tl.load(means + row)) * scale, 0.0)
+    along, mean = tl.sum(normalized * weighted, 0) / columns, tl.sum(weighted, 0) / columns
+    tl.store(dx + row * columns + column, (weighted - normalized * along - mean) * scale, mask=inside)
+    dweight = (gradient * normalized).to(dweights.dtype.element_ty)
+    dbias = gradient.to(dbiases.dtype.element_ty)
+    dweights += group * columns
+    dbiases += group * columns
+    while tl.atomic_cas(locks + group, 0, 1) == 1:
+        pass
+    if tl.load(locks + GROUPS + group) == 0:
+        tl.atomic_xchg(locks + GROUPS + group, 1)
+    else:
+        dweight += tl.load(dweights + column, mask=inside)
+        dbias += tl.load(dbiases + column, mask=inside)
+    tl.store(dweights + column, dweight, mask=inside)
+    tl.store(dbiases + column, dbias, mask=inside)
+    tl.debug_barrier()
+    tl.atomic_xchg(locks + group, 0)
+
+
+@triton.jit
+def group_sums_kernel(dweights, dbiases, dweight, dbias, groups, columns, M: tl.constexpr, N: tl.constexpr):
+    """Sums over the groups of ``layer_norm_backward_kernel``."""
+    column = tl.program_id(0) * N + tl.arange(0, N)
+    weights, biases = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
+    for first in range(0, groups, M):
+        group = first + tl.arange(0, M)
+        inside = (group < groups)[:, None] & (column < columns)[None, :]
+        place = group[:, None] * columns + column[None, :]
+        weights += tl.load(dweights + place, mask=inside, other=0.0)
+        biases += tl.load(dbiases + place, mask=inside, other=0.0)
+    tl.store(dweight + column, tl.sum(weights, 0), mask=column < columns)
+    tl.store(dbias + column, tl.sum(biases, 0), mask=column < columns)
+
+
+@triton.jit
 def product_of_tile(
     a, b, out, tile, m, n, k, a_row, b_inner, b_outer,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr,

@@ -108,10 +108,9 @@ def test_the_table_holds_intervals(page):
 def test_the_published_error_is_that_of_the_document():
     from crossmae_kernels.audit.prediction import JUDGED, MEDIAN_ERROR, SPREAD, WORST_ERROR
 
-    text = (ROOT / "docs" / "predictions.md").read_text("utf-8")
+    text = " ".join((ROOT / "docs" / "predictions.md").read_text("utf-8").split())
     sentence = rf"median error is {MEDIAN_ERROR:.0%} and the worst {WORST_ERROR:.0%}; .* to \+{SPREAD:.0%}"
-    assert re.search(rf"For the {JUDGED} times .*", text)
-    assert re.search(sentence, text)
+    assert re.search(rf"For the {JUDGED} times of kernels that nothing was fitted to, the {sentence}", text)
 
 
 def test_charts_hold_what_is_there(steps):

@@ -39,12 +39,12 @@ def sum_kernel(x, y, out, rows, WIDTH: tl.constexpr, BLOCK: tl.constexpr, AGAIN:
 ROWS, WIDTH = 4096, 256
 
 
-def figures_of(device="h100", block=16, again=False, turned=False, programs=128, **options):
+def figures_of(device="h100", block=16, again=False, turned=False, programs=128, rows=ROWS, **options):
     where = DEVICES[device]
     with record(where.limits) as launches:
-        x = torch.empty(ROWS, WIDTH, dtype=torch.bfloat16)
+        x = torch.empty(rows, WIDTH, dtype=torch.bfloat16)
         sum_kernel[(programs,)](
-            x, torch.empty_like(x), torch.empty_like(x), ROWS, WIDTH=WIDTH, BLOCK=block, AGAIN=again, TURNED=turned,
+            x, torch.empty_like(x), torch.empty_like(x), rows, WIDTH=WIDTH, BLOCK=block, AGAIN=again, TURNED=turned,
             **options,
         )
     kernel = compile_launch(launches[0], where.limits.capability)
@@ -58,6 +58,7 @@ print(json.dumps({
     "plain": plain,
     "ampere": figures_of("a100"),
     "fewer programs": figures_of(programs=64),
+    "many programs": figures_of(block=4, programs=2**16, rows=2**18),
     "again": growth(plain, figures_of(again=True)),
     "turned": growth(plain, figures_of(turned=True)),
     "spilled": growth(plain, figures_of(block=128, maxnreg=32)),
@@ -92,6 +93,15 @@ def test_no_time_is_less_than_what_bandwidth_leaves(found):
     for name, device in (("plain", DEVICES["h100"]), ("ampere", DEVICES["a100"])):
         least = found[name]["moved"] / (device.bandwidth * 1e3)
         assert least < found[name]["microseconds"] < 10 * least + device.launch
+
+
+def test_many_short_programs_take_what_bandwidth_leaves(found):
+    """The first of them all wait for memory at once, which those that follow do not."""
+    from crossmae_kernels.audit.ceilings import bandwidth
+    from crossmae_kernels.audit.devices import DEVICES
+
+    moving = 3 * 2**18 * 256 * 2 / bandwidth(DEVICES["h100"])
+    assert 1 < found["many programs"]["microseconds"] / moving < 1.08
 
 
 def test_planted_regressions_are_caught_and_placed(found):

@@ -180,7 +180,8 @@ def tune(
 ) -> None:
     """Tune the operations of a model for this GPU before training.
 
-    Runs a training step and a validation step and times, for each operation, its alternative implementations (library
+    Runs training steps and validation steps, as models are by default and as the recipes for GPUs set them (residual,
+    hidden_layer; or as model_options say), and times, for each operation, its alternative implementations (library
     products included) and the tiles of each kernel, however long that takes. Prints the default choice, the fastest and
     the gain. The choices are saved for later processes on the same GPU model with the same versions.
 

@@ -11,6 +11,12 @@ from crossmae.training.recipe import Precision
 from crossmae_kernels.runtime.records import cache_directory
 from crossmae_kernels.runtime.tuning import Finding, findings, tuning_mode
 
+# Forms depend on both: as ``create_model`` makes models, and as the recipes for GPUs do.
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"residual": "float32", "hidden_layer": "recompute"},
+    {"residual": "autocast", "hidden_layer": "save"},
+)
+
 
 def run(model: str, batch: int, precision: Precision, prediction_ratio: float | None, options: dict[str, Any]) -> None:
     """Take a training step and a validation step with tuning enabled, and print the results."""
@@ -18,9 +24,19 @@ def run(model: str, batch: int, precision: Precision, prediction_ratio: float | 
         raise RuntimeError("tuning needs a CUDA device to time kernels on, and there is none")
     if batch < 1:
         raise ValueError(f"batch must be positive, got {batch}")
-    take_steps(model, batch, precision, prediction_ratio, options, torch.device("cuda"))
+    for settings in settings_with(options):
+        take_steps(model, batch, precision, prediction_ratio, settings, torch.device("cuda"))
     print(table(findings()))
     print(f"\nRecords: {cache_directory()}")
+
+
+def settings_with(options: dict[str, Any]) -> list[dict[str, Any]]:
+    """The options with each of the settings that they leave open, every combination once."""
+    found: list[dict[str, Any]] = []
+    for settings in SETTINGS:
+        if (combined := {**settings, **options}) not in found:
+            found.append(combined)
+    return found
 
 
 def take_steps(

@@ -1,4 +1,4 @@
-"""Add bfloat16 to Triton's interpreter.
+"""Mend Triton's interpreter: bfloat16, sums, and its speed.
 
 The interpreter stores bfloat16 as uint16 and computes with these integers: 1 + 1 is 1.7e38. Casts from float32
 truncate, so a NaN with a low payload becomes infinite. Here the values are arrays of ``ml_dtypes.bfloat16``, a dtype
@@ -7,9 +7,9 @@ even. Three places in the interpreter define bfloat16: its NumPy dtype, casts fr
 missing. All others work on any array: loads and stores copy bytes, and products are computed in the accumulator's
 dtype.
 
-Triton's float8, casts with other rounding modes, and everything that is not bfloat16 are unchanged. The interpreter
-verifies arithmetic; it shows neither the tile layouts of a compiled kernel nor the order and width in which tensor
-cores accumulate.
+In every dtype, sums over an axis are taken in pairs, and functions are prepared once per launch. Triton's float8 and
+casts with other rounding modes are unchanged. The interpreter verifies arithmetic; it shows neither the tile layouts of
+a compiled kernel nor the order and width in which tensor cores accumulate.
 """
 
 import functools
@@ -34,15 +34,17 @@ def refusals(dtypes: Collection[torch.dtype]) -> tuple[str, ...]:
 
 @functools.cache
 def teach() -> None:
-    """From now on, let the interpreter compute in bfloat16 in this process, and run faster, if its version is known.
+    """From now on, let the interpreter sum in pairs in this process, and compute in bfloat16, if its version is known.
 
-    This affects all other kernels in the interpreter too, whose bfloat16 results were meaningless before.
+    This affects all other kernels in the interpreter too, whose bfloat16 results were meaningless before. bfloat16
+    needs ``ml_dtypes``.
     """
-    if _bfloat16_refusals():
+    if not _is_known():
         return
     from triton.runtime import interpreter
 
-    _teach_bfloat16(interpreter)
+    if not _bfloat16_refusals():
+        _teach_bfloat16(interpreter)
     _sum_in_pairs(interpreter)
     _prepare_once_a_launch(interpreter)
 
@@ -121,10 +123,14 @@ def _prepare_once_a_launch(interpreter: Any) -> None:
 def _bfloat16_refusals() -> tuple[str, ...]:
     if not installed("ml_dtypes"):
         return (f"bfloat16 in Triton's interpreter {MissingPackageError(('ml_dtypes',), 'interpreter')}",)
-    version = _version("triton") or "an unknown one"
-    if ".".join(version.split(".")[:2]) in TRITON_VERSIONS:
+    if _is_known():
         return ()
+    version = _version("triton") or "an unknown one"
     return (f"bfloat16 in Triton's interpreter needs Triton {', '.join(TRITON_VERSIONS)}, but this is {version}",)
+
+
+def _is_known() -> bool:
+    return ".".join((_version("triton") or "").split(".")[:2]) in TRITON_VERSIONS
 
 
 @functools.cache

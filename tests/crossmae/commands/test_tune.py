@@ -4,6 +4,7 @@ import torch
 
 from crossmae.commands import tune
 from crossmae.commands.cli import main
+from crossmae.training.recipe import read_recipes
 from crossmae_kernels.runtime import tuning
 from crossmae_kernels.runtime.dispatch import default_implementation
 
@@ -49,3 +50,13 @@ def test_without_a_gpu_there_is_nothing_to_time(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert main(["tune", "--batch", "0"]) == 1
     assert capsys.readouterr().err == "crossmae tune: batch must be positive, got 0\n"
+
+
+def test_both_kinds_of_model_are_tuned_unless_options_decide():
+    plain, recipes = tune.settings_with({"decoder_depth": 8})
+    assert plain == {"residual": "float32", "hidden_layer": "recompute", "decoder_depth": 8}
+    assert recipes == {"residual": "autocast", "hidden_layer": "save", "decoder_depth": 8}
+    of_recipe = read_recipes(["vit_base"])["model_options"]
+    assert {name: recipes[name] for name in ("residual", "hidden_layer")}.items() <= of_recipe.items()
+    one = {"residual": "float32", "hidden_layer": "save"}
+    assert tune.settings_with(one) == [one]

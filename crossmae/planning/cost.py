@@ -25,7 +25,7 @@ OVERHEAD = 1.5 * GIB
 """Bytes of a process's CUDA context and of NCCL's and cuBLAS's buffers."""
 SLACK = 0.1
 """Share added to the activations for fragmentation of the allocator and for short-lived tensors."""
-RUNS = 1.81
+RUNS = 1.78
 """The time of the paper's epochs over their predictions; fitted by ``benchmarks/predictions/runs.py``."""
 ISSUE = 10e-6
 """Seconds that Python needs to issue one operator in eager mode, forward or backward."""

@@ -66,7 +66,7 @@ def _hopper(name: str, bandwidth: float) -> Device:
 def _a100(name: str, bandwidth: float) -> Device:
     return Device(
         name, Limits(80, 163 * 1024, 108), 1.41, bandwidth, 40 << 20, 2048, warps=64, blocks=32, shared=164 * 1024,
-        fp32_lanes=64, bandwidth_share=0.92, clock_share=0.82,
+        fp32_lanes=64, bandwidth_share=0.87, clock_share=0.82,
     )  # fmt: skip
 
 

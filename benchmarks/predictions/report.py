@@ -102,8 +102,8 @@ def _by_gpu(rows: Sequence[Row]) -> str:
     headers = ["GPU", "kernels", *errors_and_order, "of libraries", *errors_and_order]
     return (
         tabulate(table, headers, tablefmt="github", disable_numparse=True)
-        + "\n\nOrder is Kendall's tau of three rates or more. In **bold** is what misses the goals: a median error of "
-        f"{median_goal:.0%},\na worst of {worst_goal:.0%}, an order of {order_goal}.\n"
+        + "\n\nOrder is Kendall's tau of three rates or more, with those in italics. In **bold** is what misses the "
+        f"goals: a median\nerror of {median_goal:.0%}, a worst of {worst_goal:.0%}, an order of {order_goal}.\n"
     )
 
 

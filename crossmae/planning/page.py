@@ -232,7 +232,7 @@ def rooflines(subject: Subject, steps: Mapping[str, Sequence[Part]]) -> "Figure"
 
 
 def _interval(values: Sequence[float]) -> dict[str, Any]:
-    """Error bars of times or rates, from value / 1.35 to value * 1.35."""
+    """Error bars of times or rates, from value / 1.46 to value * 1.46."""
     return {
         "type": "data", "array": [SPREAD * value for value in values],
         "arrayminus": [value * SPREAD / (1 + SPREAD) for value in values],

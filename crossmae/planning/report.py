@@ -85,7 +85,7 @@ def assumptions(found: Sequence[Cost]) -> list[str]:
     shares = " and ".join(f"{cost.one.machine_code:.0%}" for cost in found)
     cores = max(cost.images_per_second for cost in found) / fleet.hosts / LOADED
     return [
-        f"intervals go from {1 / (1 + SPREAD) - 1:.0%} to +{SPREAD:.0%}, which held for most kernels timed by others "
+        f"intervals go from {1 / (1 + SPREAD) - 1:.0%} to +{SPREAD:.0%}, which held for kernels timed by others "
         "(docs/predictions.md) but not for whole runs: the paper's epochs took "
         f"{RUNS:.2g} times their predictions (docs/planning.md)",
         f"{shares} of the passes' time is predicted from machine code, the rest from the device's ceilings, of which "

@@ -25,6 +25,8 @@ MOST_STEPS = 2_000_000
 GLOBAL = frozenset(("LDG", "STG", "LDGSTS", "RED", "ATOMG", "ATOM", "LD", "ST"))
 SHARED = frozenset(("LDS", "STS", "LDSM", "STSM", "ATOMS", "LDGSTS"))
 ASYNCHRONOUS = frozenset(("SYNCS", "UTMALDG", "UTMASTG", "UTCHMMA", "UTCBAR"))
+ACCESSES = GLOBAL | SHARED | ASYNCHRONOUS
+JUMPS = frozenset(("BRA", "EXIT", "CALL"))
 REGION_BITS = 36
 # Region of what is loaded through descriptors, whose barrier is told how many bytes to expect.
 TMA = -2
@@ -92,6 +94,7 @@ class _Emulator:
         self.threads: int = threads
         self.operands = Operands(Threads(threads, constants, program, grid))
         self.trace = Trace(-(-threads // WARP))
+        self.first_lanes = np.arange(0, threads, WARP)
         self.every_thread: Predicate = np.ones(threads, bool)
         self.every_warp = frozenset(range(self.trace.warps))
         self.seen: dict[int, set[int]] = {}
@@ -130,23 +133,27 @@ class _Emulator:
         trace.steps.append(place)
         active = operands.active
         if active is not None:
-            part = np.logical_or.reduceat(active, np.arange(0, self.threads, WARP))
+            part = np.logical_or.reduceat(active, self.first_lanes)
             if not part.all():
                 trace.running[step] = frozenset(np.flatnonzero(part).tolist())
         guard = operands.predicate(instruction.guard) if instruction.guard else TRUE
+        name = instruction.name
         # A call of what is no subroutine is a jump.
-        jumps = instruction.name == "CALL" and instruction.operands[-1].startswith("0x")
-        if jumps or instruction.name in ("BRA", "EXIT"):
+        if name in JUMPS and (name != "CALL" or instruction.operands[-1].startswith("0x")):
             return self._jump(place, instruction, guard)
         if guard is TRUE or guard is None or guard.any():
-            if instruction.name in GLOBAL:
-                self._global(step, instruction, guard)
-            if instruction.name in SHARED:
-                self._shared(step, place, instruction, guard)
-            elif instruction.name in ASYNCHRONOUS:
-                self._barrier(step, instruction, guard)
+            if name in ACCESSES:
+                self._access(step, place, instruction, guard)
             execute(operands, instruction, guard)
         return place + 1, None, 0
+
+    def _access(self, step: int, place: int, instruction: Instruction, guard: Predicate | None) -> None:
+        if instruction.name in GLOBAL:
+            self._global(step, instruction, guard)
+        if instruction.name in SHARED:
+            self._shared(step, place, instruction, guard)
+        elif instruction.name in ASYNCHRONOUS:
+            self._barrier(step, instruction, guard)
 
     def _jump(self, place: int, instruction: Instruction, guard: Predicate | None) -> tuple[int, Predicate | None, int]:
         condition = guard
@@ -178,7 +185,7 @@ class _Emulator:
         if taking is self.every_thread:
             self.trace.doing[step] = self.every_warp
             return taking
-        warps = np.logical_or.reduceat(taking, np.arange(0, self.threads, WARP))
+        warps = np.logical_or.reduceat(taking, self.first_lanes)
         self.trace.doing[step] = frozenset(np.flatnonzero(warps).tolist())
         return taking
 

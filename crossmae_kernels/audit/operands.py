@@ -49,6 +49,8 @@ class Operands:
 
     def value(self, operand: str) -> Value | None:
         """32 bits of a register, a constant or a number as written, with its sign."""
+        if operand in self._registers:
+            return self._registers[operand]
         sign, absolute, text = _taken_apart(operand)
         known = self._plain(text)
         if known is None:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush, heapreplace
+from itertools import count
 from typing import Any
 
 from crossmae_kernels.audit.devices import DRAM_LATENCY, L2_LATENCY, SYNCHRONIZATION_LATENCY, Device
@@ -139,8 +140,7 @@ class _Multiprocessor:
         self.warps: int = trace.warps
         self.steps = self._steps(code, trace)
         self.queue: list[tuple[float, int, _Warp]] = []
-        self.pushed = 0
-        self.issued = 0
+        self.pushed = count()
 
     def _steps(self, code: Sequence[Instruction], trace: Trace) -> list[list[_Step]]:
         """What each warp executes; executions that are alike, as in a loop, share a step."""
@@ -184,7 +184,7 @@ class _Multiprocessor:
         ends[-1] = max(ends[-1], *(self.shared[pipe].free for pipe in ("L2", "DRAM")))
         busy = {name: max(pipe.busy for pipe in pipes) for name, pipes in self.own.items()}
         busy |= {name: pipe.busy for name, pipe in self.shared.items()}
-        return Replay(tuple(sorted(ends)), busy, self.issued)
+        return Replay(tuple(sorted(ends)), busy, programs * sum(map(len, self.steps)))
 
     def _start(self, number: int, time: float) -> None:
         program = _Program(self.warps)
@@ -194,12 +194,11 @@ class _Multiprocessor:
             self._push(time, _Warp(program, warp, self.steps[warp], scheduler, issue, time))
 
     def _push(self, time: float, warp: _Warp) -> None:
-        self.pushed += 1
-        heappush(self.queue, (time, self.pushed, warp))
+        heappush(self.queue, (time, next(self.pushed), warp))
 
     def _issue(self) -> Iterator[tuple[_Warp, float]]:
         """Issue instructions, always of the warp that is due first; yields each warp that ends, and when."""
-        queue = self.queue
+        queue, pushed = self.queue, self.pushed
         while queue:
             time, _, warp = heappop(queue)
             while step := warp.step:
@@ -207,11 +206,9 @@ class _Multiprocessor:
                     if warp.barriers[barrier] > time:
                         time = warp.barriers[barrier]
                 if queue and queue[0][0] < time:
-                    self.pushed += 1
-                    time, _, warp = heapreplace(queue, (time, self.pushed, warp))
+                    time, _, warp = heapreplace(queue, (time, next(pushed), warp))
                     continue
                 time = warp.issue.take(time, 1)
-                self.issued += 1
                 warp.step = next(warp.later, None)
                 after = step.run(self, warp, step, time)
                 if after is None:
@@ -263,12 +260,12 @@ class _Multiprocessor:
             return time
         operands = step.instruction.operands
         barrier = operands[0] if operands else "0x0"
-        count = len(step.running)
+        expected = len(step.running)
         if len(operands) > 1 and operands[1].startswith("0x"):
-            count = int(operands[1], 16) // 32
+            expected = int(operands[1], 16) // 32
         waiting = warp.program.waiting.setdefault(barrier, [])
         waiting.append((time, warp))
-        if len(waiting) < count:
+        if len(waiting) < expected:
             return None
         last = max(at for at, _ in waiting) + SYNCHRONIZATION_LATENCY
         del warp.program.waiting[barrier]

@@ -1,6 +1,7 @@
 """What instructions do to registers and predicates: those that loops, addresses and predicates are made of."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -22,17 +23,18 @@ def execute(state: Operands, instruction: Instruction, guard: Predicate | None) 
 _NO_CARRY = np.zeros(1, np.int64)
 
 
-def _taken_apart(operands: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+@lru_cache(4096)
+def _taken_apart(operands: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Operands behind the destination as (predicates that are written, sources, predicates that are read)."""
     first, last = 0, len(operands)
     while first < last and is_predicate(operands[first]):
         first += 1
     while last > first and is_predicate(operands[last - 1]):
         last -= 1
-    return list(operands[:first]), list(operands[first:last]), list(operands[last:])
+    return operands[:first], operands[first:last], operands[last:]
 
 
-def _carry(state: Operands, instruction: Instruction, predicates: list[str]) -> Value | None:
+def _carry(state: Operands, instruction: Instruction, predicates: Sequence[str]) -> Value | None:
     """What an instruction with X adds."""
     if "X" not in instruction.modifiers:
         return _NO_CARRY
@@ -41,8 +43,8 @@ def _carry(state: Operands, instruction: Instruction, predicates: list[str]) -> 
 
 
 def _add(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
-    destination, *others = instruction.operands
-    out, sources, into = _taken_apart(others)
+    destination = instruction.operands[0]
+    out, sources, into = _taken_apart(instruction.operands[1:])
     if "64" in instruction.modifiers:
         wide = [value for value in map(state.wide, sources) if value is not None]
         state.set_wide(destination, sum(wide, _NO_CARRY) if len(wide) == len(sources) else None, guard)
@@ -60,8 +62,8 @@ def _add(state: Operands, instruction: Instruction, guard: Predicate | None) -> 
 
 
 def _multiply(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
-    destination, *others = instruction.operands
-    out, (first, second, third), into = _taken_apart(others)
+    destination = instruction.operands[0]
+    out, (first, second, third), into = _taken_apart(instruction.operands[1:])
     modifiers = instruction.modifiers
     wide = "WIDE" in modifiers or "HI" in modifiers
     factors, c = state.values([first, second]), state.wide(third) if wide else state.value(third)
@@ -79,8 +81,8 @@ def _multiply(state: Operands, instruction: Instruction, guard: Predicate | None
 
 
 def _scaled_sum(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
-    destination, *others = instruction.operands
-    out, (*sources, shift), into = _taken_apart(others)
+    destination = instruction.operands[0]
+    out, (*sources, shift), into = _taken_apart(instruction.operands[1:])
     values, carry = state.values([*sources, "RZ"][:3]), _carry(state, instruction, into)
     total, over = None, None
     if values is not None and carry is not None:
@@ -147,8 +149,8 @@ def _select(state: Operands, instruction: Instruction, guard: Predicate | None) 
 
 
 def _extremum(state: Operands, instruction: Instruction, guard: Predicate | None) -> None:
-    destination, *others = instruction.operands
-    _, sources, choosers = _taken_apart(others)
+    destination = instruction.operands[0]
+    _, sources, choosers = _taken_apart(instruction.operands[1:])
     values, least = state.values(sources), state.predicate(choosers[-1]) if choosers else None
     if least is None or values is None or len(values) != 2:
         state.forget(instruction)

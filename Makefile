@@ -37,10 +37,15 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m pytest benchmarks/bench_training.py --benchmark-json=bench/training.json -q
 	$(BIN)/python -m benchmarks.report bench
 
-# The record of a CPU that docs/benchmarks.md shows, made anew; some minutes, and nothing else may run.
+# The records of a CPU that docs/benchmarks.md shows, made anew; half an hour, and nothing else may run.
 record: $(VENV)/.ready
 	$(BIN)/crossmae bench --out bench/decode --rounds 5 $(DECODE)
 	cp bench/decode/decode.json benchmarks/results/
+	for part in decoder step; do for dtype in float32 bfloat16; do \
+		$(BIN)/crossmae bench --part $$part --dtype $$dtype --executions eager compiled --prediction-ratios 0.25 \
+			--rounds 5 --out bench/$$part-$$dtype || exit 1; \
+		cp bench/$$part-$$dtype/decode.json benchmarks/results/release/$$part-$$dtype.json; \
+	done; done
 	$(BIN)/python -m pytest benchmarks/bench_training.py \
 		--benchmark-json=benchmarks/results/training.json --benchmark-quiet
 	$(MAKE) readme

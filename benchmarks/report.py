@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from benchmarks import records, studies, tables
 from crossmae.benchmark import comparison, report
 from crossmae.benchmark.decode import Row
+from crossmae.benchmark.machine import where
 from crossmae.diagrams import draw_architecture, draw_decoders
 from crossmae.files import replacing
 from crossmae.model.config import named_config
@@ -62,6 +63,7 @@ def fill(page: Path, folder: Path) -> None:
     insert(page, "decode", report.text(decoders))
     report.draw(decoders.rows, decoders.title, docs / "decode.png")
     draw_diagrams(docs)
+    insert(page, "release", against_the_release(map(comparison.read, sorted((folder / "release").glob("*.json")))))
     insert(page, "demo", (folder / "demo.md").read_text("utf-8"))
     insert(page, "training", training_table(folder / "training.json"))
     for name, study in studies.STUDIES.items():
@@ -69,6 +71,35 @@ def fill(page: Path, folder: Path) -> None:
         insert(page, name, study.table(record))
         study.draw(record, docs / f"{name}.png")
     insert(page, "gpu", newest_of_gpus(folder, docs) or NOTHING)
+
+
+def against_the_release(comparisons: Iterable[comparison.Comparison]) -> str:
+    """Ours beside the release's formulation and MAE, a line for each part, dtype and execution, as Markdown."""
+    headers = ["part", "dtype", "execution", "ours, ms", "release, ms", "over the release", "over MAE", "by MACs"]
+    headers += ["share of the roofline"]
+    lines: list[list[str]] = []
+    titles: dict[str, None] = {}
+    for one in comparisons:
+        titles[f"{one.about['model']}, batch {one.about['batch']}, forward and backward; {where(one.about)}"] = None
+        rows = {(row.decoder, row.means): row for row in one.rows}
+        for execution in dict.fromkeys(means.partition(", ")[2] for _, means in rows):
+            after = f", {execution}" if execution else ""
+            ours, release = rows["CrossMAE", f"ours{after}"], rows["CrossMAE", f"release{after}"]
+            if ours.both and release.both and ours.both_speedup and ours.fewer and ours.least:
+                lines.append(
+                    [
+                        one.about["part"],
+                        one.about["dtype"],
+                        execution or "eager",
+                        f"{ours.both * 1e3:,.0f}",
+                        f"{release.both * 1e3:,.0f}",
+                        f"{release.both / ours.both:.2f}",
+                        f"{ours.both_speedup:.2f}",
+                        f"{ours.fewer:.2f}",
+                        f"{ours.least / ours.both:.0%}",
+                    ]
+                )
+    return "\n\n".join(["; ".join(titles), report.markdown(headers, lines)]) + "\n"
 
 
 def draw_diagrams(docs: Path) -> None:

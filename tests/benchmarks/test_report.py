@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,16 @@ def decoders_of_a_cpu():
     return compared("", *rows, batch=8, dtype="float32", **on_cpu).found
 
 
+def beside_the_release():
+    """Both executions in one run, but for one that failed."""
+    rows = [row("MAE", "ours", 0.48), row("CrossMAE", "ours", 0.2), row("CrossMAE", "release", 0.3),
+            row("CrossMAE", "ours, compiled", 0.1), row("CrossMAE", "release, compiled", 0.12),
+            row("CrossMAE", "ours, graph", None), row("CrossMAE", "release, graph", 0.1)]  # fmt: skip
+    rows = [replace(each, fewer=2.6, both_speedup=2.4, least=0.1) for each in rows]
+    on_cpu = {"device": "CPU, 2 threads", "driver": "", "cuda": ""}
+    return compared("", *rows, batch=8, dtype="float32", **on_cpu).found
+
+
 def test_decoders_of_a_run_and_of_the_command_stand_in_the_report(tmp_path, capsys):
     Journal(tmp_path).write(MACHINE, records=[compared("kernels", row("MAE", "kernels, graph", 0.5)),
                                               Record("decode", "decoder, ViT", "release", BOTH)])  # fmt: skip
@@ -172,6 +183,8 @@ def training_record():
 
 def test_a_page_gets_the_tables_and_keeps_its_words(tmp_path):
     (tmp_path / "decode.json").write_text(json.dumps(decoders_of_a_cpu()))
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / "decoder.json").write_text(json.dumps(beside_the_release()))
     (tmp_path / "docs").mkdir()
     (tmp_path / "demo.md").write_text("demo table\n")
     (tmp_path / "study.json").write_text(json.dumps(study_record()))
@@ -179,7 +192,7 @@ def test_a_page_gets_the_tables_and_keeps_its_words(tmp_path):
     (tmp_path / "transfer.json").write_text(json.dumps(transfer_record()))
     (tmp_path / "residuals.json").write_text(json.dumps(residuals_record()))
     page = tmp_path / "docs" / "benchmarks.md"
-    names = ("decode", "demo", "gpu", "study", "training", "transfer", "residuals")
+    names = ("decode", "demo", "gpu", "study", "training", "transfer", "residuals", "release")
     places = [f"<!-- {name}: x -->\nold\n<!-- /{name} -->\n" for name in names]
     page.write_text("before\n" + "between\n".join(places) + "after\n")
     main([str(tmp_path), "--page", str(page)])
@@ -193,8 +206,14 @@ def test_a_page_gets_the_tables_and_keeps_its_words(tmp_path):
     assert re.search(r"\| 2 +\| 1,000 +\| 900 +\|", parts[4])
     assert "the loop itself takes 0.50 ms a step" in parts[4]
     assert "| from CrossMAE " in parts[5]
+    assert "crossmae_vit_base_patch16, batch 8, forward and backward; " in parts[7]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in parts[7].splitlines() if "| decoder" in line]
+    assert lines == [
+        ["decoder", "float32", "eager", "200", "300", "1.50", "2.40", "2.60", "50%"],
+        ["decoder", "float32", "compiled", "100", "120", "1.20", "2.40", "2.60", "100%"],
+    ]
     assert "| residual in autocast " in parts[6]
-    assert parts[6].endswith("after\n")
+    assert parts[7].endswith("after\n")
     assert "old" not in page.read_text()
     for name, date, cuda in (("a", "2026-02-01", "13.0"), ("b", "2026-01-01", "13.0"), ("c", "2026-03-01", "")):
         (tmp_path / name).mkdir()

@@ -104,8 +104,10 @@ def required_bits(launch: Launch) -> tuple[int, int]:
         line = _line_bits(constants["VALUES"], launch.signature["difference"])
         return line, line
     if launch.name == "gather_backward_kernel":
-        # Rows of three channels are read one value at a time, side by side; ids have 64 bits.
-        return 64, _line_bits(constants["PATCH_W"], launch.signature["dimages"])
+        # Rows of three channels are read one value at a time, side by side; ids have 64 bits. Of rows of pixels Triton
+        # knows where they begin if 16 divides their distance.
+        known = launch.numbers["row_stride"] % 16 == 0
+        return 64, _line_bits(constants["PATCH_W"], launch.signature["dimages"]) if known else 0
     if "PATCH_W" in constants:
         return max(64, _line_bits(constants["PATCH_W"], launch.signature["images"])), 0
     widths = constants.get("INNER", 16), constants.get("WIDTH", 16), launch.numbers.get("width", 16)

@@ -94,13 +94,14 @@ def forward_registers(element_size: int) -> int | None:
     return ALL_REGISTERS if element_size == 4 else None
 
 
-def backward_stages(element_size: int, limits: Limits) -> int:
+def backward_stages(maps: int, element_size: int, limits: Limits) -> int:
     """Depth of the backward kernel's pipeline over the panels of a token.
 
-    In float32 there are no registers left for one, nor for ViT-H's float32 maps on the small Blackwells, where 8
-    spilled.
+    In float32 there are no registers left for one, nor on Blackwell for ViT-H's 33 maps, of which 2 to 8 spilled; the
+    small Blackwells have none at all.
     """
-    return 2 if element_size == 2 and limits.capability < 120 else 1
+    most_maps = 32 if limits.capability >= 100 else maps
+    return 2 if element_size == 2 and limits.capability < 120 and maps <= most_maps else 1
 
 
 def refusals(maps: Sequence[Tensor], weight: Tensor, *others: torch.dtype) -> list[str]:

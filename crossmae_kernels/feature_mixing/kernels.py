@@ -461,7 +461,7 @@ def backward(
                 *call.inputs(), means, rstds, *gradients, PANELS=call.panels,
                 HOLD_DOUT=holds_upstream_gradients(count, width, weight.element_size()),
                 BY_PRODUCTS=sums_by_products(maps, weight, limits(weight.device)),
-                num_stages=backward_stages(weight.element_size(), limits(weight.device)), **options,
+                num_stages=backward_stages(len(maps), weight.element_size(), limits(weight.device)), **options,
             )  # fmt: skip
         else:
             sums_backward_kernel[call.grid](*call.inputs(), *gradients, num_stages=1, **options)

@@ -111,6 +111,7 @@ json.dump([judged(case)[0] for case in found if case.launch.named_constants.get(
         ("projection", 100, "bf16", "gemm_kernel", "INNER", 200),
         ("mlp", 86, "fp32", "gemm_kernel", "INNER", 200),
         ("patches", 80, "fp32", "gather_backward_kernel", "PATCH_W", 64),
+        ("feature_mixing", 100, "fp16", "mixing_backward_kernel", "MAPS", 33),
     ],
     ids=lambda which: f"{which[3]}-{which[1]}-{which[2]}",
 )

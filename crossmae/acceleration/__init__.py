@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from crossmae.acceleration.forward import ModuleForward
 from crossmae.acceleration.model_forward import ModelForward
+from crossmae.acceleration.observation import require_values
 from crossmae.acceleration.parts import accelerate_parts, find_parts
 from crossmae.acceleration.release import accelerate_release
 from crossmae.acceleration.structure import has_release_blocks, require_names, require_unwrapped
@@ -55,18 +57,10 @@ def accelerate(model: nn.Module, **arguments: Any) -> nn.Module:
     if _accelerated(model):
         raise ValueError(f"accelerate: this {type(model).__name__} is already accelerated; see crossmae.restore")
     require_unwrapped(model)
-    if has_release_blocks(model):
-        accelerate_release(model, arguments, restore)
-        return model
-    parts = find_parts(model)
-    if not parts:
-        require_names(model)
-    if arguments:
-        given = ", ".join(sorted(arguments))
-        raise TypeError(
-            f"accelerate: {given} describe a release's model, but {type(model).__name__} shows everything itself"
-        )
-    accelerate_parts(model, parts, restore)
+    require_values(model)
+    # Tensors made in inference mode, such as noise, have no gradients outside it.
+    with torch.inference_mode(False):
+        _accelerate(model, arguments)
     return model
 
 
@@ -87,6 +81,21 @@ def restore(model: nn.Module) -> nn.Module:
     for module in accelerated:
         del module.forward
     return model
+
+
+def _accelerate(model: nn.Module, arguments: dict[str, Any]) -> None:
+    if has_release_blocks(model):
+        accelerate_release(model, arguments, restore)
+        return
+    parts = find_parts(model)
+    if not parts:
+        require_names(model)
+    if arguments:
+        given = ", ".join(sorted(arguments))
+        raise TypeError(
+            f"accelerate: {given} describe a release's model, but {type(model).__name__} shows everything itself"
+        )
+    accelerate_parts(model, parts, restore)
 
 
 def _accelerated(model: nn.Module) -> list[nn.Module]:

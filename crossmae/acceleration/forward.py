@@ -261,8 +261,9 @@ def pixels(x: Tensor, norm: Any, head: Any) -> Tensor:
 
 
 def overridden(module: nn.Module) -> set[str]:
-    """Methods that the instance overrides, except ``forward``."""
-    return {n for n, value in module.__dict__.items() if callable(value) and hasattr(type(module), n)} - {"forward"}
+    """Methods that the instance overrides, except ``forward`` and what ``nn.Module.compile`` sets, which calls it."""
+    own = {n for n, value in module.__dict__.items() if callable(value) and hasattr(type(module), n)}
+    return own - {"forward", "_compiled_call_impl"}
 
 
 def _joint(layers: list[nn.Linear]) -> nn.Linear | Projection:

@@ -10,6 +10,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.utils._pytree import tree_leaves
 
 from crossmae.acceleration.contract import MASK_RATIO, PREDICTION_RATIO, Setting
@@ -29,14 +30,20 @@ class Observation:
     gradients: dict[str, Tensor | None] = field(default_factory=dict)
 
 
+def require_values(model: nn.Module) -> None:
+    """Raise ValueError if some of a model's parameters are mere shapes."""
+    for parameter in _parameters(model):
+        if parameter.is_meta or isinstance(parameter, FakeTensor):
+            what = "on the meta device" if parameter.is_meta else "fake"
+            raise ValueError(f"accelerate: the model's tensors are {what}; load its weights first")
+
+
 def noise_images(token: Any, channels: int, size: tuple[int, int], patch: int) -> Tensor:
     """Two images of noise with the device and dtype of a class or mask token, from a separate generator.
 
     Brightness and contrast of their patches span four orders of magnitude, like dark and bright pictures, to expose
     formulas that differ only for some of them.
     """
-    if token.is_meta:
-        raise ValueError("accelerate: the model's tensors are on the meta device; load its weights first")
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -53,6 +60,19 @@ def noise_images(token: Any, channels: int, size: tuple[int, int], patch: int) -
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP2 gathers the model's parameters when the model is called."""
     return any(hasattr(module, "set_reshard_after_forward") for module in model.modules())
+
+
+def _parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """All parameters. Some libraries' own ``parameters`` warns."""
+    return (
+        parameter for module in model.modules() for parameter in module._parameters.values() if parameter is not None
+    )
+
+
+def has_gradients(model: nn.Module) -> bool:
+    """Whether a call may record its graph: a sharded model would then wait for a backward pass, and PyTorch refuses to
+    save what was made in inference mode."""
+    return not is_sharded(model) and not any(parameter.is_inference() for parameter in _parameters(model))
 
 
 def observe(
@@ -89,7 +109,7 @@ def observe_part(module: nn.Module, inputs: tuple[Any, ...]) -> dict[Setting, Ob
         with (
             _left_as_it_was(module, tensors[0]),
             torch.inference_mode(False),
-            torch.enable_grad(),
+            torch.set_grad_enabled(has_gradients(module)),
             torch.autocast(tensors[0].device.type, enabled=False),
         ):
             module.train(training)
@@ -123,8 +143,8 @@ def _observe(
     with ExitStack() as stack:
         stack.enter_context(_left_as_it_was(model, images))
         stack.enter_context(torch.inference_mode(False))
-        # The graph shows what is detached. A sharded model would then wait for a backward pass.
-        stack.enter_context(torch.set_grad_enabled(not is_sharded(model)))
+        # The graph shows what is detached.
+        stack.enter_context(torch.set_grad_enabled(has_gradients(model)))
         stack.enter_context(torch.autocast(images.device.type, enabled=False))
         if exactly:
             stack.enter_context(_no_autocast())

@@ -1,9 +1,10 @@
 """What is not supported in another library's model: fused operations read its layers but do not call them."""
 
 from collections.abc import Iterator, Mapping
+from numbers import Real
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 # Submodules by path: the class whose arithmetic they must have, or None for a mere container.
@@ -133,11 +134,18 @@ def _hooks_of(module: nn.Module) -> str:
     return f"has a hook ({', '.join(kinds)}), which would not run (hooks on the model and its blocks do)"
 
 
+def _rate(value: Any) -> float | None:
+    """A rate of dropout, which may be a tensor: schedules are often a ``torch.linspace``. None for anything else."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return float(value)
+    return float(value) if isinstance(value, Real) else None
+
+
 def _more_than_nothing(name: str, module: nn.Module, known: Any) -> Iterator[str]:
     """Why a module without a role does more than nothing; ``known`` is a forward that is known to be harmless."""
     # Every library's stochastic depth has drop_prob or p.
-    rate = getattr(module, "drop_prob", getattr(module, "p", None))
-    if isinstance(rate, float | int) and rate:
+    rate = _rate(getattr(module, "drop_prob", getattr(module, "p", None)))
+    if rate:
         yield f"{name} drops with probability {rate:g}; only 0 is supported"
     elif isinstance(module, nn.GELU) and module.approximate != "none":
         yield f"{name} must be exact GELU, got approximate={module.approximate!r}"
@@ -154,8 +162,7 @@ def _more_than_patches(name: str, convolution: Any) -> Iterator[str]:
 def _odd_attention(name: str, attention: nn.Module) -> Iterator[str]:
     """Settings in an attention's attributes that fused attention does not support."""
     for key in ("attn_drop", "attention_dropout"):
-        rate = getattr(attention, key, None)
-        if isinstance(rate, float) and rate:
+        if rate := _rate(getattr(attention, key, None)):
             yield f"{name}.{key} drops with probability {rate:g}; only 0 is supported"
     if getattr(getattr(attention, "config", None), "output_attentions", False):
         yield f"{name} must return no weights, got config.output_attentions=True"

@@ -43,10 +43,6 @@ def find_parts(model: nn.Module) -> list[ModuleForward]:
     """Create a forward for every known part, blocks first, without installing any."""
     blocks: list[ModuleForward] = []
     around: list[ModuleForward] = []
-    if any(
-        tensor is not None and tensor.is_meta for module in model.modules() for tensor in module._parameters.values()
-    ):
-        raise ValueError("accelerate: the model's tensors are on the meta device; load its weights first")
     for path, module in model.named_modules():
         if has_release_blocks(module):
             raise ValueError(f"accelerate: pass {type(model).__name__}.{path}, a model with a release's names")

@@ -12,7 +12,7 @@ from crossmae.acceleration.contract import Contract, Result, parameters_of
 from crossmae.acceleration.forward import CrossAttentionForward, SelfAttentionForward
 from crossmae.acceleration.layers import SELF_ATTENTION
 from crossmae.acceleration.model_forward import ModelForward, result_names
-from crossmae.acceleration.observation import is_sharded, noise_images, observe, observe_step
+from crossmae.acceleration.observation import has_gradients, is_sharded, noise_images, observe, observe_step
 from crossmae.acceleration.structure import BLOCKS, Structure, blocks_of, read_structure, require_no_obstacles
 
 
@@ -33,7 +33,7 @@ def accelerate_release(model: nn.Module, arguments: dict[str, Any], restore: Cal
     # Exactly, to tell formulas apart; and under its own autocast, for dtypes.
     passes = (True, False) if autocast[images.device.type][None] else (True,)
     own = {exactly: observe(model, images, defaults, flags, exactly) for exactly in passes}
-    step = None if is_sharded(model) else observe_step(model, images, defaults, flags)
+    step = observe_step(model, images, defaults, flags) if has_gradients(model) else None
     names = result_names(structure)
     everything = dict.fromkeys(own[True], tuple(map(Result, names)))
     forward = _replace_forwards(model, structure, arguments, Contract(defaults, flags, everything))

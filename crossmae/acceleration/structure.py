@@ -99,9 +99,26 @@ def read_structure(model: nn.Module, given: Mapping[str, Any]) -> Structure:
         ("mlp_ratio", fc1.out_features / fc1.in_features, "blocks.0.mlp.fc1"),
     ):
         numbers.settle(name, told, where)
-    if numbers.problems:
-        raise ValueError(f"accelerate: {type(model).__name__} is not supported: {listed(numbers.problems)}")
+    problems = numbers.problems or [*_misfits(model, structure, len(decoder))]
+    if problems:
+        raise ValueError(f"accelerate: {type(model).__name__} is not supported: {listed(problems)}")
     return structure
+
+
+def _misfits(model: Any, structure: Structure, decoder_depth: int) -> Iterator[str]:
+    """Sizes of the model's tensors that contradict its structure."""
+    for name in ("pos_embed", "decoder_pos_embed"):
+        rows = getattr(model, name).shape[1]
+        if rows != structure.patches + 1:
+            yield (
+                f"images of {structure.image_size} have {structure.patches} patches, but {name} has {rows} rows, "
+                f"not {structure.patches + 1}"
+            )
+    if structure.maps is not None:
+        norms, mixes = len(model.dec_norms), model.wfm.linear.out_features
+        if not decoder_depth == norms == mixes:
+            blocks = f"{decoder_depth} block{'s' * (decoder_depth != 1)}"
+            yield f"decoder_blocks has {blocks}, but dec_norms {norms} norms and wfm.linear {mixes} mixes"
 
 
 class _Numbers:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import warnings
+import zipfile
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -63,6 +64,11 @@ def find(path: str | os.PathLike[str]) -> Path:
     if name and file.is_dir():
         found = [file / held for held in (_MODEL, *_OTHERS) if (file / held).is_file()]
         if not found:
+            if (file / ".metadata").is_file():
+                raise FileNotFoundError(
+                    f"{name} is a distributed checkpoint, which torch.distributed.checkpoint.format_utils."
+                    "dcp_to_torch_save makes one file"
+                )
             held = first_few(sorted(f"{entry.name}{'/' * entry.is_dir()}" for entry in file.iterdir())) or "nothing"
             others = ", no ".join(_OTHERS)
             raise FileNotFoundError(
@@ -109,7 +115,9 @@ def _read_pickled(path: Path) -> Any:
         # An open file, since torch.load decides by the suffix of a path.
         with path.open("rb") as file, torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that fail anyway, and sparse tensors
-            return torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        _require_checksums(path)
+        return content
     except Exception as error:  # a damaged pickle may raise anything
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if name := asked[1] if asked else first_class(path):
@@ -118,12 +126,26 @@ def _read_pickled(path: Path) -> Any:
             why = "is a TorchScript archive, which is never run; save a model's state_dict() instead"
         else:
             first = str(error).strip().partition("\n")[0]
-            # PyTorch's advice to unpickle anything is withheld.
-            reason = "" if "weights" in first.lower() else f": {first or type(error).__name__}"
+            # PyTorch's advice to unpickle anything is withheld, and so is an opcode's number.
+            silent = "weights" in first.lower() or first.isdigit()
+            reason = "" if silent else f": {first or type(error).__name__}"
             why = (
                 f"is not a checkpoint, or is damaged: neither a safetensors file nor one written by torch.save{reason}"
             )
         raise ValueError(f"{path} {why}") from error
+
+
+def _require_checksums(path: Path) -> None:
+    """Raise ValueError if a zip archive's content is not what was written, which PyTorch does not check.
+
+    0.04 s per 200 MB, after 0.09 s of reading. PyTorch can be told to write zeros for checksums.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip() if any(part.CRC for part in archive.infolist()) else None
+    if damaged:
+        raise ValueError(f"the checksum of {damaged} does not fit")
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:

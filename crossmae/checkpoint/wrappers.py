@@ -149,5 +149,9 @@ def _unknown(content: Any, path: Path) -> StateDict:
     """The tensors of a file in which no model was found."""
     dictionaries = [tensors for _, tensors in _dictionaries(content, ())]
     if not dictionaries:
-        raise ValueError(f"{path} must hold a state dict (alone or under 'model'), got {type(content).__name__}")
+        got = type(content).__name__
+        if isinstance(content, Mapping):
+            keys = first_few([str(key) for key in content])
+            got = f"a dict of {keys} without tensors by name" if content else "an empty dict"
+        raise ValueError(f"{path} must hold a state dict (alone or under 'model'), got {got}")
     return StateDict(_unwrapped(max(dictionaries, key=len), path), None, "", averaged=False, left_out=[])

@@ -231,8 +231,12 @@ def _alike(one: object, other: object) -> bool:
 
 
 def traced(tensor: Tensor) -> bool:
-    """Whether the tensor has no data, only a shape: in compiled graphs and under ``FakeTensorMode``."""
-    return torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
+    """Whether the tensor's values cannot be read: in compiled graphs, ``FakeTensorMode`` and ``torch.func``."""
+    return (
+        torch.compiler.is_compiling()
+        or isinstance(tensor, FakeTensor)
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
 
 
 def _readable(tensor: Tensor) -> bool:

@@ -5,6 +5,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,15 @@ _PNG, _NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SIZE_OF_JPEG_2000 = b"\xff\x4f\xff\x51"  # start of the codestream and its size marker
 _ORIENTATION, _GDAL_NODATA = 274, 42113  # EXIF and TIFF tags
+# Colours of a TIFF that are neither RGB nor brightness; Pillow converts those of 8 bits.
+_OTHER_COLOURS = {"PALETTE", "SEPARATED", "YCBCR", "CIELAB", "ICCLAB", "ITULAB", "LOGL", "LOGLUV"}
 _OPENING = threading.Lock()
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # the exceptions raised say what is wrong with a file
+
+
+class _UnknownFormatError(ValueError):
+    """Pillow does not know it."""
 
 
 def decode(
@@ -119,7 +126,7 @@ def _picture(
         try:
             image = Image.open(io.BytesIO(data))
         except UnidentifiedImageError:
-            raise ValueError("its format is unknown") from None
+            raise _UnknownFormatError("its format is unknown") from None
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     with image:
@@ -211,6 +218,7 @@ def _tiff(data: bytes, name: str, channels: int, at_least: tuple[int, int] | Non
 
     with TiffFile(io.BytesIO(data)) as file:
         page, series = file.pages.first, file.series[0]
+        apart = _is_stack(file.series, channels)  # pages written one by one
         named += _named_by(page.tags.get(_GDAL_NODATA))
         bits, samples, inverted = page.bitspersample, page.samplesperpixel, page.photometric == PHOTOMETRIC.MINISWHITE
         other = {axis: size for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "YXS"}
@@ -218,12 +226,19 @@ def _tiff(data: bytes, name: str, channels: int, at_least: tuple[int, int] | Non
         stack = next((axis for axis in pages if samples == 1 and other[axis] == channels > 1), None)
         deep = samples == 1 and page.dtype in (np.uint16, np.float32) and not inverted
         shallow = bits <= 8 and samples <= 4 and page.dtype in (np.uint8, np.bool_)
-        if channels in (1, 3) and stack is None and (deep or shallow):
-            return _picture(data, name, channels, at_least, named, bits)
+        if channels in (1, 3) and stack is None and not apart and (deep or shallow):
+            with suppress(_UnknownFormatError):
+                return _picture(data, name, channels, at_least, named, bits)
         if bits not in (8, 16, 32, 64):
             raise ValueError(f"it has {bits} bits per sample; 8, 16, 32 and 64 are supported")
         _check_size(page.imagelength, page.imagewidth)
-        if stack is not None:
+        colours = getattr(page.photometric, "name", "")  # a mere number if unknown
+        if channels in (1, 3) and colours in _OTHER_COLOURS:
+            raise ValueError(f"its colours are {colours} of {bits} bits; save it as RGB")
+        alpha = None
+        if apart:
+            array = np.stack([each.asarray() for each in file.series], axis=-1)
+        elif stack is not None:
             array, axes = series.asarray(), series.axes
             for axis in other.keys() - {stack}:
                 array, axes = array.take(0, axis=axes.index(axis)), axes.replace(axis, "")
@@ -231,14 +246,31 @@ def _tiff(data: bytes, name: str, channels: int, at_least: tuple[int, int] | Non
         else:
             array = page.asarray().reshape(page.shaped)[:, 0]  # (samples or 1, H, W, 1 or samples)
             array = array[0] if page.shaped[0] == 1 else array[..., 0].transpose(1, 2, 0)
-            alpha = page.extrasamples[-1:] in ((EXTRASAMPLE.ASSOCALPHA,), (EXTRASAMPLE.UNASSALPHA,))
-            array = array[..., :-1] if alpha and channels in (1, 3) else array
+            if channels in (1, 3) and page.extrasamples[-1:] in ((EXTRASAMPLE.ASSOCALPHA,), (EXTRASAMPLE.UNASSALPHA,)):
+                array, alpha = array[..., :-1], array[..., -1:]
         missing = no_data(array, named)
+        if alpha is not None and page.extrasamples[-1:] == (EXTRASAMPLE.ASSOCALPHA,):
+            array = _divided(array, alpha)
         if inverted and array.dtype.kind != "u":
             raise ValueError(f"its white is declared to be 0, but {array.dtype} has no value for black")
         array = np.iinfo(array.dtype).max - array if inverted else array
         orientation = page.tags.get(_ORIENTATION)
         return _picture_of(name, array, missing, 1 if orientation is None else int(orientation.value))
+
+
+def _is_stack(series: Sequence[Any], channels: int) -> bool:
+    """Whether the images of a TIFF are planes of one picture: as many as channels, and all alike."""
+    first = series[0]
+    alike = all((each.shape, each.dtype) == (first.shape, first.dtype) for each in series)
+    return len(series) == channels > 1 and alike and first.axes == "YX"
+
+
+def _divided(colours: Array, alpha: Array) -> Array:
+    """Colours ``(H, W, C)`` that were multiplied by alpha ``(H, W, 1)``, as they were before."""
+    floats = colours.dtype.kind == "f"
+    full = 1.0 if floats else float(np.iinfo(colours.dtype).max)
+    divided = colours * (full / np.where(alpha > 0, alpha, full))
+    return (divided if floats else np.rint(np.minimum(divided, full))).astype(colours.dtype)
 
 
 def _named_by(tag: Any) -> tuple[float, ...]:

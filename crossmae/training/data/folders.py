@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from crossmae.training.data.decoding import read
 from crossmae.training.data.source import PackedNames, Source
-from crossmae.training.data.values import Picture
+from crossmae.training.data.values import Picture, printable
 
 EXTENSIONS = frozenset(
     [
@@ -38,9 +38,7 @@ class ImageFiles(Source):
         self, index: int, channels: int, at_least: tuple[int, int] | None = None, nodata: float | None = None
     ) -> Picture:
         path = self.folder / self.names[index]
-        # A file name in another encoding must not break the log it is written to.
-        shown = os.fsencode(path).decode(errors="backslashreplace")
-        return read(path, shown, channels, at_least, nodata)
+        return read(path, printable(path), channels, at_least, nodata)
 
     @override
     def label(self, index: int) -> int:

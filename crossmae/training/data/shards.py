@@ -20,7 +20,7 @@ from typing_extensions import override
 from crossmae.training.data.decoding import read
 from crossmae.training.data.folders import EXTENSIONS
 from crossmae.training.data.source import PackedNames, Source
-from crossmae.training.data.values import Picture, UnreadableImage
+from crossmae.training.data.values import Picture, UnreadableImage, printable
 
 LABELS = (".cls", ".json")
 SPAN = 10_000  # labels that a thread reads at a time
@@ -104,7 +104,7 @@ class Shards(Source):
             raise UnreadableImage(f"{name} cannot be read: {error}") from error
 
     def _shown(self, index: int, member: str) -> str:
-        return os.fsencode(f"{self.paths[int(self._shard[index])]}/{member}").decode(errors="backslashreplace")
+        return printable(f"{self.paths[int(self._shard[index])]}/{member}")
 
 
 def expanded(pattern: str) -> list[Path]:

@@ -1,9 +1,11 @@
 """Interpret the numbers of an image file: brightness on some scale, or missing data."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,12 @@ _BEYOND = 1e20
 
 class UnreadableImage(ValueError):  # noqa: N818 - the image is at fault, not the code
     """An image that cannot be read as requested; the message gives its name and the reason."""
+
+
+def printable(path: str | Path) -> str:
+    """A path for one line of a log: line breaks, control characters and bytes in no encoding are escaped."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 @contextmanager

@@ -108,6 +108,45 @@ def test_compiled_into_one_graph(make):
     assert_alike(call(compiled, images(5)), call(model, images(5)))
 
 
+@pytest.mark.parametrize("first", ["accelerate", "compile"])
+def test_compiled_in_place(first):
+    plain = crossmae_model(depth=1, decoder_depth=1)
+    model = copy.deepcopy(plain)
+    torch._dynamo.reset()
+    for step in ("accelerate", "compile") if first == "accelerate" else ("compile", "accelerate"):
+        crossmae.accelerate(model) if step == "accelerate" else model.compile(backend="eager")
+    assert_alike(call(model, images()), call(plain, images()))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # PyTorch's attention runs image by image
+def test_an_image_at_a_time_by_vmap():
+    """Gradients of each image, as for differential privacy: with the same masks they are those of a batch of one."""
+    plain = crossmae_model(depth=1, decoder_depth=1)
+    model = crossmae.accelerate(copy.deepcopy(plain))
+
+    def per_image(module):
+        weights = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+        loss = lambda weights, image: torch.func.functional_call(module, weights, (image[None],))  # noqa: E731
+        torch.manual_seed(3)
+        return torch.func.vmap(torch.func.grad(loss), (None, 0), randomness="different")(weights, images())
+
+    expected = per_image(plain)
+    for name, found in per_image(model).items():
+        assert_alike((found,), (expected[name],), rtol=1e-3)
+
+
+@pytest.mark.parametrize("made", [crossmae_model, mae_model])
+def test_made_and_accelerated_in_inference_mode(made):
+    with torch.inference_mode():
+        model = made()
+        expected = call(model, images())
+        assert_alike(call(crossmae.accelerate(model), images()), expected)
+    plain = made()
+    with torch.inference_mode():
+        model = crossmae.accelerate(copy.deepcopy(plain))
+        assert_alike(call(model, images()), call(plain, images()))
+
+
 def test_a_hook_that_would_not_be_called_is_refused_in_a_compiled_model_too():
     model = crossmae.accelerate(crossmae_model(depth=1))
     model.blocks[0].attn.qkv.register_forward_hook(lambda *_: None)

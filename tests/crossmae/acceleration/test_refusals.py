@@ -3,12 +3,15 @@
 import copy
 from functools import partial
 
+import clients
+import numpy as np
 import pytest
 import torch
 from accelerated import call, crossmae_model, images
 from golden_cases import Case
 from releases import MAE, Attention, CrossMAE, randomized
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import crossmae
@@ -31,6 +34,18 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
+class DropPath(nn.Module):
+    """Stochastic depth whose rates come from a ``torch.linspace``."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.drop_prob = rate
+
+    def forward(self, x):
+        keep = torch.rand(len(x), 1, 1) >= self.drop_prob
+        return x * keep / (1 - self.drop_prob) if self.training and self.drop_prob else x
+
+
 CHANGES = [
     (hook("blocks.1.attn"), r"blocks.1.attn has a hook"),
     (hook("decoder_blocks.0.mlp.act"), r"decoder_blocks.0.mlp.act has a hook"),
@@ -38,6 +53,9 @@ CHANGES = [
     (change("blocks.0.attn.attn_drop", p=0.1), r"blocks.0.attn.attn_drop drops with probability 0.1; only 0 is supp"),
     (change("decoder_blocks.1.mlp.drop", p=0.5), r"decoder_blocks.1.mlp.drop drops with probability 0.5"),
     (change("blocks.2", drop_path=nn.Dropout1d(0.2)), r"blocks.2.drop_path drops with probability 0.2"),
+    (change("blocks.0.mlp.drop", p=torch.tensor(0.5)), r"blocks.0.mlp.drop drops with probability 0.5"),
+    (change("blocks.1.attn.attn_drop", p=np.float32(0.25)), r"blocks.1.attn.attn_drop drops with probability 0.25"),
+    (change("blocks.2", drop_path=DropPath(torch.tensor(0.125))), r"blocks.2.drop_path drops with probability 0.125"),
     (change("blocks.2.mlp", act=nn.GELU("tanh")), r"blocks.2.mlp.act must be exact GELU, got approximate='tanh'"),
     (change("blocks.2.mlp", act=nn.SiLU()), r"blocks.2.mlp.act \(SiLU\) is unknown"),
     (change("blocks.0", extra=nn.Linear(3, 3)), r"blocks.0.extra \(Linear\) is unknown"),
@@ -282,6 +300,16 @@ def test_what_comes_later_and_would_compute_otherwise(apply, message):
         call(model, images())
 
 
+def test_stochastic_depth_that_sets_in_later():
+    model = crossmae_model()
+    model.blocks[1].drop_path = DropPath(torch.tensor(0.0))
+    crossmae.accelerate(model)
+    call(model, images())
+    model.blocks[1].drop_path.drop_prob = torch.tensor(0.5)
+    with pytest.raises(RuntimeError, match=r"blocks.1.drop_path drops with probability 0.5; only 0 is supported"):
+        call(model, images())
+
+
 def test_a_forward_of_the_instance_is_kept():
     model = crossmae_model()
     model.forward = wrapper = partial(CrossMAE.forward, model)
@@ -299,6 +327,27 @@ def test_weights_on_the_meta_device():
     with torch.device("meta"):
         model = CrossMAE()
     with pytest.raises(ValueError, match="on the meta device; load its weights first"):
+        crossmae.accelerate(model)
+
+
+@pytest.mark.parametrize("make", [CrossMAE, clients.hugging_face])
+def test_fake_weights(make):
+    with FakeTensorMode(), pytest.raises(ValueError, match="the model's tensors are fake; load its weights first"):
+        crossmae.accelerate(make())
+
+
+def test_decoder_blocks_that_have_no_mix_or_norm():
+    model = crossmae.accelerate(crossmae_model())
+    del model.decoder_blocks[-1]
+    with pytest.raises(ValueError, match=r"decoder_blocks has 1 block, but dec_norms 2 norms and wfm.linear 2 m"):
+        call(model, images())
+
+
+@pytest.mark.parametrize("name", ["pos_embed", "decoder_pos_embed"])
+def test_positions_of_another_grid(name):
+    model = crossmae_model()
+    setattr(model, name, nn.Parameter(torch.zeros(1, 65, getattr(model, name).shape[2])))
+    with pytest.raises(ValueError, match=rf"images of \(32, 32\) have 16 patches, but {name} has 65 rows, not 17"):
         crossmae.accelerate(model)
 
 

@@ -139,6 +139,13 @@ def damaged_files(folder):
     (folder / "text.pth").write_text("not a checkpoint at all")
     torch.save({"model": Evil()}, folder / "evil.pth")
     torch.save([1, 2], folder / "list.pth")
+    torch.save({}, folder / "nothing_in_it.pth")
+    torch.save({"epoch": 3, "model": {"weight": [1.0]}}, folder / "lists.pth")
+    torch.save({name: tensor.numpy() for name, tensor in model.state_dict().items()}, folder / "numpy.pth")
+    torch.save(torch.optim.AdamW(model.parameters()).state_dict(), folder / "optimizer.pth")
+    flipped = bytearray((folder / "whole.pth").read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    (folder / "flipped.pth").write_bytes(flipped)
     torch.save({"model": {"weight": torch.zeros(2)}}, folder / "foreign.pth")
     with zipfile.ZipFile(folder / "archive.pth", "w") as archive:
         archive.writestr("readme.txt", "hello")
@@ -157,6 +164,11 @@ def damaged_files(folder):
         ("archive.pth", "is not a checkpoint, or is damaged"),
         ("evil.pth", r"holds objects of \S*print, which are never unpickled"),
         ("list.pth", "must hold a state dict .* got list"),
+        ("nothing_in_it.pth", "must hold a state dict .* got an empty dict"),
+        ("lists.pth", "must hold a state dict .* got a dict of epoch, model without tensors by name"),
+        ("numpy.pth", r"must hold a state dict .* got a dict of encoder.cls_token, .* more without tensors by name"),
+        ("optimizer.pth", "must hold a state dict .* got a dict of state, param_groups without tensors by name"),
+        ("flipped.pth", r"or is damaged: .*: the checksum of \S+/data/\d+ does not fit"),
         ("foreign.pth", "neither a checkpoint of ours nor of the CrossMAE or MAE release: it has no cls_token"),
         ("config.safetensors", "holds a configuration without image_size, channels, encoder_width"),
     ],

@@ -189,6 +189,27 @@ def test_a_folder_without_a_model_is_looked_into(tmp_path):
         crossmae.load(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_distributed_checkpoint_says_how_to_make_it_one_file(tmp_path):
+    torch.distributed.checkpoint.save({"model": WEIGHTS}, checkpoint_id=tmp_path / "run", no_dist=True)
+    with pytest.raises(
+        FileNotFoundError, match=r"is a distributed checkpoint, which .*dcp_to_torch_save makes one file"
+    ):
+        crossmae.load(tmp_path / "run")
+
+
+def test_files_without_checksums_are_read(tmp_path):
+    """PyTorch leaves them out on request, and then writes others in their place."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(WEIGHTS, tmp_path / "unchecked.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    with pytest.warns(crossmae.CheckpointWarning, match="norm_pix_loss"):
+        crossmae.load(tmp_path / "unchecked.pth", num_heads=4, decoder_num_heads=2)
+
+
 def shards(folder, kind="safetensors", parts=3):
     """The weights in several files with an index."""
     folder.mkdir(exist_ok=True)

@@ -1,7 +1,10 @@
 """Every kind of file against what was written into it."""
 
+import io
+
 import numpy as np
 import pytest
+import tifffile
 import torch
 from pictures import animation, deep_jpeg_2000, deep_png, encoded, npy, random_pixels, smooth, tiff
 from PIL import Image, ImageOps
@@ -212,6 +215,58 @@ def test_a_png_of_16_bits_keeps_them_in_colours(channels, filtering):
 def test_what_pillow_would_cut_to_8_bits_is_refused(content, reason):
     with pytest.raises(UnreadableImage, match=reason):
         decode(content, "it", 3)
+
+
+def pages(images, byteorder="<", **options):
+    """A TIFF of one page after another, each described on its own."""
+    content = io.BytesIO()
+    with tifffile.TiffWriter(content, byteorder=byteorder) as file:
+        for image in images:
+            file.write(image, photometric="minisblack", contiguous=False, **options)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("options", [{}, {"metadata": None}, {"byteorder": ">"}], ids=str)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_pages_that_were_written_one_by_one_are_channels_too(channels, dtype, options):
+    planes = random_pixels(7, channels, 20, 30).astype(dtype)
+    found = decode(pages(planes, **options), "it", channels, torch.float32).numpy()
+    full = np.iinfo(dtype).max if dtype in (np.uint8, np.uint16) else 1
+    np.testing.assert_allclose(found, planes / full, rtol=0, atol=1e-7)
+
+
+def test_pages_of_different_sizes_are_pictures():
+    content = pages([DEEP[..., 0], DEEP[:10, :15, 0], DEEP[:5, :7, 0]])
+    np.testing.assert_allclose(pixels(content, 1, torch.float32), DEEP[..., :1] / 65535, rtol=0, atol=1e-7)
+
+
+def test_channels_that_pillow_does_not_know_are_counted():
+    four = tiff(random_pixels(8, 20, 30, 4), photometric="minisblack", planarconfig="contig")
+    with pytest.raises(UnreadableImage, match=r"its number of channels is 4, but 3 were requested"):
+        decode(four, "it", 3)
+    mosaic = tiff(DEEP[..., 0], photometric="cfa")
+    np.testing.assert_allclose(pixels(mosaic, 1, torch.float32), DEEP[..., :1] / 65535, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["ycbcr", "cielab", "separated", "palette"])
+def test_colours_of_other_kinds_are_not_taken_for_red_green_and_blue(kind):
+    options = {"colormap": np.zeros((3, 65536), np.uint16)} if kind == "palette" else {}
+    values = {"palette": DEEP[..., 0], "separated": random_pixels(9, 20, 30, 4, dtype=np.uint16)}.get(kind, DEEP)
+    with pytest.raises(UnreadableImage, match=f"its colours are {kind.upper()} of 16 bits; save it as RGB"):
+        decode(tiff(values, photometric=kind, **options), "it", 3)
+
+
+@pytest.mark.parametrize(("dtype", "full"), [(np.uint8, 255), (np.uint16, 65535), (np.float32, 1)])
+def test_colours_multiplied_by_alpha_are_divided_again(dtype, full):
+    """Of alpha 1, 1/2, 1/4 and nothing; products of integers are rounded by up to a half, four times that at 1/4."""
+    alpha = np.array([full, full / 2, full / 4, 0])[:, None].astype(dtype).astype(np.float64)
+    colours = np.array([[0.2, 0.4, 0.6], [0.0, 0.3, 1.0], [1.0, 0.5, 0.1], [0.5, 0.5, 0.5]])
+    products = np.concatenate([colours * alpha, alpha], axis=-1)
+    stored = products.astype(dtype) if dtype == np.float32 else np.rint(products).astype(dtype)
+    content = tiff(stored.reshape(2, 2, 4), photometric="rgb", extrasamples=["assocalpha"])
+    found = pixels(content, 3, torch.float32).reshape(4, 3)
+    np.testing.assert_allclose(found, np.where(alpha > 0, colours, 0), rtol=0, atol=1e-6 if full == 1 else 3 / full)
 
 
 def test_a_missing_file_is_unreadable(tmp_path):

@@ -95,6 +95,19 @@ def test_names_in_no_encoding(tmp_path):
     assert r"gr\xfc\xdfe.png" in str(error.value).encode().decode()
 
 
+def test_names_that_would_break_a_line(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "two\nlines \x1b[31m 日本 é.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="cannot be read") as error:
+        find_sources(str(tmp_path / "d")).training.load(0, 3, torch.uint8)
+    assert r"two\nlines \x1b[31m 日本 é.png cannot" in str(error.value)
+    with tarfile.open(tmp_path / "0.tar", "w") as file:
+        file.add(tmp_path / "d" / "two\nlines \x1b[31m 日本 é.png", arcname="two\nlines é.png")
+    with pytest.raises(ValueError, match="cannot be read") as error:
+        find_sources(str(tmp_path / "*.tar")).training.load(0, 3, torch.uint8)
+    assert r"0.tar/two\nlines é.png cannot" in str(error.value)
+
+
 def test_names_are_a_sequence():
     strings = ["", "a", "grüße", "a/b", "\udcfc"]
     names = PackedNames(strings)

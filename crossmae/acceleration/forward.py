@@ -44,6 +44,7 @@ class ModuleForward:
     ) -> None:
         """``prefix`` names the module in messages; for the others see ``obstacles``."""
         self.module = module
+        self.replaced = type(module).forward
         self.prefix = prefix
         self.roles = roles
         self.called = called
@@ -68,7 +69,12 @@ class ModuleForward:
 
     def obstacles(self) -> list[str]:
         """Every reason why the module's layers, as they are now, are not supported."""
-        return [*obstacles(self.module, self.roles, self.known, self.prefix, self.called, self.tables)]
+        found = [*obstacles(self.module, self.roles, self.known, self.prefix, self.called, self.tables)]
+        if type(self.module).forward is not self.replaced:
+            found.append(
+                f"{self.prefix.rstrip('.') or 'the model'} is of another class, or its class has another forward"
+            )
+        return found
 
     def require_unchanged(self) -> None:
         """Refuse unsupported hooks and layers that were added after acceleration."""

@@ -58,6 +58,12 @@ class ModelForward(ModuleForward):
             raise ValueError(f"images must have shape (batch, {', '.join(map(str, expected))}), got {got}")
         if not images.is_floating_point():
             raise TypeError(f"images must be floating point, got {images.dtype}")
+        device = self.module.cls_token.device
+        if images.device != device:
+            raise ValueError(
+                f"images are on {images.device}, but the model on {device} "
+                "(DataParallel's replicas are not supported; use DistributedDataParallel)"
+            )
 
     def _ratios(self, values: dict[str, Any]) -> tuple[float, float]:
         names = [name for name in (MASK_RATIO, PREDICTION_RATIO) if name in values]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerated import call, crossmae_model, images
 from golden_cases import Case
-from releases import MAE, Attention, CrossMAE, randomized
+from releases import MAE, Attention, Block, CrossMAE, randomized
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
@@ -298,6 +298,39 @@ def test_what_comes_later_and_would_compute_otherwise(apply, message):
     apply(model)
     with pytest.raises(RuntimeError, match=message):
         call(model, images())
+
+
+class OtherBlock(Block):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class OtherModel(CrossMAE):
+    def forward(self, imgs, mask_ratio=0.75):
+        return 2 * super().forward(imgs, mask_ratio)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "message"),
+    [("blocks.1", OtherBlock, r"blocks\.\d is of another class"), ("", OtherModel, "the model is of another class")],
+)
+@pytest.mark.parametrize("how", ["class", "method"])
+def test_another_forward_of_a_class(path, kind, message, how, monkeypatch):
+    model = crossmae.accelerate(crossmae_model())
+    module = model.get_submodule(path)
+    if how == "class":
+        module.__class__ = kind
+    else:
+        monkeypatch.setattr(type(module), "forward", kind.forward)
+    with pytest.raises(RuntimeError, match=rf"{message}, or its class has another forward"):
+        call(model, images())
+
+
+def test_images_elsewhere():
+    """DataParallel's replicas share the forward, and with it the original's weights."""
+    model = crossmae.accelerate(crossmae_model())
+    with pytest.raises(ValueError, match=r"images are on meta, but the model on cpu \(.*DistributedDataParallel"):
+        model(images().to("meta"))
 
 
 def test_stochastic_depth_that_sets_in_later():

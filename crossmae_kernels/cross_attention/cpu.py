@@ -1,24 +1,31 @@
-"""16-bit attention on a CPU, for training: PyTorch's forward pass, and its backward pass in float32.
+"""16-bit attention on a CPU, for training: by matrix products, or by PyTorch's attention if scores are many.
 
-PyTorch's own backward pass in 16 bits (2.11 to 2.14) takes 3 to 10 times as long as in float32, including
-casts. Forward and backward, batch 8, on one core with AMX: 19 ms against 6 for 50 x 50 with 12 heads of 64, 29
-against 6 for 49 x 50 with 16 heads of 32, 68 against 36 for 197 x 197; at 785 keys both take the same time. Scores
-multiplied in 16 bits, by the definition's matmul and softmax, are no faster at 50 keys and a tenth faster at 197; but
-they are rounded, which doubles the error, are all saved for the backward pass, and need a CPU with 16-bit products.
-In float32 PyTorch's attention is as fast as the definition at 50 keys and faster at 197, so the reference is used.
+PyTorch's attention on a CPU reaches a fifth of the rate of products of all heads at once. These need all scores, but
+if few images are computed at a time, scores stay in cache. Forward and backward pass on two threads of a Zen 5,
+bfloat16, ms a call:
+
+============================= ======== =====
+images, heads, width and size products fused
+============================= ======== =====
+8 of 16 x 32, 49 x 50              2.0   2.9
+64 of 16 x 32, 49 x 50            13.8  23.7
+8 of 12 x 64, 50 x 50              2.4   3.0
+8 of 12 x 64, 197 x 197           19.0  27.0
+2 of 12 x 64, 400 x 400           20.2  24.6
+2 of 12 x 64, 577 x 577           58.4  47.6
+============================= ======== =====
+
+In float32 neither is faster throughout, so that is left to PyTorch.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from crossmae_kernels.cross_attention.config import Packing, unpacked
-from crossmae_kernels.cross_attention.reference import join_heads, split_heads
-from crossmae_kernels.runtime.autocast import cast
+from crossmae_kernels.cross_attention import cpu_fused, cpu_products
+from crossmae_kernels.cross_attention.config import Packing
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+# Bytes of an image's scores in float32 from which PyTorch's attention is faster.
+MOST_SCORES = 2**23
 
 
 def serves(packed: tuple[Tensor | None, ...], query_ids: Tensor | None, dtype: torch.dtype) -> bool:
@@ -34,41 +41,7 @@ def cross_attention(
     query: Tensor, key: Tensor | None, value: Tensor | None, packing: Packing, num_heads: int, scale: float | None
 ) -> Tensor:
     """See ``crossmae_kernels.cross_attention``; queries are gathered, and arguments assumed to be checked."""
-    out, _ = _Attention.apply(query, key, value, packing, num_heads, scale)
-    return out
-
-
-def _empty_like(x: Tensor | None) -> Tensor | None:
-    return None if x is None else torch.empty_like(x)
-
-
-class _Attention(torch.autograd.Function):
-    """Gradients are rounded once, into the parts of one tensor if the arguments are packed."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        query: Tensor, key: Tensor | None, value: Tensor | None, packing: Packing, num_heads: int, scale: float | None
-    ) -> tuple[Tensor, Tensor]:
-        heads = [split_heads(x, num_heads) for x in unpacked(query, key, value, packing)]
-        out, log_sum_exp = _forward(*heads, scale=scale)
-        return join_heads(out), log_sum_exp
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *packed, ctx.packing, ctx.num_heads, ctx.scale = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*packed, *output)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, log_sum_exp = ctx.saved_tensors
-        wide = query.float(), cast(key, torch.float32), cast(value, torch.float32)
-        heads = [split_heads(x, ctx.num_heads) for x in (dout.float(), *unpacked(*wide, ctx.packing), out.float())]
-        found = _backward(*heads, log_sum_exp, 0.0, False, scale=ctx.scale)
-        gradients = torch.empty_like(query), _empty_like(key), _empty_like(value)
-        for part, gradient in zip(unpacked(*gradients, ctx.packing), found, strict=True):
-            split_heads(part, ctx.num_heads).copy_(gradient)
-        return *gradients, None, None, None
+    keys = query if key is None else key
+    image_scores = 4 * num_heads * query.shape[1] * keys.shape[1]
+    form = cpu_products if image_scores <= MOST_SCORES else cpu_fused
+    return form.cross_attention(query, key, value, packing, num_heads, scale)

@@ -8,8 +8,7 @@ products of the definition, with two FLOPs per multiply-accumulate.
   is folding a norm into weights, which the reference computes elementwise.
 - Backward: for each product, one more per operand that needs a gradient, so twice the forward pass if all do. For
   attention that is four products. PyTorch's formulas for its fused GPU attention, which count the reference there, add
-  a
-  fifth: recomputing the scores.
+  a fifth: recomputing the scores. So does 16-bit attention on a CPU, whose products PyTorch sees one by one.
 - Products that a kernel recomputes to save memory, of scores or the hidden layer, are not counted. Whatever PyTorch
   reruns, as in ``gradient_checkpointing``, is counted every time; it skips the last product of the reference's MLP,
   which is not a separate operator with kernels.

@@ -30,9 +30,10 @@ def test_attention_on_a_cpu_counts_as_its_definition(impl, dtype):
         torch.autograd.grad(out, x, torch.ones_like(out))
     product = 2 * length**2 * width
     assert forward.get_total_flops() == 2 * product
-    # A PyTorch with a formula of its own may count the scores again.
+    # A PyTorch with a formula of its own may count the scores again; in 16 bits they are computed again.
     fused = theirs.__module__ == "torch.utils.flop_counter"
-    assert backward.get_total_flops() == (5 if fused else 4) * product
+    products = impl == "auto" and dtype == torch.bfloat16
+    assert backward.get_total_flops() == (5 if fused or products else 4) * product
 
 
 def test_a_count_changes_nothing_and_names_the_operator(device):

@@ -16,7 +16,7 @@ import crossmae_kernels as ck
 from crossmae_kernels.command import OneLineParser, run_command
 from crossmae_kernels.environment import IMPLEMENTATION, TUNING
 from crossmae_kernels.extras import version
-from crossmae_kernels.runtime import dispatch, launch, tuning
+from crossmae_kernels.runtime import cpu_linear, dispatch, launch, tuning
 from crossmae_kernels.runtime.device import KERNEL_DTYPES, interpreted, limits
 from crossmae_kernels.testing import Draw, Problem
 from crossmae_kernels.testing.problems import vit_base
@@ -84,6 +84,8 @@ def report() -> list[str]:
     lines.append(f"tuning      {tuning.mode()} ({TUNING})")
     products = {"ieee": "exact products", "tf32": "products in TF32"}[launch.input_precision(torch.float32)]
     lines.append(f"float32     {products} (torch.backends.cuda.matmul.fp32_precision)")
+    layers = "oneDNN, faster than PyTorch's own choice" if cpu_linear.onednn_is_faster() else "PyTorch's own choice"
+    lines.append(f"on a CPU    large float32 linear layers by {layers}")
     for device in devices():
         lines += ["", f"{device}: {describe(device)}", *rows_of(device)]
     return lines

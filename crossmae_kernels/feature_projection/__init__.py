@@ -12,6 +12,7 @@ from crossmae_kernels.feature_projection.config import refusals
 from crossmae_kernels.norm_folding.ops import fold_norms
 from crossmae_kernels.runtime.autocast import compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
+from crossmae_kernels.runtime.cpu_linear import LINEAR
 from crossmae_kernels.runtime.dispatch import choose
 
 
@@ -49,8 +50,10 @@ def project_feature_maps(
     """
     checks = ArgumentChecks("project_feature_maps")
     given = maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps
-    folded = _folded(checks, *given, impl)
-    return reference.project_feature_maps(*given) if folded is None else ops.project(*folded)
+    chosen, compute = _choose(checks, *given, impl)
+    if chosen != "triton":
+        return reference.project_feature_maps(*given, LINEAR[chosen])
+    return ops.project(*_folded(*given, compute))
 
 
 def project_keys_and_values(
@@ -67,11 +70,10 @@ def project_keys_and_values(
 
     A term common to all keys adds the same to every score of a query, which softmax ignores: nothing depends on it, and
     its gradient is exactly zero. A term common to all values passes through attention unchanged, since weights sum to
-    1,
-    so it is returned instead, to be added after attention: to its output or, in weight space, to the bias of the next
-    linear layer (``fold_norm`` with it as ``norm_bias``). If weights do not sum to 1 they are NaN, and so is the output
-    either way. Keys and values are then written once by one batched product without bias, whose gradient would be a sum
-    over all of them.
+    1, so it is returned instead, to be added after attention: to its output or, in weight space, to the bias of the
+    next linear layer (``fold_norm`` with it as ``norm_bias``). If weights do not sum to 1 they are NaN, and so is the
+    output either way. Keys and values are then written once by one batched product without bias, whose gradient would
+    be a sum over all of them.
 
     Args:
         maps: see ``project_feature_maps``, as for the other arguments and the errors.
@@ -83,14 +85,14 @@ def project_keys_and_values(
     """
     checks = ArgumentChecks("project_keys_and_values")
     given = maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps
-    folded = _folded(checks, *given, impl, parts=2)
-    if folded is None:
-        return reference.project_feature_maps(*given), None
-    mixes, weight, bias = folded
+    chosen, compute = _choose(checks, *given, impl, parts=2)
+    if chosen != "triton":
+        return reference.project_feature_maps(*given, LINEAR[chosen]), None
+    mixes, weight, bias = _folded(*given, compute)
     return ops.project(mixes, weight, None), bias.unflatten(1, (2, -1))[:, 1]
 
 
-def _folded(
+def _choose(
     checks: ArgumentChecks,
     maps: Sequence[Tensor],
     mixing_weight: Tensor,
@@ -101,8 +103,8 @@ def _folded(
     eps: float,
     impl: Implementation,
     parts: int = 1,
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Normalised mixes, and stacked weights and biases for them; None if the reference runs the call."""
+) -> tuple[str, torch.dtype]:
+    """Raise what is wrong with the arguments, or return the implementation and the dtype of products."""
     maps = checks.tensors("maps", maps, "B K E")
     checks.tensor("mixing_weight", mixing_weight, f"n {len(maps) or 'k'}")
     checks.tensor("norm_weight", norm_weight, "n E")
@@ -121,9 +123,22 @@ def _folded(
     checks.raise_if_any()
     compute = compute_dtype(weights[0])
     reasons = refusals(maps, mixing_weight, weights, (*biases, norm_weight, norm_bias), compute)
-    if choose(checks.op, impl, reasons, worthwhile=mixing_weight.is_cuda) == "reference":
-        return None
-    weight, bias = fold_norms(weights, torch.stack(biases), norm_weight, norm_bias, compute)
+    on_gpu, on_cpu = mixing_weight.is_cuda, mixing_weight.is_cpu
+    return choose(checks.op, impl, reasons, worthwhile=on_gpu, cpu=on_cpu), compute
+
+
+def _folded(
+    maps: Sequence[Tensor],
+    mixing_weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    eps: float,
+    compute: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised mixes, and stacked weights and biases for them."""
+    weight, bias = fold_norms(weights, torch.stack([*biases]), norm_weight, norm_bias, compute)
     assert bias is not None
     mixes = mix_feature_maps(maps, mixing_weight.to(compute_dtype(mixing_weight)), eps, normalize=True)
     return mixes, weight, bias

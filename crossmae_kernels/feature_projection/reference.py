@@ -1,6 +1,6 @@
 """Projection of mixed feature maps in plain PyTorch: the specification."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,7 +16,8 @@ def project_feature_maps(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     eps: float,
+    linear: Callable[..., Tensor] = F.linear,
 ) -> tuple[Tensor, ...]:
     """See ``crossmae_kernels.project_feature_maps``; arguments are assumed to be checked."""
     mixes = normed_mixes(maps, mixing_weight, norm_weight, norm_bias, eps)
-    return tuple(F.linear(mix, weight, bias) for mix, weight, bias in zip(mixes, weights, biases, strict=True))
+    return tuple(linear(mix, weight, bias) for mix, weight, bias in zip(mixes, weights, biases, strict=True))

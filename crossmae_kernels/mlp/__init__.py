@@ -9,6 +9,7 @@ from crossmae_kernels.mlp import ops, reference
 from crossmae_kernels.mlp.config import Hidden
 from crossmae_kernels.runtime.autocast import compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
+from crossmae_kernels.runtime.cpu_linear import LINEAR
 from crossmae_kernels.runtime.device import norm_refusals
 from crossmae_kernels.runtime.dispatch import choose
 
@@ -64,8 +65,10 @@ def mlp(
     checks.raise_if_any()
     compute = compute_dtype(fc1_weight)
     reasons = norm_refusals(x, (norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_bias), compute)
-    if choose("mlp", impl, reasons, worthwhile=x.is_cuda) == "reference":
-        return reference.mlp(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps)
+    chosen = choose("mlp", impl, reasons, worthwhile=x.is_cuda, cpu=x.is_cpu)
+    if chosen != "triton":
+        layers = fc1_weight, fc1_bias, fc2_weight, fc2_bias
+        return reference.mlp(x, norm_weight, norm_bias, *layers, eps, LINEAR[chosen])
     save = hidden == "save"
     return ops.mlp(
         x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps, compute, save_hidden=save

@@ -1,5 +1,7 @@
 """The MLP in plain PyTorch: the specification."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,7 +15,8 @@ def mlp(
     fc2_weight: Tensor,
     fc2_bias: Tensor | None,
     eps: float,
+    linear: Callable[..., Tensor] = F.linear,
 ) -> Tensor:
     """See ``crossmae_kernels.mlp``; arguments are assumed to be checked."""
-    hidden = F.gelu(F.linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), fc1_weight, fc1_bias))
-    return x + F.linear(hidden, fc2_weight, fc2_bias)
+    hidden = F.gelu(linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), fc1_weight, fc1_bias))
+    return x + linear(hidden, fc2_weight, fc2_bias)

@@ -9,6 +9,7 @@ from crossmae_kernels.projection import ops, reference
 from crossmae_kernels.projection.config import linear_residual_refusals
 from crossmae_kernels.runtime.autocast import cast, compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
+from crossmae_kernels.runtime.cpu_linear import LINEAR
 from crossmae_kernels.runtime.device import norm_refusals
 from crossmae_kernels.runtime.dispatch import choose
 
@@ -59,8 +60,9 @@ def norm_linear(
     checks.raise_if_any()
     compute = compute_dtype(weight)
     refusals = norm_refusals(x, (weight, bias, norm_weight, norm_bias), compute)
-    if choose("norm_linear", impl, refusals, worthwhile=x.is_cuda) == "reference":
-        return reference.norm_linear(x, weight, bias, norm_weight, norm_bias, eps, activation)
+    chosen = choose("norm_linear", impl, refusals, worthwhile=x.is_cuda, cpu=x.is_cpu)
+    if chosen != "triton":
+        return reference.norm_linear(x, weight, bias, norm_weight, norm_bias, eps, activation, LINEAR[chosen])
     return ops.norm_linear(x, weight, bias, norm_weight, norm_bias, eps, activation == "gelu", compute)
 
 
@@ -108,6 +110,7 @@ def linear_residual(
     checks.raise_if_any()
     compute = compute_dtype(weight)
     refusals = linear_residual_refusals(residual, bias, compute)
-    if choose("linear_residual", impl, refusals, worthwhile=x.is_cuda) == "reference":
-        return reference.linear_residual(x, weight, bias, residual, residual_ids)
+    chosen = choose("linear_residual", impl, refusals, worthwhile=x.is_cuda, cpu=x.is_cpu)
+    if chosen != "triton":
+        return reference.linear_residual(x, weight, bias, residual, residual_ids, LINEAR[chosen])
     return ops.linear_residual(cast(x, compute), weight, bias, residual, residual_ids)

@@ -5,7 +5,7 @@ cuBLAS's products, and uses the fastest from then on, so no choice is slower tha
 a process may spend ``BUDGET_SECONDS`` on that; anything not measured by then follows the rule. Tiles follow their rule
 until ``crossmae tune`` has timed them. ``CROSSMAE_KERNELS_TUNE``, or ``tuning_mode``, changes this:
 
-- ``off``: rules decide, and the disk is not touched;
+- ``off``: rules decide, and the disk is not touched; on a CPU too (``runtime.cpu_linear``);
 - ``recall``: earlier measurements are used, and nothing is timed;
 - ``forms``: forms are timed and tiles recalled, as described above, the default;
 - ``all``: both are timed, however long it takes.

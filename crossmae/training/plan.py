@@ -207,7 +207,10 @@ def _hidden_layers(plan: PretrainingPlan) -> str:
     kept = plan.micro_batch * (in_encoder + in_decoder) * _BYTES.get(plan.recipe.precision, 2) / GIB
     again = in_encoder * config.encoder_width + in_decoder * config.decoder_width
     if config.hidden_layer == "save":
-        return f"saved, {kept:.2f} GiB on each device; model_options.hidden_layer=recompute costs time instead"
+        return (
+            f"saved, {kept:.2f} GiB on each device; model_options.hidden_layer=recompute takes "
+            f"{again / 1e9:,.3g} GMAC per image instead"
+        )
     return f"recomputed by kernels, {again / 1e9:,.3g} GMAC per image; saving them takes {kept:.2f} GiB on each device"
 
 

@@ -112,7 +112,7 @@ def kernel_times(run: Pass) -> dict[str, tuple[int, float]]:
         wait_for_device()
     found: dict[str, tuple[int, float]] = {}
     for event in profiler.events() or ():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type.name == "CUDA":
             launches, seconds = found.get(event.name, (0, 0.0))
             found[event.name] = launches + 1, seconds + event.time_range.elapsed_us() / 1e6
     return {name: (launches // PROFILED, seconds / PROFILED) for name, (launches, seconds) in found.items()}

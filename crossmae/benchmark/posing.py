@@ -144,7 +144,7 @@ class Inputs:
             generator=torch.Generator(setting.device).manual_seed(0),
         )
         if setting.part == "step":
-            shape = setting.batch, config.channels, *config.image_size
+            shape: tuple[int, ...] = (setting.batch, config.channels, *config.image_size)
             inputs = self._drawn(1, shape, torch.float32, requires_grad=False)
         else:
             tokens = masking.visible_ids.shape[1] + config.class_tokens

@@ -33,6 +33,7 @@ from crossmae_kernels.command import run_command
 
 # Seconds of the short form; they add up to under nine minutes. What a stage does not need, the next may take.
 # Autotuning, by estimate, takes 20 s of them for each of four ops and 40 to 60 for each of three decoders.
+# The sanitizer's cases take 15 s of a CPU to compile (measured), and an unknown time to be watched.
 SHORT_SECONDS = {
     "sanitizer": 40,
     "correctness": 75,

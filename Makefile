@@ -50,9 +50,9 @@ record: $(VENV)/.ready
 		--benchmark-json=benchmarks/results/training.json --benchmark-quiet
 	$(MAKE) readme
 
-# Checks, tuning and every suite on an NVIDIA GPU within nine minutes, with the Python at hand: PyTorch, Triton, pytest
-# and pytest-benchmark are all it needs. Again, and it goes on where it ended; `make gpu GPU=--full` takes as long as it
-# takes.
+# compute-sanitizer (if installed), checks, tuning and every suite on an NVIDIA GPU within nine minutes, with the Python
+# at hand: PyTorch, Triton, pytest and pytest-benchmark are all it needs. Again, and it goes on where it ended;
+# `make gpu GPU=--full` takes as long as it takes.
 GPU ?=
 gpu:
 	$(PYTHON) -m benchmarks.gpu $(GPU)

@@ -1,18 +1,23 @@
 """What ``crossmae bench`` is asked for on a GPU: decoders, whole steps, and both on so few images that Python is seen.
 
 A comparison is by one formulation, so that one that crashes takes no other with it; MAE is in each, by the same means.
+Decoders and steps are measured as models are by default and as the recipes for GPUs set them.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.contest import FORMS, MASK_RATIO, PREDICTION_RATIO, Form
 from crossmae.benchmark.setting import Execution, Formulation, Part, Setting
-from crossmae.commands.tune import take_steps
+from crossmae.commands.tune import SETTINGS, take_steps
+from crossmae.model.config import Config
 
 SUITES = ("decode", "step", "launch")
 FORMULATIONS: tuple[Formulation, ...] = ("kernels", "reference", "release")
+# The release's formulation has neither setting of a recipe.
+OF_RECIPES = FORMULATIONS[:2]
+_, RECIPES = SETTINGS
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,14 @@ def asked(suite: str, form: Form) -> list[Asked]:
 
 
 def _decode(form: Form) -> Iterator[Asked]:
-    """Decoders by all means; by prediction ratio and depth; in the full form other sizes, batches and pixels too."""
+    """Decoders by all means; by prediction ratio and depth; in the full form other sizes, batches and pixels too.
+
+    In the short form no compiler competes with recipes' settings.
+    """
     (size, *others), (batch, *fewer) = form.sizes, form.batches
     yield from _by_all_means(form, size, batch)
+    for formulation in OF_RECIPES:
+        yield _one(form, size, batch, (formulation,), settings=RECIPES)
     if form.name == "tiny":
         return
     yield _one(
@@ -42,12 +52,21 @@ def _decode(form: Form) -> Iterator[Asked]:
     )
     yield _one(form, size, fewer[0] if fewer else batch, ("kernels",), name="kernels, by depth", depths=(8, 4, 1))
     if form.name == "full":
+        for compiler in _compilers(form):
+            yield _one(form, size, batch, ("reference",), (compiler,), settings=RECIPES)
         for other in others:
             yield from _by_all_means(form, other, batch)
         for other_batch in (64, 128, 256, 512, 2048):
             yield from _by_all_means(form, size, other_batch)
         yield from _by_all_means(form, size, 256, image_size=448)
         yield _one(form, size, 256, ("kernels",), name="kernels, by ratio", ratios=(0.5, 0.75), image_size=448)
+
+
+def by_kernels(form: Form) -> list[Asked]:
+    """The decoders whose kernels are timed one by one."""
+    return [
+        _one(form, form.sizes[0], form.batches[0], ("kernels",), ("eager",), settings=settings) for settings in SETTINGS
+    ]
 
 
 def _by_all_means(form: Form, size: str, batch: int, image_size: int | None = None) -> Iterator[Asked]:
@@ -59,12 +78,16 @@ def _by_all_means(form: Form, size: str, batch: int, image_size: int | None = No
 
 
 def _step(form: Form) -> Iterator[Asked]:
-    """A whole training step."""
+    """A whole training step; in the full form also compiled, at the first batch."""
     batches = {"tiny": (2,), "small": (2,), "short": (256,), "full": (256, 512, 1024, 2048)}[form.name]
     for size in form.sizes:
         for batch in batches:
+            for formulation in OF_RECIPES:
+                yield _one(form, size, batch, (formulation,), part="step", settings=RECIPES)
             for formulation in FORMULATIONS:
                 yield _one(form, size, batch, (formulation,), part="step")
+        for settings in SETTINGS if form.name == "full" else ():
+            yield _one(form, size, batches[0], ("reference",), ("max-autotune",), part="step", settings=settings)
 
 
 def _launch(form: Form) -> Iterator[Asked]:
@@ -91,10 +114,11 @@ def _one(
     ratios: tuple[float, ...] = (PREDICTION_RATIO,),
     depths: tuple[int, ...] = (),
     image_size: int | None = None,
+    settings: Mapping[str, Any] = SETTINGS[0],
 ) -> Asked:
     """Called, and replayed from a graph where there are any, unless it is to be compiled."""
     model = f"crossmae_vit_{size}"
-    crossmae, mae = form.config(model, image_size), form.config(f"mae_vit_{size}", image_size)
+    crossmae, mae = (replace(form.config(f"{of}_vit_{size}", image_size), **settings) for of in ("crossmae", "mae"))
     plain: tuple[Execution, ...] = ("eager", "graph") if form.device.type == "cuda" else ("eager",)
     if formulations == ("release",):  # no graph holds it
         plain = ("eager",)
@@ -112,8 +136,14 @@ def _one(
         executions or plain,
         form.rounds,
     )
-    problem = f"{part}, {model}, {crossmae.image_size[0]} px, batch {batch}"
+    problem = problem_of(part, model, crossmae, batch)
     return Asked(model, problem, name or ", ".join([*formulations, *executions]), setting)
+
+
+def problem_of(part: Part, model: str, config: Config, batch: int) -> str:
+    """What is solved, in words; a model that runs as by default is not said to."""
+    as_set = ", recipes' settings" if config == replace(config, **RECIPES) else ""
+    return f"{part}{as_set}, {model}, {config.image_size[0]} px, batch {batch}"
 
 
 def tune(name: str) -> None:
@@ -123,4 +153,6 @@ def tune(name: str) -> None:
         for batch in form.batches:
             print(f"crossmae_vit_{size}, batch {batch}", flush=True)
             precision: Any = str(form.dtype).removeprefix("torch.")
-            take_steps(f"crossmae_vit_{size}", batch, precision, PREDICTION_RATIO, form.options, form.device)
+            for settings in SETTINGS:
+                options = form.options | settings
+                take_steps(f"crossmae_vit_{size}", batch, precision, PREDICTION_RATIO, options, form.device)

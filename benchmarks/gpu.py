@@ -1,8 +1,8 @@
 """Everything that there is to measure on a GPU, with one command: ``python -m benchmarks.gpu``.
 
-Checks the kernels, tunes them, runs every suite, and adds what it found to the record of one folder. Every stage is a
-process of its own with a limit of time; one that fails loses nothing but itself. A second call continues where the
-first one ended.
+Watches what the kernels read and write, checks them, tunes them, runs every suite, and adds what it found to the record
+of one folder. Every stage is a process of its own with a limit of time; one that fails loses nothing but itself. A
+second call continues where the first one ended.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,19 +33,29 @@ from crossmae_kernels.command import run_command
 
 # Seconds of the short form; they add up to under nine minutes. What a stage does not need, the next may take.
 # Autotuning, by estimate, takes 20 s of them for each of four ops and 40 to 60 for each of three decoders.
+# The sanitizer's cases take 15 s of a CPU to compile (measured), and an unknown time to be watched.
 SHORT_SECONDS = {
-    "correctness": 85,
-    "tuning": 40,
-    "ceilings": 15,
+    "sanitizer": 40,
+    "correctness": 75,
+    "tuning": 35,
+    "ceilings": 10,
     "decode": 180,
-    "mixing": 50,
-    "attention": 50,
-    "mlp": 35,
-    "step": 25,
-    "projection": 15,
-    "patches": 15,
-    "launch": 20,
+    "kernels": 10,
+    "mixing": 45,
+    "attention": 45,
+    "mlp": 30,
+    "step": 30,
+    "projection": 10,
+    "patches": 10,
+    "launch": 10,
 }
+# Of compute-sanitizer, by tool: its own options, then those of the cases that it watches.
+SANITIZERS: dict[str, tuple[list[str], list[str]]] = {
+    "memcheck": ([], []),
+    # Mere warnings are about threads of a warp that run in step anyway.
+    "racecheck": (["--racecheck-detect-level", "error"], ["--in-order"]),
+}
+SKIPPED = "skipped"
 # A stage of the full form: only one that hangs takes so long.
 FULL_SECONDS = 24 * 3600
 # A suite begins nothing new in the last share of its time.
@@ -96,6 +107,16 @@ def how(code: int | None) -> str:
     return f"ended by signal {-code}" if code < 0 else f"ended with code {code}"
 
 
+def complaints(logs: Sequence[Path], codes: Sequence[int | None], well: Sequence[int] = (0,)) -> str:
+    """How each process that did not end well did end, and the end of its log unless its time was up."""
+    found = []
+    for log, code in zip(logs, codes, strict=True):
+        if code not in well:
+            end = log.read_text("utf-8", errors="replace")[-300:] if code else ""
+            found.append(f"{log.stem} {how(code)} {' '.join(end.split())}".strip())
+    return "; ".join(found)
+
+
 class Session:
     """One call of the command, in its folder. A stage returns what it lacks, in words; nothing where it is whole."""
 
@@ -122,12 +143,32 @@ class Session:
 
     def stage(self, name: str, seconds: float) -> str:
         """Run one, within a limit of time."""
-        print(f"== {name}", flush=True)
+        print(f"== {name}, {seconds:.0f} s at most", flush=True)
         begun = time.monotonic()
-        run = {"correctness": self._correctness, "tuning": self._tuning}.get(name)
+        run = {"sanitizer": self._sanitizer, "correctness": self._correctness, "tuning": self._tuning}.get(name)
         lacks = run(seconds) if run else self._suite(name, seconds)
         print(f"== {name}: {lacks or 'done'} ({time.monotonic() - begun:.0f} s)", flush=True)
         return lacks
+
+    def _sanitizer(self, seconds: float) -> str:
+        """A small case of each kernel under each of compute-sanitizer's tools, side by side."""
+        well = self.folder / "sanitizer.txt"
+        if well.is_file():
+            return ""
+        sanitizer = shutil.which("compute-sanitizer", path=f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin")
+        if self.interpret or sanitizer is None:
+            return f"{SKIPPED}: {'kernels are interpreted' if self.interpret else 'no compute-sanitizer is installed'}"
+        # The compilers that Triton starts are none of its business.
+        watched = [sanitizer, "--error-exitcode", "1", "--target-processes", "application-only"]
+        cases = [sys.executable, "-m", "benchmarks.sanitizer"]
+        commands = [[*watched, "--tool", tool, *own, *cases, *of_cases] for tool, (own, of_cases) in SANITIZERS.items()]
+        logs = [self.folder / f"{tool}.log" for tool in SANITIZERS]
+        # PyTorch's cache of memory would hide what is read or written beyond a tensor.
+        codes = run_together(commands, seconds, self.environment | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, logs)
+        wrong = complaints(logs, codes)
+        if not wrong:
+            well.write_text(f"{', '.join(SANITIZERS)}: no errors\n", "utf-8")
+        return wrong
 
     def _correctness(self, seconds: float) -> str:
         """The kernel check and the tests that need this device, side by side: they time nothing."""
@@ -147,19 +188,14 @@ class Session:
         commands = [check, *([*PYTEST, "-v", *chosen, *map(str, group)] for group in groups)]
         logs = [self.folder / "checks.log", *(self.folder / f"tests-{group[-1].stem}.log" for group in groups)]
         codes = run_together(commands, seconds, self.environment, logs)
+        wrong = complaints(logs, codes, well=(0, 5))  # 5: no test of that folder needs a GPU
         checked, *tested = [log.read_text("utf-8", errors="replace") for log in logs]
-        # 5: no test of that folder needs a GPU.
-        wrong = [
-            f"{log.stem} {how(code)} {' '.join(text[-300:].split()) if code else ''}".strip()
-            for log, code, text in zip(logs, codes, [checked, *tested], strict=True)
-            if code not in (0, 5)
-        ]
         outcomes = re.findall(r" (PASSED|FAILED|ERROR|SKIPPED)\b", "".join(tested))
         facts = dict(collections.Counter(re.findall(r'"verdict": "(\w+)"', checked) + outcomes))
         print(f"   {facts}", flush=True)
         if not wrong:
             well.write_text(f"{facts}\n", "utf-8")
-        return "; ".join(wrong)
+        return wrong
 
     def _tuning(self, seconds: float) -> str:
         """Each kernel's result is kept as soon as it is known: ended for time, it got as far as that, which is well."""
@@ -225,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, seconds in SHORT_SECONDS.items():
         end += FULL_SECONDS if form == "full" else seconds * options.minutes / 9
         lacks = session.stage(name, end - time.monotonic())
-        whole &= not lacks
+        whole &= not lacks or lacks.startswith(SKIPPED)
         lines.append(f"- {name}: {lacks or 'done'}")
     run = records.read(session.folder)
     text = "\n".join([where(run.machine), "", *lines, *missing(run.records.values())])

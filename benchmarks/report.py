@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import records, studies, tables
+from benchmarks.predictions import decoder
 from crossmae.benchmark import comparison, report
 from crossmae.benchmark.decode import Row
 from crossmae.benchmark.machine import where
@@ -71,6 +72,7 @@ def fill(page: Path, folder: Path) -> None:
         insert(page, name, study.table(record))
         study.draw(record, docs / f"{name}.png")
     insert(page, "gpu", newest_of_gpus(folder, docs) or NOTHING)
+    insert(page, "predicted", decoder.before_measurements())
 
 
 def against_the_release(comparisons: Iterable[comparison.Comparison]) -> str:
@@ -136,15 +138,16 @@ def training_table(path: Path) -> str:
 
 
 def newest_of_gpus(results: Path, docs: Path) -> str:
-    """Goals and picture of the latest run on a GPU in the folders below; empty if there is none."""
+    """Goals, kernels and picture of the latest run on a GPU in the folders below; empty if there is none."""
     runs = [(records.read(file.parent), file.parent) for file in results.glob(f"*/{records.FILE}")]
     of_gpus = [(run.machine["date"], run, folder) for run, folder in runs if run.machine.get("cuda")]
     if not of_gpus:
         return ""
     _, run, folder = max(of_gpus, key=lambda found: found[0])
     there = Path(os.path.relpath(folder, docs)).as_posix()
-    goals, whole = tables.goals_table(run).rstrip(), f"All of it: [{there}/report.md]({there}/report.md)."
-    return f"{goals}\n\n{whole}\n\n![Speed-up of decoding against its arithmetic]({there}/decode.png)\n"
+    found = "\n".join([tables.goals_table(run), tables.kernels_table(run)]).rstrip()
+    whole = f"All of it: [{there}/report.md]({there}/report.md)."
+    return f"{found}\n\n{whole}\n\n![Speed-up of decoding against its arithmetic]({there}/decode.png)\n"
 
 
 def insert(page: Path, name: str, text: str) -> None:

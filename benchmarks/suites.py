@@ -10,15 +10,17 @@ from benchmarks import decoders, ops
 from benchmarks.checking import check
 from benchmarks.contest import BOTH, FORWARD, Contest, Direction, Form
 from benchmarks.records import Record
-from benchmarks.timing import CLOCK, cycled, passes, replayed, rounds_of, timed
+from benchmarks.timing import CLOCK, cycled, kernel_times, passes, replayed, rounds_of, timed
 from crossmae.benchmark.ceilings import ceilings
 from crossmae.benchmark.comparison import compare
+from crossmae.benchmark.posing import Inputs
+from crossmae.benchmark.setting import entrants
 from crossmae.measure import peak_memory
 from crossmae_kernels.runtime.records import present
-from crossmae_kernels.runtime.tuning import mode
+from crossmae_kernels.runtime.tuning import mode, tuning_mode
 
 # The most important first, but for the ceilings, beside which the others stand.
-SUITES = ("ceilings", "decode", "mixing", "attention", "mlp", "step", "projection", "patches", "launch")
+SUITES = ("ceilings", "decode", "kernels", "mixing", "attention", "mlp", "step", "projection", "patches", "launch")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ def cases(suite: str, form: Form) -> list[Case]:
         dtype = str(form.dtype).removeprefix("torch.")
         record = Record(suite, "copy and product", "reference", FORWARD, dtype=dtype)
         return [Case(record, partial(_ceilings, form), ours=True)]
+    if suite == "kernels":
+        return [_of_kernels(suite, asked) for asked in decoders.by_kernels(form)]
     if suite in decoders.SUITES:
         return [_of_decoders(suite, asked) for asked in decoders.asked(suite, form)]
     found = [
@@ -72,6 +76,19 @@ def _of_decoders(suite: str, asked: decoders.Asked) -> Case:
 
     record = Record(suite, asked.problem, asked.contender, BOTH, dtype=str(setting.dtype).removeprefix("torch."))
     return Case(record, make, ours=asked.contender.startswith(("kernels", "reference")))
+
+
+def _of_kernels(suite: str, asked: decoders.Asked) -> Case:
+    """A decoder's pass by our kernels, in the forms and tiles of the rules, as they are predicted."""
+
+    def make(record: Record, benchmark: Callable[[], Any]) -> None:
+        *_, crossmae = entrants(asked.setting)
+        posed = Inputs(asked.setting).posed(crossmae)
+        with tuning_mode("off"):
+            record.found = kernel_times(partial(posed.gradients, posed.by("kernels")))
+
+    record = Record(suite, asked.problem, asked.contender, BOTH, dtype=str(asked.setting.dtype).removeprefix("torch."))
+    return Case(record, make, ours=True)
 
 
 def _of_contest(form: Form, contest: Contest, name: str, direction: Direction) -> Case:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from benchmarks import decoders
 from benchmarks.contest import BOTH, FORWARD
 from benchmarks.ops import SUITES
+from benchmarks.predictions import decoder
 from benchmarks.records import Record, Run, missing
 from crossmae.benchmark.decode import Row
 from crossmae.benchmark.machine import where
@@ -37,7 +38,7 @@ GOALS = (
 
 def report(run: Run) -> str:
     """Goals, ceilings and tables of all suites, in Markdown; each names the machine."""
-    parts = [goals_table(run) if run.machine.get("cuda") else "", _ceilings(run)]
+    parts = [goals_table(run) if run.machine.get("cuda") else "", _ceilings(run), kernels_table(run)]
     parts += [_comparisons(run, suite) for suite in decoders.SUITES] + [_suite(run, suite) for suite in SUITES]
     return "\n".join(part for part in parts if part)
 
@@ -46,6 +47,12 @@ def goals_table(run: Run) -> str:
     """Whether each goal is reached."""
     rows = [[*row[:3], row[3] and f"{row[3]:.2f}", row[4]] for row in goals(run)]
     return _titled("Goals", run, markdown(["forward + backward", "", "goal", "measured", "verdict"], rows))
+
+
+def kernels_table(run: Run) -> str:
+    """Each kernel of ViT-B's decoder: what was predicted of it, and what was measured; empty where neither is known."""
+    content = decoder.beside(run)
+    return _titled("Kernels, predicted and measured", run, content.rstrip()) if content else ""
 
 
 def goals(run: Run) -> Iterator[tuple[str, str, str, float | None, str]]:

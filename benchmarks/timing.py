@@ -19,7 +19,7 @@ from crossmae.graphs import captured
 from crossmae.measure import wait_for_device
 from crossmae_kernels.testing.problem import Argument, named
 
-MOST_ROUNDS = 200
+MOST_ROUNDS, PROFILED = 200, 5
 # Arguments are to be this many times the cache, in no more sets than that.
 CACHES, MOST_SETS = 3, 32
 
@@ -97,6 +97,25 @@ def rounds_of(run: Pass, form: Form) -> int:
         return form.rounds
     (seconds,) = timed(run, 1)
     return int(max(form.rounds, min(form.seconds / seconds, MOST_ROUNDS)))
+
+
+def kernel_times(run: Pass) -> dict[str, tuple[int, float]]:
+    """How often a pass launches each kernel (or copies or fills memory) on a GPU, and the seconds of these launches.
+
+    Means of ``PROFILED`` passes by PyTorch's profiler, after one that compiles. Nothing is found on a CPU.
+    """
+    run()
+    wait_for_device()
+    with torch.profiler.profile() as profiler:
+        for _ in range(PROFILED):
+            run()
+        wait_for_device()
+    found: dict[str, tuple[int, float]] = {}
+    for event in profiler.events() or ():
+        if event.device_type.name == "CUDA":
+            launches, seconds = found.get(event.name, (0, 0.0))
+            found[event.name] = launches + 1, seconds + event.time_range.elapsed_us() / 1e6
+    return {name: (launches // PROFILED, seconds / PROFILED) for name, (launches, seconds) in found.items()}
 
 
 def timed(run: Pass, rounds: int) -> list[float]:

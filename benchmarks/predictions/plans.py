@@ -69,6 +69,8 @@ def predict() -> dict[str, Any]:
                 "parameters": cost.parameters,
                 "largest": cost.largest,
                 "kept": cost.kept,
+                "passes otherwise": cost.passes_otherwise,
+                "kept otherwise": cost.kept_otherwise,
             }
             for cost in predicted
         }
@@ -91,7 +93,8 @@ def cost_of(steps: dict[str, Any], recipe: Recipe, images: int, fleet: Fleet) ->
     """The cost of a recipe whose step is known."""
     known = steps["gpus"][fleet.device][recipe.model]
     plan = make_plan(recipe, images, fleet.gpus)
-    return Cost(plan, fleet, Step(**known["step"]), known["parameters"], known["largest"], known["kept"])
+    counts = known["parameters"], known["largest"], known["kept"]
+    return Cost(plan, fleet, Step(**known["step"]), *counts, known["passes otherwise"], known["kept otherwise"])
 
 
 def on_gpus(steps: dict[str, Any], results: Path, folder: Path) -> str:

@@ -11,6 +11,7 @@ from crossmae.benchmark.ceilings import ceilings
 from crossmae.benchmark.decode import Row, measure
 from crossmae.benchmark.machine import machine, where
 from crossmae.benchmark.setting import Setting
+from crossmae.model.config import Config
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,10 @@ class Comparison:
     """Rows, and what all of them have in common."""
 
     about: dict[str, Any]
-    """``part``, ``model``, ``pixels``, ``batch``, ``mask_ratio``, ``dtype``, ``rounds``, ``date``; and ``machine``."""
+    """``part``, ``model``, ``pixels``, ``batch``, ``mask_ratio``, ``dtype``, ``rounds``, ``date``; and ``machine``.
+
+    Also the model's ``residual`` and ``hidden_layer``, which in older records are left out and were the default.
+    """
     rows: list[Row]
 
     @property
@@ -27,7 +31,10 @@ class Comparison:
         about = self.about
         part = "training step with AdamW, " if about["part"] == "step" else ""
         size = " x ".join(map(str, about["pixels"]))
-        return f"{part}{about['model']}, {size} px, batch {about['batch']}, {about['dtype']}; {where(about)}"
+        usual = {"residual": Config.residual, "hidden_layer": Config.hidden_layer}
+        other = [f", {name} {about[name]}" for name in usual if about.get(name, usual[name]) != usual[name]]
+        what = f"{part}{about['model']}, {size} px, batch {about['batch']}, {about['dtype']}{''.join(other)}"
+        return f"{what}; {where(about)}"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, and for ``of_dict``."""
@@ -43,6 +50,8 @@ def compare(setting: Setting, model: str, tell: Callable[[str], object] = lambda
         "batch": setting.batch,
         "mask_ratio": setting.mask_ratio,
         "dtype": str(setting.dtype).removeprefix("torch."),
+        "residual": setting.crossmae.residual,
+        "hidden_layer": setting.crossmae.hidden_layer,
         "rounds": setting.rounds,
         **machine(setting.device),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

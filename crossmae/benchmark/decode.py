@@ -134,7 +134,8 @@ def _counted(entrant: Entrant, setting: Setting, ceilings: Ceilings | None) -> R
     # The backward pass multiplies twice as much, and reads and writes twice as much. Images and pixels are few bytes.
     visible, predicted = mask_counts(config.patches, setting.mask_ratio, ratio)
     maps = (visible + config.class_tokens) * config.encoder_width * len(config.feature_maps or (None,))
-    moved = 4 * (maps + predicted * config.patch_values) if setting.part == "decoder" else 0
+    moved = setting.dtype_of_maps(config).itemsize * maps + 4 * predicted * config.patch_values
+    moved = moved if setting.part == "decoder" else 0
     return replace(row, least=ceilings.least(3 * setting.batch * moved, 6 * setting.batch * mine))
 
 

@@ -131,7 +131,7 @@ class Inputs:
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._modules: dict[Config, nn.Module] = {}
-        self._tensors: dict[tuple[int, ...], list[Tensor]] = {}
+        self._tensors: dict[tuple[tuple[int, ...], torch.dtype], list[Tensor]] = {}
 
     def posed(self, entrant: Entrant) -> Posed:
         """For the entrant, whatever its formulation and execution."""
@@ -144,17 +144,20 @@ class Inputs:
             generator=torch.Generator(setting.device).manual_seed(0),
         )
         if setting.part == "step":
-            inputs = self._drawn(1, (setting.batch, config.channels, *config.image_size), requires_grad=False)
-        else:  # float32, which is what an encoder hands out under autocast too
+            shape: tuple[int, ...] = (setting.batch, config.channels, *config.image_size)
+            inputs = self._drawn(1, shape, torch.float32, requires_grad=False)
+        else:
             tokens = masking.visible_ids.shape[1] + config.class_tokens
             shape = setting.batch, tokens, config.encoder_width
-            inputs = self._drawn(len(config.feature_maps or (None,)), shape, requires_grad=True)
+            count = len(config.feature_maps or (None,))
+            inputs = self._drawn(count, shape, setting.dtype_of_maps(config), requires_grad=True)
         return Posed(setting.part, setting.dtype, self._module(config), inputs, masking)
 
-    def _drawn(self, count: int, shape: tuple[int, ...], requires_grad: bool) -> list[Tensor]:
-        kept = self._tensors.setdefault(shape, [])
+    def _drawn(self, count: int, shape: tuple[int, ...], dtype: torch.dtype, requires_grad: bool) -> list[Tensor]:
+        kept = self._tensors.setdefault((shape, dtype), [])
         while len(kept) < count:
-            kept.append(torch.randn(shape, device=self._setting.device).requires_grad_(requires_grad))
+            drawn = torch.randn(shape, device=self._setting.device).to(dtype)
+            kept.append(drawn.requires_grad_(requires_grad))
         return kept[:count]
 
     def _module(self, config: Config) -> nn.Module:

@@ -67,6 +67,10 @@ class Setting:
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device {self.device} cannot be used here: {error}") from None
 
+    def dtype_of_maps(self, config: Config) -> torch.dtype:
+        """As an encoder hands them out: float32 under autocast too, unless ``config.residual`` is autocast's."""
+        return self.dtype if config.residual == "autocast" else torch.float32
+
 
 @dataclass(frozen=True)
 class Entrant:

@@ -10,7 +10,7 @@ from crossmae.detection.backbone import global_blocks
 from crossmae.detection.detector import Detector, HeadConfig
 from crossmae.detection.recipe import DetectionRecipe
 from crossmae.model import MaskedAutoencoder
-from crossmae.training.plan import GIB, Plan, rows_of_the_optimizer
+from crossmae.training.plan import GIB, Plan, row_of_hidden_layers, rows_of_the_optimizer
 
 DECAYS = (8 / 9, 26 / 27)
 """Fractions of a run after which the learning rate drops to a tenth: ViTDet's steps 163,889 and 177,546 of 184,375."""
@@ -52,6 +52,7 @@ def describe(plan: DetectionPlan, head: HeadConfig) -> str:
             f"{recipe.layer_decay:g}; the first layer's learning rate is {first_layer_scale(plan):.2g} of the heads'",
         ),
         ("parameters, gradients, AdamW", f"{16 * parameters / GIB:.2f} GiB"),
+        row_of_hidden_layers(plan, config.patches),
     ]
     return tabulate(rows, tablefmt="plain", disable_numparse=True)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from crossmae.flops import decoder_macs, encoder_macs
 from crossmae.masking import mask_counts
 from crossmae.model import MaskedAutoencoder
+from crossmae.model.config import Config, Hidden
 from crossmae.planning.collectives import Exchange, data_parallel, sharded
 from crossmae.planning.fleet import Fleet, Sharding
 from crossmae.planning.hosts import HOSTS
@@ -59,6 +61,11 @@ class Step:
     machine_code: float
     """Share of the passes' time that is predicted from machine code; the rest is from ceilings."""
 
+    @property
+    def passes(self) -> float:
+        """Seconds of a micro-batch's forward and backward pass."""
+        return sum(seconds for stage, seconds in self.seconds.items() if stage != "optimizer")
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -72,6 +79,10 @@ class Cost:
     """Parameters of the largest part that is sharded as one."""
     kept: int
     """Bytes kept for the backward pass of a micro-batch."""
+    passes_otherwise: float
+    """Seconds of a micro-batch's passes with the other choice for hidden layers, to save or to recompute them."""
+    kept_otherwise: int
+    """Bytes kept with that choice."""
 
     @property
     def forward(self) -> float:
@@ -108,8 +119,7 @@ class Cost:
     @property
     def step(self) -> float:
         """Seconds of an optimizer step, with all of its micro-batches."""
-        passes = self.plan.accumulation * (self.forward + self.backward)
-        return passes + self.optimizer + self.exchange.exposed
+        return self.plan.accumulation * self.one.passes + self.optimizer + self.exchange.exposed
 
     @property
     def epoch(self) -> float:
@@ -253,16 +263,26 @@ def _largest_part(plan: PretrainingPlan) -> int:
 
 def _cost(plan: PretrainingPlan, parameters: int, largest: int, kept: int, fleet: Fleet, progress: Progress) -> Cost:
     recipe, (mask_ratio, prediction_ratio) = plan.recipe, plan.ratios(0)
-    parts = predict_step(
-        plan.config,
-        DEVICES[fleet.device],
-        plan.micro_batch,
-        _DTYPES[recipe.precision],
-        mask_ratio,
-        prediction_ratio,
-        progress=lambda done, of: progress(recipe.model, done, of),
+    device = DEVICES[fleet.device]
+    other = replace(plan, config=replace(plan.config, hidden_layer=other_hidden_layer(plan.config)))
+    predict = partial(
+        predict_step,
+        device=device,
+        batch=plan.micro_batch,
+        dtype=_DTYPES[recipe.precision],
+        mask_ratio=mask_ratio,
+        prediction_ratio=prediction_ratio,
     )
-    return Cost(plan, fleet, summed(parts), parameters, largest, kept)
+    step = summed(predict(plan.config, progress=lambda done, of: progress(recipe.model, done, of)))
+    # Most of its kernels are the same and known by now.
+    otherwise = summed(predict(other.config)).passes
+    _, kept_otherwise = memory_of_pretraining(other, device.limits)
+    return Cost(plan, fleet, step, parameters, largest, kept, otherwise, kept_otherwise)
+
+
+def other_hidden_layer(config: Config) -> Hidden:
+    """The choice for hidden layers that a model has not made."""
+    return "recompute" if config.hidden_layer == "save" else "save"
 
 
 def as_json(found: list[Cost]) -> dict[str, Any]:
@@ -284,6 +304,11 @@ def _plain(cost: Cost) -> dict[str, Any]:
         },
         "seconds_of_a_micro_batch": {"forward": cost.forward, "backward": cost.backward},
         "seconds_of_the_optimizer": cost.optimizer,
+        "otherwise": {
+            "hidden_layer": other_hidden_layer(plan.config),
+            "seconds_of_a_micro_batch": cost.passes_otherwise,
+            "kept": cost.kept_otherwise,
+        },
         "exchange": {"ddp": vars(cost.data_parallel), "fsdp": vars(cost.sharded)},
         "images_per_second": cost.images_per_second, "gpu_hours": cost.gpu_hours, "mfu": cost.utilization,
         "memory": {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from tabulate import tabulate
 
 from crossmae.planning.collectives import REACHED
-from crossmae.planning.cost import ISSUE, OVERHEAD, RUNS, SLACK, Cost, interval
+from crossmae.planning.cost import ISSUE, OVERHEAD, RUNS, SLACK, Cost, interval, other_hidden_layer
 from crossmae.planning.fleet import Sharding
 from crossmae.planning.hosts import HOSTS
 from crossmae.training.plan import GIB
@@ -35,6 +35,7 @@ def table(found: Sequence[Cost]) -> str:
         ("images per GPU", lambda c: f"{c.plan.accumulation} x {c.plan.micro_batch:,}"),
         ("forward, micro-batch", lambda c: time(c.forward)),
         ("backward, micro-batch", lambda c: time(c.backward)),
+        ("hidden layers, per step", _hidden_layers),
         ("AdamW, per step", lambda c: time(c.optimizer)),
         ("DDP communication", lambda c: _exchange(c, "ddp")),
         ("FSDP2 communication", lambda c: _exchange(c, "fsdp")),
@@ -63,7 +64,7 @@ def warnings(found: Sequence[Cost]) -> list[str]:
     """Where the run will differ from the table."""
     lines = []
     for cost in found:
-        name, passes = cost.plan.recipe.model, cost.forward + cost.backward
+        name, passes = cost.plan.recipe.model, cost.one.passes
         if cost.issuing > passes:
             lines.append(
                 f"{name}: eager Python needs about {time(cost.issuing)} to issue a micro-batch's operators, longer "
@@ -138,6 +139,13 @@ def _exchange(cost: Cost, strategy: Sharding) -> str:
         return "-"
     exchange = cost.data_parallel if strategy == "ddp" else cost.sharded
     return f"{time(exchange.total)}, {time(exchange.exposed)} exposed"
+
+
+def _hidden_layers(cost: Cost) -> str:
+    """The choice for them, and what the other one would add to a step's time and to what each GPU keeps."""
+    seconds = cost.plan.accumulation * (cost.passes_otherwise - cost.one.passes)
+    added = f"{'-' if seconds < 0 else '+'}{time(abs(seconds))}, {(cost.kept_otherwise - cost.kept) / GIB:+.1f} GiB"
+    return f"{cost.plan.config.hidden_layer}; {other_hidden_layer(cost.plan.config)} {added}"
 
 
 def _memory(cost: Cost, strategy: Sharding) -> str:

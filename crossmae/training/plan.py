@@ -173,7 +173,11 @@ def describe(plan: PretrainingPlan) -> str:
         ("ratios", f"mask {mask_ratio:g}, prediction {prediction_ratio:g}{changing}"),
         *rows_of_the_optimizer(plan),
         *rows_of_memory(parameters, kept),
-        ("hidden layers", _hidden_layers(plan)),
+        row_of_hidden_layers(
+            plan,
+            visible + config.class_tokens,
+            decoder_parts(config, prediction_ratio, mask_ratio)["mlp"] // (2 * config.decoder_width),
+        ),
         ("residual", _residual(plan)),
         (
             "decoder, forward",
@@ -198,17 +202,23 @@ def rows_of_the_optimizer(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def _hidden_layers(plan: PretrainingPlan) -> str:
-    """The cost of saving the MLPs' hidden layers, or of recomputing them, with kernels."""
-    config, ratios = plan.config, plan.ratios(0)
-    visible, _ = mask_counts(config.patches, *ratios)
-    in_encoder = config.encoder_depth * (visible + config.class_tokens) * int(config.encoder_width * config.mlp_ratio)
-    in_decoder = decoder_parts(config, ratios[1], ratios[0])["mlp"] // (2 * config.decoder_width)
+def row_of_hidden_layers(plan: Plan, tokens: int, in_decoder: int = 0) -> tuple[str, str]:
+    """The cost of saving the MLPs' hidden layers, or of recomputing them, with kernels.
+
+    An image has ``tokens`` in the encoder and ``in_decoder`` numbers in the hidden layers of a decoder.
+    """
+    config = plan.config
+    in_encoder = config.encoder_depth * tokens * int(config.encoder_width * config.mlp_ratio)
     kept = plan.micro_batch * (in_encoder + in_decoder) * _BYTES.get(plan.recipe.precision, 2) / GIB
     again = in_encoder * config.encoder_width + in_decoder * config.decoder_width
-    if config.hidden_layer == "save":
-        return f"saved, {kept:.2f} GiB on each device; model_options.hidden_layer=recompute costs time instead"
-    return f"recomputed by kernels, {again / 1e9:,.3g} GMAC per image; saving them takes {kept:.2f} GiB on each device"
+    saved, recomputed = f"{kept:.2f} GiB on each device", f"{again / 1e9:,.3g} GMAC per image"
+    if config.gradient_checkpointing:
+        words = f"recomputed with their blocks, {recomputed} of them"
+    elif config.hidden_layer == "save":
+        words = f"saved, {saved}; model_options.hidden_layer=recompute takes {recomputed} instead"
+    else:
+        words = f"recomputed by kernels, {recomputed}; saving them takes {saved}"
+    return "hidden layers", words
 
 
 def _residual(plan: PretrainingPlan) -> str:

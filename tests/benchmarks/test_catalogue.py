@@ -1,7 +1,8 @@
 """The table of every kernel."""
 
+from uninterpreted import run
+
 from benchmarks.predictions.catalogue import PAGE, table
-from crossmae_kernels.audit.cases import kernel_names
 
 
 def test_a_kernel_is_a_line():
@@ -17,5 +18,7 @@ def test_a_kernel_is_a_line():
 
 def test_the_page_names_every_kernel():
     rows = PAGE.read_text("utf-8").partition("<!-- kernels:")[2].partition("<!-- /kernels")[0]
-    missing = [name for name in kernel_names() if f"| {name.removesuffix('_kernel')} " not in rows]
+    names = run("-c", "from crossmae_kernels.audit.cases import kernel_names; print(*kernel_names())").split()
+    assert names
+    missing = [name for name in names if f"| {name.removesuffix('_kernel')} " not in rows]
     assert not missing

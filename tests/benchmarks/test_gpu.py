@@ -104,6 +104,43 @@ def test_what_is_done_stays_done_and_the_rest_is_tried_again(session, tmp_path, 
         session.begin()
 
 
+SANITIZER = """#!/bin/sh
+echo "$PYTORCH_NO_CUDA_MEMORY_CACHING $@"
+case "$@" in *"--tool FAILING "*) echo "========= ERROR SUMMARY: 3 errors"; exit 1;; esac
+"""
+
+
+@pytest.mark.parametrize("failing", ["none", "memcheck", "racecheck"])
+def test_what_the_sanitizer_reports_is_lacking(session, tmp_path, monkeypatch, failing):
+    session.interpret = False
+    executable = tmp_path / "compute-sanitizer"
+    executable.write_text(SANITIZER.replace("FAILING", failing))
+    executable.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    lacks = session.stage("sanitizer", 60)
+    well = tmp_path / "sanitizer.txt"
+    if failing == "none":
+        assert (lacks, well.read_text()) == ("", "memcheck, racecheck: no errors\n")
+    else:
+        assert lacks.startswith(f"{failing} ended with code 1 ")
+        assert lacks.endswith("ERROR SUMMARY: 3 errors")
+        assert not well.exists()
+    words = {tool: (tmp_path / f"{tool}.log").read_text().splitlines()[0].split() for tool in gpu.SANITIZERS}
+    assert all(line[0] == "1" and line[line.index("--error-exitcode") + 1] == "1" for line in words.values())
+    assert words["memcheck"][-2:] == ["-m", "benchmarks.sanitizer"]
+    assert words["racecheck"][-1] == "--in-order"
+
+
+def test_without_a_sanitizer_a_line_says_so_and_nothing_is_lacking(session, monkeypatch, tmp_path, capsys):
+    session.interpret = False
+    monkeypatch.setattr("shutil.which", lambda *arguments, **path: None)
+    assert session.stage("sanitizer", 60) == "skipped: no compute-sanitizer is installed"
+    assert "== sanitizer: skipped: no compute-sanitizer is installed (0 s)" in capsys.readouterr().out
+    monkeypatch.setattr(gpu, "SHORT_SECONDS", {"sanitizer": 30})
+    assert gpu.main([str(tmp_path), "--rehearse"]) == 0
+    assert "- sanitizer: skipped: kernels are interpreted\n" in (tmp_path / "summary.md").read_text()
+
+
 @pytest.mark.parametrize("code", [0, 1])
 def test_kernels_that_are_wrong_are_checked_again(session, tmp_path, monkeypatch, code):
     def ran(commands, seconds, environment, logs):
@@ -141,14 +178,16 @@ def test_time_is_a_limit_for_all_that_a_stage_started(tmp_path):
     assert [log.read_text().strip() for log in logs] == ["begun", "quick"]
 
 
-def test_a_stage_without_time_is_not_reached(session, tmp_path):
+def test_a_stage_without_time_is_not_reached(session, tmp_path, capsys):
     count = len(records.read(tmp_path).records)
     assert session.stage("mixing", 0) == f"{count} not reached"
+    assert "== mixing, 0 s at most\n" in capsys.readouterr().out
     assert records.read(tmp_path).open("mixing") == count
 
 
 def test_all_stages_fit_into_nine_minutes():
-    assert {*gpu.SHORT_SECONDS} == {"correctness", "tuning", *SUITES}
+    assert [*gpu.SHORT_SECONDS][:3] == ["sanitizer", "correctness", "tuning"]
+    assert {*gpu.SHORT_SECONDS} == {"sanitizer", "correctness", "tuning", *SUITES}
     assert sum(gpu.SHORT_SECONDS.values()) <= 530
 
 

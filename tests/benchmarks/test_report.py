@@ -10,6 +10,7 @@ from studies import residuals_record, study_record, transfer_record
 
 from benchmarks import records, tables
 from benchmarks.contest import BOTH, FORWARD
+from benchmarks.predictions import decoder
 from benchmarks.records import MEASURED, Journal, Record, Run
 from benchmarks.report import insert, main
 from benchmarks.tables import goals
@@ -192,7 +193,7 @@ def test_a_page_gets_the_tables_and_keeps_its_words(tmp_path):
     (tmp_path / "transfer.json").write_text(json.dumps(transfer_record()))
     (tmp_path / "residuals.json").write_text(json.dumps(residuals_record()))
     page = tmp_path / "docs" / "benchmarks.md"
-    names = ("decode", "demo", "gpu", "study", "training", "transfer", "residuals", "release")
+    names = ("decode", "demo", "gpu", "study", "training", "transfer", "residuals", "release", "predicted")
     places = [f"<!-- {name}: x -->\nold\n<!-- /{name} -->\n" for name in names]
     page.write_text("before\n" + "between\n".join(places) + "after\n")
     main([str(tmp_path), "--page", str(page)])
@@ -213,8 +214,8 @@ def test_a_page_gets_the_tables_and_keeps_its_words(tmp_path):
         ["decoder", "float32", "compiled", "100", "120", "1.20", "2.40", "2.60", "100%"],
     ]
     assert "| residual in autocast " in parts[6]
-    assert parts[7].endswith("after\n")
-    assert "old" not in page.read_text()
+    assert parts[8] == f"<!-- predicted: x -->\n{decoder.before_measurements()}<!-- /predicted -->\nafter\n"
+    assert "\nold\n" not in page.read_text()
     for name, date, cuda in (("a", "2026-02-01", "13.0"), ("b", "2026-01-01", "13.0"), ("c", "2026-03-01", "")):
         (tmp_path / name).mkdir()
         machine = {"device": f"device {name}", "commit": "0", "date": date, "cuda": cuda}

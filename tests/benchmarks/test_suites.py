@@ -3,6 +3,7 @@
 import functools
 import sys
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -159,6 +160,11 @@ def test_whatever_is_compared_has_a_reference_and_mae(form, monkeypatch):
             assert {one.contender for one in asked if one.problem == problem} & {"kernels", "kernels, by ratio"}
         assert {"kernels", "reference", "release"} <= {one.contender for one in asked}
         assert all(one.setting.mae.decoder == "mae" for one in asked)
+        by_recipes = [one for one in asked if "recipes' settings" in one.problem]
+        assert {"kernels", "reference"} <= {one.contender for one in by_recipes}
+        for one in asked:
+            for config in (one.setting.crossmae, one.setting.mae):
+                assert ((config.residual, config.hidden_layer) == ("autocast", "save")) == (one in by_recipes)
 
 
 def test_goals_are_set_for_what_is_posed(monkeypatch):
@@ -181,6 +187,11 @@ def test_the_strongest_that_others_offer_competes(monkeypatch):
     assert decode > {"kernels"}
     for one in asked:
         assert ("max-autotune" in one.setting.executions) == ("max-autotune" in one.contender)
+    steps = decoders.asked("step", FORMS["full"])
+    assert len({one.problem for one in steps if one.contender == "reference, max-autotune"}) == 2 * len(
+        FORMS["full"].sizes
+    )
+    assert not any("max-autotune" in one.contender for one in decoders.asked("step", FORMS["short"]))
 
 
 @pytest.mark.parametrize("more", [False, True])
@@ -222,14 +233,46 @@ def test_a_suite_goes_the_whole_way(suite, name):
     assert ", allowed is " in record.check
 
 
-@pytest.mark.parametrize(("suite", "name"), [("decode", "release"), ("step", "reference")])
-def test_decoders_go_the_whole_way(suite, name):
-    (case,) = (case for case in suites.cases(suite, FORM) if case.record.contender == name)
+@pytest.mark.parametrize(("suite", "name", "by_recipe"), [
+    ("decode", "release", False), ("step", "reference", False), ("decode", "reference", True),
+])  # fmt: skip
+def test_decoders_go_the_whole_way(suite, name, by_recipe):
+    named = (case for case in suites.cases(suite, FORM) if case.record.contender == name)
+    (case,) = (case for case in named if ("recipes' settings" in case.record.problem) == by_recipe)
     attempt(case, Benchmark)
     assert (case.record.status, case.record.reason) == (records.MEASURED, "")
-    rows = case.record.found["rows"]
+    about, rows = case.record.found["about"], case.record.found["rows"]
+    assert (about["residual"], about["hidden_layer"]) == (
+        ("autocast", "save") if by_recipe else ("float32", "recompute")
+    )
     assert [row["decoder"] for row in rows] == ["MAE", "CrossMAE"]
     assert all(row["both"] > 0 and row["forward"] > 0 and row["least"] > 0 for row in rows)
+
+
+def test_kernels_are_timed_one_by_one_in_the_forms_that_are_predicted(monkeypatch):
+    """Here they are interpreted, so the profiler sees none; what a GPU would hand out is planted."""
+    pytest.importorskip("numpy", reason="Triton's interpreter needs it")
+    from crossmae_kernels.runtime.tuning import mode
+
+    modes = []
+
+    def profile():
+        return nullcontext(SimpleNamespace(events=lambda: modes.append(mode()) or events))
+
+    gpu, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    of_a_pass = (("gemm_kernel", gpu, 30), ("gemm_kernel", gpu, 50), ("nvjet", gpu, 9), ("aten::mm", cpu, 70))
+    events = [event(*values) for values in 5 * of_a_pass]
+    monkeypatch.setattr("torch.profiler.profile", profile)
+    for case in suites.cases("kernels", FORM):
+        attempt(case, Benchmark)
+        assert (case.record.status, case.record.reason) == (records.MEASURED, "")
+        assert case.record.found == {"gemm_kernel": (2, pytest.approx(80e-6)), "nvjet": (1, pytest.approx(9e-6))}
+    assert modes == ["off", "off"]
+
+
+def event(name, device, microseconds):
+    time_range = SimpleNamespace(elapsed_us=lambda: microseconds)
+    return SimpleNamespace(name=name, device_type=device, time_range=time_range)
 
 
 def test_decoders_that_are_wrong_or_need_too_much_say_so(monkeypatch):

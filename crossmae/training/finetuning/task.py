@@ -21,7 +21,7 @@ from crossmae.training.finetuning.labels import Classes
 from crossmae.training.finetuning.mixing import Mixing
 from crossmae.training.finetuning.recipe import FinetuningOptions, FinetuningRecipe
 from crossmae.training.monitor import LOG, read_log
-from crossmae.training.plan import Plan, memory, rows_of_memory, rows_of_the_optimizer
+from crossmae.training.plan import Plan, memory, row_of_hidden_layers, rows_of_memory, rows_of_the_optimizer
 from crossmae.training.step import Stepper
 from crossmae.training.task import Task, TrainedModule
 
@@ -138,6 +138,7 @@ def describe(plan: FinetuningPlan, classes: Classes) -> str:
         ("regularisation", ", ".join([*mixed, *_smoothing(recipe)]) or "none"),
         *rows_of_the_optimizer(plan),
         *rows_of_memory(parameters, kept),
+        row_of_hidden_layers(plan, config.patches + config.class_tokens),
     ]
     return tabulate(rows, tablefmt="plain", disable_numparse=True)
 

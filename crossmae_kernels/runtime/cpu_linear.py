@@ -54,9 +54,10 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 @constant_when_compiled
 def _transformed() -> bool:
-    """Whether whoever looks on wants PyTorch's own operators: transforms, forward-mode derivatives, exporters."""
+    """Whether somebody wants PyTorch's own operators: modes, transforms, forward-mode derivatives, exporters."""
     return (
-        torch._C._are_functorch_transforms_active()
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
         or torch.compiler.is_exporting()
@@ -77,7 +78,9 @@ def onednn_is_faster() -> bool:
 
 
 def _measured() -> float:
-    """How many times as fast oneDNN is."""
+    """How many times as fast oneDNN is; 0 if this build of PyTorch lacks the operator."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return 0.0
     with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
         x, weight = torch.ones(256, 512), torch.ones(512, 512)
         calls: dict[Callable[..., Tensor], float] = {F.linear: float("inf"), _by_onednn: float("inf")}
@@ -90,6 +93,8 @@ def _measured() -> float:
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if x.dtype != torch.float32:  # a mode that looks on at the backward pass alone may compute it in another
+        return F.linear(x, weight, bias)
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 

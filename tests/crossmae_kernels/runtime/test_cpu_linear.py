@@ -6,7 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracles import naive_linear, oracle_of
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from crossmae_kernels.runtime import cpu_linear, tuning
@@ -166,6 +169,13 @@ def a_subclass(x, weight):
     return linear(x.as_subclass(Marked), weight).as_subclass(torch.Tensor)
 
 
+def counted(x, weight):
+    with FlopCounterMode(display=False) as counter:
+        out = linear(x, weight)
+    assert counter.get_total_flops() == 2 * 3 * 4 * 6
+    return out
+
+
 def in_float64(x, weight):
     return linear(x.double(), weight.double()).float()
 
@@ -184,6 +194,7 @@ def in_float64(x, weight):
         without_tuning,
         without_onednn,
         a_subclass,
+        counted,
         in_float64,
     ],
     ids=lambda way: way.__name__,
@@ -194,6 +205,19 @@ def test_is_left_to_pytorch(way, calls):
     assert calls.count == 0
 
 
+def test_a_mode_may_compute_the_backward_pass_in_float64():
+    class Wide(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+            wide = tree_map_only(Tensor, lambda x: x.double(), (arguments, keywords or {}))
+            return tree_map_only(Tensor, lambda x: x.float(), operator(*wide[0], **wide[1]))
+
+    x, weight = drawn((3, 6), (4, 6))
+    out = torch.ops.crossmae_kernels.cpu_linear(x, weight, None)
+    with Wide():
+        (found,) = torch.autograd.grad(out, x, torch.ones(3, 4))
+    torch.testing.assert_close(found, weight.detach().sum(0).expand(3, 6))
+
+
 def test_small_layers_are_pytorchs(calls, monkeypatch):
     monkeypatch.setattr(cpu_linear, "LEAST_MACS", 3 * 6 * 4)
     linear(torch.randn(3, 6), torch.randn(4, 6))
@@ -201,11 +225,12 @@ def test_small_layers_are_pytorchs(calls, monkeypatch):
     assert calls.count == 1
 
 
-def test_it_is_counted_and_compiled(calls):
+def test_its_backward_pass_is_counted_and_it_is_compiled(calls):
     x, weight, bias = drawn((3, 6), (4, 6), (4,))
+    out = linear(x, weight, bias).sum()
     with FlopCounterMode(display=False) as counter:
-        linear(x, weight, bias).sum().backward()
-    assert counter.get_total_flops() == 3 * 2 * 3 * 4 * 6
+        out.backward()
+    assert counter.get_total_flops() == 2 * 2 * 3 * 4 * 6
     compiled = torch.compile(linear, backend="aot_eager", fullgraph=True)
     before = calls.count
     found, wanted = (

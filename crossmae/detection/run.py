@@ -14,7 +14,7 @@ from crossmae.detection.recipe import SCRATCH, DetectionOptions, DetectionRecipe
 from crossmae.detection.task import Detection
 from crossmae.model import MaskedAutoencoder
 from crossmae.model.config import Config, named_config
-from crossmae.training.devices import make_fabric, processes
+from crossmae.training.devices import launched, processes
 from crossmae.training.encoder_shape import refuse_another
 from crossmae.training.loop import Run, check_place, check_settings
 
@@ -57,8 +57,7 @@ def prepare(recipe: DetectionRecipe, options: DetectionOptions) -> Run | None:
     if options.dry_run:
         print(describe(plan, head))
         return None
-    fabric = make_fabric(plan, options)
-    fabric.launch()
+    fabric = launched(plan, options)
     data = recipe.data
     training = TrainingImages(images, recipe.image_size, data.scale, data.flip, recipe.seed, options.strict)
     return Run(Detection(plan, head, pretrained, training, evaluation, options), options, folder, fabric)

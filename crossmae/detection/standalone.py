@@ -14,7 +14,7 @@ from crossmae.detection.plan import DetectionPlan
 from crossmae.detection.recipe import DetectionOptions, DetectionRecipe
 from crossmae.detection.scoring import KINDS
 from crossmae.files import make_folder, replacing
-from crossmae.training.devices import make_fabric, processes
+from crossmae.training.devices import launched, processes
 from crossmae.training.recipe import RECIPE
 
 
@@ -43,8 +43,7 @@ def evaluate(checkpoint: Path, recipe: DetectionRecipe, options: DetectionOption
     folder, devices = Path(options.out), processes(options)
     make_folder(folder)
     # Only the plan's precision and devices matter, as nothing is trained.
-    fabric = make_fabric(DetectionPlan(replace(recipe, batch_size=devices), config, devices, devices), options)
-    fabric.launch()
+    fabric = launched(DetectionPlan(replace(recipe, batch_size=devices), config, devices, devices), options)
     if fabric.is_global_zero:
         print("\n".join(evaluation.annotations.describe()))
     detector.to(fabric.device)

@@ -1,5 +1,6 @@
 """Devices and processes, on Lightning Fabric: launch, precision, DDP, and FSDP2 for models too large for a device."""
 
+import atexit
 import os
 import warnings
 from typing import Any, Literal
@@ -56,6 +57,24 @@ def make_fabric(plan: Plan, options: Options) -> Fabric:
         strategy=_strategy(options, devices * nodes, unused),
         plugins=_precision(precision, kind),
     )
+
+
+def launched(plan: Plan, options: Options) -> Fabric:
+    """``make_fabric``, with its processes running.
+
+    They leave their group when they end, which Fabric sees to for NCCL alone: one of Gloo's could abort as the other,
+    a moment ahead, closed its connections.
+    """
+    fabric = make_fabric(plan, options)
+    fabric.launch()
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        atexit.register(_leave_group)
+    return fabric
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def device_kind() -> str:

@@ -9,7 +9,7 @@ from crossmae.model import MaskedAutoencoder
 from crossmae.planning.here import cost_here
 from crossmae.training.data.dataset import ImageDataset
 from crossmae.training.data.factory import open_images
-from crossmae.training.devices import make_fabric, processes
+from crossmae.training.devices import launched, processes
 from crossmae.training.loop import Run, check_place, check_settings, checkpoints_in
 from crossmae.training.plan import PretrainingPlan, describe, make_plan
 from crossmae.training.precision import settled
@@ -58,8 +58,7 @@ def prepare(recipe: Recipe, options: RunOptions) -> Run | None:
     if options.dry_run:
         _tell(plan, options)
         return None
-    fabric = make_fabric(plan, options)
-    fabric.launch()
+    fabric = launched(plan, options)
     return Run(Pretraining(plan, images, options, start), options, folder, fabric)
 
 

@@ -9,7 +9,7 @@ import torch
 from crossmae.model.config import Config
 from crossmae.training.data.config import DataConfig
 from crossmae.training.data.factory import open_images
-from crossmae.training.devices import make_fabric, processes
+from crossmae.training.devices import launched, processes
 from crossmae.training.finetuning.classifier import Classifier, starting_point
 from crossmae.training.finetuning.labels import Classes, classes_of
 from crossmae.training.finetuning.recipe import SCRATCH, FinetuningOptions, FinetuningRecipe
@@ -67,8 +67,7 @@ def prepare(recipe: FinetuningRecipe, options: FinetuningOptions) -> Run | None:
     if options.dry_run:
         print(describe(plan, classes))
         return None
-    fabric = make_fabric(plan, options)
-    fabric.launch()
+    fabric = launched(plan, options)
     return Run(Finetuning(plan, model, images, classes, options), options, folder, fabric)
 
 

@@ -1,9 +1,9 @@
 """Large linear layers in float32 on a CPU: by oneDNN where the library that PyTorch takes is slower.
 
 PyTorch takes MKL, which leaves AVX512 unused on CPUs that are not Intel's: on two threads of a Zen 5 linear layers of
-ViT-B run at 200 GFLOP/s, and at 440 by oneDNN, which PyTorch has for 16 bits. On Intel's, both are about as fast. So a
-process's first large layer times both, for some 10 ms, and oneDNN serves if it is clearly faster. As both round
-differently, it never does in PyTorch's deterministic mode, nor with ``CROSSMAE_KERNELS_TUNE=off``.
+ViT-B run at 200 GFLOP/s, and at 440 by oneDNN, which PyTorch has for 16 bits. A process's first large layer times
+both, for some 10 ms, and oneDNN serves if it is clearly faster. As both round differently, it never does in PyTorch's
+deterministic mode, nor with ``CROSSMAE_KERNELS_TUNE=off``.
 """
 
 import time
@@ -22,7 +22,8 @@ from crossmae_kernels.runtime.flops import Shape, flop_formula, linear_flops
 # Multiply-accumulates from which a call gains more than the 20 us that it costs: MKL takes 90 us for so many.
 LEAST_MACS = 2**23
 
-# oneDNN must be so many times as fast. Ratios near 1 or 2 have been seen, so that no process chooses by chance.
+# oneDNN must be so many times as fast, which leaves nothing to chance: a Zen 5 has 2.2, and where both use the same
+# instructions 1 is to be expected.
 MARGIN = 1.3
 
 _faster: bool | None = None

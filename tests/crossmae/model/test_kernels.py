@@ -219,8 +219,7 @@ def test_launches_per_block_in_bfloat16_with_the_recipes_options_and_of_the_enco
     deep, shallow = (launches_of(counts, problem, torch.bfloat16, **options, **{depth: blocks}) for blocks in (3, 2))
     forward, backward = (more - fewer for more, fewer in zip(deep, shallow, strict=True))
     if depth == "encoder_depth":
-        # Its norms are folded block by block, and the other two weights cast. Products for keys and values of a block of
-        # the decoder are two more.
+        # Its norms are folded block by block, and two weights cast. It lacks the products for keys and values.
         assert forward == FORWARD + Counter({"fold_forward_kernel": 2, CAST: 2})
         of_block = Counter({"fold_backward_kernel": 2, CAST: 3, "aten::sum": 2})
         assert backward == BACKWARD - Counter({"aten::mm": 2}) + of_block

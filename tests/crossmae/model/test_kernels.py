@@ -148,8 +148,24 @@ PRODUCTS_AND_SUMS = ("aten::addmm", "aten::baddbmm", "aten::bmm", "aten::mm", "a
 CAST = "aten::_to_copy"
 
 
-def test_launches_per_block(interpreter_asked_for, problem, monkeypatch):
-    """docs/design.md names these numbers."""
+FORWARD = Counter({"normalize_kernel": 2, "short_forward_kernel": 1, "gemm_kernel": 3, "aten::addmm": 1})
+BACKWARD = Counter(
+    {
+        "normalize_backward_kernel": 2,
+        "hidden_backward_kernel": 1,
+        "short_backward_kernel": 1,
+        "column_sums_kernel": 2,
+        "totals_kernel": 2,
+        "aten::mm": 9,
+        # Of the queries' bias.
+        "aten::sum": 1,
+    }
+)
+
+
+@pytest.fixture
+def counts(interpreter_asked_for, monkeypatch):
+    """A block whose launches, products, sums and casts are counted."""
     from triton.runtime.interpreter import GridExecutor
 
     teach()  # which replaces what is counted here
@@ -170,36 +186,46 @@ def test_launches_per_block(interpreter_asked_for, problem, monkeypatch):
         found.update(event.name for event in profiler.events() if event.name in (*PRODUCTS_AND_SUMS, CAST))
 
     monkeypatch.setattr(GridExecutor, "__call__", counted)
+    return counts
+
+
+def launches_of(counts, problem, dtype=torch.float16, **overrides):
+    """Of a forward and of a backward pass."""
     images, noise = problem
-    passes = {}
-    for depth in (1, 2, 3):
-        model = small_model(decoder_depth=depth)
-        with default_implementation("triton"), form_of("mlp", "tiled"):
-            with counts() as forward, torch.autocast("cpu", torch.float16):
-                loss = model(images, noise=noise).loss
-            with counts() as backward:
-                loss.backward()
-        passes[depth] = forward, backward
+    model = small_model(**overrides)
+    with default_implementation("triton"), form_of("mlp", "tiled"):
+        with counts() as forward, torch.autocast("cpu", dtype):
+            loss = model(images, noise=noise).loss
+        with counts() as backward:
+            loss.backward()
+    return forward, backward
+
+
+def test_launches_per_block(counts, problem):
+    """docs/design.md names these numbers."""
+    passes = {depth: launches_of(counts, problem, decoder_depth=depth) for depth in (1, 2, 3)}
     forward, backward = (deep - shallow for deep, shallow in zip(passes[3], passes[2], strict=True))
-    assert forward == {
-        "normalize_kernel": 2,
-        "short_forward_kernel": 1,
-        "gemm_kernel": 3,
-        "aten::addmm": 1,
-    }
-    assert backward == {
-        "normalize_backward_kernel": 2,
-        "hidden_backward_kernel": 1,
-        "short_backward_kernel": 1,
-        "column_sums_kernel": 2,
-        "totals_kernel": 2,
-        "aten::mm": 9,
-        # Of the queries' bias.
-        "aten::sum": 1,
-    }
+    assert forward == FORWARD
+    assert backward == BACKWARD
     # The first block gathers from a table, whose gradient is a segmented sum: of its queries, and of its residual.
     first = passes[1][1] - (passes[2][1] - passes[1][1])
     assert first["segmented_sum_kernel"] == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"residual": "autocast", "hidden_layer": "save"}], ids=["default", "recipes"])
+@pytest.mark.parametrize("depth", ["decoder_depth", "encoder_depth"])
+def test_launches_per_block_in_bfloat16_with_the_recipes_options_and_of_the_encoder(counts, problem, depth, options):
+    """The options change what kernels read and write, not how many there are."""
+    deep, shallow = (launches_of(counts, problem, torch.bfloat16, **options, **{depth: blocks}) for blocks in (3, 2))
+    forward, backward = (more - fewer for more, fewer in zip(deep, shallow, strict=True))
+    if depth == "encoder_depth":
+        # Its norms are folded block by block, and two weights cast. It lacks the products for keys and values.
+        assert forward == FORWARD + Counter({"fold_forward_kernel": 2, CAST: 2})
+        of_block = Counter({"fold_backward_kernel": 2, CAST: 3, "aten::sum": 2})
+        assert backward == BACKWARD - Counter({"aten::mm": 2}) + of_block
+    else:
+        assert forward == FORWARD
+        assert backward == BACKWARD
 
 
 @pytest.mark.parametrize("overrides", [{}, {"gradient_checkpointing": True}, {"decoder_self_attention": True}], ids=str)

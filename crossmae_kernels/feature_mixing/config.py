@@ -94,14 +94,19 @@ def forward_registers(element_size: int) -> int | None:
     return ALL_REGISTERS if element_size == 4 else None
 
 
-def backward_stages(maps: int, element_size: int, limits: Limits) -> int:
-    """Depth of the backward kernel's pipeline over the panels of a token.
+def backward_stages(maps: int, mixes: int, columns: int, map_size: int, element_size: int, limits: Limits) -> int:
+    """Depth of the backward kernel's pipeline: two loads ahead if they fit in shared memory, else one.
 
-    In float32 there are no registers left for one, nor on Blackwell for ViT-H's 33 maps, of which 2 to 8 spilled; the
-    small Blackwells have none at all.
+    A load holds ``columns`` channels of all maps, with elements of ``map_size`` bytes, and of their mixes' gradients.
+    In float32 there are no registers left for a pipeline, nor on Blackwell for ViT-H's 33 maps, of which 2 to 8
+    spilled; the small Blackwells have none at all.
     """
     most_maps = 32 if limits.capability >= 100 else maps
-    return 2 if element_size == 2 and limits.capability < 120 and maps <= most_maps else 1
+    if element_size == 4 or limits.capability >= 120 or maps > most_maps:
+        return 1
+    load = columns * (dot_extent(maps) * map_size + dot_extent(mixes) * element_size)
+    scratch = 9 * 1024
+    return 3 if 2 * load + scratch <= limits.shared_memory else 2
 
 
 def refusals(maps: Sequence[Tensor], weight: Tensor, *others: torch.dtype) -> list[str]:

@@ -457,11 +457,13 @@ def backward(
     gradients = dout, tuple(dmaps) or None, dweight, *call.strides(), *dout.stride()[:3], *call.counts, count, width
     with on_device_of(first):
         if on_chip:
+            size, on = weight.element_size(), limits(weight.device)
+            by_products = sums_by_products(maps, weight, on)
+            columns = call.tiles.panel * (call.panels if by_products else 1)
             mixing_backward_kernel[call.grid](
                 *call.inputs(), means, rstds, *gradients, PANELS=call.panels,
-                HOLD_DOUT=holds_upstream_gradients(count, width, weight.element_size()),
-                BY_PRODUCTS=sums_by_products(maps, weight, limits(weight.device)),
-                num_stages=backward_stages(len(maps), weight.element_size(), limits(weight.device)), **options,
+                HOLD_DOUT=holds_upstream_gradients(count, width, size), BY_PRODUCTS=by_products,
+                num_stages=backward_stages(len(maps), count, columns, first.element_size(), size, on), **options,
             )  # fmt: skip
         else:
             sums_backward_kernel[call.grid](*call.inputs(), *gradients, num_stages=1, **options)

@@ -28,32 +28,32 @@ def test_the_page_names_every_kernel():
     assert not missing
 
 
-def audited(label, programs):
-    return SimpleNamespace(label=label, launch=SimpleNamespace(name="mixing_forward_kernel", grid=(programs, 1)))
+def launched(label):
+    return SimpleNamespace(label=label, launch=SimpleNamespace(name="gemm_kernel"))
 
 
-def test_figures_before_stand_beside_those_of_the_same_case_and_unit():
+def test_figures_before_stand_beside_those_of_the_same_launch():
     known = [
         {
-            "kernel": "mixing_forward", "label": "maps", "what": "float32", "at": 1, "per": "token",
-            "instructions": 1931, "registers": None, "programs": 2,
+            "kernel": "gemm", "what": "fc2", "label": "mlp", "at": 1, "instructions": 4449, "registers": 128,
+            "programs": 1, "microseconds": 274, "limiter": "latency",
         }
     ]  # fmt: skip
-    chosen = same_as(known, [audited("maps", 1), audited("others", 2), audited("maps", 1024)])
-    # 1,024 programs do 50 * 1,024 tokens, 50 each.
+    wanted = launched("mlp")
+    assert same_as(known, [launched("mlp"), launched("others"), wanted]) == [wanted]
     record = {
-        "instructions": 100_000, "registers": 128, "occupancy": 3, "moved": 2e9, "microseconds": 9.6, "limiter": "DRAM",
+        "instructions": 4061.2, "registers": 128, "occupancy": 2, "moved": 2e9, "microseconds": 226.7, "limiter": "L2",
     }  # fmt: skip
-    *_, line = beside(known, chosen, [record]).splitlines()
-    expected = "mixing_forward, float32|maps|token|1,931 -> 2,000|? -> 128|2 -> 3|2000|10|DRAM"
+    *_, line = beside(known, [record]).splitlines()
+    expected = "gemm, fc2|mlp|4,449 -> 4,061|128|1 -> 2|2,000|274 -> 227|latency -> L2"
     assert "|".join(cell.strip() for cell in line.strip("|").split("|")) == expected
-    with pytest.raises(ValueError, match="mixing_forward at 'maps': need case 1, the audit has 1"):
-        same_as(known, chosen)
+    with pytest.raises(ValueError, match="gemm at 'mlp': need launch 1, there are 1"):
+        same_as(known, [wanted])
 
 
 def test_the_page_has_every_figure_before():
-    rows = PAGE.read_text("utf-8").partition("<!-- before:")[2].partition("<!-- /before")[0]
-    missing = [
-        one for one in json.loads(BEFORE.read_text("utf-8"))["kernels"] if f"{one['instructions']:,} -> " not in rows
-    ]
-    assert not missing
+    rows = PAGE.read_text("utf-8").partition("<!-- before:")[2].partition("<!-- /before")[0].splitlines()
+    for one in json.loads(BEFORE.read_text("utf-8"))["kernels"]:
+        kernel = ", ".join(filter(None, [one["kernel"], one["what"]]))
+        (row,) = [row for row in rows if f"| {kernel} " in row]
+        assert f" {one['instructions']:,} " in row

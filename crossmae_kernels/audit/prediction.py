@@ -6,7 +6,8 @@ sectors of 32 bytes that its warps touch, and DRAM serves each tensor once, howe
 times were from published ones is in ``docs/predictions.md``.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from crossmae_kernels.audit.compilation import Kernel
@@ -79,7 +80,7 @@ def predict(launch: Launch, kernel: Kernel, device: Device) -> Prediction:
         raise ValueError(
             f"{kernel.file.threads - asked} threads are added for specialised warps, which are not followed"
         )
-    words, extents = _parameters(launch, kernel)
+    words, arguments = _parameters(launch, kernel)
     # Where the driver writes the grid: before the parameters, which begin at 0x380 on Blackwell and lower before.
     at = 0x370 if kernel.file.parameters[0][0] >= 0x380 else 0xC
     words |= {at + 4 * axis: count for axis, count in enumerate(grid)}
@@ -94,7 +95,7 @@ def predict(launch: Launch, kernel: Kernel, device: Device) -> Prediction:
         traces.append(emulate(kernel.code, kernel.file.threads, words, (place[0], place[1], place[2]), grid))
     trace = sorted(traces, key=lambda trace: len(trace.steps))[len(traces) // 2]
     mean = sum(len(each.steps) for each in traces) / len(traces) / len(trace.steps)
-    requested, moved = _bytes(traces, programs, extents)
+    requested, moved = _bytes(traces, programs, arguments)
     resident = occupancy(kernel, device)
     multiprocessors = device.limits.multiprocessors
     each = -(-programs // multiprocessors)
@@ -140,10 +141,11 @@ def occupancy(kernel: Kernel, device: Device) -> int:
     return fits
 
 
-def _parameters(launch: Launch, kernel: Kernel) -> tuple[dict[int, int], dict[int, int]]:
-    """Constant bank 0 by offset, where each tensor lies in a region of its own, and bytes by region."""
+def _parameters(launch: Launch, kernel: Kernel) -> tuple[dict[int, int], list[dict[int, int]]]:
+    """Constant bank 0 by offset, where each tensor lies in a region of its own, and by argument bytes of each region."""
     words: dict[int, int] = {}
-    extents: dict[int, int] = {TMA: 0}
+    arguments: list[dict[int, int]] = [{TMA: 0}]
+    regions = itertools.count(1)
     places = iter(kernel.file.parameters)
 
     def write(value: int) -> None:
@@ -153,29 +155,42 @@ def _parameters(launch: Launch, kernel: Kernel) -> tuple[dict[int, int], dict[in
 
     for name, type_ in launch.signature.items():
         sizes = iter(launch.extents.get(name, ()))
+        extents: dict[int, int] = {}
+        arguments.append(extents)
         for each in type_ if isinstance(type_, tuple) else (type_,):
             if each == "constexpr":
                 continue
             if str(each).startswith("tensordesc"):
-                extents[TMA] += next(sizes)
+                arguments[0][TMA] += next(sizes)
                 rank = str(each).count(",") + 1
                 for _ in range(1 + 2 * rank):
                     next(places)
             elif str(each).startswith("*"):
-                region = len(extents)
+                region = next(regions)
                 extents[region] = next(sizes)
                 write(region << REGION_BITS)
             else:
                 number = launch.numbers[name]
                 write(int(number) if isinstance(number, int) else 0)
-    return words, extents
+    return words, arguments
 
 
-def _bytes(traces: list[Trace], programs: int, extents: Mapping[int, int]) -> tuple[dict[int, int], dict[int, int]]:
-    """Bytes that L2 is asked for and that DRAM moves, by region; of unknown addresses all that is asked for."""
+def _bytes(
+    traces: list[Trace], programs: int, arguments: Sequence[Mapping[int, int]]
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Bytes that L2 is asked for and that DRAM moves, by region; of unknown addresses all that is asked for.
+
+    DRAM moves no more than an argument has. Of a tuple of tensors each program may want another one, and few programs
+    are looked at, so that is a bound on all of them together.
+    """
     requested: dict[int, float] = {}
     for trace in traces:
         for access in trace.accesses.values():
             requested[access.region] = requested.get(access.region, 0) + access.fetched * SECTOR
     asked = {region: round(sum_ * programs / len(traces)) for region, sum_ in requested.items()}
-    return asked, {region: min(total, extents.get(region, total)) for region, total in asked.items()}
+    moved = dict(asked)
+    for extents in arguments:
+        total = sum(asked.get(region, 0) for region in extents)
+        if total > (most := sum(extents.values())):
+            moved |= {region: asked[region] * most // total for region in extents if region in asked}
+    return asked, moved

@@ -1,6 +1,7 @@
 """What is known of a launch from its machine code, where it is known otherwise too."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from uninterpreted import run
@@ -78,6 +79,26 @@ def test_bytes_are_those_of_the_tensors(found):
     tensor = 4096 * 256 * 2
     for device in ("plain", "ampere", "fewer programs"):
         assert found[device]["requested"] == found[device]["moved"] == found[device]["floor"] == 3 * tensor
+
+
+def test_of_a_tuple_each_program_may_want_another_tensor():
+    from crossmae_kernels.audit.prediction import _bytes
+
+    def program(**sectors):  # by region
+        accesses = {
+            place: SimpleNamespace(region=int(name[1:]), fetched=count)
+            for place, (name, count) in enumerate(sectors.items())
+        }
+        return SimpleNamespace(accesses=accesses)
+
+    # Eight programs read 64 sectors of 32 bytes each: of one of four tensors, each read twice, and of a table.
+    seen = [program(_1=64, _9=64), program(_3=64, _9=64)]
+    own, table = dict.fromkeys((1, 2, 3, 4), 2 * 64 * 32), {9: 1000}
+    asked, moved = _bytes(seen, 8, [own, table])
+    assert asked == {1: 4 * 64 * 32, 3: 4 * 64 * 32, 9: 8 * 64 * 32}
+    assert moved == {1: 4 * 64 * 32, 3: 4 * 64 * 32, 9: 1000}
+    asked, moved = _bytes(seen, 16, [own, table])
+    assert sum(moved.values()) == sum(own.values()) + 1000
 
 
 def test_loops_run_as_often_as_the_grid_tells(found):

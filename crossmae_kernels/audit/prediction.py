@@ -142,7 +142,7 @@ def occupancy(kernel: Kernel, device: Device) -> int:
 
 
 def _parameters(launch: Launch, kernel: Kernel) -> tuple[dict[int, int], list[dict[int, int]]]:
-    """Constant bank 0 by offset, where each tensor lies in a region of its own, and by argument bytes of each region."""
+    """Constant bank 0 by offset, where each tensor lies in a region of its own; by argument, bytes of its regions."""
     words: dict[int, int] = {}
     arguments: list[dict[int, int]] = [{TMA: 0}]
     regions = itertools.count(1)

@@ -126,6 +126,7 @@ def run_tuned(
     device: torch.device,
     kind: Kind = "tiles",
     arguments: tuple[Any, ...] = (),
+    rehearse: Callable[..., object] | None = None,
 ) -> Result:
     """Run with the fastest candidate's configuration, or the rule's if nothing is known and nothing may be timed.
 
@@ -140,11 +141,12 @@ def run_tuned(
         device: the CUDA device it runs on.
         kind: whether candidates are forms of an op or tiles of a kernel.
         arguments: for both; closures over them would be created in every call.
+        rehearse: called like ``run``, is timed in its place.
     """
     place = (kind, kernel, device, rows.bit_length(), key)
     finding = _known.get(place)
     if finding is None:
-        finding = _find(place, rule, candidates, run, arguments)
+        finding = _find(place, rule, candidates, rehearse or run, arguments)
     best: Configuration = finding.best
     try:
         return run(best, *arguments)

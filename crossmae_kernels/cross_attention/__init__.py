@@ -163,11 +163,14 @@ def _by_pytorch(
     scale: float | None,
 ) -> Tensor:
     """The reference, but with NaN for ids out of range, like the kernels."""
-    if query_ids is not None:
-        known = (query_ids >= 0) & (query_ids < len(query))
-        query_ids = torch.where(known, query_ids, len(query))
-        query = F.pad(query, (0, 0, 0, 1), value=float("nan"))
-    return reference.cross_attention(*unpacked(query, key, value, packing), num_heads, query_ids, scale)
+    if query_ids is None:
+        return reference.cross_attention(*unpacked(query, key, value, packing), num_heads, None, scale)
+    # A NaN in a query is not enough: on a CPU PyTorch's attention makes a row of zeros of it.
+    known = (query_ids >= 0) & (query_ids < len(query))
+    ids = torch.where(known, query_ids, len(query))
+    table = F.pad(query, (0, 0, 0, 1))
+    out = reference.cross_attention(*unpacked(table, key, value, packing), num_heads, ids, scale)
+    return out * torch.where(known, 1.0, float("nan")).to(out.dtype)[..., None]
 
 
 def _key(

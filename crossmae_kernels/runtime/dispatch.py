@@ -166,7 +166,7 @@ class WholeForms(Forms):
 
     def _key(self, arguments: tuple[Any, ...]) -> tuple[object, ...]:
         needs = tuple(place for place, argument in enumerate(arguments) if _needs_gradient(argument))
-        return *self.key(*arguments), needs and f"gradients of {needs}"
+        return *self.key(*arguments), bool(needs) and f"gradients of {needs}"
 
     def _rehearse(self, name: str, rule: str, *arguments: Any) -> object:
         """The call and, if any gradient is needed, its backward pass, apart from the caller's graph."""

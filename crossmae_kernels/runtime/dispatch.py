@@ -8,6 +8,7 @@ rule chooses among them, or on a GPU a measurement (``runtime.tuning``). Tests a
 ops have kernels alone; there the choice is between these and PyTorch's operators, forward and backward together.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -165,8 +166,10 @@ class WholeForms(Forms):
         return self.run("kernels", *arguments)
 
     def _key(self, arguments: tuple[Any, ...]) -> tuple[object, ...]:
-        needs = tuple(place for place, argument in enumerate(arguments) if _needs_gradient(argument))
-        return *self.key(*arguments), bool(needs) and f"gradients of {needs}"
+        needs: tuple[int, ...] = ()
+        if torch.is_grad_enabled():
+            needs = tuple([n for n, one in enumerate(arguments) if isinstance(one, Tensor) and one.requires_grad])
+        return *self.key(*arguments), _named(needs)
 
     def _rehearse(self, name: str, rule: str, *arguments: Any) -> object:
         """The call and, if any gradient is needed, its backward pass, apart from the caller's graph."""
@@ -179,6 +182,11 @@ class WholeForms(Forms):
         with torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged):
             out: Tensor = self._run_able(name, rule, *copies)
             return torch.autograd.grad(out, leaves, torch.ones_like(out)) if leaves else out
+
+
+@functools.cache
+def _named(needs: tuple[int, ...]) -> str | None:
+    return f"gradients of {', '.join(map(str, needs))}" if needs else None
 
 
 def _needs_gradient(argument: object) -> bool:

@@ -1,9 +1,9 @@
 """Choose by measurement on a CUDA device which form of an op runs, and with which tiles a kernel runs.
 
 The first call of an op for a width, a dtype and an order of magnitude of rows times the op's forms, always including
-cuBLAS's products, and uses the fastest from then on, so no choice is slower than PyTorch's products. The first calls of
-a process may spend ``BUDGET_SECONDS`` on that; anything not measured by then follows the rule. Tiles follow their rule
-until ``crossmae tune`` has timed them. ``CROSSMAE_KERNELS_TUNE``, or ``tuning_mode``, changes this:
+cuBLAS's products or PyTorch's operators, and uses the fastest from then on, so no choice is slower than these. The
+first calls of a process may spend ``BUDGET_SECONDS`` on that; anything not measured by then follows the rule. Tiles
+follow their rule until ``crossmae tune`` has timed them. ``CROSSMAE_KERNELS_TUNE``, or ``tuning_mode``, changes this:
 
 - ``off``: rules decide, and the disk is not touched; on a CPU too (``runtime.cpu_linear``);
 - ``recall``: earlier measurements are used, and nothing is timed;

@@ -1,6 +1,5 @@
 """Cross-attention from (gathered) queries to keys and values."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -166,11 +165,11 @@ def _by_pytorch(
     if query_ids is None:
         return reference.cross_attention(*unpacked(query, key, value, packing), num_heads, None, scale)
     # A NaN in a query is not enough: on a CPU PyTorch's attention makes a row of zeros of it.
-    known = (query_ids >= 0) & (query_ids < len(query))
-    ids = torch.where(known, query_ids, len(query))
+    unknown = (query_ids < 0) | (query_ids >= len(query))
+    ids = query_ids.masked_fill(unknown, len(query))
     table = F.pad(query, (0, 0, 0, 1))
     out = reference.cross_attention(*unpacked(table, key, value, packing), num_heads, ids, scale)
-    return out * torch.where(known, 1.0, float("nan")).to(out.dtype)[..., None]
+    return out * out.new_ones(ids.shape).masked_fill_(unknown, float("nan"))[..., None]
 
 
 def _key(

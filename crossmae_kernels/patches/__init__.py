@@ -155,9 +155,9 @@ def _gathered_by_pytorch(
     images: Tensor, ids: Tensor, sides: tuple[int, int], mean: Tensor | None, std: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """The reference in ``dtype``, but with NaN for ids out of range, like the kernels."""
-    known = _known(images, ids, sides)
-    rows = reference.gather_patches(images, torch.where(known, ids, 0), sides, mean, std)
-    return torch.where(known[..., None], rows, float("nan")).to(dtype)
+    unknown = _unknown(images, ids, sides)
+    rows = reference.gather_patches(images, ids.masked_fill(unknown, 0), sides, mean, std)
+    return rows.masked_fill(unknown[..., None], float("nan")).to(dtype)
 
 
 def _lost_by_pytorch(
@@ -170,14 +170,14 @@ def _lost_by_pytorch(
     std: Tensor | None,
 ) -> Tensor:
     """The reference's losses of patches, but NaN, gradients too, for ids out of range, like the kernels."""
-    known = _known(images, predicted_ids, sides)
-    ids = torch.where(known, predicted_ids, 0)
+    unknown = _unknown(images, predicted_ids, sides)
+    ids = predicted_ids.masked_fill(unknown, 0)
     losses = reference.patch_loss(prediction, images, ids, sides, normalize, mean, std, "none")
-    return losses * torch.where(known, 1.0, float("nan")).to(losses.dtype)
+    return losses * torch.ones_like(losses).masked_fill_(unknown, float("nan"))
 
 
-def _known(images: Tensor, ids: Tensor, sides: tuple[int, int]) -> Tensor:
-    return (ids >= 0) & (ids < _patches_of(images, sides))
+def _unknown(images: Tensor, ids: Tensor, sides: tuple[int, int]) -> Tensor:
+    return (ids < 0) | (ids >= _patches_of(images, sides))
 
 
 _GATHER = WholeForms(

@@ -1,5 +1,6 @@
 """Cross-attention from (gathered) queries to keys and values."""
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from crossmae_kernels.cross_attention import cpu, ops, reference
@@ -7,7 +8,8 @@ from crossmae_kernels.cross_attention.config import Packing, refusals, unpacked,
 from crossmae_kernels.environment import Implementation
 from crossmae_kernels.runtime.autocast import cast, compute_dtype
 from crossmae_kernels.runtime.checks import ArgumentChecks
-from crossmae_kernels.runtime.dispatch import choose
+from crossmae_kernels.runtime.dispatch import WholeForms, choose
+from crossmae_kernels.runtime.launch import dot_extent, input_precision
 
 
 def cross_attention(
@@ -147,4 +149,45 @@ def _attend(
     if chosen == "cpu":
         query = query if query_ids is None else query[query_ids]
         return cpu.cross_attention(query, key, value, packing, num_heads, scale)
-    return ops.cross_attention(query, key, value, query_ids, packing, num_heads, scale)
+    return _FORMS.serve(impl, query, key, value, query_ids, packing, num_heads, scale)
+
+
+def _by_pytorch(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
+    query_ids: Tensor | None,
+    packing: Packing,
+    num_heads: int,
+    scale: float | None,
+) -> Tensor:
+    """The reference, but with NaN for ids out of range, like the kernels."""
+    if query_ids is None:
+        return reference.cross_attention(*unpacked(query, key, value, packing), num_heads, None, scale)
+    # A NaN in a query is not enough: on a CPU PyTorch's attention makes a row of zeros of it.
+    unknown = (query_ids < 0) | (query_ids >= len(query))
+    ids = query_ids.masked_fill(unknown, len(query))
+    table = F.pad(query, (0, 0, 0, 1))
+    out = reference.cross_attention(*unpacked(table, key, value, packing), num_heads, ids, scale)
+    return out * out.new_ones(ids.shape).masked_fill_(unknown, float("nan"))[..., None]
+
+
+def _key(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
+    query_ids: Tensor | None,
+    packing: Packing,
+    num_heads: int,
+    scale: float | None,
+) -> tuple[object, ...]:
+    """Counts as the tile sizes that hold them."""
+    queries, keys = (query if query_ids is None else query_ids).shape[1], (query if key is None else key).shape[1]
+    return (
+        packing, num_heads, width_of(query, packing) // num_heads, dot_extent(queries), dot_extent(keys),
+        query.dtype, input_precision(query.dtype),
+        query_ids is not None and f"ids for {len(query_ids).bit_length()} bits of images",
+    )  # fmt: skip
+
+
+_FORMS = WholeForms("cross_attention", {"kernels": ops.cross_attention, "pytorch": _by_pytorch}, _key, refusals={})

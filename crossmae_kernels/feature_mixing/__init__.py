@@ -1,15 +1,17 @@
 """Normalised weighted sums of encoder feature maps, which inter-block attention attends to."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from crossmae_kernels.environment import Implementation
 from crossmae_kernels.feature_mixing import ops, reference
 from crossmae_kernels.feature_mixing.config import refusals
-from crossmae_kernels.runtime.autocast import compute_dtype
+from crossmae_kernels.runtime.autocast import cast, compute_dtype, without_autocast
 from crossmae_kernels.runtime.checks import ArgumentChecks
-from crossmae_kernels.runtime.dispatch import choose
+from crossmae_kernels.runtime.dispatch import WholeForms, choose
+from crossmae_kernels.runtime.launch import dot_extent, input_precision
 
 
 def mix_feature_maps(
@@ -60,9 +62,48 @@ def mix_feature_maps(
     checks.raise_if_any()
     if choose("mix_feature_maps", impl, refusals(maps, weight), worthwhile=weight.is_cuda) == "reference":
         return reference.mix_feature_maps(maps, weight, norm_weight, norm_bias, eps, normalize)
-    mixes = ops.mix_feature_maps(maps, weight.to(compute_dtype(weight)), eps, normalize)
+    return mixed(impl, maps, weight.to(compute_dtype(weight)), norm_weight, norm_bias, eps, normalize)
+
+
+def mixed(
+    impl: Implementation,
+    maps: Sequence[Tensor],
+    weight: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    normalize: bool,
+) -> Tensor:
+    """``mix_feature_maps`` where the kernels can serve the call; ``weight`` is in the compute dtype."""
+    return _FORMS.serve(impl, *maps, weight, norm_weight, norm_bias, eps, normalize)
+
+
+def _by_kernels(*arguments: Any) -> Tensor:
+    *maps, weight, norm_weight, norm_bias, eps, normalize = arguments
+    mixes = ops.mix_feature_maps(maps, weight, eps, normalize)
     if norm_weight is not None:
         mixes = mixes * norm_weight[:, None, None].to(mixes.dtype)
     if norm_bias is not None:
         mixes = mixes + norm_bias[:, None, None].to(mixes.dtype)
     return mixes
+
+
+@without_autocast
+def _by_pytorch(*arguments: Any) -> Tensor:
+    """The reference, in the compute dtype throughout."""
+    *maps, weight, norm_weight, norm_bias, eps, normalize = arguments
+    maps = [cast(feature_map, weight.dtype) for feature_map in maps]
+    affine = cast(norm_weight, weight.dtype), cast(norm_bias, weight.dtype)
+    return reference.mix_feature_maps(maps, weight, *affine, eps, normalize)
+
+
+def _key(*arguments: Any) -> tuple[object, ...]:
+    first, (weight, norm_weight, norm_bias, _, normalize) = arguments[0], arguments[-5:]
+    return (
+        weight.shape, dot_extent(first.shape[1]), first.shape[2], first.dtype, weight.dtype,
+        input_precision(weight.dtype), normalize and "normalize", norm_weight is not None and "scale",
+        norm_bias is not None and "shift",
+    )  # fmt: skip
+
+
+_FORMS = WholeForms("mix_feature_maps", {"kernels": _by_kernels, "pytorch": _by_pytorch}, _key, refusals={})

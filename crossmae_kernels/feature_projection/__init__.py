@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.environment import Implementation
-from crossmae_kernels.feature_mixing.ops import mix_feature_maps
+from crossmae_kernels.feature_mixing import mixed
 from crossmae_kernels.feature_projection import ops, reference
 from crossmae_kernels.feature_projection.config import refusals
 from crossmae_kernels.norm_folding.ops import fold_norms
@@ -53,7 +53,7 @@ def project_feature_maps(
     chosen, compute = _choose(checks, *given, impl)
     if chosen != "triton":
         return reference.project_feature_maps(*given, LINEAR[chosen])
-    return ops.project(*_folded(*given, compute))
+    return ops.project(*_folded(*given, compute, impl))
 
 
 def project_keys_and_values(
@@ -88,7 +88,7 @@ def project_keys_and_values(
     chosen, compute = _choose(checks, *given, impl, parts=2)
     if chosen != "triton":
         return reference.project_feature_maps(*given, LINEAR[chosen]), None
-    mixes, weight, bias = _folded(*given, compute)
+    mixes, weight, bias = _folded(*given, compute, impl)
     return ops.project(mixes, weight, None), bias.unflatten(1, (2, -1))[:, 1]
 
 
@@ -136,9 +136,10 @@ def _folded(
     biases: Sequence[Tensor],
     eps: float,
     compute: torch.dtype,
+    impl: Implementation,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised mixes, and stacked weights and biases for them."""
     weight, bias = fold_norms(weights, torch.stack([*biases]), norm_weight, norm_bias, compute)
     assert bias is not None
-    mixes = mix_feature_maps(maps, mixing_weight.to(compute_dtype(mixing_weight)), eps, normalize=True)
+    mixes = mixed(impl, maps, mixing_weight.to(compute_dtype(mixing_weight)), None, None, eps, True)
     return mixes, weight, bias

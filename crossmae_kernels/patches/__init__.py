@@ -13,7 +13,8 @@ from crossmae_kernels.patches import ops, reference
 from crossmae_kernels.patches.config import Reduction, loss_refusals, refusals
 from crossmae_kernels.runtime.autocast import autocasts
 from crossmae_kernels.runtime.checks import ArgumentChecks
-from crossmae_kernels.runtime.dispatch import choose
+from crossmae_kernels.runtime.dispatch import WholeForms, choose
+from crossmae_kernels.runtime.launch import dot_extent
 
 
 def gather_patches(
@@ -55,7 +56,7 @@ def gather_patches(
     reasons = refusals(images, sides, mean, std, dtype)
     if choose("gather_patches", impl, reasons, worthwhile=images.is_cuda) == "reference":
         return reference.gather_patches(images, ids, sides, mean, std)
-    return ops.gather_patches(images, ids, sides, mean, std, dtype)
+    return _GATHER.serve(impl, images, ids, sides, mean, std, dtype)
 
 
 def patch_loss(
@@ -112,7 +113,7 @@ def patch_loss(
     reasons = loss_refusals(images, sides, mean, std, prediction.dtype)
     if choose("patch_loss", impl, reasons, worthwhile=images.is_cuda) == "reference":
         return reference.patch_loss(prediction, images, predicted_ids, sides, normalize, mean, std, reduction)
-    losses = ops.patch_loss(prediction, images, predicted_ids, sides, normalize, mean, std)
+    losses = _LOSS.serve(impl, prediction, images, predicted_ids, sides, normalize, mean, std)
     return losses.mean() if reduction == "mean" else losses
 
 
@@ -148,3 +149,50 @@ def _check_images(
 def _patches_of(images: Tensor, sides: tuple[int, int]) -> int:
     """Number of patches in an image."""
     return (images.shape[2] // sides[0]) * (images.shape[3] // sides[1])
+
+
+def _gathered_by_pytorch(
+    images: Tensor, ids: Tensor, sides: tuple[int, int], mean: Tensor | None, std: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The reference in ``dtype``, but with NaN for ids out of range, like the kernels."""
+    unknown = _unknown(images, ids, sides)
+    rows = reference.gather_patches(images, ids.masked_fill(unknown, 0), sides, mean, std)
+    return rows.masked_fill(unknown[..., None], float("nan")).to(dtype)
+
+
+def _lost_by_pytorch(
+    prediction: Tensor,
+    images: Tensor,
+    predicted_ids: Tensor,
+    sides: tuple[int, int],
+    normalize: bool,
+    mean: Tensor | None,
+    std: Tensor | None,
+) -> Tensor:
+    """The reference's losses of patches, but NaN, gradients too, for ids out of range, like the kernels."""
+    unknown = _unknown(images, predicted_ids, sides)
+    ids = predicted_ids.masked_fill(unknown, 0)
+    losses = reference.patch_loss(prediction, images, ids, sides, normalize, mean, std, "none")
+    return losses * torch.ones_like(losses).masked_fill_(unknown, float("nan"))
+
+
+def _unknown(images: Tensor, ids: Tensor, sides: tuple[int, int]) -> Tensor:
+    return (ids < 0) | (ids >= _patches_of(images, sides))
+
+
+_GATHER = WholeForms(
+    "gather_patches",
+    {"kernels": ops.gather_patches, "pytorch": _gathered_by_pytorch},
+    key=lambda images, ids, sides, mean, std, dtype: (
+        images.shape[1:], images.dtype, dot_extent(ids.shape[1]), sides, dtype,
+    ),
+    refusals={},
+)  # fmt: skip
+_LOSS = WholeForms(
+    "patch_loss",
+    {"kernels": ops.patch_loss, "pytorch": _lost_by_pytorch},
+    key=lambda prediction, images, ids, sides, normalize, mean, std: (
+        images.shape[1:], images.dtype, dot_extent(ids.shape[1]), sides, prediction.dtype, normalize and "normalize",
+    ),
+    refusals={},
+)  # fmt: skip

@@ -4,18 +4,22 @@ Calls with ``impl="auto"`` use the process-wide default. It starts as the enviro
 ``CROSSMAE_KERNELS_IMPL``, ``"auto"`` if unset, and ``default_implementation`` changes it.
 
 An op may have several forms: one kernel, our own kernel for each matrix product, or cuBLAS's products. An analytic
-rule chooses among them, or on a GPU a measurement (``runtime.tuning``). Tests and benchmarks select one by name.
+rule chooses among them, or on a GPU a measurement (``runtime.tuning``). Tests and benchmarks select one by name. Other
+ops have kernels alone; there the choice is between these and PyTorch's operators, forward and backward together.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor
 
 from crossmae_kernels.environment import IMPLEMENTATION, Implementation, require_option
+from crossmae_kernels.runtime.operators import need_gradient, traced
 from crossmae_kernels.runtime.tuning import run_tuned, tunes_forms
 
 # Precedes the reasons why a kernel cannot run a call.
@@ -120,7 +124,7 @@ class Forms:
         rows: Tensor = arguments[0]
         return run_tuned(
             self.op,
-            self.key(*arguments),
+            self._key(arguments),
             rows.shape[0],
             rule,
             self._able,
@@ -128,7 +132,15 @@ class Forms:
             rows.device,
             "forms",
             (rule, *arguments),
+            self._rehearse,
         )
+
+    def _key(self, arguments: tuple[Any, ...]) -> tuple[object, ...]:
+        return self.key(*arguments)
+
+    def _rehearse(self, name: str, rule: str, *arguments: Any) -> object:
+        """What is timed."""
+        return self._run_able(name, rule, *arguments)
 
     def _able(self, rule: str, *arguments: Any) -> list[str]:
         """Names of the forms that can run the call."""
@@ -138,3 +150,48 @@ class Forms:
         # A key's fastest form may still refuse a call because of a matrix's alignment or number of rows.
         able = name == rule or not self._reasons(name, arguments)
         return self.by_name[name if able else rule](*arguments)
+
+
+@dataclass(frozen=True)
+class WholeForms(Forms):
+    """Forms ``kernels``, the rule's, and ``pytorch`` of an op, each with a backward pass of its own, timed with it.
+
+    Both must round and treat ids out of range alike: which of them runs is left to a measurement.
+    """
+
+    def serve(self, impl: Implementation, *arguments: Any) -> Any:
+        """Run a call that the kernels can run: by them if ``impl`` or the default says so, or if it is traced."""
+        if impl != "auto" or default() != "auto" or traced(arguments):
+            return self.by_name["kernels"](*arguments)
+        return self.run("kernels", *arguments)
+
+    def _key(self, arguments: tuple[Any, ...]) -> tuple[object, ...]:
+        needs: tuple[int, ...] = ()
+        if torch.is_grad_enabled():
+            needs = tuple([n for n, one in enumerate(arguments) if isinstance(one, Tensor) and one.requires_grad])
+        return *self.key(*arguments), _named(needs)
+
+    def _rehearse(self, name: str, rule: str, *arguments: Any) -> object:
+        """The call and, if any gradient is needed, its backward pass, apart from the caller's graph."""
+        copies = [
+            argument.detach().requires_grad_(_needs_gradient(argument)) if isinstance(argument, Tensor) else argument
+            for argument in arguments
+        ]
+        leaves = [copy for copy in copies if _needs_gradient(copy)]
+        # Hooks of the caller's, such as activation checkpointing's, must not see what is saved here.
+        with torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged):
+            out: Tensor = self._run_able(name, rule, *copies)
+            return torch.autograd.grad(out, leaves, torch.ones_like(out)) if leaves else out
+
+
+@functools.cache
+def _named(needs: tuple[int, ...]) -> str | None:
+    return f"gradients of {', '.join(map(str, needs))}" if needs else None
+
+
+def _needs_gradient(argument: object) -> bool:
+    return isinstance(argument, Tensor) and need_gradient(argument)
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor

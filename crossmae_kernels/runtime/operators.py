@@ -26,7 +26,7 @@ NAMESPACE = "crossmae_kernels"
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _NONE = (0,)  # the shape of the tensor that represents None
-_PLAIN = {Tensor, torch.nn.Parameter, type(None), bool, int, float, str, torch.dtype, torch.Size}
+_PLAIN = {Tensor, torch.nn.Parameter, type(None), bool, int, float, str, tuple, torch.dtype, torch.Size}
 
 
 class Operator:
@@ -63,7 +63,7 @@ class Operator:
 
     def __call__(self, *arguments: Any) -> Any:
         """The differentiable results, or all if none is; one tensor or a tuple of them."""
-        if torch.compiler.is_compiling() or _watched() or not _plain(arguments):
+        if traced(arguments) or torch.autograd.profiler._is_profiler_enabled:
             return self._differentiable(self._dispatched(*arguments))
         if torch.is_grad_enabled():
             if self._derivative is None:
@@ -187,19 +187,20 @@ def unstacked(stack: Tensor | None, output_mask: Sequence[bool]) -> list[Tensor 
     return [next(parts) if asked else None for asked in output_mask]
 
 
+def traced(arguments: tuple[Any, ...]) -> bool:
+    """Whether a compiler, mode, transform or tensor subclass sees the operators that are called."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or not _plain(arguments)
+    )
+
+
 def need_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd will need the gradient of any of these."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
-def _watched() -> bool:
-    """Whether anything but autograd observes operator calls."""
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-        or torch.autograd.profiler._is_profiler_enabled
-    )
 
 
 def _plain(arguments: tuple[Any, ...]) -> bool:

@@ -1,9 +1,9 @@
 """Choose by measurement on a CUDA device which form of an op runs, and with which tiles a kernel runs.
 
 The first call of an op for a width, a dtype and an order of magnitude of rows times the op's forms, always including
-cuBLAS's products, and uses the fastest from then on, so no choice is slower than PyTorch's products. The first calls of
-a process may spend ``BUDGET_SECONDS`` on that; anything not measured by then follows the rule. Tiles follow their rule
-until ``crossmae tune`` has timed them. ``CROSSMAE_KERNELS_TUNE``, or ``tuning_mode``, changes this:
+cuBLAS's products or PyTorch's operators, and uses the fastest from then on, so no choice is slower than these. The
+first calls of a process may spend ``BUDGET_SECONDS`` on that; anything not measured by then follows the rule. Tiles
+follow their rule until ``crossmae tune`` has timed them. ``CROSSMAE_KERNELS_TUNE``, or ``tuning_mode``, changes this:
 
 - ``off``: rules decide, and the disk is not touched; on a CPU too (``runtime.cpu_linear``);
 - ``recall``: earlier measurements are used, and nothing is timed;
@@ -126,6 +126,7 @@ def run_tuned(
     device: torch.device,
     kind: Kind = "tiles",
     arguments: tuple[Any, ...] = (),
+    rehearse: Callable[..., object] | None = None,
 ) -> Result:
     """Run with the fastest candidate's configuration, or the rule's if nothing is known and nothing may be timed.
 
@@ -140,11 +141,12 @@ def run_tuned(
         device: the CUDA device it runs on.
         kind: whether candidates are forms of an op or tiles of a kernel.
         arguments: for both; closures over them would be created in every call.
+        rehearse: called like ``run``, is timed in its place.
     """
     place = (kind, kernel, device, rows.bit_length(), key)
     finding = _known.get(place)
     if finding is None:
-        finding = _find(place, rule, candidates, run, arguments)
+        finding = _find(place, rule, candidates, rehearse or run, arguments)
     best: Configuration = finding.best
     try:
         return run(best, *arguments)

@@ -31,6 +31,19 @@ def test_a_step_of_training_and_one_of_validation_are_tuned(measured, interprete
     assert any(row[0] == "mlp, forms" and "save" not in row[1] for row in rows)
 
 
+def test_the_table_lists_whole_ops():
+    images = torch.Size([3, 8, 8]), torch.float32, 16, (4, 4), torch.float16, None
+    images_need, none_does = (
+        tuning.Finding("forms", "gather_patches", (*images[:5], needs), 4, "kernels", "pytorch", times, "")
+        for needs, times in (("gradients of 0", {"pytorch": 1.0, "kernels": 2.0}), (None, {"pytorch": 1.0}))
+    )
+    both, refused = tune.table([images_need, none_does]).splitlines()[2:]
+    assert "3 x 8 x 8, float32, 16, (4, 4), float16, gradients of 0, rows < 4" in both
+    assert "| pytorch 1.000; kernels 2.000 " in both
+    assert "float16, rows < 4" in refused
+    assert "kernels refused" in refused
+
+
 def test_the_table_says_what_was_refused():
     key = (torch.Size([8, 4]), torch.float16, False)
     times = {"library": 2.0, "tiled": 3.0}, {"library": 2.0}

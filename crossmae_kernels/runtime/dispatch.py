@@ -160,8 +160,8 @@ class WholeForms(Forms):
     """
 
     def serve(self, impl: Implementation, *arguments: Any) -> Any:
-        """Run a call that the kernels can run: by them if ``impl`` or the default says so, or if it is traced."""
-        if impl != "auto" or default() != "auto" or traced(arguments):
+        """Run a call that the kernels can run: by them if ``impl`` or the default says so, if it is traced or empty."""
+        if impl != "auto" or default() != "auto" or traced(arguments) or not arguments[0].numel():
             return self.by_name["kernels"](*arguments)
         return self.run("kernels", *arguments)
 

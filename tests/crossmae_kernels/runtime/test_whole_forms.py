@@ -275,3 +275,11 @@ def test_projections_of_maps_choose_their_mixing(clock, device, project):
     clock.ran.clear()
     project(maps, weight, scale, shift, weights, biases, impl="triton")
     assert clock.ran == [("mix_feature_maps", "kernels")]
+
+
+def test_nothing_is_timed_without_images(clock, device):
+    prediction, images = draw(device, (0, 3, 3 * SIDE**2), (0, 3, 2 * SIDE, 2 * SIDE))
+    ids = torch.empty(0, 3, dtype=torch.int64, device=device)
+    assert ck.patch_loss(prediction, images.detach(), ids, SIDE, True, reduction="none").shape == (0, 3)
+    assert clock.ran == [("patch_loss", "kernels")]
+    assert not clock.timed

@@ -83,7 +83,7 @@ def _measured() -> float:
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return 0.0
     with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
-        x, weight = torch.ones(256, 512), torch.ones(512, 512)
+        x, weight = (torch.ones(rows, 512, dtype=torch.float32, device="cpu") for rows in (256, 512))
         calls: dict[Callable[..., Tensor], float] = {F.linear: float("inf"), _by_onednn: float("inf")}
         for _ in range(8):
             for call in calls:

@@ -250,6 +250,24 @@ def test_it_serves_if_it_is_clearly_faster(ratio, count, calls, monkeypatch):
     assert (len(asked), calls.count) == (1, 3 * count)
 
 
+def test_a_measurement_is_on_the_cpu_in_float32_whatever_the_defaults_are(monkeypatch):
+    seen, by_onednn = set(), cpu_linear._by_onednn
+
+    def watched(x, weight):
+        seen.update((t.device.type, t.dtype) for t in (x, weight))
+        return by_onednn(x, weight)
+
+    monkeypatch.setattr(cpu_linear, "_by_onednn", watched)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            cpu_linear._measured()
+    finally:
+        torch.set_default_dtype(before)
+    assert seen == {("cpu", torch.float32)}
+
+
 def test_a_measurement_is_of_numbers_and_changes_none():
     state = torch.get_rng_state()
     began = time.perf_counter()

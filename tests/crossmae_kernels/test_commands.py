@@ -52,7 +52,10 @@ def run_here(interpreter_off, monkeypatch, capsys):
 
     def run_module(module, *words):
         monkeypatch.setattr(sys, "argv", [module, *words])
-        monkeypatch.delitem(sys.modules, module, raising=False)
+        if module in sys.modules:  # imported anew; afterwards it is the same for its package and for other tests
+            package, _, name = module.rpartition(".")
+            monkeypatch.setattr(sys.modules[package], name, sys.modules[module])
+            monkeypatch.delitem(sys.modules, module)
         with pytest.raises(SystemExit) as stop:
             runpy.run_module(module, run_name="__main__")
         return stop.value.code, *capsys.readouterr()

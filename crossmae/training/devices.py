@@ -1,6 +1,5 @@
 """Devices and processes, on Lightning Fabric: launch, precision, DDP, and FSDP2 for models too large for a device."""
 
-import atexit
 import os
 import warnings
 from typing import Any, Literal
@@ -60,21 +59,16 @@ def make_fabric(plan: Plan, options: Options) -> Fabric:
 
 
 def launched(plan: Plan, options: Options) -> Fabric:
-    """``make_fabric``, with its processes running.
+    """``make_fabric``, with its processes running, each ready to train even if it was forked.
 
-    They leave their group when they end, which Fabric sees to for NCCL alone: one of Gloo's could abort as the other,
-    a moment ahead, closed its connections.
+    A forked process's first use of the number of threads remakes a pool, without a lock. Autograd starts a thread for
+    each device, one for each of eight pretended GPUs once memory has been planned with fake tensors, and they would
+    race for it (pytorch/pytorch#178535): 119 of 300 forked processes were aborted in their first backward pass.
     """
     fabric = make_fabric(plan, options)
     fabric.launch()
-    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
-        atexit.register(_leave_group)
+    torch.set_num_threads(torch.get_num_threads())
     return fabric
-
-
-def _leave_group() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def device_kind() -> str:

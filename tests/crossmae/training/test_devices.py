@@ -1,15 +1,18 @@
 """What a device is given: inputs as they were read, an optimizer that goes with the precision."""
 
 import contextlib
+import os
 from dataclasses import replace
 
 import pytest
 import torch
 from pretraining import into, small, stepper_of
+from processes import start
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from crossmae.masking import random_masking
 from crossmae.training.data.batches import Batch
-from crossmae.training.devices import execution_on, make_fabric, processes
+from crossmae.training.devices import execution_on, launched, make_fabric, processes
 from crossmae.training.plan import make_plan
 
 
@@ -120,3 +123,22 @@ def test_more_processes_than_devices_are_refused(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "3")
     with pytest.raises(ValueError, match=r"3 devices were requested, but this host has 2 \(cuda\)"):
         processes(into(tmp_path))
+
+
+def forks_take_a_backward_pass(plan, options):
+    """After a plan with fake tensors, PyTorch starts eight threads for them, all at once."""
+    with FakeTensorMode():
+        torch.empty(1)
+    torch.get_num_threads()  # or PyTorch makes the child's pool as it forks
+    for _ in range(30):
+        if not (child := os.fork()):
+            launched(plan, options)
+            torch.ones(3, requires_grad=True).sum().backward()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_forked_process_may_train(tmp_path):
+    process = start(forks_take_a_backward_pass, make_plan(small(), 1000, 1), into(tmp_path))
+    process.join()
+    assert process.exitcode == 0

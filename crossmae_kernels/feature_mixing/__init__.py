@@ -8,6 +8,7 @@ from torch import Tensor
 from crossmae_kernels.environment import Implementation
 from crossmae_kernels.feature_mixing import ops, reference
 from crossmae_kernels.feature_mixing.config import refusals
+from crossmae_kernels.feature_mixing.cpu import SUMS
 from crossmae_kernels.runtime.autocast import cast, compute_dtype, without_autocast
 from crossmae_kernels.runtime.checks import ArgumentChecks
 from crossmae_kernels.runtime.dispatch import WholeForms, choose
@@ -60,8 +61,10 @@ def mix_feature_maps(
         "norm_weight and norm_bias must be None with normalize=False",
     )
     checks.raise_if_any()
-    if choose("mix_feature_maps", impl, refusals(maps, weight), worthwhile=weight.is_cuda) == "reference":
-        return reference.mix_feature_maps(maps, weight, norm_weight, norm_bias, eps, normalize)
+    reasons, on_gpu, on_cpu = refusals(maps, weight), weight.is_cuda, weight.is_cpu
+    chosen = choose("mix_feature_maps", impl, reasons, worthwhile=on_gpu, cpu=on_cpu)
+    if chosen != "triton":
+        return reference.mix_feature_maps(maps, weight, norm_weight, norm_bias, eps, normalize, SUMS[chosen])
     return mixed(impl, maps, weight.to(compute_dtype(weight)), norm_weight, norm_bias, eps, normalize)
 
 

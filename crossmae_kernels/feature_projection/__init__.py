@@ -7,6 +7,7 @@ from torch import Tensor
 
 from crossmae_kernels.environment import Implementation
 from crossmae_kernels.feature_mixing import mixed
+from crossmae_kernels.feature_mixing.cpu import SUMS
 from crossmae_kernels.feature_projection import ops, reference
 from crossmae_kernels.feature_projection.config import refusals
 from crossmae_kernels.norm_folding.ops import fold_norms
@@ -52,7 +53,7 @@ def project_feature_maps(
     given = maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps
     chosen, compute = _choose(checks, *given, impl)
     if chosen != "triton":
-        return reference.project_feature_maps(*given, LINEAR[chosen])
+        return reference.project_feature_maps(*given, LINEAR[chosen], SUMS[chosen])
     return ops.project(*_folded(*given, compute, impl))
 
 
@@ -87,7 +88,7 @@ def project_keys_and_values(
     given = maps, mixing_weight, norm_weight, norm_bias, weights, biases, eps
     chosen, compute = _choose(checks, *given, impl, parts=2)
     if chosen != "triton":
-        return reference.project_feature_maps(*given, LINEAR[chosen]), None
+        return reference.project_feature_maps(*given, LINEAR[chosen], SUMS[chosen]), None
     mixes, weight, bias = _folded(*given, compute, impl)
     return ops.project(mixes, weight, None), bias.unflatten(1, (2, -1))[:, 1]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossmae_kernels.feature_mixing.reference import normed_mixes
+from crossmae_kernels.feature_mixing.reference import Sums, normed_mixes, sums
 
 
 def project_feature_maps(
@@ -17,7 +17,8 @@ def project_feature_maps(
     biases: Sequence[Tensor],
     eps: float,
     linear: Callable[..., Tensor] = F.linear,
+    sums: Sums = sums,
 ) -> tuple[Tensor, ...]:
     """See ``crossmae_kernels.project_feature_maps``; arguments are assumed to be checked."""
-    mixes = normed_mixes(maps, mixing_weight, norm_weight, norm_bias, eps)
+    mixes = normed_mixes(maps, mixing_weight, norm_weight, norm_bias, eps, sums)
     return tuple(linear(mix, weight, bias) for mix, weight, bias in zip(mixes, weights, biases, strict=True))

@@ -76,13 +76,13 @@ def fill(page: Path, folder: Path) -> None:
 
 
 def against_the_release(comparisons: Iterable[comparison.Comparison]) -> str:
-    """Ours beside the release's formulation and MAE, a line for each part, dtype and execution, as Markdown."""
-    headers = ["part", "dtype", "execution", "ours, ms", "release, ms", "over the release", "over MAE", "by MACs"]
+    """Ours beside the release's formulation and MAE, a line for each part, batch, dtype and execution, as Markdown."""
+    headers = ["part", "batch", "dtype", "execution", "ours, ms", "release, ms", "over the release", "over MAE", "by MACs"]
     headers += ["share of the roofline"]
     lines: list[list[str]] = []
     titles: dict[str, None] = {}
     for one in comparisons:
-        titles[f"{one.about['model']}, batch {one.about['batch']}, forward and backward; {where(one.about)}"] = None
+        titles[f"{one.about['model']}, forward and backward; {where(one.about)}"] = None
         rows = {(row.decoder, row.means): row for row in one.rows}
         for execution in dict.fromkeys(means.partition(", ")[2] for _, means in rows):
             after = f", {execution}" if execution else ""
@@ -91,6 +91,7 @@ def against_the_release(comparisons: Iterable[comparison.Comparison]) -> str:
                 lines.append(
                     [
                         one.about["part"],
+                        str(one.about["batch"]),
                         one.about["dtype"],
                         execution or "eager",
                         f"{ours.both * 1e3:,.0f}",

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from crossmae_kernels.feature_mixing import reference
-from crossmae_kernels.runtime.autocast import cast, compute_dtype
+from crossmae_kernels.runtime.autocast import cast, compute_dtype, without_autocast
 from crossmae_kernels.runtime.operators import need_gradient, traced
 
 # Bytes of maps in float32 that are stacked at a time. With 1 and 2 MiB, 64 images took up to a third longer.
@@ -53,28 +53,41 @@ class _Sums(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, dtype: torch.dtype, *maps: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(weight, *maps)
         ctx.dtype = dtype
-        weight = cast(weight, dtype)
-        mixed = weight.new_empty(len(weight), *maps[0].shape)
-        for target, *some in _chunks(_images(maps), mixed, *maps):
-            target.copy_((weight @ _stacked(some, dtype)).view_as(target))
-        return mixed.unbind()
+        return _forward(cast(weight, dtype), maps).unbind()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *dmixed: Tensor) -> tuple[Tensor | None, ...]:
         weight, *maps = ctx.saved_tensors
         need_weight, _, *need_maps = ctx.needs_input_grad
-        dweight = torch.zeros_like(weight, dtype=torch.float32)
-        dmaps = maps[0].new_empty(len(maps), *maps[0].shape)
-        transposed = cast(weight, ctx.dtype).mT.contiguous()  # products with a view take a third longer
-        for target, *some in _chunks(_images(maps), dmaps, *dmixed, *maps):
-            upstream = _stacked(some[: len(dmixed)], ctx.dtype)
-            if need_weight:
-                dweight += upstream @ _stacked(some[len(dmixed) :], ctx.dtype).mT
-            if any(need_maps):
-                target.copy_((transposed @ upstream).view_as(target))
+        dweight, dmaps = _backward(cast(weight, ctx.dtype), maps, dmixed, need_weight, any(need_maps))
         of_maps = [dmap if need else None for dmap, need in zip(dmaps, need_maps, strict=True)]
         return dweight if need_weight else None, None, *of_maps
+
+
+@without_autocast
+def _forward(weight: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    mixed = weight.new_empty(len(weight), *maps[0].shape)
+    for target, *some in _chunks(_images(maps), mixed, *maps):
+        target.copy_((weight @ _stacked(some, weight.dtype)).view_as(target))
+    return mixed
+
+
+@without_autocast
+def _backward(
+    weight: Tensor, maps: Sequence[Tensor], dmixed: Sequence[Tensor], need_weight: bool, need_maps: bool
+) -> tuple[Tensor, Tensor]:
+    """Of the weight in float32, and of the maps in their dtype; what is not needed is not computed."""
+    dweight = torch.zeros_like(weight, dtype=torch.float32)
+    dmaps = maps[0].new_empty(len(maps), *maps[0].shape)
+    transposed = weight.mT.contiguous()  # products with a view take a third longer
+    for target, *some in _chunks(_images(maps), dmaps, *dmixed, *maps):
+        upstream = _stacked(some[: len(dmixed)], weight.dtype)
+        if need_weight:
+            dweight += upstream @ _stacked(some[len(dmixed) :], weight.dtype).mT
+        if need_maps:
+            target.copy_((transposed @ upstream).view_as(target))
+    return dweight, dmaps
 
 
 def _images(maps: Sequence[Tensor]) -> int:

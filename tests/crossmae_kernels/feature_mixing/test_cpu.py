@@ -71,6 +71,19 @@ def test_autocast_reads_maps_in_their_own_dtype(problem, served):
         assert (found - theirs[name]).norm() <= 2**-7 * theirs[name].norm()
 
 
+def test_a_backward_pass_under_autocast_is_the_same(leaves, served):
+    def gradients(autocast):
+        torch.manual_seed(0)
+        maps, weight = leaves(dtype=torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = cpu.sums(maps, weight)
+        with torch.autocast("cpu", torch.float16, enabled=autocast):
+            return torch.autograd.grad(mixed, (*maps, weight), mixed)
+
+    assert all(map(torch.equal, gradients(True), gradients(False)))
+    assert sum(served) == 4 * IMAGES
+
+
 def test_saves_only_its_arguments(leaves):
     maps, weight = leaves(dtype=torch.float32)
     saved = []

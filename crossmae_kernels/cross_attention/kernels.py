@@ -128,7 +128,7 @@ def short_forward_kernel(
         scores = scores_of(q_tile, k_tile, keys, num_keys, scale_log2, PRECISION)
         weights = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
         total = tl.sum(weights, axis=1)
-        tile = tl.dot(weights.to(v_tile.dtype), v_tile, input_precision=PRECISION) / total[:, None]
+        tile = tl.dot(weights.to(v_tile.dtype), v_tile, input_precision=PRECISION) * (1 / total)[:, None]
         store_rows(out, rows, out_row, inside, tile, HEAD_DIM, BLOCK_D)
 
 
@@ -225,7 +225,7 @@ def looped_forward_kernel(
         total = total * shrink + tl.sum(weights, axis=1)
         tile = tl.dot(weights.to(v_tile.dtype), v_tile, tile * shrink[:, None], input_precision=PRECISION)
         peak = new_peak
-    store_rows(out, rows, out_row, inside, tile / total[:, None], HEAD_DIM, BLOCK_D)
+    store_rows(out, rows, out_row, inside, tile * (1 / total)[:, None], HEAD_DIM, BLOCK_D)
     tl.store(lse + rows, peak + tl.log2(total), mask=inside)
 
 

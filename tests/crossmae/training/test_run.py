@@ -91,7 +91,7 @@ def test_a_signal_stops_a_run_which_goes_on_as_if_it_had_not(uninterrupted, tmp_
 
 @pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random_steps(tmp_path, times):
-    steps = 20 + 5 * times
+    steps = 20 + 10 * times  # so that no run ends before it is killed
     recipe = small(steps=steps)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = start(pretrain, recipe, into(whole))

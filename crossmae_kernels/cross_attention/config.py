@@ -3,12 +3,14 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from crossmae_kernels.runtime.device import Limits, machine_refusals
+from crossmae_kernels.runtime.flops import Shape
 from crossmae_kernels.runtime.launch import Configuration, dot_extent
 
 # Wider heads would not leave room for the tiles of a backward pass.
@@ -32,6 +34,12 @@ class AttentionTiles(Configuration):
     num_stages: int
     maxnreg: int | None = None
     """Registers per thread, if the assembler would otherwise spill a few to let a second program run."""
+
+
+def product_flops(out: Shape, query: Shape, key: Shape | None) -> int:
+    """FLOPs of every query ``(B, Q, D)`` with every key, or of as many scores with values."""
+    keys = (query if key is None else key)[1]
+    return 2 * prod(out) * keys
 
 
 def width_of(query: Tensor, packing: Packing) -> int:

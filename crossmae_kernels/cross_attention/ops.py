@@ -1,12 +1,11 @@
 """Cross-attention's operators: schemas, fakes, FLOPs, what is saved for the backward pass."""
 
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from crossmae_kernels.cross_attention.config import Packing, log_sum_exp_shape, width_of
+from crossmae_kernels.cross_attention.config import Packing, log_sum_exp_shape, product_flops, width_of
 from crossmae_kernels.runtime.flops import Shape
 from crossmae_kernels.runtime.operators import Operator, made
 
@@ -64,7 +63,7 @@ def _backward_fake(
 
 def _forward_flops(query: Shape, key: Shape | None, *_: Any, out_shape: tuple[Shape, Shape]) -> int:
     """FLOPs of the scores and the weighted averages of values."""
-    return 2 * _product_flops(out_shape[0], query, key)
+    return 2 * product_flops(out_shape[0], query, key)
 
 
 def _backward_flops(
@@ -87,13 +86,7 @@ def _backward_flops(
         of_key = of_query
     if packing != "none":
         of_value = of_key
-    return ((of_query or of_key) + of_query + of_key + of_value) * _product_flops(dout, query, key)
-
-
-def _product_flops(out: Shape, query: Shape, key: Shape | None) -> int:
-    """FLOPs of every query ``(B, Q, D)`` with every key, or of as many scores with values."""
-    keys = (query if key is None else key)[1]
-    return 2 * prod(out) * keys
+    return ((of_query or of_key) + of_query + of_key + of_value) * product_flops(dout, query, key)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

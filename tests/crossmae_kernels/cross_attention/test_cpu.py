@@ -3,7 +3,9 @@
 import pytest
 import torch
 from contract import same
+from functorch.compile import make_boxed_func
 from oracles import oracle_of
+from torch._dynamo.backends.common import aot_autograd
 from torch.func import grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,6 +20,7 @@ PACKINGS = {
     "keys and values": lambda keys: cross_attention_kvpacked(Draw(), 2, 5, keys, 2, 16),
     "everything": lambda keys: self_attention_qkvpacked(Draw(), 2, keys, 2, 16),
 }
+FIRST = {"none": "query", "keys and values": "query", "everything": "query_key_value"}
 packings = pytest.mark.parametrize("packing", PACKINGS)
 
 
@@ -118,6 +121,27 @@ def test_compiled_it_is_the_same(packing, form):
     problem = PACKINGS[packing](7)
     compiled = torch.compile(problem.by(), backend="aot_eager", fullgraph=True)
     assert same(*(solve(problem, call, torch.bfloat16) for call in (compiled, problem.by())))
+
+
+@pytest.mark.parametrize("images", [1, 2, 3])
+@packings
+def test_compiled_a_loop_over_images_is_one_operator(packing, images, monkeypatch):
+    """A compiler would unroll it."""
+    torch.compiler.reset()  # or a function that many tests compile is compiled no more
+    problem = PACKINGS[packing](7)
+    batch, queries = problem.leaves(torch.bfloat16)["query_ids" if packing == "a table" else FIRST[packing]].shape[:2]
+    monkeypatch.setattr(cpu_products, "CHUNK_SCORES", images * 4 * 2 * queries * 7)
+    counted = set()
+
+    def count(graph, inputs):
+        counted.update(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    compiled = torch.compile(problem.by(), backend=aot_autograd(fw_compiler=count), fullgraph=True)
+    assert same(*(solve(problem, call, torch.bfloat16) for call in (compiled, problem.by())))
+    ours = {f"crossmae_kernels.cpu_attention{name}.default" for name in ("", "_backward")}
+    assert ours & counted == (ours if images < batch else set())
+    assert any("bmm" in target for target in counted) == (images >= batch)
 
 
 def test_a_backward_pass_under_autocast_is_the_same(form):

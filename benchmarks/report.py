@@ -64,7 +64,7 @@ def fill(page: Path, folder: Path) -> None:
     insert(page, "decode", report.text(decoders))
     report.draw(decoders.rows, decoders.title, docs / "decode.png")
     draw_diagrams(docs)
-    insert(page, "release", against_the_release(map(comparison.read, sorted((folder / "release").glob("*.json")))))
+    insert(page, "release", against_the_release(map(comparison.read, (folder / "release").glob("*.json"))))
     insert(page, "demo", (folder / "demo.md").read_text("utf-8"))
     insert(page, "training", training_table(folder / "training.json"))
     for name, study in studies.STUDIES.items():
@@ -81,7 +81,7 @@ def against_the_release(comparisons: Iterable[comparison.Comparison]) -> str:
     headers += ["over the release", "over MAE", "by MACs", "share of the roofline"]
     lines: list[list[str]] = []
     titles: dict[str, None] = {}
-    for one in comparisons:
+    for one in sorted(comparisons, key=lambda one: (one.about["part"], one.about["dtype"], one.about["batch"])):
         titles[f"{one.about['model']}, forward and backward; {where(one.about)}"] = None
         rows = {(row.decoder, row.means): row for row in one.rows}
         for execution in dict.fromkeys(means.partition(", ")[2] for _, means in rows):

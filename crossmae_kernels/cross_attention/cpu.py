@@ -29,8 +29,13 @@ MOST_SCORES = 2**23
 
 
 def serves(packed: tuple[Tensor | None, ...], query_ids: Tensor | None, dtype: torch.dtype) -> bool:
-    """Whether this is such a call, computed in ``dtype``; without a gradient there is nothing to gain."""
+    """Whether this is such a call, computed in ``dtype``; without a gradient there is nothing to gain.
+
+    Nor is any in a program that is exported, which is to hold PyTorch's own operators.
+    """
     if dtype.itemsize != 2 or packed[0] is None or packed[0].device.type != "cpu" or not torch.is_grad_enabled():
+        return False
+    if torch.compiler.is_exporting():
         return False
     tensors = [x for x in packed if x is not None]
     whole = all(x.shape[0] > 0 and x.shape[1] > 0 for x in (*tensors, *([] if query_ids is None else [query_ids])))

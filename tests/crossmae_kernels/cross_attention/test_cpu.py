@@ -188,3 +188,15 @@ def test_the_reference_is_left_alone():
     with Seen() as seen:
         ck.self_attention_qkvpacked(x, 2, impl="reference").sum().backward()
     assert seen.dtypes == {"forward": torch.bfloat16, "backward": torch.bfloat16}
+
+
+def test_an_exported_program_holds_pytorch_s_attention_for_any_batch(monkeypatch):
+    class Attention(torch.nn.Module):
+        def forward(self, x):
+            return ck.self_attention_qkvpacked(x, 2)
+
+    monkeypatch.setattr(cpu_products, "CHUNK_SCORES", 1)
+    x = torch.randn(3, 5, 96, dtype=torch.bfloat16, requires_grad=True)
+    program = torch.export.export(Attention(), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    assert not any("crossmae_kernels" in str(node.target) for node in program.graph.nodes)
+    assert program.module()(x[:2].detach()).shape == (2, 5, 32)

@@ -1,14 +1,17 @@
-"""Weighted sums of feature maps on a CPU in 16 bits, for training: a few images at a time.
+"""Weighted sums of feature maps on a CPU in 16 bits, for training: many images are summed a few at a time.
 
-All maps stacked, in float32 as an encoder's residual is, are more than a cache holds and are written and read again
+A stack of all maps, in float32 as an encoder's residual is, may be more than a cache holds, and is written and read
 several times. Forward and backward pass for ViT-B's 13 maps of 50 tokens and 12 decoder blocks, on two threads of a
-Zen 5 with a cache of 32 MiB, bfloat16, ms:
+Zen 5 with a cache of 32 MiB, bfloat16, ms (medians of three runs):
 
 ====== ================ =============
 images stacked at once  a few a time
 ====== ================ =============
-8             3.1 + 7.6     3.0 + 7.0
-64             89 + 104       31 + 60
+8             2.2 + 3.3     2.7 + 4.7
+16            5.0 + 6.0     4.8 + 7.9
+24             19 + 22       6.9 + 19
+32             25 + 33       8.9 + 31
+64             70 + 103       27 + 61
 ====== ================ =============
 """
 
@@ -21,6 +24,9 @@ from torch import Tensor
 from crossmae_kernels.feature_mixing import reference
 from crossmae_kernels.runtime.autocast import cast, compute_dtype, without_autocast
 from crossmae_kernels.runtime.operators import need_gradient, traced
+
+# Bytes of all maps in float32 up to which one stack is faster.
+MOST_STACKED = 2**25
 
 # Bytes of maps in float32 that are stacked at a time. With 1 and 2 MiB, 64 images took up to a third longer.
 CHUNK_MAPS = 2**22
@@ -39,6 +45,7 @@ SUMS: dict[str, reference.Sums] = {"reference": reference.sums, "cpu": sums}
 def _serves(maps: Sequence[Tensor], weight: Tensor, dtype: torch.dtype) -> bool:
     return (
         dtype.itemsize == 2
+        and 4 * len(maps) * maps[0].numel() > MOST_STACKED
         and need_gradient(weight, *maps)
         and not traced((weight, *maps))
         and torch.autograd.forward_ad._current_level < 0

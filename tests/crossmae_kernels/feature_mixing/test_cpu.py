@@ -22,6 +22,11 @@ PROBLEMS = {
 problems = pytest.mark.parametrize("problem", PROBLEMS)
 
 
+@pytest.fixture(autouse=True)
+def few_are_many(monkeypatch):
+    monkeypatch.setattr(cpu, "MOST_STACKED", 0)
+
+
 @pytest.fixture
 def served(monkeypatch):
     """Chunks of images that were computed, forward and backward."""
@@ -117,6 +122,15 @@ def test_a_mix_that_nobody_used_has_a_gradient_of_zero(leaves, served):
 def test_others_are_left_to_the_reference(trained, changes, leaves, served):
     assert ck.mix_feature_maps(*leaves(trained, **changes)).shape[0] == MIXES
     assert not served
+
+
+def test_what_a_cache_holds_is_stacked_at_once(leaves, served, monkeypatch):
+    maps, weight = leaves()
+    stack = 4 * MAPS * IMAGES * TOKENS * WIDTH
+    for most, chunks in ((stack, 0), (stack - 1, IMAGES)):
+        monkeypatch.setattr(cpu, "MOST_STACKED", most)
+        cpu.sums(maps, weight)
+        assert sum(served) == chunks
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # which forward mode uses
